@@ -1,0 +1,170 @@
+package mvm
+
+import (
+	"mvm/node/build"
+	"mvm/queuevm"
+	"time"
+)
+
+// The control protocol between a node and the MVM process that it starts for
+// one attempt. It runs over an inherited Unix stream socket (ControlFD); each
+// message is a 4-byte big-endian length and that many bytes of JSON, at most
+// MaxMessage. The first message is the node's Start, which the MVM process
+// answers with Ready. After that the node sends Requests and the MVM process
+// sends Replies (in any order, matched by ID) and Events.
+//
+// End of file on the socket means that the node is gone: the MVM process
+// removes all that it made and exits.
+const (
+	ControlFD  = 3
+	MaxMessage = 64 << 20
+)
+
+// Start is the first message: what this MVM process is for.
+type Start struct {
+	Attempt   string // for logs: job/number
+	Node      string // this node's id, and its name among the proxies
+	WorkDir   string // made by the node, private to the attempt; the process may write below it only
+	Listen    string // proxy address to listen on, "" for no proxy
+	Plain     bool   // raw TCP between proxies (all on loopback)
+	Library   string // libmvm.so for Python programs, "" if there is none
+	Clients   string // folder with the client files (queuevm.ClientFiles), read-only
+	StreamMax int64  // bytes kept of each stdout and stderr (half head, half tail)
+}
+
+// Ready answers Start.
+type Ready struct {
+	Error       string // "" = ready
+	Address     string // the proxy's host:port
+	Fingerprint string
+	Cleaning    string // how leftovers are ended here: pidNamespace or subreaper
+}
+
+// Request is one call from the node. Exactly one of the pointers is set.
+type Request struct {
+	ID          uint64
+	Build       *build.Request
+	Instantiate *Instantiate
+	Terminate   *Terminate
+	Inspect     *struct{}
+	Enqueue     *Enqueue
+	Dequeue     *Dequeue
+	OpenSocket  *OpenSocket
+}
+
+// Reply answers the Request with the same ID.
+type Reply struct {
+	ID      uint64
+	Error   *Error
+	Build   *build.Result
+	Inspect *Inspection
+	Dequeue *Dequeued
+	Socket  *Socket
+	Count   int // Enqueue: items taken; Instantiate: processes running
+}
+
+// Error is a failure of a request. Code is one of the wsdl fault codes that
+// the node passes on (buildFailed, notFound, timeout, conflict, internal).
+type Error struct {
+	Code    string
+	Message string
+	Output  string // what a compiler printed
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Instantiate spawns the processes (paper, section 4 f). It is answered when
+// every peer is connected and every process runs, or none does.
+type Instantiate struct {
+	Processes []ProcessSpec
+	Channels  []queuevm.Channel
+	Peers     []queuevm.Peer
+	WallTime  time.Duration // 0 = no limit
+}
+
+// ProcessSpec is one process to run. Its working folder is
+// WorkDir/process-ID, where the node has already put its input files.
+type ProcessSpec struct {
+	ID          int
+	Task        string
+	Index       int
+	Count       int
+	Command     []string // from build.Command: program and arguments
+	Environment []string // NAME=value
+	MemoryMiB   int64    // 0 = no limit
+}
+
+// Terminate ends every process: SIGTERM, then SIGKILL after Grace. It is
+// answered when none is left; the MVM process then exits.
+type Terminate struct {
+	Grace  time.Duration
+	Reason string
+}
+
+// Enqueue puts items from outside the job into an outside queue.
+type Enqueue struct {
+	Queue   string
+	Items   [][]byte
+	End     bool
+	Timeout time.Duration
+}
+
+// Dequeue takes up to Limit items from an outside queue; it waits up to
+// Timeout for the first.
+type Dequeue struct {
+	Queue   string
+	Limit   int
+	Timeout time.Duration
+}
+
+// Dequeued answers Dequeue.
+type Dequeued struct {
+	Items [][]byte
+	End   bool
+}
+
+// OpenSocket asks for a one-time token for the proxy's plain socket.
+type OpenSocket struct {
+	Queue string
+	TTL   time.Duration
+}
+
+// Socket answers OpenSocket.
+type Socket struct{ Address, Token string }
+
+// Inspection is what the attempt looks like now.
+type Inspection struct {
+	Channels  []queuevm.ChannelState
+	Processes []ProcessState
+}
+
+// ProcessState is a process as it is now or as it ended.
+type ProcessState struct {
+	ID        int
+	State     string // running, exited or killed
+	PID       int
+	ExitCode  int
+	Signal    string
+	Message   string // e.g. "wall time of 10s exceeded"
+	User      time.Duration
+	System    time.Duration
+	MaxRSSKiB int64
+	Started   time.Time
+	Ended     time.Time
+}
+
+// Event is what the MVM process tells unasked. Exactly one field is set.
+type Event struct {
+	Process *ProcessState // it started or ended, told the moment it happens
+	Failure string        // the attempt cannot go on: a peer was lost, the wall time passed
+	Traffic *Traffic      // once, after the last process ended
+}
+
+// Traffic is what this node's proxy sent to peers.
+type Traffic struct{ Items, Bytes int64 }
+
+// FromProcess is one message from the MVM process after Ready.
+type FromProcess struct {
+	Reply *Reply
+	Event *Event
+}

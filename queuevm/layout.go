@@ -1,0 +1,90 @@
+package queuevm
+
+import "unsafe"
+
+// The bytes of a ring, as LAYOUT.md specifies them and c/mvm.c repeats them: a
+// header page, then a power-of-two data area. Little-endian.
+const (
+	ringMagic   = 0x524D564D // "MVMR"
+	ringVersion = 1
+	headerSize  = 4096
+	minCapacity = 4096
+	maxCapacity = 1 << 30
+)
+
+// Values of a waits word: who sleeps, and so how to wake it.
+const (
+	awake       = 0
+	waitsFutex  = 1 // on the word itself, by FUTEX_WAIT
+	waitsDaemon = 2 // the daemon, on its bell (an eventfd)
+)
+
+// Bits of a state word.
+const (
+	stateClosed = 1 << 0 // this end is finished: END for takers, "closed" for givers
+	stateLost   = 1 << 1 // finished because the link or the other end broke: items may be missing
+	stateBroken = 1 << 2 // finished because the ring held garbage
+)
+
+// A record is [u32 length and flags][u32 meta][payload], padded to 8 bytes.
+const (
+	recordHeader = 8
+	flagMore     = 1 << 31 // fragments of the same item follow
+	flagCont     = 1 << 30 // not the first fragment
+	flagControl  = 1 << 29 // reserved for control records (SWITCH)
+	lengthMask   = flagControl - 1
+	totalHeader  = 8 // a first fragment with flagMore starts with the item's u64 length
+
+	metaKindMask = 0xF // 0 data, 1 instruction
+)
+
+// ringHeader is the shared header page. Each group of words sits on a 128-byte
+// line of its own: two 64-byte lines, since processors prefetch lines in pairs.
+type ringHeader struct {
+	magic    uint32
+	version  uint32
+	capacity uint64
+	channel  uint32
+	epoch    uint32 // grows when the daemon closes an end by force
+	_        [104]byte
+
+	tail    uint64 // ring bytes published; written by the producer
+	itemsIn uint64 // items whose last byte is published
+	_       [112]byte
+
+	head     uint64 // ring bytes released; written by the consumer
+	itemsOut uint64
+	_        [112]byte
+
+	producerWaits uint32 // the producer sleeps until head moves
+	producerState uint32 // read with producerWaits as one 64-bit word
+	_             [120]byte
+
+	consumerWaits uint32 // the consumer sleeps until tail moves
+	consumerState uint32
+	_             [120]byte
+}
+
+// recordSize is the ring bytes that a record with n payload bytes takes.
+func recordSize(n int) uint64 { return uint64(n+recordHeader+7) &^ 7 }
+
+// largest is the biggest payload of one record: half the ring, so that a
+// record always fits and can be read in place.
+func largest(capacity uint64) int { return int(capacity/2) - recordHeader }
+
+// fragment is the payload of one fragment of a bigger item: an eighth of the
+// ring, so that both ends copy at the same time.
+func fragment(capacity uint64) int { return int(capacity/8) - recordHeader }
+
+func roundCapacity(n int) uint64 {
+	if n <= 0 {
+		n = DefaultCapacity
+	}
+	c := uint64(minCapacity)
+	for c < uint64(n) && c < maxCapacity {
+		c <<= 1
+	}
+	return c
+}
+
+var _ [0]byte = [unsafe.Offsetof(ringHeader{}.consumerWaits) - 512]byte{}
