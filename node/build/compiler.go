@@ -1,0 +1,160 @@
+package build
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Compiler builds or runs one language on this machine.
+type Compiler struct {
+	Language string // C, CPP, Go, Python or Shell
+	Name     string // what people call it: gcc, clang, go, python3, sh
+	Command  string // absolute path
+	Version  string // as it says itself, in one line
+}
+
+// probe is how one language's compiler is found.
+type probe struct {
+	language string
+	names    []string // in order of preference
+	ask      func(ctx context.Context, path string) (command, version string, ok bool)
+}
+
+// Detector finds this machine's compilers and remembers them for as long as
+// the programs on the search path stay the same.
+type Detector struct {
+	path   string
+	probes []probe
+
+	mu    sync.Mutex // guards what follows
+	seen  string     // the programs found, with their sizes and times
+	known []Compiler // what they turned out to be
+}
+
+// NewDetector looks for compilers on a search path as in $PATH; "" means this
+// process's own.
+func NewDetector(path string) *Detector {
+	if path == "" {
+		path = os.Getenv("PATH")
+	}
+	return &Detector{path: path, probes: []probe{
+		{C, []string{"gcc", "cc", "clang"}, askNative},
+		{CPP, []string{"g++", "c++", "clang++"}, askNative},
+		{Go, []string{"go"}, askGo},
+		{Python, []string{"python3", "python"}, askPython},
+		{Shell, []string{"sh"}, askShell},
+	}}
+}
+
+// Compilers lists what works here, at most one a language, ordered C, C++, Go,
+// Python, shell. The first call costs some ten milliseconds of each compiler's
+// time, later ones only a look at the files.
+func (d *Detector) Compilers(ctx context.Context) []Compiler {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var seen strings.Builder
+	found := make([][]string, len(d.probes))
+	for i, p := range d.probes {
+		for _, name := range p.names {
+			for _, dir := range filepath.SplitList(d.path) {
+				path := filepath.Join(dir, name)
+				info, err := os.Stat(path)
+				if err != nil || info.IsDir() || info.Mode()&0o111 == 0 || !filepath.IsAbs(path) {
+					continue
+				}
+				found[i] = append(found[i], path)
+				seen.WriteString(path + " " + info.ModTime().UTC().Format(time.RFC3339Nano) + "\n")
+			}
+		}
+	}
+	if d.known != nil && d.seen == seen.String() {
+		return append([]Compiler(nil), d.known...)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	answers := make([]*Compiler, len(d.probes))
+	var all sync.WaitGroup
+	for i, p := range d.probes {
+		all.Go(func() {
+			for _, path := range found[i] {
+				if command, version, ok := p.ask(ctx, path); ok {
+					answers[i] = &Compiler{p.language, filepath.Base(path), command, version}
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+	known := []Compiler{}
+	for _, c := range answers {
+		if c != nil {
+			known = append(known, *c)
+		}
+	}
+	if ctx.Err() == nil { // else some were cut short: ask again next time
+		d.known, d.seen = known, seen.String()
+	}
+	return append([]Compiler(nil), known...)
+}
+
+// For picks the compiler of a language.
+func For(language string, compilers []Compiler) (Compiler, bool) {
+	for _, c := range compilers {
+		if c.Language == language {
+			return c, true
+		}
+	}
+	return Compiler{}, false
+}
+
+func answer(ctx context.Context, path string, arguments ...string) (string, bool) {
+	c := exec.CommandContext(ctx, path, arguments...)
+	c.Env = append(os.Environ(), "LC_ALL=C", "GOTOOLCHAIN=local", "GOTELEMETRY=off")
+	c.WaitDelay = time.Second
+	out, err := c.Output()
+	return string(bytes.TrimSpace(out)), err == nil
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return strings.TrimSpace(line)
+}
+
+// askNative wants, beside the compiler, the C library's files to link with: a
+// compiler alone is common and useless.
+func askNative(ctx context.Context, path string) (string, string, bool) {
+	start, ok := answer(ctx, path, "-print-file-name=crt1.o")
+	if !ok || !filepath.IsAbs(start) {
+		return "", "", false
+	}
+	version, ok := answer(ctx, path, "--version")
+	return path, firstLine(version), ok && version != ""
+}
+
+func askGo(ctx context.Context, path string) (string, string, bool) {
+	version, ok := answer(ctx, path, "version")
+	return path, strings.TrimPrefix(firstLine(version), "go version "), ok && strings.HasPrefix(version, "go version ")
+}
+
+// askPython follows version managers' wrappers to the program behind them:
+// they would look for their own files in a home folder that a job lacks.
+func askPython(ctx context.Context, path string) (string, string, bool) {
+	said, ok := answer(ctx, path, "-I", "-c", `import ctypes, sys; print(sys.executable); print("Python", sys.version.split()[0])`)
+	command, version, two := strings.Cut(said, "\n")
+	return command, version, ok && two && filepath.IsAbs(command) && strings.HasPrefix(version, "Python 3")
+}
+
+func askShell(ctx context.Context, path string) (string, string, bool) {
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return "", "", false
+	}
+	said, ok := answer(ctx, path, "-c", "echo works")
+	return path, filepath.Base(real), ok && said == "works"
+}
