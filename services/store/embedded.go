@@ -1,0 +1,124 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+
+	"github.com/sirupsen/logrus"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	quota      = 2 << 30  // bytes of backend file; then writes are refused, reads go on
+	maxRequest = 16 << 20 // bytes in one transaction
+	maxOps     = 8192     // operations in one transaction
+)
+
+// embedded is an etcd server inside this process, with one member and no
+// listener.
+type embedded struct {
+	lock *os.File
+	etcd *embed.Etcd
+}
+
+func startEmbedded(ctx context.Context, dir string, log *zap.Logger) (*embedded, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("state store: %w", err)
+	}
+	// etcd itself would wait without end for a folder that another has open.
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("state store: %w", err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		lock.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("state store: folder %s is %w; stop that node, or give this one another data folder", dir, ErrLocked)
+		}
+		return nil, fmt.Errorf("state store: locking %s: %w", lock.Name(), err)
+	}
+
+	c := embed.NewConfig()
+	c.Name = "mvm"
+	c.Dir = filepath.Join(dir, "etcd")
+	// Nobody listens: the advertised addresses are only names in etcd's own
+	// membership record.
+	c.ListenPeerUrls, c.ListenClientUrls = nil, nil
+	name := url.URL{Scheme: "http", Host: "localhost:0"}
+	c.AdvertisePeerUrls, c.AdvertiseClientUrls = []url.URL{name}, []url.URL{name}
+	c.InitialCluster = c.InitialClusterFromName(c.Name)
+	// A lone member is ready one tick after its start.
+	c.TickMs, c.ElectionMs = 20, 200
+	c.QuotaBackendBytes = quota
+	c.MaxRequestBytes = maxRequest
+	c.MaxTxnOps = maxOps
+	c.SnapshotCount, c.SnapshotCatchUpEntries = 5000, 100
+	c.AutoCompactionMode, c.AutoCompactionRetention = embed.CompactorModePeriodic, "5m"
+	c.BootstrapDefragThresholdMegabytes = 64
+	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(log)
+
+	etcd, err := embed.StartEtcd(c)
+	if err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("state store: etcd in %s does not start: %w", c.Dir, err)
+	}
+	e := &embedded{lock: lock, etcd: etcd}
+	select {
+	case <-etcd.Server.ReadyNotify():
+		return e, nil
+	case <-etcd.Server.StopNotify():
+		err = errors.New("it stopped")
+	case err = <-etcd.Err():
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	e.close()
+	return nil, fmt.Errorf("state store: etcd in %s does not become ready: %w", c.Dir, err)
+}
+
+// client returns a client whose calls stay in the process.
+func (e *embedded) client() *clientv3.Client { return v3client.New(e.etcd.Server) }
+
+func (e *embedded) close() {
+	e.etcd.Close()
+	e.lock.Close()
+}
+
+// logCore hands etcd's errors to logrus and drops what is less.
+type logCore struct {
+	log    *logrus.Logger
+	fields []zapcore.Field
+}
+
+func (c *logCore) Enabled(l zapcore.Level) bool { return l >= zapcore.ErrorLevel }
+
+func (c *logCore) With(fields []zapcore.Field) zapcore.Core {
+	return &logCore{log: c.log, fields: append(c.fields[:len(c.fields):len(c.fields)], fields...)}
+}
+
+func (c *logCore) Check(e zapcore.Entry, checked *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if c.Enabled(e.Level) {
+		return checked.AddCore(e, c)
+	}
+	return checked
+}
+
+func (c *logCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	values := zapcore.NewMapObjectEncoder()
+	for _, f := range append(c.fields[:len(c.fields):len(c.fields)], fields...) {
+		f.AddTo(values)
+	}
+	c.log.WithFields(values.Fields).WithField("part", "etcd").Error(e.Message)
+	return nil
+}
+
+func (c *logCore) Sync() error { return nil }

@@ -1,0 +1,168 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// open returns an embedded Store that the test closes.
+func open(t testing.TB, dir string) *Store {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	s, err := Open(ctx, Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+func TestOpenIsQuick(t *testing.T) {
+	dir := t.TempDir()
+	start := time.Now()
+	s := open(t, dir)
+	made := time.Since(start)
+	if err := s.Commit(t.Context(), Put("a", []byte("1"))); err != nil {
+		t.Fatal(err)
+	}
+	start = time.Now()
+	s.Close()
+	closed := time.Since(start)
+	start = time.Now()
+	s = open(t, dir)
+	reopened := time.Since(start)
+	if v, _, err := s.Get(t.Context(), "a"); err != nil || string(v) != "1" {
+		t.Fatalf("after a restart: %q, %v", v, err)
+	}
+	t.Logf("new store ready in %v, closed in %v, opened again in %v", made, closed, reopened)
+	for what, d := range map[string]time.Duration{"making": made, "closing": closed, "opening": reopened} {
+		if d > 3*time.Second {
+			t.Errorf("%s took %v", what, d)
+		}
+	}
+}
+
+func TestOneProcessPerFolder(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	_, err := Open(t.Context(), Config{Dir: dir})
+	if !errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), dir) {
+		t.Fatalf("a second Store on the folder: %v", err)
+	}
+	s.Close()
+	open(t, dir)
+}
+
+func TestCommit(t *testing.T) {
+	s, ctx := open(t, t.TempDir()), t.Context()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(s.Commit(ctx, IfAbsent("tokens/x"), Put("tokens/x", []byte("j1")), Put("jobs/j1", []byte("spec"))))
+	if err := s.Commit(ctx, IfAbsent("tokens/x"), Put("tokens/x", []byte("j2")), Put("jobs/j2", nil)); !errors.Is(err, ErrConflict) {
+		t.Fatalf("a token was taken twice: %v", err)
+	}
+	if _, _, err := s.Get(ctx, "jobs/j2"); !errors.Is(err, ErrNotFound) {
+		t.Fatalf("half of a refused commit is there: %v", err)
+	}
+	_, rev, err := s.Get(ctx, "jobs/j1")
+	must(err)
+	must(s.Commit(ctx, IfRevision("jobs/j1", rev), Put("jobs/j1", []byte("spec2"))))
+	if err := s.Commit(ctx, IfRevision("jobs/j1", rev), Put("jobs/j1", []byte("spec3"))); !errors.Is(err, ErrConflict) {
+		t.Fatalf("an old revision was good: %v", err)
+	}
+	if err := s.Commit(ctx, IfPresent("jobs/j9"), Put("a", nil)); !errors.Is(err, ErrConflict) {
+		t.Fatalf("an absent key was present: %v", err)
+	}
+	must(s.Commit(ctx, DeletePrefix("jobs/"), Delete("nothing")))
+	if all, err := s.List(ctx, ""); err != nil || len(all) != 1 || all[0].Key != "tokens/x" {
+		t.Fatalf("left: %v, %v", all, err)
+	}
+	if err := s.Commit(ctx, DeletePrefix("gr")); err == nil {
+		t.Fatal("DeletePrefix reached into the package's own keys")
+	}
+	s.Close()
+	if err := s.Commit(ctx, Put("a", nil)); !errors.Is(err, ErrClosed) {
+		t.Fatalf("after Close: %v", err)
+	}
+}
+
+func TestListPages(t *testing.T) {
+	s, ctx := open(t, t.TempDir()), t.Context()
+	const n = 2*pageSize + 17
+	var ops []Op
+	for i := range n {
+		ops = append(ops, Put(fmt.Sprintf("jobs/%05d", i), []byte(fmt.Sprint(i))))
+	}
+	if err := s.Commit(ctx, ops...); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Commit(ctx, Put("jobsx", nil), Put("job", nil)); err != nil {
+		t.Fatal(err)
+	}
+	all, err := s.List(ctx, "jobs/")
+	if err != nil || len(all) != n {
+		t.Fatalf("%d keys, %v", len(all), err)
+	}
+	for i, kv := range all {
+		if string(kv.Value) != fmt.Sprint(i) || kv.Revision != all[0].Revision {
+			t.Fatalf("key %d is %v", i, kv)
+		}
+	}
+	for _, descending := range []bool{false, true} {
+		var got []KV
+		after := ""
+		for {
+			page, err := s.ListPage(ctx, "jobs/", after, 500, descending)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(page) == 0 {
+				break
+			}
+			got, after = append(got, page...), page[len(page)-1].Key
+		}
+		if len(got) != n {
+			t.Fatalf("descending %v: %d keys in pages", descending, len(got))
+		}
+		for i := range got {
+			want := i
+			if descending {
+				want = n - 1 - i
+			}
+			if string(got[i].Value) != fmt.Sprint(want) {
+				t.Fatalf("descending %v: key %d is %v", descending, i, got[i])
+			}
+		}
+	}
+}
+
+func BenchmarkCommit(b *testing.B) {
+	s := open(b, b.TempDir())
+	value := make([]byte, 1000)
+	b.Run("alone", func(b *testing.B) {
+		for i := 0; b.Loop(); i++ {
+			if err := s.Commit(b.Context(), Put(fmt.Sprint("k/", i%1000), value)); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("together", func(b *testing.B) {
+		b.SetParallelism(32)
+		b.RunParallel(func(p *testing.PB) {
+			for i := 0; p.Next(); i++ {
+				if err := s.Commit(b.Context(), Put(fmt.Sprint("k/", i%1000), value)); err != nil {
+					b.Error(err)
+				}
+			}
+		})
+	})
+}
