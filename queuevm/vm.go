@@ -13,10 +13,13 @@
 package queuevm
 
 import (
-	"context"
 	"errors"
-	"os"
+	"fmt"
+	"net"
+	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Errors that callers tell apart with errors.Is. Each is wrapped in a sentence
@@ -115,85 +118,159 @@ type ChannelState struct {
 // DefaultCapacity is a channel's capacity in bytes when none is given.
 const DefaultCapacity = 1 << 20
 
-var errUnbuilt = errors.New("queuevm: not built into this binary")
-
 // VM is one queue-level VM: the rings of one job attempt on one node, and the
 // proxy that carries its remote channels. All methods may be called from any
 // goroutine.
 type VM struct {
-	config Config
+	config   Config
+	key      *key         // nil without a proxy
+	listener net.Listener // nil without a proxy
+	epoll    int
+	bell     int // an eventfd that children and goroutines ring to end the loop's sleep
+	lostPeer chan PeerLost
+	done     chan struct{} // closed by Close
+	told     chan struct{} // closed by Connect: who the peers are is known
+	stopped  chan struct{} // closed when Run returns
+	tasks    sync.WaitGroup
+
+	mu        sync.Mutex // guards everything below; the loop holds it but for its sleeps
+	processes map[int]*process
+	channels  map[uint32]*channel
+	carried   []*channel          // those with an end that is the daemon's
+	hot       []*channel          // those that the loop polls
+	givers    map[string]*channel // outside queues into the job
+	takers    map[string]*channel // outside queues out of the job
+	peers     map[string]*peer
+	tokens    map[string]token
+	sources   map[int32]source
+	turn      int // which hot channel goes first this round
+	running   bool
+	connected bool
+	closed    bool
 }
 
 // New makes a VM and, when Config.Listen is set, listens and makes the
 // throw-away key. Nothing is carried until Run.
-func New(config Config) (*VM, error) { return &VM{config: config}, nil }
+func New(config Config) (*VM, error) {
+	if config.Redial <= 0 {
+		config.Redial = 10 * time.Second
+	}
+	if config.MaxItem <= 0 {
+		config.MaxItem = 1 << 30
+	}
+	vm := &VM{
+		config: config, epoll: -1, bell: -1,
+		lostPeer: make(chan PeerLost, 16),
+		done:     make(chan struct{}), told: make(chan struct{}), stopped: make(chan struct{}),
+		processes: map[int]*process{}, channels: map[uint32]*channel{},
+		givers: map[string]*channel{}, takers: map[string]*channel{},
+		peers: map[string]*peer{}, tokens: map[string]token{}, sources: map[int32]source{},
+	}
+	if err := vm.open(); err != nil {
+		_ = vm.Close()
+		return nil, fmt.Errorf("start the queue-level VM: %w", err)
+	}
+	return vm, nil
+}
 
-// Run carries items until ctx ends or Close is called, and then returns nil.
-// It locks its OS thread; call it once, on a goroutine of its own, before
-// Connect and before the first child starts.
-func (vm *VM) Run(ctx context.Context) error { return errUnbuilt }
+func (vm *VM) open() (err error) {
+	if vm.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return fmt.Errorf("epoll: %w", err)
+	}
+	if vm.bell, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return fmt.Errorf("eventfd: %w", err)
+	}
+	if err := vm.watch(vm.bell, unix.EPOLLIN, bellWatch{vm}); err != nil {
+		return fmt.Errorf("epoll: %w", err)
+	}
+	if vm.config.Listen == "" {
+		return nil
+	}
+	if vm.key, err = newKey(vm.config.Plain); err != nil {
+		return err
+	}
+	if vm.listener, err = net.Listen("tcp", vm.config.Listen); err != nil {
+		return err
+	}
+	vm.tasks.Add(1)
+	go vm.accept()
+	return nil
+}
 
 // Address is the proxy's host:port, "" without a proxy.
-func (vm *VM) Address() string { return "" }
+func (vm *VM) Address() string {
+	if vm.listener == nil {
+		return ""
+	}
+	return vm.listener.Addr().String()
+}
 
 // Fingerprint is the hex sha256 of the throw-away public key
 // (SubjectPublicKeyInfo), "" without a proxy.
-func (vm *VM) Fingerprint() string { return "" }
-
-// AddProcess makes a process known. Its channels may be added before or after.
-func (vm *VM) AddProcess(p Process) error { return errUnbuilt }
-
-// AddChannel makes the channel's ring on this node. Processes that it names
-// must be known; a peer need not be connected yet: early items wait.
-func (vm *VM) AddChannel(c Channel) error { return errUnbuilt }
-
-// Connect makes the links to the peers and returns when every one of them has
-// proven its key, or with the first failure. Of two nodes the one with the
-// lower id dials, again and again until ctx ends; the other waits for it. Call
-// it once with the whole group.
-func (vm *VM) Connect(ctx context.Context, peers []Peer) error { return errUnbuilt }
+func (vm *VM) Fingerprint() string {
+	if vm.key == nil {
+		return ""
+	}
+	return vm.key.fingerprint
+}
 
 // Lost delivers each lost peer once. The channel is never closed.
-func (vm *VM) Lost() <-chan PeerLost { return nil }
+func (vm *VM) Lost() <-chan PeerLost { return vm.lostPeer }
 
-// Child returns the file that must become descriptor 3 of the process's
-// program, and the environment that tells the client library about it. The
-// caller closes the file once the program is started. One program per process.
-func (vm *VM) Child(process int) (file *os.File, env []string, err error) {
-	return nil, nil, errUnbuilt
+func (vm *VM) logf(format string, args ...any) {
+	if vm.config.Logf != nil {
+		vm.config.Logf(format, args...)
+	}
 }
 
-// Started hands over a pidfd of the process's program (the VM duplicates it).
-// When the program dies, the ends it held are closed as by Ended.
-func (vm *VM) Started(process int, pidfd int) error { return errUnbuilt }
-
-// Ended closes every end that the process held: takers get what was published
-// whole and then END; givers get "closed". Calling it twice changes nothing.
-func (vm *VM) Ended(process int) {}
-
-// Enqueue puts one item into an outside queue (a channel whose From is Outside)
-// and blocks while it is full. An item over half the capacity goes in
-// fragments and is no longer given up when ctx ends. ErrClosed when the taker
-// is gone.
-func (vm *VM) Enqueue(ctx context.Context, queue string, item []byte) error { return errUnbuilt }
-
-// Dequeue takes one item from an outside queue (a channel whose To is Outside),
-// waiting for it until ctx ends. io.EOF is END, and stays.
-func (vm *VM) Dequeue(ctx context.Context, queue string) ([]byte, error) { return nil, errUnbuilt }
-
-// CloseOutside says END on an outside queue that leads into the job.
-func (vm *VM) CloseOutside(queue string) error { return errUnbuilt }
-
-// OpenSocket makes a token with which one plain TCP connection to address may
-// enqueue to or dequeue from the outside queue, as LAYOUT.md specifies. The
-// token is void after its first use or after ttl.
-func (vm *VM) OpenSocket(queue string, ttl time.Duration) (address, token string, err error) {
-	return "", "", errUnbuilt
+// Close stops Run, says goodbye to the peers, wakes every waiter and frees
+// everything. Items still in rings are gone: children see "lost", callers of
+// Enqueue and Dequeue ErrDown. Calling it twice changes nothing.
+func (vm *VM) Close() error {
+	vm.mu.Lock()
+	if vm.closed {
+		vm.mu.Unlock()
+		return nil
+	}
+	vm.closed = true
+	close(vm.done)
+	for _, c := range vm.channels {
+		c.ring.endProducer(stateClosed|stateLost, vm.bell)
+		c.ring.endConsumer(stateClosed|stateLost, vm.bell)
+	}
+	running := vm.running
+	vm.mu.Unlock()
+	if running {
+		ring1(vm.bell)
+		<-vm.stopped
+	}
+	if vm.listener != nil {
+		_ = vm.listener.Close()
+	}
+	vm.mu.Lock()
+	for _, p := range vm.peers {
+		p.goodbye()
+	}
+	for _, p := range vm.processes {
+		p.hangUp()
+		if p.pidfd >= 0 {
+			vm.unwatch(p.pidfd)
+		}
+	}
+	vm.mu.Unlock()
+	vm.tasks.Wait()
+	for _, c := range vm.channels {
+		for _, o := range []*outside{c.give, c.take} {
+			if o != nil {
+				o.turn <- struct{}{} // whoever is inside leaves, nobody enters again
+			}
+		}
+		c.ring.free()
+	}
+	for _, fd := range []int{vm.epoll, vm.bell} {
+		if fd >= 0 {
+			_ = unix.Close(fd)
+		}
+	}
+	return nil
 }
-
-// Inspect reports every channel of this node, ordered by id.
-func (vm *VM) Inspect() []ChannelState { return nil }
-
-// Close stops Run, says goodbye to the peers, wakes every waiter with ErrDown
-// and frees everything. Items still in rings are gone.
-func (vm *VM) Close() error { return nil }

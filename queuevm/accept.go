@@ -1,0 +1,128 @@
+package queuevm
+
+import (
+	"io"
+	"net"
+	"time"
+)
+
+const (
+	strangers     = 256              // connections that have not proven anything yet
+	strangersTime = 10 * time.Second // and how long they may take
+)
+
+// accept takes connections to the proxy's port: peers, and plain sockets with
+// a token. It returns when the listener is closed.
+func (vm *VM) accept() {
+	defer vm.tasks.Done()
+	places := make(chan struct{}, strangers)
+	for {
+		conn, err := vm.listener.Accept()
+		if err != nil {
+			select {
+			case <-vm.done:
+				return
+			case <-time.After(10 * time.Millisecond): // out of descriptors, most likely
+				continue
+			}
+		}
+		select {
+		case places <- struct{}{}:
+		default:
+			_ = conn.Close()
+			continue
+		}
+		vm.tasks.Add(1)
+		go func() {
+			defer vm.tasks.Done()
+			// A stranger must not outlive Close.
+			settled := make(chan struct{})
+			defer close(settled)
+			go func() {
+				select {
+				case <-vm.done:
+					_ = conn.SetDeadline(time.Now())
+				case <-settled:
+				}
+			}()
+			vm.welcome(conn, func() { <-places })
+		}()
+	}
+}
+
+// welcome finds out who is there by the first bytes. proven is called once the
+// connection is a stranger's no longer, or is over.
+func (vm *VM) welcome(conn net.Conn, proven func()) {
+	_ = conn.SetDeadline(time.Now().Add(strangersTime))
+	head := make([]byte, len(socketMagic))
+	if _, err := io.ReadFull(conn, head); err != nil {
+		proven()
+		_ = conn.Close()
+		return
+	}
+	if string(head) == socketMagic {
+		vm.serveSocket(conn, proven)
+		return
+	}
+	defer proven()
+	select {
+	case <-vm.told:
+	case <-vm.done:
+		_ = conn.Close()
+		return
+	case <-time.After(strangersTime):
+		_ = conn.Close()
+		return
+	}
+	secured, id, err := vm.key.accept(&replayed{Conn: conn, head: head}, vm.config.Self, vm.mayDial, vm.knows)
+	if err == nil {
+		if r, ok := secured.(*replayed); ok {
+			secured = r.Conn // nothing is left of what was read ahead
+		}
+		vm.mu.Lock()
+		p := vm.peers[id]
+		vm.mu.Unlock()
+		err = vm.attach(p, conn, secured)
+	}
+	if err != nil {
+		vm.logf("a connection from %v is refused: %v", conn.RemoteAddr(), err)
+		_ = conn.Close()
+	}
+}
+
+// replayed gives the first bytes, which told who is there, once more.
+type replayed struct {
+	net.Conn
+	head []byte
+}
+
+func (r *replayed) Read(b []byte) (int, error) {
+	if len(r.head) > 0 {
+		n := copy(b, r.head)
+		r.head = r.head[n:]
+		return n, nil
+	}
+	return r.Conn.Read(b)
+}
+
+// mayDial is the fingerprint of a peer that dials this node.
+func (vm *VM) mayDial(id string) (string, bool) {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	p := vm.peers[id]
+	if p == nil || p.Fingerprint == "" || id >= vm.config.Self {
+		return "", false
+	}
+	return p.Fingerprint, true
+}
+
+func (vm *VM) knows(fingerprint string) bool {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	for _, p := range vm.peers {
+		if p.Fingerprint == fingerprint && fingerprint != "" {
+			return true
+		}
+	}
+	return false
+}

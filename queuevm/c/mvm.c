@@ -1,0 +1,844 @@
+/* mvm.c - the C client: rings in shared memory, as LAYOUT.md specifies them.
+ *
+ * What always holds: an item is published only by moving tail after its bytes
+ * are written; a word that the other end writes is read once and checked before
+ * it is used; nothing here takes a lock that another process could hold. */
+#define _GNU_SOURCE
+#include "mvm.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define likely(x) __builtin_expect(!!(x), 1)
+
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "rings are little-endian");
+
+enum {
+    HEADER_SIZE = 4096,
+    MAGIC = 0x524D564D,
+    VERSION = 1,
+    AWAKE = 0,
+    WAITS_FUTEX = 1,
+    WAITS_DAEMON = 2,
+    STATE_CLOSED = 1,
+    STATE_LOST = 2,
+    STATE_BROKEN = 4,
+    RECORD_HEADER = 8,
+    TOTAL_HEADER = 8,
+    CHUNK = 64 << 10, /* published at once within a record, so that both ends copy at the same time */
+    YIELDS = 32,
+    CONTROL_MESSAGE = 64 << 10,
+};
+#define FLAG_MORE 0x80000000u
+#define FLAG_CONT 0x40000000u
+#define FLAG_CONTROL 0x20000000u
+#define LENGTH_MASK 0x1FFFFFFFu
+#define SLOW_YIELD_NS 1500000     /* a yield that took longer met a hog */
+#define YIELD_PENALTY_NS 100000000 /* so none for this long */
+
+struct header {
+    uint32_t magic, version;
+    uint64_t capacity;
+    uint32_t channel, epoch;
+    char pad0[104];
+    _Atomic uint64_t tail, items_in;
+    char pad1[112];
+    _Atomic uint64_t head, items_out;
+    char pad2[112];
+    _Atomic uint32_t producer_waits, producer_state;
+    char pad3[120];
+    _Atomic uint32_t consumer_waits, consumer_state;
+    char pad4[120];
+};
+_Static_assert(offsetof(struct header, magic) == 0, "layout");
+_Static_assert(offsetof(struct header, version) == 4, "layout");
+_Static_assert(offsetof(struct header, capacity) == 8, "layout");
+_Static_assert(offsetof(struct header, channel) == 16, "layout");
+_Static_assert(offsetof(struct header, epoch) == 20, "layout");
+_Static_assert(offsetof(struct header, tail) == 128, "layout");
+_Static_assert(offsetof(struct header, items_in) == 136, "layout");
+_Static_assert(offsetof(struct header, head) == 256, "layout");
+_Static_assert(offsetof(struct header, items_out) == 264, "layout");
+_Static_assert(offsetof(struct header, producer_waits) == 384, "layout");
+_Static_assert(offsetof(struct header, producer_state) == 388, "layout");
+_Static_assert(offsetof(struct header, consumer_waits) == 512, "layout");
+_Static_assert(offsetof(struct header, consumer_state) == 516, "layout");
+_Static_assert(sizeof(struct header) == 640, "layout");
+
+/* One end of a ring. mine is private and true; the shared word is only its
+ * publication. theirs is the other end's word as last read and believed. */
+struct end {
+    struct header *header; /* NULL when the port does not lead this way */
+    unsigned char *data;   /* the data area, mapped twice back to back */
+    uint64_t capacity, mine, theirs, items;
+    uint64_t quiet;        /* consumer: bytes released since the producer was last looked after */
+    atomic_int owes;       /* consumer: a sleeping producer may not have been woken yet */
+    uint64_t held;         /* reserved or peeked: record bytes */
+    int holding, broken, finished;
+};
+
+struct mvm_port {
+    struct mvm_port *next;
+    struct end out, in;
+    char name[];
+};
+
+/* Guards everything in `process`; taken to open, close, and before a sleep. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct {
+    mvm_port *ports;
+    int bell;    /* the daemon's eventfd */
+    int control; /* the socket to it */
+    int spin, known;
+} process = {.bell = -1, .control = -1};
+
+static _Thread_local char error_text[512];
+static _Thread_local int64_t no_yield_until;
+
+static void fail(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(error_text, sizeof error_text, format, arguments);
+    va_end(arguments);
+}
+
+const char *mvm_error(void) { return error_text; }
+
+const char *mvm_strerror(int code) {
+    switch (code) {
+    case MVM_END: return "end: the giver has finished and everything was taken";
+    case MVM_CLOSED: return "closed: the taker is gone, the item will not be taken";
+    case MVM_LOST: return "lost: the link to the other end is gone, items may be missing";
+    case MVM_TOO_BIG: return "too big: the item does not fit the buffer or this form of the call";
+    case MVM_AGAIN: return "again: this would have to wait";
+    case MVM_TIMEOUT: return "timeout: nothing happened in time";
+    case MVM_BROKEN: return "broken: the channel's shared memory holds garbage";
+    case MVM_DIRECTION: return "direction: the port does not lead that way";
+    case MVM_MISUSE: return "misuse: commit without reserve, release without peek, or a bad argument";
+    case MVM_SYSTEM: return "system: a system call failed, errno says why";
+    }
+    return code >= 0 ? "no error" : "unknown code";
+}
+
+static inline uint64_t record_size(uint64_t n) { return (n + RECORD_HEADER + 7) & ~(uint64_t)7; }
+static inline uint64_t largest(const struct end *e) { return e->capacity / 2 - RECORD_HEADER; }
+static inline unsigned char *at(const struct end *e, uint64_t offset) { return e->data + (offset & (e->capacity - 1)); }
+
+static int64_t now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* A deadline on the monotonic clock; -1 is never, 0 is at once. */
+static int64_t deadline_of(long ms) { return ms < 0 ? -1 : ms == 0 ? 0 : now() + (int64_t)ms * 1000000; }
+
+/* ---- waking and waiting ---- */
+
+static void wake(_Atomic uint32_t *word) {
+    uint32_t value = atomic_load_explicit(word, memory_order_relaxed);
+    if (value == AWAKE || !atomic_compare_exchange_strong(word, &value, AWAKE)) return;
+    if (value == WAITS_FUTEX) {
+        syscall(SYS_futex, word, FUTEX_WAKE, 1 << 30, NULL, NULL, 0);
+    } else {
+        uint64_t one = 1;
+        if (write(process.bell, &one, sizeof one) < 0) { /* full: it rings already */ }
+    }
+}
+
+static int state_code(uint32_t state, int plain) {
+    return state & STATE_BROKEN ? MVM_BROKEN : state & STATE_LOST ? MVM_LOST : plain;
+}
+
+/* After tail moved: wakes a sleeping consumer, notices one that is gone. The
+ * fence orders our tail before our look at the word; the consumer's fence
+ * orders its word before its look at tail. One of the two sees the other. */
+static inline int tell_consumer(struct end *o) {
+    atomic_thread_fence(memory_order_seq_cst);
+    uint64_t both = atomic_load_explicit((_Atomic uint64_t *)&o->header->consumer_waits, memory_order_relaxed);
+    if (likely(both == 0)) return MVM_OK;
+    wake(&o->header->consumer_waits);
+    uint32_t state = (uint32_t)(both >> 32);
+    return state ? state_code(state, MVM_CLOSED) : MVM_OK;
+}
+
+static void tell_producer(struct end *i) {
+    i->quiet = 0;
+    atomic_store_explicit(&i->owes, 0, memory_order_relaxed);
+    atomic_thread_fence(memory_order_seq_cst);
+    if (atomic_load_explicit(&i->header->producer_waits, memory_order_relaxed)) wake(&i->header->producer_waits);
+}
+
+/* Before any sleep: producers that sleep on room we made must not wait for us
+ * while we wait for them. */
+static void settle(void) {
+    pthread_mutex_lock(&lock);
+    for (mvm_port *p = process.ports; p; p = p->next)
+        if (p->in.header && atomic_load_explicit(&p->in.owes, memory_order_relaxed)) {
+            atomic_store_explicit(&p->in.owes, 0, memory_order_relaxed);
+            atomic_thread_fence(memory_order_seq_cst);
+            if (atomic_load_explicit(&p->in.header->producer_waits, memory_order_relaxed)) wake(&p->in.header->producer_waits);
+        }
+    pthread_mutex_unlock(&lock);
+}
+
+static inline void relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb");
+#endif
+}
+
+/* Bytes published and not taken; marks the end broken when the word is impossible. */
+static inline uint64_t available(struct end *i) {
+    uint64_t tail = atomic_load_explicit(&i->header->tail, memory_order_acquire);
+    if (tail - i->mine > i->capacity || tail & 7) { i->broken = 1; return 0; }
+    i->theirs = tail;
+    return tail - i->mine;
+}
+
+static inline uint64_t room(struct end *o) {
+    uint64_t head = atomic_load_explicit(&o->header->head, memory_order_acquire);
+    if (o->mine - head > o->capacity || head & 7) { o->broken = 1; return 0; }
+    o->theirs = head;
+    return o->capacity - (o->mine - head);
+}
+
+/* enough says whether waiting is over: 1 yes, 0 no, negative an MVM_ code. */
+static int enough_bytes(struct end *i, uint64_t need) {
+    uint32_t state = atomic_load_explicit(&i->header->producer_state, memory_order_acquire);
+    uint64_t n = available(i); /* after the state: what came before END is seen */
+    if (i->broken) return MVM_BROKEN;
+    if (n >= need) return 1;
+    return state ? state_code(state, MVM_END) : 0;
+}
+
+static int enough_room(struct end *o, uint64_t need) {
+    uint32_t state = atomic_load_explicit(&o->header->consumer_state, memory_order_acquire);
+    if (state) return state_code(state, MVM_CLOSED);
+    uint64_t n = room(o);
+    if (o->broken) return MVM_BROKEN;
+    return n >= need;
+}
+
+/* Waits until enough() is not 0: a short spin if cores are free, some yields
+ * while they are quick, then sleep on word. */
+static int await(struct end *e, uint64_t need, int (*enough)(struct end *, uint64_t), _Atomic uint32_t *word, int64_t deadline) {
+    int got = enough(e, need);
+    if (got || deadline == 0) return got > 0 ? MVM_OK : got ? got : MVM_AGAIN;
+    settle();
+    for (int n = process.spin; n > 0; n--) {
+        relax();
+        if ((got = enough(e, need))) return got > 0 ? MVM_OK : got;
+    }
+    int64_t before = now();
+    if (before >= no_yield_until)
+        for (int n = 0; n < YIELDS; n++) {
+            sched_yield();
+            if ((got = enough(e, need))) return got > 0 ? MVM_OK : got;
+            int64_t after = now();
+            if (after - before > SLOW_YIELD_NS) { no_yield_until = after + YIELD_PENALTY_NS; break; }
+            before = after;
+        }
+    for (;;) {
+        atomic_store_explicit(word, WAITS_FUTEX, memory_order_seq_cst);
+        atomic_thread_fence(memory_order_seq_cst);
+        if ((got = enough(e, need))) break;
+        struct timespec left, *limit = NULL;
+        if (deadline > 0) {
+            int64_t ns = deadline - now();
+            if (ns <= 0) { got = MVM_TIMEOUT; break; }
+            left.tv_sec = ns / 1000000000;
+            left.tv_nsec = ns % 1000000000;
+            limit = &left;
+        }
+        syscall(SYS_futex, word, FUTEX_WAIT, WAITS_FUTEX, limit, NULL, 0);
+    }
+    atomic_store_explicit(word, AWAKE, memory_order_relaxed);
+    return got > 0 ? MVM_OK : got;
+}
+
+static inline int await_bytes(struct end *i, uint64_t need, int64_t deadline) {
+    if (likely(i->theirs - i->mine >= need)) return MVM_OK;
+    return await(i, need, enough_bytes, &i->header->consumer_waits, deadline);
+}
+
+static inline int await_room(struct end *o, uint64_t need, int64_t deadline) {
+    if (likely(o->capacity - (o->mine - o->theirs) >= need)) return MVM_OK;
+    return await(o, need, enough_room, &o->header->producer_waits, deadline);
+}
+
+/* ---- enqueue ---- */
+
+static inline int publish(struct end *o) {
+    atomic_store_explicit(&o->header->items_in, o->items, memory_order_relaxed);
+    atomic_store_explicit(&o->header->tail, o->mine, memory_order_release);
+    return tell_consumer(o);
+}
+
+static inline void put_header(unsigned char *to, uint32_t length, uint32_t meta) {
+    uint64_t word = (uint64_t)meta << 32 | length;
+    memcpy(to, &word, 8);
+}
+
+/* Writes a record that fits and publishes it. */
+static inline int put_whole(struct end *o, const void *item, size_t length) {
+    unsigned char *to = at(o, o->mine);
+    put_header(to, (uint32_t)length, 0);
+    memcpy(to + RECORD_HEADER, item, length);
+    o->mine += record_size(length);
+    o->items++;
+    return publish(o);
+}
+
+/* Writes a record piece by piece, publishing each, as room comes free. total
+ * is put before the payload when it is not NULL. */
+static int put_stream(struct end *o, uint32_t flags, const uint64_t *total, const unsigned char *item, size_t length) {
+    uint64_t before = RECORD_HEADER + (total ? TOTAL_HEADER : 0);
+    int code = await_room(o, before, -1);
+    if (code) return code;
+    unsigned char *to = at(o, o->mine);
+    put_header(to, (uint32_t)(length + before - RECORD_HEADER) | flags, 0);
+    if (total) memcpy(to + RECORD_HEADER, total, TOTAL_HEADER);
+    o->mine += before;
+    while (length > 0) {
+        uint64_t part = o->capacity / 4 < CHUNK ? o->capacity / 4 : CHUNK;
+        if (part > length) part = length;
+        if ((code = await_room(o, (part + 7) & ~(uint64_t)7, -1))) return code;
+        memcpy(at(o, o->mine), item, part);
+        o->mine += (part + 7) & ~(uint64_t)7;
+        item += part;
+        length -= part;
+        if (length == 0 && !(flags & FLAG_MORE)) o->items++;
+        if ((code = publish(o))) return code;
+    }
+    return MVM_OK;
+}
+
+static int enqueue_slow(struct end *o, const void *item, size_t length, int64_t deadline) {
+    if (o->finished) return MVM_CLOSED;
+    if (o->holding) return MVM_MISUSE;
+    if (length <= largest(o) && (deadline >= 0 || length <= CHUNK)) {
+        int code = await_room(o, record_size(length), deadline);
+        return code ? code : put_whole(o, item, length);
+    }
+    if (deadline >= 0) return MVM_TOO_BIG;
+    if (length <= largest(o)) return put_stream(o, 0, NULL, item, length);
+    uint64_t total = length, step = o->capacity / 8 - RECORD_HEADER - TOTAL_HEADER;
+    const unsigned char *from = item;
+    for (uint32_t cont = 0; length > 0; cont = FLAG_CONT) {
+        uint64_t part = length < step ? length : step;
+        length -= part;
+        int code = put_stream(o, cont | (length ? FLAG_MORE : 0), cont ? NULL : &total, from, part);
+        if (code) return code;
+        from += part;
+    }
+    return MVM_OK;
+}
+
+int mvm_enqueue(mvm_port *port, const void *item, size_t length) {
+    struct end *o = &port->out;
+    if (!o->header) return MVM_DIRECTION;
+    if (likely(length <= CHUNK && length <= largest(o) && !o->holding && !o->finished &&
+               o->capacity - (o->mine - o->theirs) >= record_size(length)))
+        return put_whole(o, item, length);
+    return enqueue_slow(o, item, length, -1);
+}
+
+int mvm_enqueue_timed(mvm_port *port, const void *item, size_t length, long ms) {
+    if (!port->out.header) return MVM_DIRECTION;
+    return enqueue_slow(&port->out, item, length, deadline_of(ms < 0 ? 0 : ms));
+}
+
+int mvm_try_enqueue(mvm_port *port, const void *item, size_t length) { return mvm_enqueue_timed(port, item, length, 0); }
+
+int mvm_reserve(mvm_port *port, size_t length, void **to) {
+    struct end *o = &port->out;
+    if (!o->header) return MVM_DIRECTION;
+    if (o->finished) return MVM_CLOSED;
+    if (length > largest(o)) return MVM_TOO_BIG;
+    int code = await_room(o, record_size(length), -1);
+    if (code) return code;
+    o->holding = 1;
+    o->held = length;
+    *to = at(o, o->mine) + RECORD_HEADER;
+    return MVM_OK;
+}
+
+int mvm_commit(mvm_port *port, size_t length) {
+    struct end *o = &port->out;
+    if (!o->header) return MVM_DIRECTION;
+    if (!o->holding || length > o->held) return MVM_MISUSE;
+    o->holding = 0;
+    put_header(at(o, o->mine), (uint32_t)length, 0);
+    o->mine += record_size(length);
+    o->items++;
+    return publish(o);
+}
+
+/* ---- dequeue ---- */
+
+struct first {
+    uint64_t length; /* payload of this record */
+    uint64_t total;  /* of the whole item */
+    uint32_t flags;
+};
+
+/* Reads the header of the record at mine, waiting for it. */
+static int first_of(struct end *i, struct first *f, int64_t deadline) {
+    if (i->broken) return MVM_BROKEN;
+    int code = await_bytes(i, RECORD_HEADER, deadline);
+    if (code) return code;
+    uint32_t word;
+    memcpy(&word, at(i, i->mine), 4);
+    f->length = f->total = word & LENGTH_MASK;
+    f->flags = word & ~LENGTH_MASK;
+    if (f->length > largest(i) || f->flags & FLAG_CONTROL) goto garbage;
+    if (f->flags == FLAG_MORE) {
+        if (f->length < TOTAL_HEADER) goto garbage;
+        if ((code = await_bytes(i, RECORD_HEADER + TOTAL_HEADER, deadline))) return code;
+        memcpy(&f->total, at(i, i->mine) + RECORD_HEADER, TOTAL_HEADER);
+        if (f->total > (uint64_t)1 << 62 || f->total <= f->length - TOTAL_HEADER) goto garbage;
+    }
+    return MVM_OK;
+garbage:
+    i->broken = 1;
+    return MVM_BROKEN;
+}
+
+/* Gives n ring bytes back. */
+static inline void give_back(struct end *i, uint64_t n) {
+    i->mine += n;
+    atomic_store_explicit(&i->header->items_out, i->items, memory_order_relaxed);
+    atomic_store_explicit(&i->header->head, i->mine, memory_order_release);
+    i->quiet += n;
+    if (i->quiet >= i->capacity / 8) tell_producer(i);
+    else atomic_store_explicit(&i->owes, 1, memory_order_relaxed);
+}
+
+/* Copies one record's payload out as it arrives; skip is what precedes it. */
+static int take_stream(struct end *i, uint64_t skip, unsigned char *to, uint64_t length, int last) {
+    int code = await_bytes(i, skip, -1);
+    if (code) return code;
+    give_back(i, skip);
+    while (length > 0) {
+        uint64_t have = i->theirs - i->mine, part = length;
+        if (have < ((length + 7) & ~(uint64_t)7)) {
+            if (have == 0) {
+                if ((code = await_bytes(i, 8, -1))) return code;
+                continue;
+            }
+            part = have;
+        }
+        if (part > CHUNK) part = CHUNK;
+        memcpy(to, at(i, i->mine), part);
+        to += part;
+        length -= part;
+        if (length == 0 && last) i->items++;
+        give_back(i, (part + 7) & ~(uint64_t)7);
+    }
+    return MVM_OK;
+}
+
+/* Takes the item whose first record is f into a buffer that holds it. */
+static int take(struct end *i, const struct first *f, unsigned char *to) {
+    if (i->holding) return MVM_MISUSE;
+    uint64_t size = record_size(f->length);
+    if (f->flags == 0) {
+        if (i->theirs - i->mine < size) return take_stream(i, RECORD_HEADER, to, f->length, 1);
+        if (f->length > CHUNK) return take_stream(i, RECORD_HEADER, to, f->length, 1);
+        memcpy(to, at(i, i->mine) + RECORD_HEADER, f->length);
+        i->items++;
+        give_back(i, size);
+        return MVM_OK;
+    }
+    if (f->flags != FLAG_MORE) { i->broken = 1; return MVM_BROKEN; }
+    uint64_t part = f->length - TOTAL_HEADER, left = f->total;
+    int code = take_stream(i, RECORD_HEADER + TOTAL_HEADER, to, part, 0);
+    for (;;) {
+        if (code) return code;
+        to += part;
+        left -= part;
+        struct first next;
+        if ((code = first_of(i, &next, -1))) return code;
+        part = next.length;
+        if (!(next.flags & FLAG_CONT) || part > left || (!(next.flags & FLAG_MORE) && part != left)) {
+            i->broken = 1;
+            return MVM_BROKEN;
+        }
+        int last = !(next.flags & FLAG_MORE);
+        code = take_stream(i, RECORD_HEADER, to, part, last);
+        if (last) return code;
+    }
+}
+
+static ssize_t dequeue(mvm_port *port, void *buffer, size_t size, int64_t deadline) {
+    struct end *i = &port->in;
+    if (!i->header) return MVM_DIRECTION;
+    if (i->finished) return MVM_END;
+    struct first f;
+    int code = first_of(i, &f, deadline);
+    if (code) return code;
+    if (deadline >= 0) {
+        if (f.flags) return MVM_TOO_BIG;
+        if ((code = await_bytes(i, record_size(f.length), deadline))) return code;
+    }
+    if (f.total > size) return MVM_TOO_BIG;
+    code = take(i, &f, buffer);
+    return code ? code : (ssize_t)f.total;
+}
+
+ssize_t mvm_dequeue(mvm_port *port, void *buffer, size_t size) { return dequeue(port, buffer, size, -1); }
+ssize_t mvm_try_dequeue(mvm_port *port, void *buffer, size_t size) { return dequeue(port, buffer, size, 0); }
+ssize_t mvm_dequeue_timed(mvm_port *port, void *buffer, size_t size, long ms) {
+    return dequeue(port, buffer, size, deadline_of(ms < 0 ? 0 : ms));
+}
+
+ssize_t mvm_next_length(mvm_port *port) {
+    struct first f;
+    if (!port->in.header) return MVM_DIRECTION;
+    if (port->in.finished) return MVM_END;
+    int code = first_of(&port->in, &f, -1);
+    return code ? code : (ssize_t)f.total;
+}
+
+ssize_t mvm_dequeue_alloc(mvm_port *port, void **item) {
+    ssize_t length = mvm_next_length(port);
+    if (length < 0) return length;
+    unsigned char *memory = malloc((size_t)length + 1);
+    if (!memory) return MVM_SYSTEM;
+    length = dequeue(port, memory, (size_t)length, -1);
+    if (length < 0) {
+        free(memory);
+        return length;
+    }
+    memory[length] = 0;
+    *item = memory;
+    return length;
+}
+
+ssize_t mvm_peek(mvm_port *port, const void **item) {
+    struct end *i = &port->in;
+    struct first f;
+    if (!i->header) return MVM_DIRECTION;
+    if (i->finished) return MVM_END;
+    int code = first_of(i, &f, -1);
+    if (code) return code;
+    if (f.flags) return MVM_TOO_BIG;
+    if ((code = await_bytes(i, record_size(f.length), -1))) return code;
+    i->holding = 1;
+    i->held = record_size(f.length);
+    *item = at(i, i->mine) + RECORD_HEADER;
+    return (ssize_t)f.length;
+}
+
+int mvm_release(mvm_port *port) {
+    struct end *i = &port->in;
+    if (!i->header) return MVM_DIRECTION;
+    if (!i->holding) return MVM_MISUSE;
+    i->holding = 0;
+    i->items++;
+    give_back(i, i->held);
+    return MVM_OK;
+}
+
+/* ---- several ports ---- */
+
+/* Whether a dequeue would not have to wait for long: a whole record, the start
+ * of a fragmented one, or an end. */
+static int ready(mvm_port *port) {
+    struct end *i = &port->in;
+    if (!i->header || i->finished || i->broken) return 1;
+    int got = enough_bytes(i, RECORD_HEADER);
+    if (got <= 0) return got < 0;
+    uint32_t word;
+    memcpy(&word, at(i, i->mine), 4);
+    if (word & ~LENGTH_MASK || (word & LENGTH_MASK) > largest(i)) return 1;
+    return enough_bytes(i, record_size(word & LENGTH_MASK)) != 0;
+}
+
+#ifndef SYS_futex_waitv
+#define SYS_futex_waitv 449
+#endif
+struct waiter { /* struct futex_waitv, which older headers lack */
+    uint64_t value, address;
+    uint32_t flags, reserved;
+};
+
+static void sleep_on(mvm_port *const *ports, int n, int64_t deadline, long *nap) {
+    struct timespec t;
+    if (n <= 128) {
+        struct waiter waiters[128];
+        for (int k = 0; k < n; k++)
+            waiters[k] = (struct waiter){WAITS_FUTEX, (uintptr_t)&ports[k]->in.header->consumer_waits, 2 /* 32-bit, shared */, 0};
+        if (deadline > 0) t = (struct timespec){deadline / 1000000000, deadline % 1000000000};
+        if (syscall(SYS_futex_waitv, waiters, n, 0, deadline > 0 ? &t : NULL, CLOCK_MONOTONIC) >= 0 || errno != ENOSYS) return;
+    }
+    t = (struct timespec){0, *nap};
+    nanosleep(&t, NULL);
+    if (*nap < 1000000) *nap *= 2;
+}
+
+int mvm_wait(mvm_port *const *ports, int n, long ms) {
+    int64_t deadline = deadline_of(ms);
+    long nap = 50000;
+    if (n <= 0) return MVM_MISUSE;
+    for (int k = 0; k < n; k++)
+        if (ready(ports[k])) return k;
+    if (deadline == 0) return MVM_TIMEOUT;
+    settle();
+    int64_t before = now();
+    if (before >= no_yield_until)
+        for (int y = 0; y < YIELDS; y++) {
+            sched_yield();
+            for (int k = 0; k < n; k++)
+                if (ready(ports[k])) return k;
+            int64_t after = now();
+            if (after - before > SLOW_YIELD_NS) { no_yield_until = after + YIELD_PENALTY_NS; break; }
+            before = after;
+        }
+    int found = -1;
+    while (found == -1) {
+        for (int k = 0; k < n; k++) atomic_store_explicit(&ports[k]->in.header->consumer_waits, WAITS_FUTEX, memory_order_seq_cst);
+        atomic_thread_fence(memory_order_seq_cst);
+        for (int k = 0; k < n && found == -1; k++)
+            if (ready(ports[k])) found = k;
+        if (found != -1) break;
+        if (deadline > 0 && now() >= deadline) { found = MVM_TIMEOUT; break; }
+        sleep_on(ports, n, deadline, &nap);
+    }
+    for (int k = 0; k < n; k++) atomic_store_explicit(&ports[k]->in.header->consumer_waits, AWAKE, memory_order_relaxed);
+    return found;
+}
+
+/* ---- opening ---- */
+
+/* Learns of the daemon from the environment; the caller holds lock. */
+static int meet(void) {
+    if (process.known) return 0;
+    const char *control = getenv("MVM_CONTROL");
+    if (!control || !*control) {
+        fail("not run by MVM: the program was started by hand, so it has no ports; run it with `mvm lab PROFILE`");
+        return -1;
+    }
+    process.control = atoi(control);
+    const char *spin = getenv("MVM_SPIN");
+    process.spin = spin ? atoi(spin) : 0;
+    process.known = 1;
+    return 0;
+}
+
+/* One question to the daemon and its answer, with up to three descriptors;
+ * the caller holds lock. Returns the answer's length or -1. */
+static ssize_t ask(const char *question, char *answer, size_t size, int fds[3]) {
+    fds[0] = fds[1] = fds[2] = -1;
+    ssize_t n;
+    do n = send(process.control, question, strlen(question), MSG_NOSIGNAL);
+    while (n < 0 && errno == EINTR);
+    if (n < 0) {
+        fail("descriptor %d does not lead to MVM (%s): a program must not close what it inherits", process.control, strerror(errno));
+        return -1;
+    }
+    union {
+        char bytes[CMSG_SPACE(3 * sizeof(int))];
+        struct cmsghdr align;
+    } space;
+    struct iovec part = {answer, size - 1};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &space, .msg_controllen = sizeof space};
+    do n = recvmsg(process.control, &message, MSG_CMSG_CLOEXEC);
+    while (n < 0 && errno == EINTR);
+    if (n <= 0) {
+        fail("MVM has gone away: the job is being ended");
+        return -1;
+    }
+    answer[n] = 0;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c))
+        if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
+            memcpy(fds, CMSG_DATA(c), c->cmsg_len - CMSG_LEN(0) < sizeof(int[3]) ? c->cmsg_len - CMSG_LEN(0) : sizeof(int[3]));
+    if (strncmp(answer, "ok", 2) != 0) {
+        fail("%s", strncmp(answer, "error ", 6) == 0 ? answer + 6 : answer);
+        for (int k = 0; k < 3; k++)
+            if (fds[k] >= 0) close(fds[k]);
+        return -1;
+    }
+    return n;
+}
+
+/* Maps a ring: header and data, and the data once more behind it. */
+static int map_ring(struct end *e, int fd, uint64_t capacity) {
+    size_t first = HEADER_SIZE + capacity;
+    unsigned char *base = mmap(NULL, first + capacity, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (base == MAP_FAILED) return -1;
+    if (mmap(base, first, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED ||
+        mmap(base + first, capacity, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, HEADER_SIZE) == MAP_FAILED) {
+        munmap(base, first + capacity);
+        return -1;
+    }
+    struct header *h = (struct header *)base;
+    if (h->magic != MAGIC || h->version != VERSION || h->capacity != capacity) {
+        munmap(base, first + capacity);
+        errno = EPROTO;
+        return -1;
+    }
+    e->header = h;
+    e->data = base + HEADER_SIZE;
+    e->capacity = capacity;
+    return 0;
+}
+
+static void unmap_ring(struct end *e) {
+    if (e->header) munmap(e->header, HEADER_SIZE + 2 * e->capacity);
+    e->header = NULL;
+}
+
+static mvm_port *open_port(const char *name) {
+    char question[300], answer[512];
+    int fds[3];
+    for (mvm_port *p = process.ports; p; p = p->next)
+        if (strcmp(p->name, name) == 0) return p;
+    if (meet()) return NULL;
+    if (strlen(name) > 255) {
+        fail("a port's name has at most 255 bytes");
+        return NULL;
+    }
+    snprintf(question, sizeof question, "open %s", name);
+    if (ask(question, answer, sizeof answer, fds) < 0) return NULL;
+    unsigned long long out = 0, in = 0;
+    mvm_port *p = calloc(1, sizeof *p + strlen(name) + 1);
+    int ok = p && sscanf(answer, "ok %llu %llu", &out, &in) == 2 && fds[0] >= 0;
+    int used = 1;
+    if (ok) {
+        strcpy(p->name, name);
+        /* Where we stand is in the ring: a port is opened again after exec. */
+        if (out && (ok = map_ring(&p->out, fds[used++], out) == 0)) {
+            p->out.mine = atomic_load(&p->out.header->tail);
+            p->out.theirs = atomic_load(&p->out.header->head);
+            p->out.items = atomic_load(&p->out.header->items_in);
+        }
+        if (ok && in && (ok = map_ring(&p->in, fds[used++], in) == 0)) {
+            p->in.mine = p->in.theirs = atomic_load(&p->in.header->head);
+            p->in.items = atomic_load(&p->in.header->items_out);
+        }
+    }
+    if (ok && process.bell < 0) {
+        process.bell = fds[0];
+        fds[0] = -1;
+    }
+    if (!ok) fail("the channels of port \"%s\" could not be mapped: %s", name, strerror(errno));
+    for (int k = 0; k < 3; k++)
+        if (fds[k] >= 0) close(fds[k]);
+    if (!ok) {
+        if (p) unmap_ring(&p->out), unmap_ring(&p->in);
+        free(p);
+        return NULL;
+    }
+    p->next = process.ports;
+    process.ports = p;
+    return p;
+}
+
+mvm_port *mvm_open(const char *name) {
+    pthread_mutex_lock(&lock);
+    mvm_port *p = open_port(name);
+    pthread_mutex_unlock(&lock);
+    return p;
+}
+
+/* Sets an end's state and rouses the other end, whoever it is. */
+static void finish(struct end *e, _Atomic uint32_t *state, _Atomic uint32_t *other) {
+    if (!e->header || e->finished) return;
+    e->finished = 1;
+    atomic_fetch_or(state, STATE_CLOSED);
+    atomic_thread_fence(memory_order_seq_cst);
+    wake(other);
+    /* The daemon may hold the other end without sleeping on it. */
+    uint64_t one = 1;
+    if (write(process.bell, &one, sizeof one) < 0) { /* full: it rings already */ }
+}
+
+int mvm_end(mvm_port *port) {
+    struct end *o = &port->out;
+    if (!o->header) return MVM_DIRECTION;
+    finish(o, &o->header->producer_state, &o->header->consumer_waits);
+    return MVM_OK;
+}
+
+int mvm_close(mvm_port *port) {
+    struct end *o = &port->out, *i = &port->in;
+    if (o->header) finish(o, &o->header->producer_state, &o->header->consumer_waits);
+    if (i->header) finish(i, &i->header->consumer_state, &i->header->producer_waits);
+    return MVM_OK;
+}
+
+int mvm_can_enqueue(const mvm_port *port) { return port->out.header != NULL; }
+int mvm_can_dequeue(const mvm_port *port) { return port->in.header != NULL; }
+
+size_t mvm_largest(const mvm_port *port, int out) {
+    const struct end *e = out ? &port->out : &port->in;
+    return e->header ? largest(e) : 0;
+}
+
+/* ---- who am I ---- */
+
+static int number(const char *name) {
+    const char *value = getenv(name);
+    return value && *value ? atoi(value) : -1;
+}
+
+const char *mvm_task(void) {
+    const char *task = getenv("MVM_TASK");
+    return task ? task : "";
+}
+int mvm_index(void) { return number("MVM_INDEX"); }
+int mvm_count(void) { return number("MVM_COUNT"); }
+
+char **mvm_ports(void) {
+    char *answer = malloc(CONTROL_MESSAGE), *names = NULL;
+    size_t used = 0;
+    unsigned long count = 0, total = 1;
+    int fds[3];
+    pthread_mutex_lock(&lock);
+    int ok = answer && meet() == 0;
+    while (ok && count < total) {
+        char question[64];
+        int skip = 0;
+        snprintf(question, sizeof question, "ports %lu", count);
+        ssize_t n = ask(question, answer, CONTROL_MESSAGE, fds);
+        ok = n > 0 && sscanf(answer, "ok %lu%n", &total, &skip) == 1;
+        if (!ok) break;
+        char *grown = realloc(names, used + (size_t)n);
+        if (!(ok = grown != NULL)) break;
+        names = grown;
+        unsigned long before = count;
+        for (char *save = NULL, *word = strtok_r(answer + skip, " ", &save); word; word = strtok_r(NULL, " ", &save), count++) {
+            size_t length = strlen(word) + 1;
+            memcpy(names + used, word, length);
+            used += length;
+        }
+        if (count == before) break;
+    }
+    pthread_mutex_unlock(&lock);
+    char **list = ok ? malloc((count + 1) * sizeof *list + used) : NULL;
+    if (list) {
+        char *text = (char *)(list + count + 1);
+        if (used) memcpy(text, names, used);
+        for (unsigned long k = 0; k < count; k++, text += strlen(text) + 1) list[k] = text;
+        list[count] = NULL;
+    }
+    free(names);
+    free(answer);
+    return list;
+}

@@ -1,0 +1,132 @@
+/* mvm.h - what a program of an MVM job calls.
+ *
+ * A program opens ports by name and enqueues or dequeues items: any bytes, of
+ * any length, also 0. Who is at the other end is decided outside the program.
+ *
+ *     mvm_port *next = mvm_open("next");
+ *     if (!next) { fprintf(stderr, "%s\n", mvm_error()); return 1; }
+ *     mvm_enqueue(next, "hello", 5);
+ *
+ * A port may lead out, in, or both ways. Lengths are bytes, times are
+ * milliseconds. Negative returns are the MVM_ codes below. One thread at a time
+ * may enqueue to a port and one may dequeue from it; different ports are
+ * independent. After fork only one of the two processes may use a port.
+ * Build with -lmvm -lpthread, or compile mvm.c in.
+ */
+#ifndef MVM_H
+#define MVM_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum {
+    MVM_OK = 0,
+    MVM_END = -1,       /* the giver has finished and everything was taken; stays so */
+    MVM_CLOSED = -2,    /* the taker is gone: the item will not be taken */
+    MVM_LOST = -3,      /* the link to the other end is lost; items may be missing */
+    MVM_TOO_BIG = -4,   /* the item does not fit the buffer, or the form of the call */
+    MVM_AGAIN = -5,     /* a try form would have to wait */
+    MVM_TIMEOUT = -6,   /* the time is over */
+    MVM_BROKEN = -7,    /* the channel's shared memory holds garbage */
+    MVM_DIRECTION = -8, /* the port does not lead that way */
+    MVM_MISUSE = -9,    /* commit without reserve, release without peek, a bad argument */
+    MVM_SYSTEM = -10    /* a system call failed: errno says why */
+};
+
+/* A sentence for a code. Never NULL. */
+const char *mvm_strerror(int code);
+
+/* Why the last mvm_open or mvm_ports of this thread failed. */
+const char *mvm_error(void);
+
+typedef struct mvm_port mvm_port;
+
+/* Opens a port by the name the topology gave it ("next", "dim0"...). The same
+ * name gives the same port again. NULL on failure: mvm_error() says why, for
+ * example that the program was not run by MVM. */
+mvm_port *mvm_open(const char *name);
+
+/* Closes the port for good, both ways: takers get END after what was enqueued,
+ * givers get MVM_CLOSED. The end of the program does the same. */
+int mvm_close(mvm_port *port);
+
+/* Finishes the way out only: the taker gets END after what was enqueued. */
+int mvm_end(mvm_port *port);
+
+/* Whether the port leads out, and in. */
+int mvm_can_enqueue(const mvm_port *port);
+int mvm_can_dequeue(const mvm_port *port);
+
+/* The largest item, in bytes, that the try, timed, reserve and peek forms take:
+ * half the channel's capacity less 8. out is 1 for the way out, 0 for in. */
+size_t mvm_largest(const mvm_port *port, int out);
+
+/* Enqueues one item and blocks while there is no room. Items over mvm_largest
+ * go in fragments and arrive as one. MVM_OK, MVM_CLOSED, MVM_LOST,
+ * MVM_BROKEN, MVM_DIRECTION. */
+int mvm_enqueue(mvm_port *port, const void *item, size_t length);
+
+/* The same without waiting (MVM_AGAIN) or for at most ms milliseconds
+ * (MVM_TIMEOUT); over mvm_largest MVM_TOO_BIG. Nothing is enqueued unless
+ * MVM_OK is returned. */
+int mvm_try_enqueue(mvm_port *port, const void *item, size_t length);
+int mvm_enqueue_timed(mvm_port *port, const void *item, size_t length, long ms);
+
+/* Dequeues one item into buffer, blocking until there is one, and returns its
+ * length. MVM_TOO_BIG when it is longer than size: the item stays, and
+ * mvm_next_length says how long it is. MVM_END, MVM_LOST, MVM_BROKEN,
+ * MVM_DIRECTION. */
+ssize_t mvm_dequeue(mvm_port *port, void *buffer, size_t size);
+
+/* The same without waiting (MVM_AGAIN) or for at most ms milliseconds
+ * (MVM_TIMEOUT). An item over mvm_largest is MVM_TOO_BIG here. */
+ssize_t mvm_try_dequeue(mvm_port *port, void *buffer, size_t size);
+ssize_t mvm_dequeue_timed(mvm_port *port, void *buffer, size_t size, long ms);
+
+/* Dequeues an item of any length, blocking, into memory from malloc that the
+ * caller frees; *item is never NULL on success, and a 0 byte that does not count
+ * follows the item. MVM_SYSTEM without memory. */
+ssize_t mvm_dequeue_alloc(mvm_port *port, void **item);
+
+/* The length of the next item, blocking until its first bytes are here. */
+ssize_t mvm_next_length(mvm_port *port);
+
+/* Zero copy out: reserve gives *room for length bytes within the channel,
+ * blocking until it is free; commit enqueues the first length bytes of it (at
+ * most what was reserved; 8-byte aligned). Nothing else may be enqueued in
+ * between. reserve again instead of commit gives the reservation up. */
+int mvm_reserve(mvm_port *port, size_t length, void **room);
+int mvm_commit(mvm_port *port, size_t length);
+
+/* Zero copy in: peek gives the next item in place, blocking; it stays valid,
+ * and stays the next item, until release takes it off. Over mvm_largest:
+ * MVM_TOO_BIG. */
+ssize_t mvm_peek(mvm_port *port, const void **item);
+int mvm_release(mvm_port *port);
+
+/* Waits until an item, or an end (MVM_END and the like), can be dequeued from
+ * one of n ports, at most ms milliseconds (negative: for ever). Returns the
+ * index of the first such port, or MVM_TIMEOUT. Kernels before 5.16, and over
+ * 128 ports, look every millisecond instead of sleeping. */
+int mvm_wait(mvm_port *const *ports, int n, long ms);
+
+/* The task's name in the profile ("" outside a job), this process's index
+ * within the task, and how many processes the task has (both over all nodes;
+ * -1 outside a job). */
+const char *mvm_task(void);
+int mvm_index(void);
+int mvm_count(void);
+
+/* The names of this process's ports: an array that ends with NULL, to be given
+ * back with one free(). NULL on failure: mvm_error() says why. */
+char **mvm_ports(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

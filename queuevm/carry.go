@@ -1,0 +1,210 @@
+package queuevm
+
+import (
+	"fmt"
+	"sync/atomic"
+)
+
+// outlet is the near end of a channel to a peer: the daemon takes from the
+// ring and sends. taker.head is what the peer has acknowledged, and only then
+// does the producer get the room back: what a cut connection swallowed is
+// still in the ring.
+type outlet struct {
+	taker
+	sent    uint64 // next ring byte to send on this connection
+	most    uint64 // the most that was ever sent on any connection
+	limit   uint64 // the peer has room up to here
+	synced  bool   // the peer said on this connection where it stands
+	ended   bool   // END was sent on this connection
+	refused bool   // the taker is gone
+}
+
+// sync takes the peer's word for where it stands.
+func (o *outlet) sync(f frame) error {
+	from, to := o.head, o.sent
+	if !o.synced {
+		to = o.most
+	}
+	if f.offset < from || f.offset > to {
+		return fmt.Errorf("channel %d: the peer acknowledged byte %d, not between %d and %d", f.channel, f.offset, from, to)
+	}
+	if !o.synced {
+		o.sent, o.synced, o.ended = f.offset, true, false
+	}
+	o.limit = f.offset + uint64(f.length)
+	return nil
+}
+
+// inlet is the far end: the daemon receives and gives to the ring.
+type inlet struct {
+	giver
+	received uint64 // ring bytes written; giver.tail is what is published of them
+	acked    uint64 // as last sent
+	limit    uint64 // as last sent
+	due      bool   // an acknowledgement must go out
+	told     uint32 // the taker's state as last sent
+	ended    bool
+}
+
+// room is how far the peer may send.
+func (i *inlet) room() uint64 { return i.giver.head + i.capacity }
+
+// stirred says that the other end of a ring that the daemon does not poll did
+// something that the daemon must see.
+func (c *channel) stirred() bool {
+	h := c.ring.header
+	if c.out != nil && (atomic.LoadUint32(&h.consumerWaits) == awake || atomic.LoadUint32(&h.producerState) != 0) {
+		return !c.out.refused
+	}
+	if c.in != nil {
+		return atomic.LoadUint32(&h.producerWaits) == awake || atomic.LoadUint32(&h.consumerState) != c.in.told
+	}
+	return false
+}
+
+// arm announces on the ring that the daemon is about to sleep, where news from
+// the ring would give it work. Without credit, or while the socket is full,
+// news from the ring does not: the peer's frame will wake the loop.
+func (c *channel) arm() {
+	h := c.ring.header
+	if o := c.out; o != nil && !o.refused && (!o.synced || o.sent < o.limit) {
+		atomic.StoreUint32(&h.consumerWaits, waitsDaemon)
+	}
+	// A peer that has half the ring ahead of it does not wait for room.
+	if i := c.in; i != nil && i.limit-i.received < i.capacity/2 {
+		atomic.StoreUint32(&h.producerWaits, waitsDaemon)
+	}
+}
+
+// step looks at a hot ring and queues what there is to send for its peer; true
+// when there was something.
+func (c *channel) step(vm *VM) bool {
+	worked := false
+	if c.out != nil {
+		worked = c.stepOut(vm)
+	}
+	if c.in != nil {
+		worked = c.stepIn(vm) || worked
+	}
+	return worked
+}
+
+func (c *channel) stepOut(vm *VM) bool {
+	o := c.out
+	p := vm.peers[c.To.Peer]
+	if o.refused || !o.synced || !p.writable() {
+		return false
+	}
+	state := atomic.LoadUint32(&o.header.producerState) // before tail: END comes after what was published
+	items := atomic.LoadUint64(&o.header.itemsIn)
+	if !c.broken {
+		if _, err := o.ready(); err != nil {
+			vm.breaks(c, err)
+			state = stateClosed | stateBroken
+		}
+	}
+	tail := o.taker.tail
+	if n := min(tail, o.limit) - o.sent; n > 0 && o.sent < o.limit && o.sent < tail {
+		n = min(n, maxFrameData)
+		p.queue(frame{kind: frameData, channel: c.ID, offset: o.sent, length: uint32(n), items: uint32(items)}, o.at(o.sent, n))
+		o.sent += n
+		o.most = max(o.most, o.sent)
+		o.items = items
+		c.carried += n
+		return true
+	}
+	if state != 0 && o.sent == tail && !o.ended {
+		p.queue(frame{kind: frameEnd, channel: c.ID, offset: tail, flags: uint8(state&(stateLost|stateBroken)) | stateClosed}, nil)
+		o.ended = true
+		return true
+	}
+	return false
+}
+
+// acknowledge takes a peer's word on an outlet.
+func (c *channel) acknowledge(vm *VM, f frame) error {
+	o := c.out
+	if err := o.sync(f); err != nil {
+		return err
+	}
+	if f.offset > o.head {
+		o.head = f.offset
+		o.taker.release(vm.bell)
+	}
+	if f.flags != 0 && !o.refused {
+		o.refused = true
+		o.ring.endConsumer(uint32(f.flags)|stateClosed, vm.bell)
+	}
+	vm.heat(c)
+	return nil
+}
+
+func (c *channel) stepIn(vm *VM) bool {
+	i := c.in
+	p := vm.peers[c.From.Peer]
+	if !p.writable() {
+		return false
+	}
+	state := atomic.LoadUint32(&i.header.consumerState)
+	if !c.broken {
+		if _, err := i.free(); err != nil {
+			vm.breaks(c, err)
+			state = stateClosed | stateBroken
+		}
+	}
+	// An acknowledgement is owed when the peer could come to wait for it: a
+	// quarter of the ring came free, or an eighth arrived.
+	got := i.received &^ 7
+	if !i.due && i.room()-i.limit < i.capacity/4 && got-i.acked < i.capacity/8 && state == i.told {
+		return false
+	}
+	i.acked, i.limit, i.due, i.told = got, max(i.limit, i.room()), false, state
+	p.queue(frame{kind: frameAck, channel: c.ID, offset: got, length: uint32(i.limit - got), flags: uint8(state & (stateClosed | stateLost | stateBroken))}, nil)
+	return true
+}
+
+// starts readies both ends for a new connection.
+func (c *channel) starts() {
+	if c.out != nil {
+		c.out.synced, c.out.ended = false, false
+	}
+	if c.in != nil {
+		c.in.received &^= 7
+		c.in.due = true
+	}
+}
+
+// show publishes what was received and wakes the taker.
+func (c *channel) show(vm *VM) {
+	if i := c.in; i.received&^7 != i.tail {
+		i.tail = i.received &^ 7
+		i.publish(vm.bell)
+	}
+}
+
+// finish takes the peer's END.
+func (c *channel) finish(vm *VM, f frame) error {
+	i := c.in
+	if f.offset != i.received {
+		return fmt.Errorf("channel %d: END at byte %d, but %d were received", c.ID, f.offset, i.received)
+	}
+	i.due = true // so that the peer's ring is free
+	vm.heat(c)
+	if !i.ended {
+		i.ended = true
+		c.ring.endProducer(uint32(f.flags), vm.bell)
+	}
+	return nil
+}
+
+// lose ends both ways of a channel whose peer is gone.
+func (c *channel) lose(vm *VM) {
+	if c.out != nil && !c.out.refused && !(c.out.ended && c.out.head == c.out.taker.tail) {
+		c.lost, c.out.refused = true, true
+		c.ring.endConsumer(stateClosed|stateLost, vm.bell)
+	}
+	if c.in != nil && !c.in.ended {
+		c.lost, c.in.ended = true, true
+		c.ring.endProducer(stateClosed|stateLost, vm.bell)
+	}
+}

@@ -1,0 +1,181 @@
+package queuevm
+
+import (
+	"fmt"
+	"sort"
+	"strings"
+	"sync/atomic"
+)
+
+// channel is one channel on this node: its ring and what the daemon does at
+// either end. Guarded by VM.mu, but for the outside ends, which have their own turn.
+type channel struct {
+	Channel
+	ring *ring
+	out  *outlet  // To is a peer: the daemon takes from the ring and sends
+	in   *inlet   // From is a peer: the daemon receives and gives to the ring
+	give *outside // From is outside
+	take *outside // To is outside
+
+	hot     bool // in VM.hot: the loop polls it
+	carried uint64
+	broken  bool
+	lost    bool
+}
+
+func (e Endpoint) String() string {
+	switch {
+	case e.Peer != "":
+		return fmt.Sprintf("peer %q", e.Peer)
+	case e.Outside != "":
+		return fmt.Sprintf("outside queue %q", e.Outside)
+	}
+	return fmt.Sprintf("port %q of process %d", e.Port, e.Process)
+}
+
+func (e Endpoint) local() bool { return e.Peer == "" && e.Outside == "" }
+
+// AddChannel makes the channel's ring on this node. Processes that it names
+// must be known; a peer need not be connected yet: early items wait.
+func (vm *VM) AddChannel(c Channel) error {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	if vm.closed {
+		return ErrDown
+	}
+	if err := vm.checkChannel(c); err != nil {
+		return fmt.Errorf("channel %d from %v to %v: %w", c.ID, c.From, c.To, err)
+	}
+	capacity := roundCapacity(c.Capacity)
+	c.Capacity = int(capacity)
+	r, err := newRing(c.ID, capacity, !c.From.local() || !c.To.local())
+	if err != nil {
+		return err
+	}
+	made := &channel{Channel: c, ring: r}
+	vm.channels[c.ID] = made
+	switch {
+	case c.From.local():
+		vm.processes[c.From.Process].port(c.From.Port).out = made
+	case c.From.Outside != "":
+		made.give = newOutside(made)
+		vm.givers[c.From.Outside] = made
+	default:
+		made.in = &inlet{giver: giver{ring: r}, due: true}
+		vm.peer(c.From.Peer).add(made)
+	}
+	switch {
+	case c.To.local():
+		vm.processes[c.To.Process].port(c.To.Port).in = made
+	case c.To.Outside != "":
+		made.take = newOutside(made)
+		vm.takers[c.To.Outside] = made
+	default:
+		made.out = &outlet{taker: taker{ring: r}}
+		p := vm.peer(c.To.Peer)
+		p.add(made)
+		if early, ok := p.early[c.ID]; ok { // the peer was quicker
+			delete(p.early, c.ID)
+			if err := made.acknowledge(vm, early); err != nil {
+				vm.cut(p, err)
+			}
+		}
+	}
+	if made.out != nil || made.in != nil || made.give != nil || made.take != nil {
+		vm.carried = append(vm.carried, made)
+		vm.heat(made)
+		ring1(vm.bell)
+	}
+	return nil
+}
+
+func (vm *VM) checkChannel(c Channel) error {
+	if vm.channels[c.ID] != nil {
+		return fmt.Errorf("the id is taken")
+	}
+	if c.Capacity < 0 || c.Capacity > maxCapacity {
+		return fmt.Errorf("a capacity of %d bytes is not between 0 and %d", c.Capacity, maxCapacity)
+	}
+	if c.From.Peer != "" && c.To.Peer != "" {
+		return fmt.Errorf("neither end is on this node")
+	}
+	for _, end := range []Endpoint{c.From, c.To} {
+		if end.Peer != "" && end.Outside != "" {
+			return fmt.Errorf("an end is either a peer or outside, not both")
+		}
+		if end.Peer != "" && vm.listener == nil {
+			return fmt.Errorf("a peer needs a proxy: set Config.Listen")
+		}
+	}
+	if c.From.Outside != "" && vm.givers[c.From.Outside] != nil || c.To.Outside != "" && vm.takers[c.To.Outside] != nil {
+		return fmt.Errorf("the outside queue is taken")
+	}
+	if c.From.local() {
+		if err := vm.checkPort(c.From, func(p *port) *channel { return p.out }); err != nil {
+			return err
+		}
+	}
+	if c.To.local() {
+		return vm.checkPort(c.To, func(p *port) *channel { return p.in })
+	}
+	return nil
+}
+
+func (vm *VM) checkPort(e Endpoint, way func(*port) *channel) error {
+	p := vm.processes[e.Process]
+	if p == nil {
+		return fmt.Errorf("process %d: %w", e.Process, ErrUnknown)
+	}
+	if e.Port == "" || len(e.Port) > 255 || strings.ContainsFunc(e.Port, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
+		return fmt.Errorf("port name %q is not 1 to 255 bytes without spaces", e.Port)
+	}
+	if q := p.ports[e.Port]; q != nil && way(q) != nil {
+		return fmt.Errorf("port %q of process %d already leads that way", e.Port, e.Process)
+	}
+	return nil
+}
+
+// breaks marks a channel whose ring held garbage. The child that wrote it
+// loses the channel; nobody else loses anything.
+func (vm *VM) breaks(c *channel, err error) {
+	if c.broken {
+		return
+	}
+	c.broken = true
+	vm.logf("channel %d: %v", c.ID, err)
+	c.ring.endProducer(stateClosed|stateBroken, vm.bell)
+	c.ring.endConsumer(stateClosed|stateBroken, vm.bell)
+	vm.heat(c)
+}
+
+// Inspect reports every channel of this node, ordered by id.
+func (vm *VM) Inspect() []ChannelState {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	if vm.closed {
+		return nil
+	}
+	states := make([]ChannelState, 0, len(vm.channels))
+	for _, c := range vm.channels {
+		h := c.ring.header
+		head := atomic.LoadUint64(&h.head) // before tail: depth is never negative by haste
+		tail := atomic.LoadUint64(&h.tail)
+		giver, taker := atomic.LoadUint32(&h.producerState), atomic.LoadUint32(&h.consumerState)
+		s := ChannelState{
+			ID: c.ID, From: c.From, To: c.To, Capacity: c.Capacity,
+			ItemsIn: atomic.LoadUint64(&h.itemsIn), ItemsOut: atomic.LoadUint64(&h.itemsOut),
+			BytesIn: tail, BytesOut: head, Carried: c.carried,
+			TakerWaits:  atomic.LoadUint32(&h.consumerWaits) != awake && c.out == nil,
+			GiverWaits:  atomic.LoadUint32(&h.producerWaits) != awake && c.in == nil,
+			GiverClosed: giver != 0, TakerClosed: taker != 0,
+			Broken: c.broken || (giver|taker)&stateBroken != 0,
+			Lost:   c.lost || (giver|taker)&stateLost != 0,
+		}
+		if depth := tail - head; depth <= c.ring.capacity {
+			s.Depth = int(depth)
+		}
+		states = append(states, s)
+	}
+	sort.Slice(states, func(a, b int) bool { return states[a].ID < states[b].ID })
+	return states
+}

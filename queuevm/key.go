@@ -1,0 +1,222 @@
+package queuevm
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"os"
+	"time"
+)
+
+// key is the throw-away key with which this node proves itself to its peers,
+// which learnt its fingerprint through the broker. No secret travels.
+type key struct {
+	private     ed25519.PrivateKey
+	public      []byte // SubjectPublicKeyInfo
+	fingerprint string
+	certificate *tls.Certificate // nil when links are plain
+}
+
+func newKey(plain bool) (*key, error) {
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make a key: %w", err)
+	}
+	k := &key{private: private}
+	if k.public, err = x509.MarshalPKIXPublicKey(public); err != nil {
+		return nil, fmt.Errorf("make a key: %w", err)
+	}
+	k.fingerprint = fingerprint(k.public)
+	if plain {
+		return k, nil
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(10 * 365 * 24 * time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, public, private)
+	if err != nil {
+		return nil, fmt.Errorf("make a certificate: %w", err)
+	}
+	k.certificate = &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: private}
+	return k, nil
+}
+
+func fingerprint(spki []byte) string {
+	sum := sha256.Sum256(spki)
+	return hex.EncodeToString(sum[:])
+}
+
+// pinned is TLS 1.3 that trusts exactly the keys that ok accepts.
+func (k *key) pinned(ok func(fingerprint string) bool) *tls.Config {
+	return &tls.Config{
+		MinVersion:             tls.VersionTLS13,
+		Certificates:           []tls.Certificate{*k.certificate},
+		ClientAuth:             tls.RequireAnyClientCert,
+		InsecureSkipVerify:     true, // no names and no chains here: VerifyConnection pins the key itself
+		SessionTicketsDisabled: true,
+		VerifyConnection: func(s tls.ConnectionState) error {
+			if len(s.PeerCertificates) == 1 && ok(fingerprint(s.PeerCertificates[0].RawSubjectPublicKeyInfo)) {
+				return nil
+			}
+			return errors.New("the peer's key is not the one that the broker named")
+		},
+	}
+}
+
+// The greeting that follows on every link, encrypted or not: each side names
+// itself, shows its key and signs both nonces, so that a peer of the group
+// and nobody else is at the other end.
+const (
+	greetingMagic = "MVMP\x01"
+	nonceSize     = 32
+	greetingMax   = 512
+)
+
+type greeting struct {
+	id, public []byte
+	whole      []byte // as sent, nonce included
+}
+
+func (k *key) greeting(self string) (greeting, error) {
+	if len(self) > 255 {
+		return greeting{}, errors.New("a node id has at most 255 bytes")
+	}
+	b := []byte(greetingMagic)
+	nonce := make([]byte, nonceSize)
+	if _, err := rand.Read(nonce); err != nil {
+		return greeting{}, err
+	}
+	b = append(b, nonce...)
+	b = append(append(b, byte(len(self))), self...)
+	b = append(append(b, byte(len(k.public))), k.public...)
+	return greeting{id: []byte(self), public: k.public, whole: b}, nil
+}
+
+func readGreeting(r io.Reader) (greeting, error) {
+	var whole bytes.Buffer
+	tee := io.TeeReader(io.LimitReader(r, greetingMax), &whole)
+	head := make([]byte, len(greetingMagic)+nonceSize)
+	if _, err := io.ReadFull(tee, head); err != nil {
+		return greeting{}, err
+	}
+	if string(head[:len(greetingMagic)]) != greetingMagic {
+		return greeting{}, errors.New("it does not greet as a proxy of this version")
+	}
+	var fields [2][]byte
+	for k := range fields {
+		var n uint8
+		if err := binary.Read(tee, binary.LittleEndian, &n); err != nil {
+			return greeting{}, err
+		}
+		fields[k] = make([]byte, n)
+		if _, err := io.ReadFull(tee, fields[k]); err != nil {
+			return greeting{}, err
+		}
+	}
+	return greeting{id: fields[0], public: fields[1], whole: whole.Bytes()}, nil
+}
+
+// said is what a side signs: its part in the exchange and both greetings.
+func said(part string, dialer, acceptor greeting) []byte {
+	sum := sha256.New()
+	for _, b := range [][]byte{[]byte("mvm proxy " + part), dialer.whole, acceptor.whole} {
+		_ = binary.Write(sum, binary.LittleEndian, uint32(len(b)))
+		sum.Write(b)
+	}
+	return sum.Sum(nil)
+}
+
+func (g greeting) proves(message, signature []byte) bool {
+	public, err := x509.ParsePKIXPublicKey(g.public)
+	if err != nil {
+		return false
+	}
+	k, ok := public.(ed25519.PublicKey)
+	return ok && ed25519.Verify(k, message, signature)
+}
+
+// dial proves both sides to each other on a fresh connection to a peer. The
+// connection that it returns is the one to speak on.
+func (k *key) dial(raw net.Conn, self string, p Peer) (net.Conn, error) {
+	conn := raw
+	if k.certificate != nil {
+		conn = tls.Client(raw, k.pinned(func(f string) bool { return f == p.Fingerprint }))
+	}
+	mine, err := k.greeting(self)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := conn.Write(mine.whole); err != nil {
+		return nil, err
+	}
+	theirs, err := readGreeting(conn)
+	if err != nil {
+		return nil, err
+	}
+	signature := make([]byte, ed25519.SignatureSize)
+	if _, err := io.ReadFull(conn, signature); err != nil {
+		return nil, err
+	}
+	if string(theirs.id) != p.ID || fingerprint(theirs.public) != p.Fingerprint || !theirs.proves(said("acceptor", mine, theirs), signature) {
+		return nil, fmt.Errorf("who answers is not peer %s with the key that the broker named", p.ID)
+	}
+	if _, err := conn.Write(ed25519.Sign(k.private, said("dialer", mine, theirs))); err != nil {
+		return nil, err
+	}
+	var welcome [1]byte
+	if _, err := io.ReadFull(conn, welcome[:]); err != nil {
+		return nil, fmt.Errorf("it does not take our key: %w", err)
+	}
+	return conn, nil
+}
+
+// accept is the other side of dial. find names the fingerprint of a peer that
+// may dial this node. It returns the peer's id.
+func (k *key) accept(raw net.Conn, self string, find func(id string) (fingerprint string, ok bool), known func(fingerprint string) bool) (net.Conn, string, error) {
+	conn := raw
+	if k.certificate != nil {
+		conn = tls.Server(raw, k.pinned(known))
+	}
+	theirs, err := readGreeting(conn)
+	if err != nil {
+		return nil, "", err
+	}
+	id := string(theirs.id)
+	expected, ok := find(id)
+	if !ok || fingerprint(theirs.public) != expected {
+		return nil, "", fmt.Errorf("%q with its key is not in the group, or must not dial", id)
+	}
+	mine, err := k.greeting(self)
+	if err != nil {
+		return nil, "", err
+	}
+	if _, err := conn.Write(append(append([]byte(nil), mine.whole...), ed25519.Sign(k.private, said("acceptor", theirs, mine))...)); err != nil {
+		return nil, "", err
+	}
+	signature := make([]byte, ed25519.SignatureSize)
+	if _, err := io.ReadFull(conn, signature); err != nil {
+		return nil, "", err
+	}
+	if !theirs.proves(said("dialer", theirs, mine), signature) {
+		return nil, "", fmt.Errorf("%q does not hold the key it shows", id)
+	}
+	if _, err := conn.Write([]byte{1}); err != nil {
+		return nil, "", err
+	}
+	return conn, id, nil
+}
+
+// newFileConn is a net.Conn of a socket's descriptor, which it takes over.
+func newFileConn(fd int) (net.Conn, error) {
+	file := os.NewFile(uintptr(fd), "mvm-link")
+	defer file.Close()
+	return net.FileConn(file)
+}

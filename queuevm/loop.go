@@ -1,0 +1,194 @@
+package queuevm
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	yields      = 32
+	slowYield   = 1500 * time.Microsecond // a yield that took longer met a hog:
+	yieldPause  = 100 * time.Millisecond  // no yields for this long
+	busyLooks   = 16                      // rounds of work between two looks at the other descriptors
+	eventsAtOne = 64
+)
+
+// source is what a watched descriptor belongs to. event runs on the loop's
+// thread with VM.mu held, and must not block.
+type source interface{ event(events uint32) }
+
+// watch adds a descriptor to the loop. The caller holds VM.mu or is New.
+func (vm *VM) watch(fd int, events uint32, s source) error {
+	if err := unix.EpollCtl(vm.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: events, Fd: int32(fd)}); err != nil {
+		return err
+	}
+	vm.sources[int32(fd)] = s
+	return nil
+}
+
+// unwatch takes a descriptor from the loop and closes it.
+func (vm *VM) unwatch(fd int) {
+	delete(vm.sources, int32(fd))
+	_ = unix.EpollCtl(vm.epoll, unix.EPOLL_CTL_DEL, fd, nil)
+	_ = unix.Close(fd)
+}
+
+// heat has the loop poll a channel until it was idle once. The caller holds VM.mu.
+func (vm *VM) heat(c *channel) {
+	if !c.hot && (c.out != nil || c.in != nil) {
+		c.hot = true
+		vm.hot = append(vm.hot, c)
+	}
+}
+
+// bellWatch is told that someone rang: a child whose ring we sleep on, or a
+// goroutine that changed something.
+type bellWatch struct{ vm *VM }
+
+func (b bellWatch) event(uint32) {
+	var count [8]byte
+	_, _ = unix.Read(b.vm.bell, count[:])
+	for _, c := range b.vm.carried {
+		if c.stirred() {
+			b.vm.heat(c)
+		}
+		c.give.nudged(&c.ring.header.producerWaits)
+		c.take.nudged(&c.ring.header.consumerWaits)
+	}
+}
+
+// Run carries items until ctx ends or Close is called, and then returns nil.
+// It locks its OS thread; call it once, on a goroutine of its own, before
+// Connect and before the first child starts.
+func (vm *VM) Run(ctx context.Context) error {
+	vm.mu.Lock()
+	if vm.closed || vm.running {
+		vm.mu.Unlock()
+		return errors.New("the queue-level VM runs once, and not after Close")
+	}
+	vm.running = true
+	vm.mu.Unlock()
+	stop := context.AfterFunc(ctx, func() { ring1(vm.bell) })
+	defer stop()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	defer close(vm.stopped)
+	vm.loop(ctx)
+	return nil
+}
+
+// loop polls hot channels and peers without blocking; when nothing moves it
+// spins if cores are free, yields while yields are quick, announces its sleep
+// to every ring, looks once more, and sleeps in epoll_wait.
+func (vm *VM) loop(ctx context.Context) {
+	var (
+		events    [eventsAtOne]unix.EpollEvent
+		spins     = vm.spin()
+		idle      int
+		busy      int
+		noYieldTo time.Time
+	)
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	for !vm.closed && ctx.Err() == nil {
+		worked := vm.carry()
+		if worked {
+			idle = 0
+			if busy++; busy%busyLooks != 0 && len(vm.peers) == 0 {
+				continue
+			}
+		}
+		if vm.look(events[:]) || worked {
+			idle = 0
+			if busy%busyLooks == 0 { // others may want the lock
+				vm.mu.Unlock()
+				vm.mu.Lock()
+			}
+			continue
+		}
+		idle++
+		if idle <= spins {
+			continue
+		}
+		if idle <= spins+yields {
+			now := time.Now()
+			if now.After(noYieldTo) {
+				vm.mu.Unlock()
+				_, _, _ = syscall.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+				vm.mu.Lock()
+				if took := time.Since(now); took > slowYield {
+					noYieldTo = now.Add(took + yieldPause)
+				}
+				continue
+			}
+		}
+		idle = 0
+		vm.arm()
+		if vm.carry() { // after the announcement: what came before it is seen here
+			continue
+		}
+		vm.cool()
+		vm.mu.Unlock()
+		n, err := unix.EpollWait(vm.epoll, events[:], -1)
+		vm.mu.Lock()
+		if err == nil {
+			vm.dispatch(events[:n])
+		}
+	}
+}
+
+// look polls the descriptors without sleeping; true when one had something.
+func (vm *VM) look(events []unix.EpollEvent) bool {
+	n, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(vm.epoll), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), 0, 0, 0)
+	if errno != 0 || n == 0 {
+		return false
+	}
+	vm.dispatch(events[:n])
+	return true
+}
+
+func (vm *VM) dispatch(events []unix.EpollEvent) {
+	for _, e := range events {
+		if s := vm.sources[e.Fd]; s != nil {
+			s.event(e.Events)
+		}
+	}
+}
+
+// carry moves what can be moved now from hot rings to peers.
+func (vm *VM) carry() bool {
+	worked := false
+	vm.turn++ // so that no channel is always the last to find room in a batch
+	for k := range vm.hot {
+		if vm.hot[(k+vm.turn)%len(vm.hot)].step(vm) {
+			worked = true
+		}
+	}
+	for _, p := range vm.peers {
+		if p.flush() {
+			worked = true
+		}
+	}
+	return worked
+}
+
+// arm announces on every hot ring that the daemon is about to sleep.
+func (vm *VM) arm() {
+	for _, c := range vm.hot {
+		c.arm()
+	}
+}
+
+// cool stops polling every channel; the bell or a frame heats it again.
+func (vm *VM) cool() {
+	for _, c := range vm.hot {
+		c.hot = false
+	}
+	vm.hot = vm.hot[:0]
+}

@@ -1,0 +1,568 @@
+package queuevm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	batchParts  = 128       // iovecs in one writev
+	batchBytes  = 1 << 20   // and bytes, more or less
+	receiveSize = 256 << 10 // bytes of one read that do not go straight into a ring
+	earlyFrames = 1 << 16   // channels that a peer may mention before we know them
+)
+
+// peer is another node of the job group and the one connection to it. Guarded
+// by VM.mu but for the channels, which have their own rules.
+type peer struct {
+	Peer
+	vm       *VM
+	channels []*channel
+	early    map[uint32]frame // where the peer stands on channels that were not added here yet
+
+	fd      int // non-blocking; -1 without a connection
+	up, cut chan struct{}
+	failure error // why the connection was cut
+	left    bool  // the peer said goodbye
+	gone    bool  // reported lost; no connection is taken any more
+
+	batch   [][]byte // what is being written: frame headers and ring memory, in turn
+	bytes   int
+	arena   []byte // the batch's frame headers; never grows under the batch
+	blocked bool   // the socket is full: EPOLLOUT is awaited
+
+	buffer     []byte // received, not yet parsed: buffer[start:end]
+	start, end int
+	target     *channel // whose data frame is being received
+	left32     uint32   // bytes of it still to come
+	items      uint32   // of that frame
+	touched    []*channel
+}
+
+// peer is the entry for an id, made at its first mention. The caller holds VM.mu.
+func (vm *VM) peer(id string) *peer {
+	p := vm.peers[id]
+	if p == nil {
+		p = &peer{Peer: Peer{ID: id}, vm: vm, fd: -1, early: map[uint32]frame{}, up: make(chan struct{}, 1), cut: make(chan struct{}, 1)}
+		vm.peers[id] = p
+	}
+	return p
+}
+
+func (p *peer) add(c *channel) {
+	p.channels = append(p.channels, c)
+	if p.gone {
+		c.lose(p.vm)
+	}
+}
+
+// Connect makes the links to the peers and returns when every one of them has
+// proven its key, or with the first failure. Of two nodes the one with the
+// lower id dials, again and again until ctx ends; the other waits for it. Call
+// it once with the whole group.
+func (vm *VM) Connect(ctx context.Context, peers []Peer) error {
+	vm.mu.Lock()
+	if vm.closed || vm.connected || (vm.listener == nil && len(peers) > 0) {
+		vm.mu.Unlock()
+		return errors.New("connect to the peers: the queue-level VM connects once, with a proxy, and not after Close")
+	}
+	vm.connected = true
+	var group []*peer
+	for _, d := range peers {
+		if d.ID == "" || d.ID == vm.config.Self {
+			vm.mu.Unlock()
+			return fmt.Errorf("connect to peer %q: this node is %q", d.ID, vm.config.Self)
+		}
+		p := vm.peer(d.ID)
+		p.Peer = d
+		group = append(group, p)
+	}
+	close(vm.told)
+	vm.mu.Unlock()
+	first := make(chan error, len(group))
+	for _, p := range group {
+		vm.tasks.Add(1)
+		go func() {
+			defer vm.tasks.Done()
+			vm.keep(ctx, p, first)
+		}()
+	}
+	for range group {
+		select {
+		case err := <-first:
+			if err != nil {
+				return err
+			}
+		case <-vm.done:
+			return ErrDown
+		}
+	}
+	return nil
+}
+
+// keep holds the link to one peer up: the lower id dials, the other waits. The
+// first time for as long as ctx allows, later for Config.Redial.
+func (vm *VM) keep(ctx context.Context, p *peer, first chan<- error) {
+	err := vm.link(ctx, p)
+	if err != nil {
+		err = fmt.Errorf("connect to peer %s at %s: %w", p.ID, p.Address, err)
+	}
+	first <- err
+	for err == nil {
+		select {
+		case <-p.cut:
+		case <-vm.done:
+			return
+		}
+		vm.mu.Lock()
+		failure, left := p.failure, p.left
+		vm.mu.Unlock()
+		if left || errors.Is(failure, errProtocol) {
+			err = failure
+			break
+		}
+		vm.logf("peer %s: the link was cut and is made again: %v", p.ID, failure)
+		limit, cancel := context.WithTimeout(context.Background(), vm.config.Redial)
+		err = vm.link(limit, p)
+		cancel()
+	}
+	vm.lose(p, err)
+}
+
+var errProtocol = errors.New("the peer broke the protocol")
+
+// link brings one connection up, or says why there is none when limit ends.
+func (vm *VM) link(limit context.Context, p *peer) error {
+	for vm.config.Self > p.ID {
+		vm.mu.Lock()
+		linked := p.fd >= 0
+		vm.mu.Unlock()
+		if linked {
+			return nil
+		}
+		select {
+		case <-p.up:
+		case <-limit.Done():
+			return fmt.Errorf("it did not dial in time: %w", limit.Err())
+		case <-vm.done:
+			return ErrDown
+		}
+	}
+	wait := 2 * time.Millisecond
+	for {
+		err := vm.dial(limit, p)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-time.After(wait):
+			wait = min(2*wait, 200*time.Millisecond)
+		case <-limit.Done():
+			return fmt.Errorf("%w (last try: %w)", limit.Err(), err)
+		case <-vm.done:
+			return ErrDown
+		}
+	}
+}
+
+func (vm *VM) dial(limit context.Context, p *peer) error {
+	attempt, cancel := context.WithTimeout(limit, 5*time.Second)
+	defer cancel()
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(attempt, "tcp", p.Address)
+	if err != nil {
+		return err
+	}
+	deadline, _ := attempt.Deadline()
+	_ = conn.SetDeadline(deadline)
+	secured, err := vm.key.dial(conn, vm.config.Self, p.Peer)
+	if err != nil {
+		_ = conn.Close()
+		return err
+	}
+	return vm.attach(p, conn, secured)
+}
+
+// attach makes a proven connection the peer's link, in place of an older one.
+func (vm *VM) attach(p *peer, raw net.Conn, secured net.Conn) error {
+	_ = raw.SetDeadline(time.Time{})
+	fd, err := vm.loopEnd(raw, secured)
+	if err != nil {
+		_ = raw.Close()
+		return err
+	}
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	if vm.closed || p.gone {
+		_ = unix.Close(fd)
+		return ErrDown
+	}
+	if p.fd >= 0 { // its other end is as dead as ours will be
+		vm.unwatch(p.fd)
+	}
+	p.fd = fd
+	p.batch, p.bytes, p.blocked, p.failure = nil, 0, false, nil
+	p.start, p.end, p.target, p.left32 = 0, 0, nil, 0
+	if p.buffer == nil {
+		p.buffer = make([]byte, receiveSize)
+		p.arena = make([]byte, 0, batchParts*frameSize)
+	}
+	for _, c := range p.channels {
+		c.starts()
+		vm.heat(c)
+	}
+	clear(p.early)
+	if err := vm.watch(fd, unix.EPOLLIN, p); err != nil {
+		_ = unix.Close(fd)
+		p.fd = -1
+		return err
+	}
+	select {
+	case <-p.cut: // an old one
+	default:
+	}
+	select {
+	case p.up <- struct{}{}:
+	default:
+	}
+	ring1(vm.bell)
+	return nil
+}
+
+// onlyReader and onlyWriter hide a connection's shortcuts for io.Copy: they
+// would splice past TLS, or copy with buffers of their own.
+type (
+	onlyReader struct{ io.Reader }
+	onlyWriter struct{ io.Writer }
+)
+
+// loopEnd is the descriptor that the loop reads and writes: the socket itself
+// where the bytes go as they are, else one end of a socket pair whose other end
+// two goroutines pump through TLS.
+func (vm *VM) loopEnd(raw, secured net.Conn) (int, error) {
+	tcp, ok := raw.(*net.TCPConn)
+	if !ok {
+		return -1, errors.New("not a TCP connection")
+	}
+	file, err := tcp.File()
+	if err != nil {
+		return -1, err
+	}
+	defer file.Close()
+	var fd int
+	fd, err = unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	vm.tune(fd)
+	if secured == raw {
+		_ = raw.Close() // ours is a duplicate
+		return fd, unix.SetNonblock(fd, true)
+	}
+	_ = unix.Close(fd)
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return -1, err
+	}
+	far, err := newFileConn(pair[1])
+	if err != nil {
+		_ = unix.Close(pair[0])
+		return -1, err
+	}
+	vm.tasks.Add(2)
+	for _, way := range [][2]net.Conn{{far, secured}, {secured, far}} {
+		go func() {
+			defer vm.tasks.Done()
+			_, _ = io.CopyBuffer(onlyWriter{way[0]}, onlyReader{way[1]}, make([]byte, 64<<10))
+			_ = raw.Close()
+			_ = far.Close()
+		}()
+	}
+	return pair[0], nil
+}
+
+// tune sets what makes a link quick, and makes a dead one known.
+func (vm *VM) tune(fd int) {
+	set := func(level, option, value int) { _ = unix.SetsockoptInt(fd, level, option, value) }
+	set(unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	set(unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+	set(unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 5)
+	set(unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 2)
+	set(unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 3)
+	set(unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(max(vm.config.Redial, 5*time.Second).Milliseconds()))
+	// A small send buffer keeps ring memory in cache until it is sent; over a
+	// long way it would hold the window down.
+	if info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO); err == nil && info.Rtt < 1000 {
+		set(unix.SOL_SOCKET, unix.SO_SNDBUF, 128<<10)
+	}
+}
+
+// lose gives a peer up: its channels end with "lost", and it is reported once.
+func (vm *VM) lose(p *peer, err error) {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	if p.gone || vm.closed {
+		return
+	}
+	p.gone = true
+	p.disconnect()
+	open := false
+	for _, c := range p.channels {
+		before := c.lost
+		c.lose(vm)
+		open = open || c.lost && !before
+	}
+	ring1(vm.bell)
+	if p.left && !open {
+		return // all was said
+	}
+	select {
+	case vm.lostPeer <- PeerLost{p.ID, err}:
+	default:
+		go func() {
+			select {
+			case vm.lostPeer <- PeerLost{p.ID, err}:
+			case <-vm.done:
+			}
+		}()
+	}
+}
+
+// cut ends the connection; keep decides what follows. The caller holds VM.mu.
+func (vm *VM) cut(p *peer, err error) {
+	if p.fd < 0 {
+		return
+	}
+	p.disconnect()
+	p.failure = err
+	select {
+	case p.cut <- struct{}{}:
+	default:
+	}
+}
+
+func (p *peer) disconnect() {
+	if p.fd >= 0 {
+		p.vm.unwatch(p.fd)
+		p.fd = -1
+	}
+	for _, c := range p.channels {
+		c.starts() // nothing more on this connection
+	}
+}
+
+// goodbye tells the peer that the link ends on purpose. The caller holds VM.mu.
+func (p *peer) goodbye() {
+	if p.fd >= 0 && len(p.batch) == 0 {
+		_, _ = unix.Write(p.fd, frame{kind: frameBye}.append(nil))
+	}
+	p.disconnect()
+}
+
+// writable says that a frame queued now can go out with this round's batch.
+func (p *peer) writable() bool {
+	return p.fd >= 0 && !p.blocked && len(p.batch) < batchParts-1 && p.bytes < batchBytes
+}
+
+// queue adds a frame and its payload to the batch; the payload is sent straight
+// from ring memory, which nobody gives back before the peer acknowledged it.
+func (p *peer) queue(f frame, payload []byte) {
+	at := len(p.arena)
+	p.arena = f.append(p.arena)
+	p.batch = append(p.batch, p.arena[at:])
+	p.bytes += frameSize
+	if len(payload) > 0 {
+		p.batch = append(p.batch, payload)
+		p.bytes += len(payload)
+	}
+}
+
+// flush writes the batch with one writev, or as much of it as the socket takes.
+func (p *peer) flush() bool {
+	if len(p.batch) == 0 || p.blocked || p.fd < 0 {
+		return false
+	}
+	for len(p.batch) > 0 {
+		var parts [batchParts]unix.Iovec
+		for k, b := range p.batch {
+			parts[k].Base = unsafe.SliceData(b)
+			parts[k].SetLen(len(b))
+		}
+		n, _, errno := syscall.RawSyscall(unix.SYS_WRITEV, uintptr(p.fd), uintptr(unsafe.Pointer(&parts)), uintptr(len(p.batch)))
+		switch errno {
+		case 0:
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN:
+			p.blocked = true
+			_ = unix.EpollCtl(p.vm.epoll, unix.EPOLL_CTL_MOD, p.fd, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLOUT, Fd: int32(p.fd)})
+			return true
+		default:
+			p.vm.cut(p, errno)
+			return true
+		}
+		p.wrote(int(n))
+	}
+	p.batch, p.bytes, p.arena = p.batch[:0], 0, p.arena[:0]
+	return true
+}
+
+func (p *peer) wrote(n int) {
+	k := 0
+	for ; k < len(p.batch) && n >= len(p.batch[k]); k++ {
+		n -= len(p.batch[k])
+	}
+	if k == len(p.batch) {
+		p.batch = p.batch[:0]
+		return
+	}
+	p.batch = append(p.batch[:0], p.batch[k:]...)
+	p.batch[0] = p.batch[0][n:]
+}
+
+// event serves the socket: more room to write, or something to read.
+func (p *peer) event(events uint32) {
+	if events&unix.EPOLLOUT != 0 && p.blocked {
+		p.blocked = false
+		_ = unix.EpollCtl(p.vm.epoll, unix.EPOLL_CTL_MOD, p.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(p.fd)})
+		p.flush()
+		for _, c := range p.channels {
+			p.vm.heat(c)
+		}
+	}
+	if events&(unix.EPOLLIN|unix.EPOLLHUP|unix.EPOLLERR) != 0 && p.fd >= 0 {
+		if err := p.receive(); err != nil {
+			p.vm.cut(p, err)
+		}
+	}
+}
+
+// receive reads once: the rest of a data frame straight into its ring, what
+// follows into the buffer; then it parses the buffer and wakes the takers.
+func (p *peer) receive() error {
+	var parts [2]unix.Iovec
+	used := 0
+	var direct []byte
+	if p.left32 > 0 {
+		i := p.target.in
+		direct = i.at(i.received, uint64(p.left32))
+		parts[0].Base = unsafe.SliceData(direct)
+		parts[0].SetLen(len(direct))
+		used = 1
+	}
+	if p.start > 0 {
+		copy(p.buffer, p.buffer[p.start:p.end])
+		p.start, p.end = 0, p.end-p.start
+	}
+	parts[used].Base = &p.buffer[p.end]
+	parts[used].SetLen(len(p.buffer) - p.end)
+	r, _, errno := syscall.RawSyscall(unix.SYS_READV, uintptr(p.fd), uintptr(unsafe.Pointer(&parts)), uintptr(used+1))
+	n := int(r)
+	switch {
+	case errno == unix.EAGAIN || errno == unix.EINTR:
+		return nil
+	case errno != 0:
+		return errno
+	case n == 0:
+		return io.EOF
+	}
+	if direct != nil {
+		k := min(n, len(direct))
+		p.took(uint32(k))
+		n -= k
+	}
+	p.end += n
+	err := p.parse()
+	for _, c := range p.touched {
+		c.show(p.vm)
+		p.vm.heat(c)
+	}
+	p.touched = p.touched[:0]
+	return err
+}
+
+// took accounts for k bytes of the current data frame that are now in its ring.
+func (p *peer) took(k uint32) {
+	i := p.target.in
+	i.received += uint64(k)
+	p.target.carried += uint64(k)
+	p.left32 -= k
+	if p.left32 == 0 {
+		i.items = uint64(p.items)
+	}
+	if n := len(p.touched); n == 0 || p.touched[n-1] != p.target {
+		p.touched = append(p.touched, p.target)
+	}
+}
+
+func (p *peer) parse() error {
+	for {
+		if p.left32 > 0 {
+			k := min(uint32(p.end-p.start), p.left32)
+			if k == 0 {
+				return nil
+			}
+			i := p.target.in
+			copy(i.at(i.received, uint64(k)), p.buffer[p.start:])
+			p.start += int(k)
+			p.took(k)
+			continue
+		}
+		if p.end-p.start < frameSize {
+			return nil
+		}
+		f, err := parseFrame(p.buffer[p.start:p.end])
+		if err == nil {
+			p.start += frameSize
+			err = p.handle(f)
+		}
+		if err != nil {
+			return fmt.Errorf("%w: %w", errProtocol, err)
+		}
+		if p.left {
+			return io.EOF
+		}
+	}
+}
+
+// handle takes one frame's header.
+func (p *peer) handle(f frame) error {
+	if f.kind == frameBye {
+		p.left = true
+		return nil
+	}
+	c := p.vm.channels[f.channel]
+	if f.kind == frameAck {
+		switch {
+		case c == nil && len(p.early) < earlyFrames:
+			p.early[f.channel] = f
+			return nil
+		case c == nil || c.out == nil || c.To.Peer != p.ID:
+			return fmt.Errorf("it acknowledges channel %d, which does not lead to it", f.channel)
+		}
+		return c.acknowledge(p.vm, f)
+	}
+	if c == nil || c.in == nil || c.From.Peer != p.ID || c.in.ended && f.kind == frameData {
+		return fmt.Errorf("it sends on channel %d, which does not come from it", f.channel)
+	}
+	for _, t := range p.touched { // END after data of the same read
+		t.show(p.vm)
+	}
+	if f.kind == frameEnd {
+		return c.finish(p.vm, f)
+	}
+	i := c.in
+	if f.offset != i.received || f.offset+uint64(f.length) > i.limit {
+		return fmt.Errorf("channel %d: %d bytes from %d, but %d were received and there is room up to %d", c.ID, f.length, f.offset, i.received, i.limit)
+	}
+	p.target, p.left32, p.items = c, f.length, f.items
+	return nil
+}
