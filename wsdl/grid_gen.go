@@ -319,10 +319,10 @@ const (
 type GridFault struct {
 	XMLName xml.Name `xml:"urn:mvm:1 GridFault"`
 
-	Code *FaultCode `xml:"code,omitempty" json:"code,omitempty"`
+	Code *FaultCode `xml:"code" json:"code,omitempty"`
 
 	// What happened, to which thing.
-	Message string `xml:"message,omitempty" json:"message,omitempty"`
+	Message string `xml:"message" json:"message,omitempty"`
 
 	// What to do.
 	Advice string `xml:"advice,omitempty" json:"advice,omitempty"`
@@ -333,7 +333,7 @@ type GridFault struct {
 	// What a tool printed.
 	Output string `xml:"output,omitempty" json:"output,omitempty"`
 
-	Problem []*Problem `xml:"problem,omitempty" json:"problem,omitempty"`
+	Problem []*Problem `xml:"problem" json:"problem,omitempty"`
 
 	// As in the server's log.
 	RequestId string `xml:"requestId,omitempty" json:"requestId,omitempty"`
@@ -347,14 +347,14 @@ type GetBrokerResponse struct {
 	XMLName xml.Name `xml:"urn:mvm:1 GetBrokerResponse"`
 
 	// The broker service's address.
-	Url string `xml:"url,omitempty" json:"url,omitempty"`
+	Url string `xml:"url" json:"url,omitempty"`
 
-	Node string `xml:"node,omitempty" json:"node,omitempty"`
+	Node string `xml:"node" json:"node,omitempty"`
 
 	// The image service of a backend node: where to upload.
-	Image string `xml:"image,omitempty" json:"image,omitempty"`
+	Image string `xml:"image" json:"image,omitempty"`
 
-	Information string `xml:"information,omitempty" json:"information,omitempty"`
+	Information string `xml:"information" json:"information,omitempty"`
 }
 
 type Join struct {
@@ -366,14 +366,14 @@ type Join struct {
 type JoinResponse struct {
 	XMLName xml.Name `xml:"urn:mvm:1 JoinResponse"`
 
-	Broker string `xml:"broker,omitempty" json:"broker,omitempty"`
+	Broker string `xml:"broker" json:"broker,omitempty"`
 
-	Information string `xml:"information,omitempty" json:"information,omitempty"`
+	Information string `xml:"information" json:"information,omitempty"`
 
-	Image string `xml:"image,omitempty" json:"image,omitempty"`
+	Image string `xml:"image" json:"image,omitempty"`
 
 	// The base address under which the asked node reached the joiner, or the joiner's own.
-	Url string `xml:"url,omitempty" json:"url,omitempty"`
+	Url string `xml:"url" json:"url,omitempty"`
 }
 
 type ListServices struct {
@@ -383,7 +383,7 @@ type ListServices struct {
 type ListServicesResponse struct {
 	XMLName xml.Name `xml:"urn:mvm:1 ListServicesResponse"`
 
-	Service []*Service `xml:"service,omitempty" json:"service,omitempty"`
+	Service []*Service `xml:"service" json:"service,omitempty"`
 }
 
 type Register struct {
@@ -396,10 +396,10 @@ type RegisterResponse struct {
 	XMLName xml.Name `xml:"urn:mvm:1 RegisterResponse"`
 
 	// For how long after it sent a heartbeat a node may keep what the answer named.
-	LeaseMillis int64 `xml:"leaseMillis,omitempty" json:"leaseMillis,omitempty"`
+	LeaseMillis int64 `xml:"leaseMillis" json:"leaseMillis,omitempty"`
 
 	// How often to send one.
-	HeartbeatMillis int64 `xml:"heartbeatMillis,omitempty" json:"heartbeatMillis,omitempty"`
+	HeartbeatMillis int64 `xml:"heartbeatMillis" json:"heartbeatMillis,omitempty"`
 
 	Broker string `xml:"broker,omitempty" json:"broker,omitempty"`
 }
@@ -407,9 +407,9 @@ type RegisterResponse struct {
 type Heartbeat struct {
 	XMLName xml.Name `xml:"urn:mvm:1 Heartbeat"`
 
-	Node string `xml:"node,omitempty" json:"node,omitempty"`
+	Node string `xml:"node" json:"node,omitempty"`
 
-	Incarnation string `xml:"incarnation,omitempty" json:"incarnation,omitempty"`
+	Incarnation string `xml:"incarnation" json:"incarnation,omitempty"`
 
 	FreeSlots *int32 `xml:"freeSlots,omitempty" json:"freeSlots,omitempty"`
 
@@ -418,18 +418,18 @@ type Heartbeat struct {
 	FreeCores *int32 `xml:"freeCores,omitempty" json:"freeCores,omitempty"`
 
 	// What the node holds.
-	Attempt []*Attempt `xml:"attempt,omitempty" json:"attempt,omitempty"`
+	Attempt []*Attempt `xml:"attempt" json:"attempt,omitempty"`
 }
 
 type HeartbeatResponse struct {
 	XMLName xml.Name `xml:"urn:mvm:1 HeartbeatResponse"`
 
 	// The attempts that are live on this node: all others end.
-	Attempt []*Attempt `xml:"attempt,omitempty" json:"attempt,omitempty"`
+	Attempt []*Attempt `xml:"attempt" json:"attempt,omitempty"`
 
-	LeaseMillis int64 `xml:"leaseMillis,omitempty" json:"leaseMillis,omitempty"`
+	LeaseMillis int64 `xml:"leaseMillis" json:"leaseMillis,omitempty"`
 
-	HeartbeatMillis int64 `xml:"heartbeatMillis,omitempty" json:"heartbeatMillis,omitempty"`
+	HeartbeatMillis int64 `xml:"heartbeatMillis" json:"heartbeatMillis,omitempty"`
 }
 
 type Query struct {
@@ -444,14 +444,14 @@ type Query struct {
 type QueryResponse struct {
 	XMLName xml.Name `xml:"urn:mvm:1 QueryResponse"`
 
-	Node []*Node `xml:"node,omitempty" json:"node,omitempty"`
+	Node []*Node `xml:"node" json:"node,omitempty"`
 }
 
 type SubmitJob struct {
 	XMLName xml.Name `xml:"urn:mvm:1 SubmitJob"`
 
 	// Chosen by the client: the same token submits once.
-	Token string `xml:"token,omitempty" json:"token,omitempty"`
+	Token string `xml:"token" json:"token,omitempty"`
 
 	// The profile; or else profile names a registered one.
 	Job *Job `xml:"job,omitempty" json:"job,omitempty"`
@@ -461,13 +461,13 @@ type SubmitJob struct {
 	Version int32 `xml:"version,omitempty" json:"version,omitempty"`
 
 	// Values for the profile's parameters.
-	Argument []*Assignment `xml:"argument,omitempty" json:"argument,omitempty"`
+	Argument []*Assignment `xml:"argument" json:"argument,omitempty"`
 }
 
 type SubmitJobResponse struct {
 	XMLName xml.Name `xml:"urn:mvm:1 SubmitJobResponse"`
 
-	Id string `xml:"id,omitempty" json:"id,omitempty"`
+	Id string `xml:"id" json:"id,omitempty"`
 }
 
 type PlanJob struct {
@@ -479,7 +479,7 @@ type PlanJob struct {
 
 	Version int32 `xml:"version,omitempty" json:"version,omitempty"`
 
-	Argument []*Assignment `xml:"argument,omitempty" json:"argument,omitempty"`
+	Argument []*Assignment `xml:"argument" json:"argument,omitempty"`
 }
 
 type PlanJobResponse struct {
@@ -490,9 +490,9 @@ type PlanJobResponse struct {
 	// Step by step, when it does not fit.
 	Reason string `xml:"reason,omitempty" json:"reason,omitempty"`
 
-	Placement []*Placement `xml:"placement,omitempty" json:"placement,omitempty"`
+	Placement []*Placement `xml:"placement" json:"placement,omitempty"`
 
-	Rejection []*Rejection `xml:"rejection,omitempty" json:"rejection,omitempty"`
+	Rejection []*Rejection `xml:"rejection" json:"rejection,omitempty"`
 
 	LocalChannels *int32 `xml:"localChannels,omitempty" json:"localChannels,omitempty"`
 
@@ -502,7 +502,7 @@ type PlanJobResponse struct {
 type GetJob struct {
 	XMLName xml.Name `xml:"urn:mvm:1 GetJob"`
 
-	Id string `xml:"id,omitempty" json:"id,omitempty"`
+	Id string `xml:"id" json:"id,omitempty"`
 }
 
 type GetJobResponse struct {
@@ -514,7 +514,7 @@ type GetJobResponse struct {
 type WaitJob struct {
 	XMLName xml.Name `xml:"urn:mvm:1 WaitJob"`
 
-	Id string `xml:"id,omitempty" json:"id,omitempty"`
+	Id string `xml:"id" json:"id,omitempty"`
 
 	// Answer as soon as the job's revision is above this. Without it: when the job has ended.
 	Revision int64 `xml:"revision,omitempty" json:"revision,omitempty"`
@@ -548,13 +548,13 @@ type ListJobsResponse struct {
 	XMLName xml.Name `xml:"urn:mvm:1 ListJobsResponse"`
 
 	// Newest first, without processes and builds.
-	Job []*JobStatus `xml:"job,omitempty" json:"job,omitempty"`
+	Job []*JobStatus `xml:"job" json:"job,omitempty"`
 }
 
 type CancelJob struct {
 	XMLName xml.Name `xml:"urn:mvm:1 CancelJob"`
 
-	Id string `xml:"id,omitempty" json:"id,omitempty"`
+	Id string `xml:"id" json:"id,omitempty"`
 
 	Reason string `xml:"reason,omitempty" json:"reason,omitempty"`
 }
@@ -562,19 +562,19 @@ type CancelJob struct {
 type CancelJobResponse struct {
 	XMLName xml.Name `xml:"urn:mvm:1 CancelJobResponse"`
 
-	State *JobState `xml:"state,omitempty" json:"state,omitempty"`
+	State *JobState `xml:"state" json:"state,omitempty"`
 }
 
 type GetOutput struct {
 	XMLName xml.Name `xml:"urn:mvm:1 GetOutput"`
 
-	Id string `xml:"id,omitempty" json:"id,omitempty"`
+	Id string `xml:"id" json:"id,omitempty"`
 
 	// The process's id. Default 0.
 	Process *int32 `xml:"process,omitempty" json:"process,omitempty"`
 
 	// stdout, stderr, or an output file's name.
-	Name string `xml:"name,omitempty" json:"name,omitempty"`
+	Name string `xml:"name" json:"name,omitempty"`
 
 	Offset int64 `xml:"offset,omitempty" json:"offset,omitempty"`
 
@@ -608,18 +608,18 @@ type RegisterProfile struct {
 type RegisterProfileResponse struct {
 	XMLName xml.Name `xml:"urn:mvm:1 RegisterProfileResponse"`
 
-	Name string `xml:"name,omitempty" json:"name,omitempty"`
+	Name string `xml:"name" json:"name,omitempty"`
 
 	// The same content again keeps its version.
-	Version int32 `xml:"version,omitempty" json:"version,omitempty"`
+	Version int32 `xml:"version" json:"version,omitempty"`
 }
 
 type GetProfile struct {
 	XMLName xml.Name `xml:"urn:mvm:1 GetProfile"`
 
-	Kind *ProfileKind `xml:"kind,omitempty" json:"kind,omitempty"`
+	Kind *ProfileKind `xml:"kind" json:"kind,omitempty"`
 
-	Name string `xml:"name,omitempty" json:"name,omitempty"`
+	Name string `xml:"name" json:"name,omitempty"`
 
 	// Default: the newest.
 	Version int32 `xml:"version,omitempty" json:"version,omitempty"`
@@ -644,7 +644,7 @@ type ListProfilesResponse struct {
 	XMLName xml.Name `xml:"urn:mvm:1 ListProfilesResponse"`
 
 	// Every version, without its content.
-	Profile []*Profile `xml:"profile,omitempty" json:"profile,omitempty"`
+	Profile []*Profile `xml:"profile" json:"profile,omitempty"`
 }
 
 type ListNodes struct {
@@ -654,7 +654,7 @@ type ListNodes struct {
 type ListNodesResponse struct {
 	XMLName xml.Name `xml:"urn:mvm:1 ListNodesResponse"`
 
-	Node []*Node `xml:"node,omitempty" json:"node,omitempty"`
+	Node []*Node `xml:"node" json:"node,omitempty"`
 }
 
 type Report struct {
@@ -663,10 +663,10 @@ type Report struct {
 	Attempt *Attempt `xml:"attempt,omitempty" json:"attempt,omitempty"`
 
 	// From 1, counted by the node for the attempt; a repeated one is acknowledged and changes nothing.
-	Sequence int64 `xml:"sequence,omitempty" json:"sequence,omitempty"`
+	Sequence int64 `xml:"sequence" json:"sequence,omitempty"`
 
 	// Processes whose state changed.
-	Process []*ProcessStatus `xml:"process,omitempty" json:"process,omitempty"`
+	Process []*ProcessStatus `xml:"process" json:"process,omitempty"`
 
 	// The attempt cannot go on here, and why.
 	Failure string `xml:"failure,omitempty" json:"failure,omitempty"`
@@ -680,14 +680,14 @@ type Report struct {
 type ReportResponse struct {
 	XMLName xml.Name `xml:"urn:mvm:1 ReportResponse"`
 
-	Acknowledged int64 `xml:"acknowledged,omitempty" json:"acknowledged,omitempty"`
+	Acknowledged int64 `xml:"acknowledged" json:"acknowledged,omitempty"`
 }
 
 type PutBlob struct {
 	XMLName xml.Name `xml:"urn:mvm:1 PutBlob"`
 
 	// sha256: and 64 hexadecimal digits, of the whole.
-	Digest string `xml:"digest,omitempty" json:"digest,omitempty"`
+	Digest string `xml:"digest" json:"digest,omitempty"`
 
 	// Of the whole, in bytes.
 	Size *int64 `xml:"size,omitempty" json:"size,omitempty"`
@@ -708,7 +708,7 @@ type PutBlobResponse struct {
 type GetBlob struct {
 	XMLName xml.Name `xml:"urn:mvm:1 GetBlob"`
 
-	Digest string `xml:"digest,omitempty" json:"digest,omitempty"`
+	Digest string `xml:"digest" json:"digest,omitempty"`
 
 	Offset int64 `xml:"offset,omitempty" json:"offset,omitempty"`
 
@@ -727,7 +727,7 @@ type GetBlobResponse struct {
 type StatBlob struct {
 	XMLName xml.Name `xml:"urn:mvm:1 StatBlob"`
 
-	Digest string `xml:"digest,omitempty" json:"digest,omitempty"`
+	Digest string `xml:"digest" json:"digest,omitempty"`
 }
 
 type StatBlobResponse struct {
@@ -749,7 +749,7 @@ type ListBlobs struct {
 type ListBlobsResponse struct {
 	XMLName xml.Name `xml:"urn:mvm:1 ListBlobsResponse"`
 
-	Blob []*Blob `xml:"blob,omitempty" json:"blob,omitempty"`
+	Blob []*Blob `xml:"blob" json:"blob,omitempty"`
 }
 
 type Awaken struct {
@@ -758,12 +758,12 @@ type Awaken struct {
 	Attempt *Attempt `xml:"attempt,omitempty" json:"attempt,omitempty"`
 
 	// The broker service that takes this attempt's reports.
-	Broker string `xml:"broker,omitempty" json:"broker,omitempty"`
+	Broker string `xml:"broker" json:"broker,omitempty"`
 
 	// Base addresses of nodes that have the blobs, and take results (the first).
-	Image []string `xml:"image,omitempty" json:"image,omitempty"`
+	Image []string `xml:"image" json:"image,omitempty"`
 
-	Slots int32 `xml:"slots,omitempty" json:"slots,omitempty"`
+	Slots int32 `xml:"slots" json:"slots,omitempty"`
 
 	// MiB to reserve.
 	Memory int64 `xml:"memory,omitempty" json:"memory,omitempty"`
@@ -773,10 +773,10 @@ type Awaken struct {
 	// true: an edge leaves this node, or comes from outside.
 	Proxy *bool `xml:"proxy,omitempty" json:"proxy,omitempty"`
 
-	Build []*Build `xml:"build,omitempty" json:"build,omitempty"`
+	Build []*Build `xml:"build" json:"build,omitempty"`
 
 	// Input blobs to fetch ahead.
-	File []*FileRef `xml:"file,omitempty" json:"file,omitempty"`
+	File []*FileRef `xml:"file" json:"file,omitempty"`
 }
 
 type AwakenResponse struct {
@@ -788,7 +788,7 @@ type AwakenResponse struct {
 	// Of the proxy's throw-away key: hexadecimal SHA-256 of its SubjectPublicKeyInfo.
 	Fingerprint string `xml:"fingerprint,omitempty" json:"fingerprint,omitempty"`
 
-	Build []*BuildStatus `xml:"build,omitempty" json:"build,omitempty"`
+	Build []*BuildStatus `xml:"build" json:"build,omitempty"`
 }
 
 type Instantiate struct {
@@ -799,18 +799,18 @@ type Instantiate struct {
 	// 0 or absent: no limit.
 	WallTimeSeconds int64 `xml:"wallTimeSeconds,omitempty" json:"wallTimeSeconds,omitempty"`
 
-	Process []*ProcessSpec `xml:"process,omitempty" json:"process,omitempty"`
+	Process []*ProcessSpec `xml:"process" json:"process,omitempty"`
 
-	Channel []*Channel `xml:"channel,omitempty" json:"channel,omitempty"`
+	Channel []*Channel `xml:"channel" json:"channel,omitempty"`
 
-	Peer []*Peer `xml:"peer,omitempty" json:"peer,omitempty"`
+	Peer []*Peer `xml:"peer" json:"peer,omitempty"`
 }
 
 type InstantiateResponse struct {
 	XMLName xml.Name `xml:"urn:mvm:1 InstantiateResponse"`
 
 	// How many run.
-	Processes int32 `xml:"processes,omitempty" json:"processes,omitempty"`
+	Processes int32 `xml:"processes" json:"processes,omitempty"`
 }
 
 type Terminate struct {
@@ -838,7 +838,7 @@ type ReadStream struct {
 
 	Process *int32 `xml:"process,omitempty" json:"process,omitempty"`
 
-	Name string `xml:"name,omitempty" json:"name,omitempty"`
+	Name string `xml:"name" json:"name,omitempty"`
 
 	Offset int64 `xml:"offset,omitempty" json:"offset,omitempty"`
 
@@ -867,17 +867,17 @@ type Inspect struct {
 type InspectResponse struct {
 	XMLName xml.Name `xml:"urn:mvm:1 InspectResponse"`
 
-	Attempt []*AttemptState `xml:"attempt,omitempty" json:"attempt,omitempty"`
+	Attempt []*AttemptState `xml:"attempt" json:"attempt,omitempty"`
 }
 
 type Enqueue struct {
 	XMLName xml.Name `xml:"urn:mvm:1 Enqueue"`
 
-	Job string `xml:"job,omitempty" json:"job,omitempty"`
+	Job string `xml:"job" json:"job,omitempty"`
 
-	Queue string `xml:"queue,omitempty" json:"queue,omitempty"`
+	Queue string `xml:"queue" json:"queue,omitempty"`
 
-	Item []*Binary `xml:"item,omitempty" json:"item,omitempty"`
+	Item []*Binary `xml:"item" json:"item,omitempty"`
 
 	// true: nothing more comes from outside; after these items the taker sees END.
 	End bool `xml:"end,omitempty" json:"end,omitempty"`
@@ -896,9 +896,9 @@ type EnqueueResponse struct {
 type Dequeue struct {
 	XMLName xml.Name `xml:"urn:mvm:1 Dequeue"`
 
-	Job string `xml:"job,omitempty" json:"job,omitempty"`
+	Job string `xml:"job" json:"job,omitempty"`
 
-	Queue string `xml:"queue,omitempty" json:"queue,omitempty"`
+	Queue string `xml:"queue" json:"queue,omitempty"`
 
 	// At most so many items. Default 1, at most 1000.
 	Limit int32 `xml:"limit,omitempty" json:"limit,omitempty"`
@@ -910,7 +910,7 @@ type Dequeue struct {
 type DequeueResponse struct {
 	XMLName xml.Name `xml:"urn:mvm:1 DequeueResponse"`
 
-	Item []*Binary `xml:"item,omitempty" json:"item,omitempty"`
+	Item []*Binary `xml:"item" json:"item,omitempty"`
 
 	// true: the queue is empty and its producer has closed it.
 	End *bool `xml:"end,omitempty" json:"end,omitempty"`
@@ -919,9 +919,9 @@ type DequeueResponse struct {
 type OpenSocket struct {
 	XMLName xml.Name `xml:"urn:mvm:1 OpenSocket"`
 
-	Job string `xml:"job,omitempty" json:"job,omitempty"`
+	Job string `xml:"job" json:"job,omitempty"`
 
-	Queue string `xml:"queue,omitempty" json:"queue,omitempty"`
+	Queue string `xml:"queue" json:"queue,omitempty"`
 
 	// How long the token may wait to be used. Default 60000.
 	TtlMillis int32 `xml:"ttlMillis,omitempty" json:"ttlMillis,omitempty"`
@@ -931,10 +931,10 @@ type OpenSocketResponse struct {
 	XMLName xml.Name `xml:"urn:mvm:1 OpenSocketResponse"`
 
 	// host:port for a plain TCP connection.
-	Address string `xml:"address,omitempty" json:"address,omitempty"`
+	Address string `xml:"address" json:"address,omitempty"`
 
 	// Good once; the first line to send is MVM1, a space and the token.
-	Token string `xml:"token,omitempty" json:"token,omitempty"`
+	Token string `xml:"token" json:"token,omitempty"`
 }
 
 type Job struct {
@@ -944,39 +944,39 @@ type Job struct {
 	Description string `xml:"description,omitempty" json:"description,omitempty"`
 
 	// A value that whoever submits the job may set.
-	Parameter []*Parameter `xml:"parameter,omitempty" json:"parameter,omitempty"`
+	Parameter []*Parameter `xml:"parameter" json:"parameter,omitempty"`
 
 	// Source code that nodes build before they run it.
-	Source []*Source `xml:"source,omitempty" json:"source,omitempty"`
+	Source []*Source `xml:"source" json:"source,omitempty"`
 
 	// A file put into the working folder of every process of the job.
-	Input []*InputFile `xml:"input,omitempty" json:"input,omitempty"`
+	Input []*InputFile `xml:"input" json:"input,omitempty"`
 
 	// A role in the job: a program and how many processes run it.
-	Task []*Task `xml:"task,omitempty" json:"task,omitempty"`
+	Task []*Task `xml:"task" json:"task,omitempty"`
 
 	// Wires processes in a regular or imported pattern. Several may be laid over the same tasks; their port names must differ.
-	Topology []*Topology `xml:"topology,omitempty" json:"topology,omitempty"`
+	Topology []*Topology `xml:"topology" json:"topology,omitempty"`
 
 	// One directed channel, spelled out.
-	Edge []*Edge `xml:"edge,omitempty" json:"edge,omitempty"`
+	Edge []*Edge `xml:"edge" json:"edge,omitempty"`
 
 	// A kind of queue that topologies and edges name by their queue attribute.
-	Queue []*Queue `xml:"queue,omitempty" json:"queue,omitempty"`
+	Queue []*Queue `xml:"queue" json:"queue,omitempty"`
 
 	// Limits on the job as a whole.
 	Policy *JobPolicy `xml:"policy,omitempty" json:"policy,omitempty"`
 
 	// The job's name: a letter, then up to 62 letters, digits, '_', '.' or '-'.
 
-	Name string `xml:"name,attr,omitempty" json:"name,omitempty"`
+	Name string `xml:"name,attr" json:"name,omitempty"`
 }
 
 type Parameter struct {
 
 	// A letter or '_', then letters, digits or '_'.
 
-	Name string `xml:"name,attr,omitempty" json:"name,omitempty"`
+	Name string `xml:"name,attr" json:"name,omitempty"`
 
 	// The value when none is given. Without it the parameter must be given.
 
@@ -988,22 +988,22 @@ type Parameter struct {
 }
 
 type Assignment struct {
-	Name string `xml:"name,attr,omitempty" json:"name,omitempty"`
+	Name string `xml:"name,attr" json:"name,omitempty"`
 
 	Value string `xml:"value,attr,omitempty" json:"value,omitempty"`
 }
 
 type Source struct {
-	File []*SourceFile `xml:"file,omitempty" json:"file,omitempty"`
+	File []*SourceFile `xml:"file" json:"file,omitempty"`
 
 	// A flag for the compiler or linker, one an element, in order.
-	Flag []string `xml:"flag,omitempty" json:"flag,omitempty"`
+	Flag []string `xml:"flag" json:"flag,omitempty"`
 
 	// What tasks call it by.
 
-	Name string `xml:"name,attr,omitempty" json:"name,omitempty"`
+	Name string `xml:"name,attr" json:"name,omitempty"`
 
-	Language *Language `xml:"language,attr,omitempty" json:"language,omitempty"`
+	Language *Language `xml:"language,attr" json:"language,omitempty"`
 }
 
 type SourceFile struct {
@@ -1045,7 +1045,7 @@ type OutputFile struct {
 
 	// A relative path without '..'.
 
-	Name string `xml:"name,attr,omitempty" json:"name,omitempty"`
+	Name string `xml:"name,attr" json:"name,omitempty"`
 
 	// Only the process with this index writes it. Default: every process of the task.
 
@@ -1059,20 +1059,20 @@ type OutputFile struct {
 type Task struct {
 
 	// A command line argument, one an element, in order. No shell reads it.
-	Argument []string `xml:"argument,omitempty" json:"argument,omitempty"`
+	Argument []string `xml:"argument" json:"argument,omitempty"`
 
 	// An environment variable. Names that begin with MVM_ are reserved.
-	Environment []*Assignment `xml:"environment,omitempty" json:"environment,omitempty"`
+	Environment []*Assignment `xml:"environment" json:"environment,omitempty"`
 
 	// What each process of the task needs.
 	Resources *Resources `xml:"resources,omitempty" json:"resources,omitempty"`
 
 	// A file put into the working folder of every process of this task.
-	Input []*InputFile `xml:"input,omitempty" json:"input,omitempty"`
+	Input []*InputFile `xml:"input" json:"input,omitempty"`
 
-	Output []*OutputFile `xml:"output,omitempty" json:"output,omitempty"`
+	Output []*OutputFile `xml:"output" json:"output,omitempty"`
 
-	Name string `xml:"name,attr,omitempty" json:"name,omitempty"`
+	Name string `xml:"name,attr" json:"name,omitempty"`
 
 	// The source that its processes run.
 
@@ -1090,12 +1090,12 @@ type Task struct {
 type Resources struct {
 
 	// Only in a registered profile: a value that its user may set.
-	Parameter []*Parameter `xml:"parameter,omitempty" json:"parameter,omitempty"`
+	Parameter []*Parameter `xml:"parameter" json:"parameter,omitempty"`
 
 	// A value for a parameter of the registered profile that the profile attribute names.
-	Set []*Assignment `xml:"set,omitempty" json:"set,omitempty"`
+	Set []*Assignment `xml:"set" json:"set,omitempty"`
 
-	Require []*Requirement `xml:"require,omitempty" json:"require,omitempty"`
+	Require []*Requirement `xml:"require" json:"require,omitempty"`
 
 	// The name of a registered resources profile to start from; what is written here goes over it.
 
@@ -1115,7 +1115,7 @@ type Resources struct {
 }
 
 type Requirement struct {
-	Property *NodeProperty `xml:"property,attr,omitempty" json:"property,omitempty"`
+	Property *NodeProperty `xml:"property,attr" json:"property,omitempty"`
 
 	Equals string `xml:"equals,attr,omitempty" json:"equals,omitempty"`
 
@@ -1125,10 +1125,10 @@ type Requirement struct {
 type Topology struct {
 
 	// Only in a registered profile: a value that its user may set.
-	Parameter []*Parameter `xml:"parameter,omitempty" json:"parameter,omitempty"`
+	Parameter []*Parameter `xml:"parameter" json:"parameter,omitempty"`
 
 	// A value for a parameter of the registered profile that the profile attribute names.
-	Set []*Assignment `xml:"set,omitempty" json:"set,omitempty"`
+	Set []*Assignment `xml:"set" json:"set,omitempty"`
 
 	// The graph of kind graph.
 	Graph *Graph `xml:"graph,omitempty" json:"graph,omitempty"`
@@ -1204,7 +1204,7 @@ type Graph struct {
 
 	Content *Binary `xml:"content,omitempty" json:"content,omitempty"`
 
-	Format *GraphFormat `xml:"format,attr,omitempty" json:"format,omitempty"`
+	Format *GraphFormat `xml:"format,attr" json:"format,omitempty"`
 
 	Path string `xml:"path,attr,omitempty" json:"path,omitempty"`
 
@@ -1214,9 +1214,9 @@ type Graph struct {
 type Edge struct {
 	Link *Link `xml:"link,omitempty" json:"link,omitempty"`
 
-	From string `xml:"from,attr,omitempty" json:"from,omitempty"`
+	From string `xml:"from,attr" json:"from,omitempty"`
 
-	To string `xml:"to,attr,omitempty" json:"to,omitempty"`
+	To string `xml:"to,attr" json:"to,omitempty"`
 
 	Queue string `xml:"queue,attr,omitempty" json:"queue,omitempty"`
 
@@ -1247,9 +1247,9 @@ type Link struct {
 type Queue struct {
 
 	// Codecs that items pass through, in order.
-	Encoder []*Encoder `xml:"encoder,omitempty" json:"encoder,omitempty"`
+	Encoder []*Encoder `xml:"encoder" json:"encoder,omitempty"`
 
-	Name string `xml:"name,attr,omitempty" json:"name,omitempty"`
+	Name string `xml:"name,attr" json:"name,omitempty"`
 
 	// Default fifo.
 
@@ -1265,7 +1265,7 @@ type Queue struct {
 }
 
 type Encoder struct {
-	Codec *Codec `xml:"codec,attr,omitempty" json:"codec,omitempty"`
+	Codec *Codec `xml:"codec,attr" json:"codec,omitempty"`
 }
 
 type JobPolicy struct {
@@ -1302,15 +1302,15 @@ type Problem struct {
 	Expected string `xml:"expected,omitempty" json:"expected,omitempty"`
 
 	// The whole in one sentence.
-	Message string `xml:"message,omitempty" json:"message,omitempty"`
+	Message string `xml:"message" json:"message,omitempty"`
 }
 
 type Service struct {
-	Name string `xml:"name,omitempty" json:"name,omitempty"`
+	Name string `xml:"name" json:"name,omitempty"`
 
-	Url string `xml:"url,omitempty" json:"url,omitempty"`
+	Url string `xml:"url" json:"url,omitempty"`
 
-	Wsdl string `xml:"wsdl,omitempty" json:"wsdl,omitempty"`
+	Wsdl string `xml:"wsdl" json:"wsdl,omitempty"`
 
 	Node string `xml:"node,omitempty" json:"node,omitempty"`
 
@@ -1318,27 +1318,27 @@ type Service struct {
 }
 
 type Compiler struct {
-	Language *Language `xml:"language,omitempty" json:"language,omitempty"`
+	Language *Language `xml:"language" json:"language,omitempty"`
 
-	Command string `xml:"command,omitempty" json:"command,omitempty"`
+	Command string `xml:"command" json:"command,omitempty"`
 
-	Version string `xml:"version,omitempty" json:"version,omitempty"`
+	Version string `xml:"version" json:"version,omitempty"`
 }
 
 type Node struct {
 
 	// Stable over restarts: kept in its data folder.
-	Id string `xml:"id,omitempty" json:"id,omitempty"`
+	Id string `xml:"id" json:"id,omitempty"`
 
 	// Random at each start.
-	Incarnation string `xml:"incarnation,omitempty" json:"incarnation,omitempty"`
+	Incarnation string `xml:"incarnation" json:"incarnation,omitempty"`
 
 	Name string `xml:"name,omitempty" json:"name,omitempty"`
 
 	// Its base, http://host:port.
-	Url string `xml:"url,omitempty" json:"url,omitempty"`
+	Url string `xml:"url" json:"url,omitempty"`
 
-	Role []*Role `xml:"role,omitempty" json:"role,omitempty"`
+	Role []*Role `xml:"role" json:"role,omitempty"`
 
 	Version string `xml:"version,omitempty" json:"version,omitempty"`
 
@@ -1346,10 +1346,10 @@ type Node struct {
 
 	Arch string `xml:"arch,omitempty" json:"arch,omitempty"`
 
-	Cores int32 `xml:"cores,omitempty" json:"cores,omitempty"`
+	Cores int32 `xml:"cores" json:"cores,omitempty"`
 
 	// MiB in all.
-	Memory int64 `xml:"memory,omitempty" json:"memory,omitempty"`
+	Memory int64 `xml:"memory" json:"memory,omitempty"`
 
 	// Processes it takes at once.
 	Slots *int32 `xml:"slots,omitempty" json:"slots,omitempty"`
@@ -1362,7 +1362,7 @@ type Node struct {
 	// Cores not kept for processes alone.
 	FreeCores *int32 `xml:"freeCores,omitempty" json:"freeCores,omitempty"`
 
-	Compiler []*Compiler `xml:"compiler,omitempty" json:"compiler,omitempty"`
+	Compiler []*Compiler `xml:"compiler" json:"compiler,omitempty"`
 
 	// QEMU's version, where there is one.
 	Qemu string `xml:"qemu,omitempty" json:"qemu,omitempty"`
@@ -1375,10 +1375,10 @@ type Node struct {
 }
 
 type Attempt struct {
-	Job string `xml:"job,omitempty" json:"job,omitempty"`
+	Job string `xml:"job" json:"job,omitempty"`
 
 	// From 1; a node refuses lower ones than it has seen.
-	Number int32 `xml:"number,omitempty" json:"number,omitempty"`
+	Number int32 `xml:"number" json:"number,omitempty"`
 
 	Node string `xml:"node,omitempty" json:"node,omitempty"`
 
@@ -1387,9 +1387,9 @@ type Attempt struct {
 }
 
 type File struct {
-	Name string `xml:"name,omitempty" json:"name,omitempty"`
+	Name string `xml:"name" json:"name,omitempty"`
 
-	Digest string `xml:"digest,omitempty" json:"digest,omitempty"`
+	Digest string `xml:"digest" json:"digest,omitempty"`
 
 	Size *int64 `xml:"size,omitempty" json:"size,omitempty"`
 
@@ -1405,14 +1405,14 @@ type ProcessStatus struct {
 	// From 0, over the whole job.
 	Id *int32 `xml:"id,omitempty" json:"id,omitempty"`
 
-	Task string `xml:"task,omitempty" json:"task,omitempty"`
+	Task string `xml:"task" json:"task,omitempty"`
 
 	// From 0, within its task.
 	Index *int32 `xml:"index,omitempty" json:"index,omitempty"`
 
 	Node string `xml:"node,omitempty" json:"node,omitempty"`
 
-	State *ProcessState `xml:"state,omitempty" json:"state,omitempty"`
+	State *ProcessState `xml:"state" json:"state,omitempty"`
 
 	ExitCode *int32 `xml:"exitCode,omitempty" json:"exitCode,omitempty"`
 
@@ -1432,14 +1432,14 @@ type ProcessStatus struct {
 	Ended *soap.XSDDateTime `xml:"ended,omitempty" json:"ended,omitempty"`
 
 	// Its outputs; stdout and stderr by these names.
-	File []*File `xml:"file,omitempty" json:"file,omitempty"`
+	File []*File `xml:"file" json:"file,omitempty"`
 }
 
 type BuildStatus struct {
-	Source string `xml:"source,omitempty" json:"source,omitempty"`
+	Source string `xml:"source" json:"source,omitempty"`
 
 	// Of source, flags and compiler: the same digest is the same program.
-	Digest string `xml:"digest,omitempty" json:"digest,omitempty"`
+	Digest string `xml:"digest" json:"digest,omitempty"`
 
 	Node string `xml:"node,omitempty" json:"node,omitempty"`
 
@@ -1453,26 +1453,26 @@ type BuildStatus struct {
 }
 
 type OutsideQueue struct {
-	Name string `xml:"name,omitempty" json:"name,omitempty"`
+	Name string `xml:"name" json:"name,omitempty"`
 
 	// in: outsiders enqueue. out: they dequeue.
-	Direction string `xml:"direction,omitempty" json:"direction,omitempty"`
+	Direction string `xml:"direction" json:"direction,omitempty"`
 
-	Node string `xml:"node,omitempty" json:"node,omitempty"`
+	Node string `xml:"node" json:"node,omitempty"`
 
 	// The queue service to ask.
-	Url string `xml:"url,omitempty" json:"url,omitempty"`
+	Url string `xml:"url" json:"url,omitempty"`
 }
 
 type JobStatus struct {
-	Id string `xml:"id,omitempty" json:"id,omitempty"`
+	Id string `xml:"id" json:"id,omitempty"`
 
-	Name string `xml:"name,omitempty" json:"name,omitempty"`
+	Name string `xml:"name" json:"name,omitempty"`
 
-	State *JobState `xml:"state,omitempty" json:"state,omitempty"`
+	State *JobState `xml:"state" json:"state,omitempty"`
 
 	// Grows with every change.
-	Revision int64 `xml:"revision,omitempty" json:"revision,omitempty"`
+	Revision int64 `xml:"revision" json:"revision,omitempty"`
 
 	// Why it is pending, or why it failed.
 	Reason string `xml:"reason,omitempty" json:"reason,omitempty"`
@@ -1481,19 +1481,19 @@ type JobStatus struct {
 
 	Priority *int32 `xml:"priority,omitempty" json:"priority,omitempty"`
 
-	Submitted soap.XSDDateTime `xml:"submitted,omitempty" json:"submitted,omitempty"`
+	Submitted soap.XSDDateTime `xml:"submitted" json:"submitted,omitempty"`
 
 	Started *soap.XSDDateTime `xml:"started,omitempty" json:"started,omitempty"`
 
 	Ended *soap.XSDDateTime `xml:"ended,omitempty" json:"ended,omitempty"`
 
-	Argument []*Assignment `xml:"argument,omitempty" json:"argument,omitempty"`
+	Argument []*Assignment `xml:"argument" json:"argument,omitempty"`
 
-	Process []*ProcessStatus `xml:"process,omitempty" json:"process,omitempty"`
+	Process []*ProcessStatus `xml:"process" json:"process,omitempty"`
 
-	Build []*BuildStatus `xml:"build,omitempty" json:"build,omitempty"`
+	Build []*BuildStatus `xml:"build" json:"build,omitempty"`
 
-	Outside []*OutsideQueue `xml:"outside,omitempty" json:"outside,omitempty"`
+	Outside []*OutsideQueue `xml:"outside" json:"outside,omitempty"`
 
 	// Item bytes that crossed between nodes.
 	ProxyBytes *int64 `xml:"proxyBytes,omitempty" json:"proxyBytes,omitempty"`
@@ -1504,25 +1504,25 @@ type JobStatus struct {
 type Placement struct {
 	Process *int32 `xml:"process,omitempty" json:"process,omitempty"`
 
-	Task string `xml:"task,omitempty" json:"task,omitempty"`
+	Task string `xml:"task" json:"task,omitempty"`
 
 	Index *int32 `xml:"index,omitempty" json:"index,omitempty"`
 
-	Node string `xml:"node,omitempty" json:"node,omitempty"`
+	Node string `xml:"node" json:"node,omitempty"`
 }
 
 type Rejection struct {
-	Node string `xml:"node,omitempty" json:"node,omitempty"`
+	Node string `xml:"node" json:"node,omitempty"`
 
 	Task string `xml:"task,omitempty" json:"task,omitempty"`
 
-	Reason string `xml:"reason,omitempty" json:"reason,omitempty"`
+	Reason string `xml:"reason" json:"reason,omitempty"`
 }
 
 type Profile struct {
-	Kind *ProfileKind `xml:"kind,omitempty" json:"kind,omitempty"`
+	Kind *ProfileKind `xml:"kind" json:"kind,omitempty"`
 
-	Name string `xml:"name,omitempty" json:"name,omitempty"`
+	Name string `xml:"name" json:"name,omitempty"`
 
 	// From 1; given by the broker.
 	Version int32 `xml:"version,omitempty" json:"version,omitempty"`
@@ -1539,7 +1539,7 @@ type Profile struct {
 }
 
 type Blob struct {
-	Digest string `xml:"digest,omitempty" json:"digest,omitempty"`
+	Digest string `xml:"digest" json:"digest,omitempty"`
 
 	Size *int64 `xml:"size,omitempty" json:"size,omitempty"`
 
@@ -1553,43 +1553,43 @@ type Blob struct {
 }
 
 type FileRef struct {
-	Name string `xml:"name,omitempty" json:"name,omitempty"`
+	Name string `xml:"name" json:"name,omitempty"`
 
-	Digest string `xml:"digest,omitempty" json:"digest,omitempty"`
+	Digest string `xml:"digest" json:"digest,omitempty"`
 }
 
 type Build struct {
-	Source string `xml:"source,omitempty" json:"source,omitempty"`
+	Source string `xml:"source" json:"source,omitempty"`
 
-	Language *Language `xml:"language,omitempty" json:"language,omitempty"`
+	Language *Language `xml:"language" json:"language,omitempty"`
 
-	Flag []string `xml:"flag,omitempty" json:"flag,omitempty"`
+	Flag []string `xml:"flag" json:"flag,omitempty"`
 
-	File []*FileRef `xml:"file,omitempty" json:"file,omitempty"`
+	File []*FileRef `xml:"file" json:"file,omitempty"`
 }
 
 type ProcessSpec struct {
 	Id *int32 `xml:"id,omitempty" json:"id,omitempty"`
 
-	Task string `xml:"task,omitempty" json:"task,omitempty"`
+	Task string `xml:"task" json:"task,omitempty"`
 
 	Index *int32 `xml:"index,omitempty" json:"index,omitempty"`
 
-	Count int32 `xml:"count,omitempty" json:"count,omitempty"`
+	Count int32 `xml:"count" json:"count,omitempty"`
 
-	Source string `xml:"source,omitempty" json:"source,omitempty"`
+	Source string `xml:"source" json:"source,omitempty"`
 
-	Argument []string `xml:"argument,omitempty" json:"argument,omitempty"`
+	Argument []string `xml:"argument" json:"argument,omitempty"`
 
-	Environment []*Assignment `xml:"environment,omitempty" json:"environment,omitempty"`
+	Environment []*Assignment `xml:"environment" json:"environment,omitempty"`
 
 	Memory int64 `xml:"memory,omitempty" json:"memory,omitempty"`
 
 	Cores int32 `xml:"cores,omitempty" json:"cores,omitempty"`
 
-	Input []*FileRef `xml:"input,omitempty" json:"input,omitempty"`
+	Input []*FileRef `xml:"input" json:"input,omitempty"`
 
-	Output []*OutputFile `xml:"output,omitempty" json:"output,omitempty"`
+	Output []*OutputFile `xml:"output" json:"output,omitempty"`
 }
 
 type ChannelEnd struct {
@@ -1608,7 +1608,7 @@ type Channel struct {
 	Id *int32 `xml:"id,omitempty" json:"id,omitempty"`
 
 	// Bytes.
-	Capacity int32 `xml:"capacity,omitempty" json:"capacity,omitempty"`
+	Capacity int32 `xml:"capacity" json:"capacity,omitempty"`
 
 	From *ChannelEnd `xml:"from,omitempty" json:"from,omitempty"`
 
@@ -1616,11 +1616,11 @@ type Channel struct {
 }
 
 type Peer struct {
-	Node string `xml:"node,omitempty" json:"node,omitempty"`
+	Node string `xml:"node" json:"node,omitempty"`
 
-	Address string `xml:"address,omitempty" json:"address,omitempty"`
+	Address string `xml:"address" json:"address,omitempty"`
 
-	Fingerprint string `xml:"fingerprint,omitempty" json:"fingerprint,omitempty"`
+	Fingerprint string `xml:"fingerprint" json:"fingerprint,omitempty"`
 }
 
 type ChannelState struct {
@@ -1630,7 +1630,7 @@ type ChannelState struct {
 
 	To *ChannelEnd `xml:"to,omitempty" json:"to,omitempty"`
 
-	Capacity int64 `xml:"capacity,omitempty" json:"capacity,omitempty"`
+	Capacity int64 `xml:"capacity" json:"capacity,omitempty"`
 
 	// Bytes waiting.
 	Depth *int64 `xml:"depth,omitempty" json:"depth,omitempty"`
@@ -1650,13 +1650,13 @@ type AttemptState struct {
 	Attempt *Attempt `xml:"attempt,omitempty" json:"attempt,omitempty"`
 
 	// awakening, ready, running, terminating or ended.
-	State string `xml:"state,omitempty" json:"state,omitempty"`
+	State string `xml:"state" json:"state,omitempty"`
 
 	Slots *int32 `xml:"slots,omitempty" json:"slots,omitempty"`
 
-	Process []*ProcessStatus `xml:"process,omitempty" json:"process,omitempty"`
+	Process []*ProcessStatus `xml:"process" json:"process,omitempty"`
 
-	Channel []*ChannelState `xml:"channel,omitempty" json:"channel,omitempty"`
+	Channel []*ChannelState `xml:"channel" json:"channel,omitempty"`
 }
 
 type BootstrapPortType interface {

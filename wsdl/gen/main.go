@@ -56,6 +56,10 @@ func generate(dir string) error {
 			return err
 		}
 	}
+	tables, err := readSchemas(dir)
+	if err != nil {
+		return err
+	}
 	merged, err := mergedWSDL(dir, services)
 	if err != nil {
 		return err
@@ -64,7 +68,7 @@ func generate(dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := write(dir, "grid_gen.go", types); err != nil {
+	if err := write(dir, "grid_gen.go", tables.keepRequired(types)); err != nil {
 		return err
 	}
 	dispatch, err := format.Source(dispatchGo(services))
@@ -74,11 +78,11 @@ func generate(dir string) error {
 	if err := write(dir, "dispatch_gen.go", dispatch); err != nil {
 		return err
 	}
-	tables, err := schemaGo(dir)
+	code, err := tables.schemaGo()
 	if err != nil {
-		return err
+		return fmt.Errorf("schema tables: %w", err)
 	}
-	return write(dir, "schema_gen.go", tables)
+	return write(dir, "schema_gen.go", code)
 }
 
 func write(dir, name string, data []byte) error {
