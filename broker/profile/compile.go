@@ -1,0 +1,464 @@
+package profile
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"path"
+	"strings"
+	"time"
+
+	"mvm/wsdl"
+)
+
+// Lookup finds a registered profile; version 0 asks for the newest. Its error
+// becomes part of a problem.
+type Lookup func(kind wsdl.ProfileKind, name string, version int32) (*wsdl.Profile, error)
+
+// Bounds of single values, wide enough for any real machine.
+const (
+	maxWallTime = 366 * 24 * 3600 // seconds
+	maxRetries  = 1000
+	maxCores    = 1 << 16
+	maxMemory   = 1 << 40 // MiB
+)
+
+// Compile checks the whole job and resolves it. arguments are values for its
+// parameters. lookup finds registered topologies and resources and may be nil
+// where none are known. file reads the graph of a topology by its path or
+// digest and may be nil where graphs are inline only.
+//
+// The error is a *wsdl.Fault with code invalidProfile, or unsupported where
+// the only problems are things that this version does not serve. It lists all
+// problems; Positions.Locate adds their lines.
+func Compile(job *wsdl.Job, arguments map[string]string, lookup Lookup, file func(reference string) ([]byte, error)) (*Job, error) {
+	c := &compiler{lookup: lookup, file: file, out: &Job{}}
+	c.compile(job, arguments)
+	what := "the job profile"
+	if isName(job.Name) {
+		what += " " + quote(job.Name)
+	}
+	if err := c.fault(what); err != nil {
+		return nil, err
+	}
+	return c.out, nil
+}
+
+// compiler holds one compilation.
+type compiler struct {
+	problems
+	*scope
+	lookup Lookup
+	file   func(reference string) ([]byte, error)
+	out    *Job
+	queues map[string]int // name to capacity in bytes
+	tasks  map[string]int // name to index in out.Tasks
+	broken bool           // the processes are not known, so nothing can be wired
+}
+
+func (c *compiler) compile(job *wsdl.Job, arguments map[string]string) {
+	at := place{path: "job"}
+	c.scope = c.newScope(at, job.Parameter, arguments, "the job")
+	name := c.textField(at, c.scope, "name", job.Name)
+	c.named(name, "the job")
+	c.out.Name, c.out.Description = name.text, job.Description
+
+	c.compileQueues(at, job.Queue)
+	sources := c.compileSources(at, job.Source)
+	c.compileTasks(at, job, sources)
+	if !c.broken {
+		c.wire(at, job)
+	}
+	c.compilePolicy(at, job.Policy)
+	c.unusedArguments(at, c.scope, arguments)
+}
+
+func (c *compiler) compileQueues(at place, queues []*wsdl.Queue) {
+	c.queues = map[string]int{"fifo": DefaultCapacity}
+	for i, queue := range queues {
+		here := at.nth("queue", i)
+		if queue == nil {
+			c.add(here, "nothing", "a queue", "queue %d is empty", i+1)
+			continue
+		}
+		name := c.textField(here, c.scope, "name", queue.Name)
+		what := fmt.Sprintf("queue %d", i+1)
+		if c.named(name, what) {
+			what = "the queue " + quote(name.text)
+			if _, taken := c.queues[name.text]; name.text == "fifo" {
+				c.add(name.at, name.text, "another name", "a queue cannot be named \"fifo\": that is the queue of every channel that names none")
+			} else if taken {
+				c.add(name.at, name.text, "a name of its own", "two queues are named %s", quote(name.text))
+			}
+		}
+		if kind := wsdl.Or(queue.Type, wsdl.QueueTypeFifo); kind != wsdl.QueueTypeFifo {
+			c.unserved(here.attribute("type"), string(kind), "fifo", what+" has type "+quote(string(kind))+", which")
+		}
+		if full := wsdl.Or(queue.Full, wsdl.FullPolicyBlock); full != wsdl.FullPolicyBlock {
+			c.unserved(here.attribute("full"), string(full), "block", what+" has the policy "+quote(string(full))+" for a full queue, which")
+		}
+		for j, encoder := range queue.Encoder {
+			codec := ""
+			if encoder != nil {
+				codec = string(wsdl.Or(encoder.Codec, ""))
+			}
+			c.unserved(here.nth("encoder", j), codec, "no encoder", what+" has the encoder "+quote(codec)+", which")
+		}
+		asked := c.whole(numberField(&c.problems, here, c.scope, "capacity", queue.Capacity),
+			"the capacity of "+what, 1, MaxCapacity, DefaultCapacity)
+		capacity := MinCapacity
+		for int64(capacity) < asked {
+			capacity *= 2
+		}
+		if name.text != "fifo" {
+			c.queues[name.text] = capacity
+		}
+	}
+}
+
+// capacityOf is the capacity of the queue that an edge or topology names.
+func (c *compiler) capacityOf(name field, what string) int {
+	if !name.set {
+		return DefaultCapacity
+	}
+	capacity, known := c.queues[name.text]
+	if !known {
+		names := make([]string, 0, len(c.queues))
+		for queue := range c.queues {
+			names = append(names, queue)
+		}
+		c.add(name.at, name.text, "the name of a queue of this job, or fifo", "%s names the queue %s, which the job does not have%s", what, quote(name.text), nearest(name.text, names))
+		return DefaultCapacity
+	}
+	return capacity
+}
+
+func (c *compiler) compileSources(at place, sources []*wsdl.Source) map[string]bool {
+	known := map[string]bool{}
+	for i, source := range sources {
+		here := at.nth("source", i)
+		if source == nil {
+			c.add(here, "nothing", "a source", "source %d is empty", i+1)
+			continue
+		}
+		name := c.textField(here, c.scope, "name", source.Name)
+		what := fmt.Sprintf("source %d", i+1)
+		if c.named(name, what) {
+			what = "the source " + quote(name.text)
+			if known[name.text] {
+				c.add(name.at, name.text, "a name of its own", "two sources are named %s", quote(name.text))
+			}
+		}
+		known[name.text] = true
+		language := wsdl.Or(source.Language, "")
+		switch language {
+		case wsdl.LanguageC, wsdl.LanguageCpp, wsdl.LanguageGo_, wsdl.LanguagePython, wsdl.LanguageShell:
+		default:
+			c.add(here.attribute("language"), string(language), "c, cpp, go, python or shell",
+				"%s has the language %s, expected c, cpp, go, python or shell", what, quote(string(language)))
+		}
+		result := Source{Name: name.text, Language: string(language)}
+		taken := files{}
+		for j, file := range source.File {
+			if file == nil {
+				c.add(here.nth("file", j), "nothing", "a file", "file %d of %s is empty", j+1, what)
+				continue
+			}
+			f := c.compileFile(here.nth("file", j), taken, fmt.Sprintf("file %d of %s", j+1, what), wsdl.InputFile(*file))
+			result.Files = append(result.Files, f)
+		}
+		if len(source.File) == 0 {
+			c.add(here, "no file", "at least one file", "%s has no file", what)
+		}
+		for j, flag := range source.Flag {
+			result.Flags = append(result.Flags, c.word(here.nth("flag", j), flag, fmt.Sprintf("flag %d of %s", j+1, what)))
+		}
+		c.out.Sources = append(c.out.Sources, result)
+	}
+	return known
+}
+
+// word expands a text that becomes an argument or a variable's value.
+func (c *compiler) word(at place, text, what string) string {
+	out, ok := c.expand(at, c.scope, text)
+	if fault := unprintable(out); ok && fault != "" {
+		c.add(at, out, "text", "%s %s", what, fault)
+	}
+	return out
+}
+
+// compileFile resolves a file given in exactly one of the four ways. A file
+// that only the submitting client can read (path) has no digest yet.
+func (c *compiler) compileFile(at place, taken files, what string, file wsdl.InputFile) File {
+	name := c.textField(at, c.scope, "name", file.Name)
+	from := c.textField(at, c.scope, "path", file.Path)
+	digest := c.textField(at, c.scope, "digest", file.Digest)
+	out := File{Name: name.text}
+	c.oneForm(at, what, file.Text != "", file.Content != nil, from.set || from.bad, digest.set || digest.bad)
+	switch {
+	case file.Text != "":
+		out.Digest = DigestOf([]byte(file.Text))
+	case file.Content != nil:
+		out.Digest = DigestOf(*file.Content)
+	case digest.set:
+		c.digested(digest, what)
+		out.Digest = digest.text
+	case from.set && !name.set && !name.bad:
+		out.Name = path.Base(from.text)
+	}
+	if name.bad || from.bad {
+		return out
+	}
+	if out.Name == "" {
+		c.add(at, "no name", "a name", "%s has no name; only a file given by path has one by itself", what)
+		return out
+	}
+	c.claim(taken, name.at, out.Name, what)
+	return out
+}
+
+// oneForm checks that a file is given in exactly one way.
+func (c *compiler) oneForm(at place, what string, text, content, from, digest bool) {
+	var forms []string
+	for _, form := range []struct {
+		name  string
+		given bool
+	}{{"text", text}, {"content", content}, {"path", from}, {"digest", digest}} {
+		if form.given {
+			forms = append(forms, form.name)
+		}
+	}
+	const expected = "exactly one of text, content, path and digest"
+	switch len(forms) {
+	case 1:
+	case 0:
+		c.add(at, "none of them", expected, "%s is given in no way, expected %s; an empty file is written <content/>", what, expected)
+	default:
+		c.add(at, strings.Join(forms, " and "), expected, "%s is given in %d ways (%s), expected %s", what, len(forms), strings.Join(forms, " and "), expected)
+	}
+}
+
+func (c *compiler) digested(digest field, what string) bool {
+	if digest.set && !isDigest(digest.text) {
+		c.add(digest.at, digest.text, "sha256: and 64 hexadecimal digits", "%s has the digest %s, expected sha256: and 64 hexadecimal digits in lower case", what, quote(digest.text))
+		return false
+	}
+	return digest.set
+}
+
+// DigestOf is the digest of a blob with these bytes.
+func DigestOf(data []byte) string {
+	sum := sha256.Sum256(data)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+func (c *compiler) compileTasks(at place, job *wsdl.Job, sources map[string]bool) {
+	c.tasks = map[string]int{}
+	var common []File
+	shared := files{}
+	for i, input := range job.Input {
+		if input == nil {
+			c.add(at.nth("input", i), "nothing", "an input file", "input %d is empty", i+1)
+			continue
+		}
+		common = append(common, c.compileFile(at.nth("input", i), shared, fmt.Sprintf("input %d of the job", i+1), *input))
+	}
+	if len(job.Task) == 0 {
+		c.add(at, "no task", "at least one task", "the job has no task")
+	}
+	total := int64(0)
+	var patterns []Process
+	var elements []int // which element of the document each pattern is from
+	for i, task := range job.Task {
+		if task == nil {
+			c.add(at.nth("task", i), "nothing", "a task", "task %d is empty", i+1)
+			c.broken = true
+			continue
+		}
+		pattern := c.compileTask(at.nth("task", i), i, task, sources)
+		inputs := files{}
+		for name, isFile := range shared {
+			inputs[name] = isFile
+		}
+		pattern.Inputs = append(pattern.Inputs, common...)
+		for j, input := range task.Input {
+			what := fmt.Sprintf("input %d of the task %s", j+1, quote(pattern.Task))
+			if input == nil {
+				c.add(at.nth("task", i).nth("input", j), "nothing", "an input file", "%s is empty", what)
+				continue
+			}
+			pattern.Inputs = append(pattern.Inputs, c.compileFile(at.nth("task", i).nth("input", j), inputs, what, *input))
+		}
+		c.out.Tasks = append(c.out.Tasks, Task{Name: pattern.Task, Source: pattern.Source, First: int(total), Count: pattern.Count})
+		patterns, elements = append(patterns, pattern), append(elements, i)
+		total += int64(pattern.Count)
+		if total > MaxProcesses {
+			c.add(at.nth("task", i).attribute("count"), fmt.Sprint(total), fmt.Sprintf("at most %d processes", MaxProcesses),
+				"with the task %s the job has %d processes, expected at most %d", quote(pattern.Task), total, MaxProcesses)
+			c.broken = true
+			return
+		}
+	}
+	c.out.Processes = make([]Process, 0, total)
+	for i, pattern := range patterns {
+		element := elements[i]
+		outputs := c.compileOutputs(at.nth("task", element), job.Task[element], &pattern)
+		for index := range pattern.Count {
+			process := pattern
+			process.ID, process.Index = len(c.out.Processes), index
+			process.Outputs = outputs.of(index)
+			c.out.Processes = append(c.out.Processes, process)
+		}
+	}
+}
+
+// compileTask resolves what all processes of a task have in common.
+func (c *compiler) compileTask(at place, i int, task *wsdl.Task, sources map[string]bool) Process {
+	name := c.textField(at, c.scope, "name", task.Name)
+	what := fmt.Sprintf("task %d", i+1)
+	if c.named(name, what) {
+		what = "the task " + quote(name.text)
+		if _, taken := c.tasks[name.text]; taken {
+			c.add(name.at, name.text, "a name of its own", "two tasks are named %s", quote(name.text))
+		} else if name.text == "outside" {
+			c.add(name.at, name.text, "another name", "a task cannot be named \"outside\": edges write outside:name for what is outside the job")
+		} else {
+			c.tasks[name.text] = len(c.out.Tasks)
+		}
+	}
+	source := c.textField(at, c.scope, "source", task.Source)
+	switch {
+	case task.Processor:
+		c.unserved(at.attribute("processor"), "true", "a task with a source", what+" is a bare processor, which")
+	case source.bad:
+	case !source.set:
+		c.add(at.attribute("source"), "nothing", "the name of a source", "%s names no source to run", what)
+	case !sources[source.text]:
+		names := make([]string, 0, len(sources))
+		for known := range sources {
+			names = append(names, known)
+		}
+		c.add(source.at, source.text, "the name of a source of this job", "%s runs the source %s, which the job does not have%s", what, quote(source.text), nearest(source.text, names))
+	}
+	// A count above the bound is told by compileTasks, which adds them up.
+	count := numberField(&c.problems, at, c.scope, "count", task.Count)
+	c.broken = c.broken || count.bad
+	before := len(c.list) + c.left
+	process := Process{
+		Task: name.text, Source: source.text,
+		Count: int(c.whole(count, "the count of "+what, 1, MaxProcesses, 1)),
+	}
+	c.broken = c.broken || len(c.list)+c.left > before
+	for j, argument := range task.Argument {
+		process.Arguments = append(process.Arguments, c.word(at.nth("argument", j), argument, fmt.Sprintf("argument %d of %s", j+1, what)))
+	}
+	seen := map[string]bool{}
+	for j, variable := range task.Environment {
+		here := at.nth("environment", j)
+		if variable == nil {
+			c.add(here, "nothing", "a variable", "variable %d of %s is empty", j+1, what)
+			continue
+		}
+		key := c.textField(here, c.scope, "name", variable.Name)
+		value := c.word(here.attribute("value"), variable.Value, fmt.Sprintf("the variable %s of %s", quote(key.text), what))
+		switch {
+		case key.bad:
+		case !isParameterName(key.text):
+			c.add(key.at, key.text, "a letter or '_', then letters, digits or '_'", "%s has an environment variable named %s, expected a letter or '_', then letters, digits or '_'", what, quote(key.text))
+		case strings.HasPrefix(key.text, "MVM_"):
+			c.add(key.at, key.text, "a name that does not begin with MVM_", "%s sets the environment variable %q, but names that begin with MVM_ are reserved", what, key.text)
+		case seen[key.text]:
+			c.add(key.at, key.text, "a name of its own", "%s sets the environment variable %q twice", what, key.text)
+		}
+		seen[key.text] = true
+		process.Environment = append(process.Environment, Variable{Name: key.text, Value: value})
+	}
+	if task.Resources != nil {
+		process.Need = c.compileResources(at.child("resources"), task.Resources, what)
+	}
+	return process
+}
+
+// outputs are the output files of a task: those of every process, and those
+// of single ones.
+type outputs struct {
+	every  []Output
+	single map[int][]Output
+}
+
+func (o outputs) of(index int) []Output {
+	only := o.single[index]
+	if len(only) == 0 {
+		return o.every
+	}
+	return append(o.every[:len(o.every):len(o.every)], only...)
+}
+
+func (c *compiler) compileOutputs(at place, task *wsdl.Task, process *Process) outputs {
+	out := outputs{single: map[int][]Output{}}
+	every, single := files{}, map[int]files{}
+	for j, output := range task.Output {
+		here := at.nth("output", j)
+		what := fmt.Sprintf("output %d of the task %s", j+1, quote(process.Task))
+		if output == nil {
+			c.add(here, "nothing", "an output file", "%s is empty", what)
+			continue
+		}
+		name := c.textField(here, c.scope, "name", output.Name)
+		index := numberField(&c.problems, here, c.scope, "process", output.Process)
+		if name.bad || index.bad {
+			continue
+		}
+		result := Output{Name: name.text, Optional: output.Optional}
+		if !index.set {
+			if c.claim(every, name.at, name.text, what) {
+				for _, one := range single {
+					if one[name.text] {
+						c.add(name.at, name.text, "a name of its own", "two outputs of the task %s are named %s", quote(process.Task), quote(name.text))
+						break
+					}
+				}
+			}
+			out.every = append(out.every, result)
+			continue
+		}
+		i := int(c.whole(index, "the process of "+what, 0, int64(process.Count)-1, 0))
+		if every[name.text] {
+			c.add(name.at, name.text, "a name of its own", "two outputs of the task %s are named %s", quote(process.Task), quote(name.text))
+			continue
+		}
+		if single[i] == nil {
+			single[i] = files{}
+		}
+		c.claim(single[i], name.at, name.text, what)
+		out.single[i] = append(out.single[i], result)
+	}
+	return out
+}
+
+func (c *compiler) compilePolicy(at place, policy *wsdl.JobPolicy) {
+	out := c.out
+	out.WallTime, out.Priority, out.Nodes = 3600*time.Second, 50, 1
+	if policy == nil {
+		return
+	}
+	at = at.child("policy")
+	number := func(name string, value *wsdl.Number, low, high, otherwise int64) int64 {
+		return c.whole(numberField(&c.problems, at, c.scope, name, value), "the policy's "+name, low, high, otherwise)
+	}
+	out.WallTime = time.Duration(number("wallTime", policy.WallTime, 0, maxWallTime, 3600)) * time.Second
+	out.Retries = int(number("retries", policy.Retries, 0, maxRetries, 0))
+	out.Priority = int(number("priority", policy.Priority, 0, 100, 50))
+	out.Nodes = int(number("nodes", policy.Nodes, 1, MaxProcesses, 1))
+	if !c.broken && out.Nodes > len(out.Processes) {
+		c.add(at.attribute("nodes"), fmt.Sprint(out.Nodes), fmt.Sprintf("at most %d", len(out.Processes)),
+			"the policy wants at least %d nodes, but the job has only %d to put on them", out.Nodes, len(out.Processes))
+	}
+	switch isolation := wsdl.Or(policy.Isolation, wsdl.IsolationProcess); isolation {
+	case wsdl.IsolationProcess:
+	case wsdl.IsolationVm:
+		c.unserved(at.attribute("isolation"), string(isolation), "process", "isolation in OS-level VMs")
+	default:
+		c.add(at.attribute("isolation"), string(isolation), "process or vm", "the policy's isolation is %s, expected process", quote(string(isolation)))
+	}
+}

@@ -1,0 +1,152 @@
+// Package profile turns a job profile, the XML document in which a person
+// says what to build, run and wire, into a Job in which nothing is left open:
+// every process, port and channel has a number, every parameter its value,
+// every registered profile is merged in, every file is a digest.
+//
+// What always holds: Compile either returns a Job that can run as it stands
+// or a *wsdl.Fault that lists every problem found, each with its element,
+// what was found and what was expected. Sizes are computed before anything is
+// expanded, so no document can ask for more memory than MaxProcesses and
+// MaxChannels allow. The same document, arguments and registered profiles
+// give the same Job for ever, random graphs included.
+//
+// The package is pure: it opens no file and calls no service. Whoever uses it
+// hands in functions that do (Lookup, the file and read functions).
+package profile
+
+import (
+	"strconv"
+	"time"
+)
+
+// Bounds of one job. A profile that asks for more is refused before anything
+// is expanded.
+const (
+	MaxProcesses = 100_000
+	MaxChannels  = 1_000_000
+)
+
+// DefaultCapacity is a channel's capacity in bytes where no queue says
+// otherwise; MinCapacity and MaxCapacity bound what a queue may say.
+const (
+	DefaultCapacity = 256 << 10
+	MinCapacity     = 4 << 10
+	MaxCapacity     = 1 << 30
+)
+
+// Job is a profile with everything resolved: what the broker places, journals
+// and hands to the nodes. Slices in it may be shared between processes of a
+// task; treat it as read-only.
+type Job struct {
+	Name        string
+	Description string
+	Sources     []Source   // as the document orders them
+	Tasks       []Task     // as the document orders them
+	Processes   []Process  // by ID: task by task, then by index
+	Channels    []Channel  // by ID
+	Topologies  []Topology // what the channels were made from, for drawing
+	WallTime    time.Duration
+	Retries     int
+	Priority    int // 0 to 100
+	Nodes       int // spread over at least so many nodes
+}
+
+// Source is one program to build.
+type Source struct {
+	Name     string
+	Language string // c, cpp, go, python or shell
+	Flags    []string
+	Files    []File // the first is the one that an interpreter runs
+}
+
+// File is a blob under the name that it gets where it is used.
+type File struct {
+	Name   string // relative, slash-separated, without ".."
+	Digest string // sha256: and 64 hexadecimal digits
+}
+
+// Task is a role: its processes are Job.Processes[First : First+Count].
+type Task struct {
+	Name   string
+	Source string
+	First  int
+	Count  int
+}
+
+// Process is one running instance of a task.
+type Process struct {
+	ID          int    // its place in Job.Processes
+	Task        string // name of its task
+	Index       int    // 0 to Count-1 within the task
+	Count       int    // of the task
+	Source      string // name of its source
+	Arguments   []string
+	Environment []Variable
+	Inputs      []File
+	Outputs     []Output
+	Need        Resources
+	Ports       []string // in natural order (dim2 before dim10)
+}
+
+// Label is the process's name for people: task[index], or task alone where
+// the task has one process.
+func (p *Process) Label() string {
+	if p.Count == 1 {
+		return p.Task
+	}
+	return p.Task + "[" + strconv.Itoa(p.Index) + "]"
+}
+
+// Variable is one environment variable.
+type Variable struct{ Name, Value string }
+
+// Output is a file that the process leaves in its working folder.
+type Output struct {
+	Name     string
+	Optional bool // its absence is no failure
+}
+
+// Resources is what one process needs of its node, besides a slot.
+type Resources struct {
+	Cores     int   // kept for it alone; 0 = it shares
+	MemoryMiB int64 // 0 = no claim
+	Require   []Requirement
+}
+
+// Requirement is a property the node must have: the text Equals, or, where
+// Equals is empty, a number of at least Minimum.
+type Requirement struct {
+	Property string // a wsdl.NodeProperty
+	Equals   string
+	Minimum  int64
+}
+
+// Channel is a directed fifo of items between two ends.
+type Channel struct {
+	ID       int // its place in Job.Channels
+	From, To End
+	Capacity int // bytes, a power of two
+}
+
+// End is one end of a channel: a process's port, or the name of a queue that
+// people and programs outside the job reach; then Process is -1.
+type End struct {
+	Process int
+	Port    string
+	Outside string
+}
+
+// Topology is one pattern laid over processes, as it was resolved. Members
+// are process IDs in the pattern's numbering.
+type Topology struct {
+	Kind          string // a wsdl.TopologyKind
+	Prefix        string // before each of its port names
+	Members       []int
+	Columns       int // mesh, torus: lengths, 1 for a dimension not used
+	Rows          int
+	Layers        int
+	Arity         int // tree, fatTree
+	Levels        int // fatTree
+	Masters       int // farm: so many of the first members
+	First, Length int // its channels are Job.Channels[First : First+Length]
+}

@@ -1,0 +1,125 @@
+package profile
+
+import (
+	"fmt"
+	"strings"
+
+	"mvm/wsdl"
+)
+
+// maxProblems bounds what one refusal lists.
+const maxProblems = 100
+
+// problems collects everything that is wrong with one document.
+type problems struct {
+	list        []*wsdl.Problem
+	left        int // more than the list holds
+	unsupported int // how many of them are about what is not served yet
+}
+
+// place is where in a document something stands.
+type place struct {
+	path string // element path, as wsdl.Problem has it
+	in   string // the registered profile it stands in, "" for the document itself
+}
+
+func (at place) child(name string) place {
+	at.path += "/" + name
+	return at
+}
+
+func (at place) nth(name string, index int) place {
+	at.path += fmt.Sprintf("/%s[%d]", name, index+1)
+	return at
+}
+
+func (at place) attribute(name string) place { return at.child("@" + name) }
+
+// add records a problem; the message is one sentence that stands alone.
+func (p *problems) add(at place, found, expected, format string, args ...any) {
+	if len(p.list) >= maxProblems {
+		p.left++
+		return
+	}
+	message := fmt.Sprintf(format, args...)
+	if at.in != "" {
+		message = "in " + at.in + ": " + message
+	}
+	message = at.path + ": " + message
+	p.list = append(p.list, &wsdl.Problem{Element: at.path, Found: brief(found), Expected: expected, Message: message})
+}
+
+// unserved records the use of something that the schema knows and this
+// version does not serve.
+func (p *problems) unserved(at place, found, instead, what string) {
+	p.unsupported++
+	p.add(at, found, instead, "%s is not served by this version; use %s", what, instead)
+}
+
+// fault is nil when there is no problem.
+func (p *problems) fault(what string) error {
+	if len(p.list) == 0 {
+		return nil
+	}
+	code := wsdl.FaultCodeInvalidProfile
+	if p.unsupported == len(p.list)+p.left {
+		code = wsdl.FaultCodeUnsupported
+	}
+	f := wsdl.NewFault(code, what+" is refused", "mend what is listed and submit it again")
+	f.Problem = p.list
+	if p.left > 0 {
+		f.Problem = append(f.Problem, &wsdl.Problem{Message: fmt.Sprintf("and %d more problems", p.left)})
+	}
+	return f
+}
+
+// brief shortens text to what a message can carry.
+func brief(text string) string {
+	const limit = 80
+	if len(text) <= limit {
+		return text
+	}
+	return strings.ToValidUTF8(text[:limit], "") + "..."
+}
+
+// quote shows text in a message.
+func quote(text string) string { return fmt.Sprintf("%q", brief(text)) }
+
+// nearest returns `; did you mean "x"?` for the name closest to word, or ""
+// where none is close.
+func nearest(word string, names []string) string {
+	best, distance := "", len(word)/3+2
+	for _, name := range names {
+		if len(name) > 64 || len(word) > 64 {
+			continue
+		}
+		if d := edits(strings.ToLower(word), strings.ToLower(name)); d < distance {
+			best, distance = name, d
+		}
+	}
+	if best == "" {
+		return ""
+	}
+	return fmt.Sprintf("; did you mean %q?", best)
+}
+
+// edits is the Levenshtein distance between two short texts.
+func edits(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
