@@ -1,0 +1,140 @@
+package mvm
+
+import (
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// drain empties the pipes behind every program's stdout and stderr into their
+// files: one goroutine and one buffer for all, so that a program never waits
+// for its reader and many programs cost no more than one.
+type drain struct {
+	epoll int
+
+	mu      sync.Mutex // guards what follows
+	streams map[int32]*stream
+	last    int32
+}
+
+// stream is one pipe and its keeper.
+type stream struct {
+	id int32 // among the drain's
+
+	mu     sync.Mutex // guards what follows
+	keeper *keeper
+	pipe   int // the reading end, -1 when done
+}
+
+func newDrain() (*drain, error) {
+	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("epoll_create1", err)
+	}
+	d := &drain{epoll: epoll, streams: map[int32]*stream{}}
+	go d.run()
+	return d, nil
+}
+
+// open makes a stream that is kept at path; the caller hands writer to the
+// program and closes its own copy.
+func (d *drain) open(path string, max int64) (s *stream, writer int, err error) {
+	keeper, err := newKeeper(path, max)
+	if err != nil {
+		return nil, -1, err
+	}
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		keeper.finish()
+		return nil, -1, os.NewSyscallError("pipe2", err)
+	}
+	s = &stream{keeper: keeper, pipe: pipe[0]}
+	err = unix.SetNonblock(pipe[0], true) // the reading end only: the program's end blocks
+	if err == nil {
+		d.mu.Lock()
+		d.last++
+		s.id = d.last
+		d.streams[s.id] = s
+		d.mu.Unlock()
+		err = unix.EpollCtl(d.epoll, unix.EPOLL_CTL_ADD, pipe[0], &unix.EpollEvent{Events: unix.EPOLLIN, Fd: s.id})
+	}
+	if err != nil {
+		d.finish(s)
+		unix.Close(pipe[1])
+		return nil, -1, err
+	}
+	return s, pipe[1], nil
+}
+
+func (d *drain) run() {
+	buffer := make([]byte, 64<<10)
+	var events [64]unix.EpollEvent
+	for {
+		n, err := unix.EpollWait(d.epoll, events[:], -1)
+		if err != nil && err != unix.EINTR {
+			return // the descriptor is closed: the end of the process
+		}
+		for _, event := range events[:max(n, 0)] {
+			d.mu.Lock()
+			s := d.streams[event.Fd]
+			d.mu.Unlock()
+			if s != nil && s.empty(buffer) {
+				d.mu.Lock()
+				delete(d.streams, event.Fd)
+				d.mu.Unlock()
+			}
+		}
+	}
+}
+
+// empty reads what is there, up to four buffers so that no stream holds up the
+// others, and reports whether the stream is over.
+func (s *stream) empty(buffer []byte) (over bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for range 4 {
+		if s.pipe < 0 {
+			return true
+		}
+		n, err := unix.Read(s.pipe, buffer)
+		switch {
+		case n > 0:
+			s.keeper.write(buffer[:n])
+		case err == unix.EAGAIN || err == unix.EINTR:
+			return false
+		default: // end of file
+			s.close()
+		}
+		if n < len(buffer) && n > 0 {
+			return false
+		}
+	}
+	return false
+}
+
+// finish keeps what the program had printed when it ended, and no more: who
+// still holds the other end is killed, and must not hold up the end.
+func (d *drain) finish(s *stream) {
+	d.mu.Lock()
+	delete(d.streams, s.id)
+	d.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pipe < 0 {
+		return
+	}
+	if waiting, err := unix.IoctlGetInt(s.pipe, unix.TIOCINQ); err == nil && waiting > 0 {
+		buffer := make([]byte, waiting)
+		if n, err := unix.Read(s.pipe, buffer); err == nil {
+			s.keeper.write(buffer[:n])
+		}
+	}
+	s.close()
+}
+
+func (s *stream) close() {
+	unix.Close(s.pipe)
+	s.pipe = -1
+	s.keeper.finish()
+}

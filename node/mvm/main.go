@@ -1,0 +1,201 @@
+package mvm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"mvm/queuevm"
+)
+
+// ProcessName is argv[0] of an MVM process, also when the program is the whole
+// of mvm.
+const ProcessName = "mvm-process"
+
+// Levels of cleaning: how an MVM process ends what programs leave.
+const (
+	PIDNamespace = "pidNamespace" // it is PID 1 of a namespace, which the kernel ends with it
+	Subreaper    = "subreaper"    // it inherits orphans and searches /proc; a program can hide from the node when the MVM process itself is killed
+)
+
+// IsProcess reports whether a program was started to be the MVM process, and
+// so must call Main before anything else.
+func IsProcess(args []string) bool {
+	return len(args) > 0 && filepath.Base(args[0]) == ProcessName
+}
+
+// Main is the MVM process: it serves the node at the other end of ControlFD
+// until Terminate or end of file, and returns the exit code. args[1] is the
+// level of cleaning; with a third argument it only tries whether that works.
+func Main(args []string) int {
+	fail := func(err error) int {
+		fmt.Fprintln(os.Stderr, ProcessName+":", err)
+		return 1
+	}
+	if len(args) < 2 {
+		return fail(errors.New("a node starts this program; it is not for the command line"))
+	}
+	cleaning := args[1]
+	isolated := isolate(cleaning)
+	if len(args) > 2 {
+		if isolated != nil {
+			return fail(isolated)
+		}
+		return 0
+	}
+	unix.CloseOnExec(ControlFD)
+	if err := unix.SetNonblock(ControlFD, true); err != nil { // so that Go's poller waits for it
+		return fail(fmt.Errorf("the control socket, descriptor %d: %w", ControlFD, err))
+	}
+	control := os.NewFile(ControlFD, "control")
+	w := &wire{reader: control, writer: control}
+	var start Start
+	if err := w.receive(&start); err != nil {
+		return fail(fmt.Errorf("read what to start: %w", err))
+	}
+	p, err := newProcess(start, w, cleaning)
+	if err = errors.Join(isolated, err); err != nil {
+		w.send(Ready{Error: err.Error()})
+		return fail(err)
+	}
+	if err := w.send(Ready{Address: p.vm.Address(), Fingerprint: p.vm.Fingerprint(), Cleaning: cleaning}); err != nil {
+		return fail(err)
+	}
+	return p.serve()
+}
+
+// isolate makes this process the one that ends all others.
+func isolate(cleaning string) error {
+	// Handlers, not SIG_IGN: that would pass to the programs. As PID 1 it is
+	// out of the reach of their signals but for those that have a handler.
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGPIPE, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM)
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("forbid core dumps: %w", err)
+	}
+	switch cleaning {
+	case Subreaper:
+		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+			return fmt.Errorf("become the reaper of orphans: %w", err)
+		}
+		return nil
+	case PIDNamespace:
+		if os.Getpid() != 1 {
+			return fmt.Errorf("not alone in a PID namespace: this is process %d", os.Getpid())
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return fmt.Errorf("make the mounts private: %w", err)
+		}
+		if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+			return fmt.Errorf("mount /proc of the namespace: %w", err)
+		}
+		return nil
+	}
+	return fmt.Errorf("the level of cleaning %q is none of %s, %s", cleaning, PIDNamespace, Subreaper)
+}
+
+func newProcess(start Start, w *wire, cleaning string) (*process, error) {
+	if !filepath.IsAbs(start.WorkDir) {
+		return nil, fmt.Errorf("the work folder %q is no absolute path", start.WorkDir)
+	}
+	vm, err := queuevm.New(queuevm.Config{Listen: start.Listen, Self: start.Node, Plain: start.Plain, MaxItem: itemMax,
+		Logf: func(format string, args ...any) {
+			fmt.Fprintf(os.Stderr, "%s %s: %s\n", ProcessName, start.Attempt, fmt.Sprintf(format, args...))
+		}})
+	if err != nil {
+		return nil, err
+	}
+	p := &process{start: start, namespace: cleaning == PIDNamespace, mark: markName + "=" + os.Getenv(markName),
+		vm: vm, wire: w, programs: map[int]*program{}, builds: make(chan struct{}, concurrentBuilds())}
+	p.idle = sync.NewCond(&p.mu)
+	p.life, p.die = context.WithCancel(context.Background())
+	if p.null, err = os.Open(os.DevNull); err != nil {
+		return nil, err
+	}
+	if p.drain, err = newDrain(); err != nil {
+		return nil, err
+	}
+	var deathSignal syscall.Signal
+	if !p.namespace {
+		deathSignal = syscall.SIGKILL
+	}
+	p.spawner = newSpawner(deathSignal)
+	return p, nil
+}
+
+// serve answers requests until the attempt is over.
+func (p *process) serve() int {
+	carrying := make(chan error, 1)
+	go func() { carrying <- p.vm.Run(context.Background()) }()
+	go p.watchPeers()
+	over := make(chan struct{}) // Terminate was answered
+	lost := make(chan error, 1) // the node is gone
+	go func() {
+		for {
+			var r Request
+			if err := p.wire.receive(&r); err != nil {
+				lost <- err
+				return
+			}
+			go p.answer(&r, over)
+		}
+	}()
+	var failed error
+	select {
+	case <-over:
+	case <-lost:
+		failed = p.end("the node is gone", 0)
+	case err := <-carrying:
+		failed = fmt.Errorf("the queue-level VM stopped: %w", err)
+		p.tell(Event{Failure: failed.Error()})
+		p.end(failed.Error(), 0)
+	}
+	if err := p.vm.Close(); failed == nil {
+		failed = err
+	}
+	if failed != nil {
+		fmt.Fprintf(os.Stderr, "%s %s: %v\n", ProcessName, p.start.Attempt, failed)
+		return 1
+	}
+	return 0
+}
+
+// answer serves one request.
+func (p *process) answer(r *Request, over chan<- struct{}) {
+	reply := &Reply{ID: r.ID}
+	var err error
+	switch {
+	case r.Build != nil:
+		reply.Build, err = p.build(p.life, r.Build)
+	case r.Instantiate != nil:
+		reply.Count, err = p.instantiate(r.Instantiate)
+	case r.Terminate != nil:
+		err = p.end(r.Terminate.Reason, r.Terminate.Grace)
+		defer func() { over <- struct{}{} }()
+	case r.Inspect != nil:
+		reply.Inspect = p.inspect()
+	case r.Enqueue != nil:
+		reply.Count, err = p.enqueue(r.Enqueue)
+	case r.Dequeue != nil:
+		reply.Dequeue, err = p.dequeue(r.Dequeue)
+	case r.OpenSocket != nil:
+		reply.Socket = &Socket{}
+		reply.Socket.Address, reply.Socket.Token, err = p.vm.OpenSocket(r.OpenSocket.Queue, r.OpenSocket.TTL)
+	default:
+		err = &Error{Code: "internal", Message: fmt.Sprintf("request %d asks for nothing that this MVM process knows", r.ID)}
+	}
+	if err != nil {
+		reply.Error = toError(err)
+	}
+	if err := p.wire.send(FromProcess{Reply: reply}); err != nil {
+		// Too long to send, or the node is gone, which its reader notices too.
+		_ = p.wire.send(FromProcess{Reply: &Reply{ID: r.ID, Error: &Error{Code: "internal", Message: err.Error()}}})
+	}
+}

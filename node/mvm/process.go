@@ -1,0 +1,430 @@
+package mvm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"mvm/node/build"
+	"mvm/queuevm"
+)
+
+// Limits of one attempt that no profile changes.
+const (
+	connectLimit = 30 * time.Second // for every peer to be proven
+	wallGrace    = 2 * time.Second  // from SIGTERM to SIGKILL when the wall time is over
+	endLimit     = 10 * time.Second // for killed processes to be gone
+	itemMax      = 32 << 20         // bytes of an item from or to outside: it travels in one message
+	batchMax     = 8 << 20          // bytes of items in one Dequeued, unless one is bigger
+)
+
+// process is the MVM process: one attempt's queue-level VM and programs.
+type process struct {
+	start     Start
+	namespace bool   // this is PID 1 of a PID namespace
+	mark      string // markName=... for everything that is started
+	vm        *queuevm.VM
+	wire      *wire
+	spawner   *spawner
+	drain     *drain
+	null      *os.File
+	builds    chan struct{}   // one token for each build that may run at once
+	life      context.Context // ends with the attempt
+	die       context.CancelFunc
+
+	mu           sync.Mutex // guards what follows
+	instantiated bool
+	ending       string // why no process may be started any more, "" while they may
+	programs     map[int]*program
+	running      int
+	lastBuild    int
+	idle         *sync.Cond // running fell to 0
+	wall         *time.Timer
+}
+
+// program is one running instance of a task. Guarded by process.mu.
+type program struct {
+	state   ProcessState
+	streams [2]*stream // stdout and stderr
+}
+
+// instantiate makes the channels, connects the peers and starts the programs:
+// all of them, or none.
+func (p *process) instantiate(r *Instantiate) (int, error) {
+	p.mu.Lock()
+	switch {
+	case p.ending != "":
+		p.mu.Unlock()
+		return 0, &Error{Code: "conflict", Message: "the attempt is ending: " + p.ending}
+	case p.instantiated:
+		p.mu.Unlock()
+		return 0, &Error{Code: "conflict", Message: "the attempt is instantiated already"}
+	}
+	p.instantiated = true
+	p.mu.Unlock()
+	for _, s := range r.Processes {
+		if err := p.vm.AddProcess(queuevm.Process{ID: s.ID, Index: s.Index, Count: s.Count, Task: s.Task}); err != nil {
+			return 0, fmt.Errorf("instantiate: %w", err)
+		}
+	}
+	for _, c := range r.Channels {
+		if err := p.vm.AddChannel(c); err != nil {
+			return 0, fmt.Errorf("instantiate: %w", err)
+		}
+	}
+	if len(r.Peers) > 0 {
+		ctx, cancel := context.WithTimeout(p.life, connectLimit)
+		defer cancel()
+		if err := p.vm.Connect(ctx, r.Peers); err != nil {
+			return 0, fmt.Errorf("connect the peers: %w", err)
+		}
+	}
+	for _, s := range r.Processes {
+		if err := p.spawn(s); err != nil {
+			err = fmt.Errorf("start process %d (task %s, %s): %w", s.ID, s.Task, strings.Join(s.Command, " "), err)
+			p.end("not every process could be started", 0)
+			return 0, err
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if r.WallTime > 0 && p.ending == "" {
+		p.wall = time.AfterFunc(r.WallTime, func() {
+			reason := fmt.Sprintf("wall time of %v exceeded", r.WallTime)
+			p.tell(Event{Failure: reason})
+			p.end(reason, wallGrace)
+		})
+	}
+	return len(r.Processes), nil
+}
+
+// spawn starts one program.
+func (p *process) spawn(s ProcessSpec) error {
+	if len(s.Command) == 0 || !filepath.IsAbs(s.Command[0]) {
+		return errors.New("its command is no absolute path")
+	}
+	dir := filepath.Join(p.start.WorkDir, fmt.Sprintf("process-%d", s.ID))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	file, told, err := p.vm.Child(s.ID)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	var streams [2]*stream
+	var writers [2]int
+	for i, name := range []string{"stdout", "stderr"} {
+		streams[i], writers[i], err = p.drain.open(streamPath(p.start.WorkDir, s.ID, name), p.start.StreamMax)
+		if err != nil {
+			if i == 1 {
+				unix.Close(writers[0])
+				p.drain.finish(streams[0])
+			}
+			return err
+		}
+	}
+	defer unix.Close(writers[0])
+	defer unix.Close(writers[1])
+	files := []uintptr{p.null.Fd(), uintptr(writers[0]), uintptr(writers[1]), file.Fd()}
+	program := &program{streams: streams, state: ProcessState{ID: s.ID, State: "running"}}
+
+	p.mu.Lock()
+	defer p.mu.Unlock() // so that the end is told after the start
+	if p.ending != "" {
+		err = errors.New("the attempt is ending: " + p.ending)
+	} else {
+		var refused error
+		err = p.spawner.start(s.Command, p.environment(dir, s.Environment, told), dir, files, func(pid, pidfd int) {
+			program.state.PID, program.state.Started = pid, time.Now()
+			if refused = p.vm.Started(s.ID, pidfd); refused == nil {
+				refused = limitMemory(pid, s.MemoryMiB)
+			}
+			if refused != nil {
+				unix.Kill(pid, unix.SIGKILL)
+			}
+		}, func(status syscall.WaitStatus, usage *syscall.Rusage) { p.ended(program, status, usage) })
+		if err == nil {
+			p.programs[s.ID] = program
+			p.running++
+			p.tell(Event{Process: new(program.state)})
+			err = refused
+		}
+	}
+	if err != nil && program.state.PID == 0 {
+		p.drain.finish(streams[0])
+		p.drain.finish(streams[1])
+		p.vm.Ended(s.ID)
+	}
+	return err
+}
+
+// environment is all that a program is told. What the profile sets wins over
+// the machine's, and MVM's own over both.
+func (p *process) environment(dir string, profile, told []string) []string {
+	all := map[string]string{}
+	set := func(variables ...string) {
+		for _, v := range variables {
+			if name, value, ok := strings.Cut(v, "="); ok && name != "" {
+				all[name] = value
+			}
+		}
+	}
+	set(build.Environment(dir)...)
+	set(profile...)
+	if p.start.Clients != "" {
+		path := filepath.Join(p.start.Clients, "python")
+		if more := all["PYTHONPATH"]; more != "" {
+			path += ":" + more
+		}
+		set("PYTHONPATH=" + path)
+	}
+	if p.start.Library != "" {
+		set("MVM_LIBRARY=" + p.start.Library)
+	}
+	set(told...)
+	set(p.mark)
+	list := make([]string, 0, len(all))
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		list = append(list, name+"="+all[name])
+	}
+	return list
+}
+
+// limitMemory bounds what a program may allocate. RLIMIT_AS would also count
+// what is only reserved, and a Go program reserves far more than it uses, so
+// this is RLIMIT_DATA: private writable memory, each process for itself. It is
+// set a moment after the start; what was allocated until then counts.
+func limitMemory(pid int, mebibytes int64) error {
+	if mebibytes <= 0 {
+		return nil
+	}
+	bytes := uint64(mebibytes) << 20
+	err := unix.Prlimit(pid, unix.RLIMIT_DATA, &unix.Rlimit{Cur: bytes, Max: bytes}, nil)
+	if err != nil && err != unix.ESRCH {
+		return fmt.Errorf("limit its memory to %d MiB: %w", mebibytes, err)
+	}
+	return nil
+}
+
+// ended is called by the reaper when a program is gone.
+func (p *process) ended(program *program, status syscall.WaitStatus, usage *syscall.Rusage) {
+	p.vm.Ended(program.state.ID)
+	p.drain.finish(program.streams[0])
+	p.drain.finish(program.streams[1])
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := &program.state
+	s.State, s.ExitCode, s.Ended = "exited", status.ExitStatus(), time.Now()
+	if status.Signaled() {
+		s.State, s.ExitCode, s.Signal = "killed", build.Status(status), unix.SignalName(status.Signal())
+		s.Message = "ended by " + s.Signal
+	} else if s.ExitCode != 0 {
+		s.Message = fmt.Sprintf("exit status %d", s.ExitCode)
+	}
+	if p.ending != "" {
+		s.Message = p.ending
+	}
+	s.User = time.Duration(usage.Utime.Nano())
+	s.System = time.Duration(usage.Stime.Nano())
+	s.MaxRSSKiB = usage.Maxrss
+	p.tell(Event{Process: new(*s)})
+	p.running--
+	if p.running == 0 {
+		if p.wall != nil {
+			p.wall.Stop()
+		}
+		p.tell(Event{Traffic: p.traffic()})
+		p.idle.Broadcast()
+	}
+}
+
+// traffic sums what went to peers.
+func (p *process) traffic() *Traffic {
+	var sum Traffic
+	for _, c := range p.vm.Inspect() {
+		if c.To.Peer != "" {
+			sum.Items += int64(c.ItemsOut)
+			sum.Bytes += int64(c.Carried)
+		}
+	}
+	return &sum
+}
+
+// end ends every program: SIGTERM, and after grace SIGKILL, and then whatever
+// they left. It returns when nothing is left.
+func (p *process) end(reason string, grace time.Duration) error {
+	p.mu.Lock()
+	if p.ending == "" {
+		p.ending = reason
+	}
+	p.die() // a Connect, builds and waits from outside are over
+	if grace > 0 && p.running > 0 {
+		p.signal(unix.SIGTERM)
+		over := false
+		timer := time.AfterFunc(grace, func() {
+			p.mu.Lock()
+			over = true
+			p.mu.Unlock()
+			p.idle.Broadcast()
+		})
+		for p.running > 0 && !over {
+			p.idle.Wait()
+		}
+		timer.Stop()
+	}
+	p.signal(unix.SIGKILL)
+	p.mu.Unlock()
+	err := p.spawner.killAll(p.namespace, endLimit)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for err == nil && p.running > 0 { // reaped, but not yet told
+		p.idle.Wait()
+	}
+	return err
+}
+
+// signal reaches the process group of every running program; p.mu is held.
+func (p *process) signal(signal unix.Signal) {
+	for _, program := range p.programs {
+		if program.state.State == "running" {
+			unix.Kill(-program.state.PID, signal)
+		}
+	}
+}
+
+func (p *process) inspect() *Inspection {
+	found := &Inspection{Channels: p.vm.Inspect()}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, id := range slices.Sorted(maps.Keys(p.programs)) {
+		found.Processes = append(found.Processes, p.programs[id].state)
+	}
+	return found
+}
+
+func (p *process) enqueue(r *Enqueue) (taken int, err error) {
+	ctx, cancel := context.WithTimeout(p.life, max(r.Timeout, time.Millisecond))
+	defer cancel()
+	for _, item := range r.Items {
+		if len(item) > itemMax {
+			return taken, &Error{Code: "tooLarge", Message: fmt.Sprintf("queue %s: an item of %d bytes is over the %d that are allowed", r.Queue, len(item), itemMax)}
+		}
+		if err := p.vm.Enqueue(ctx, r.Queue, item); err != nil {
+			return taken, fmt.Errorf("queue %s, item %d of %d: %w", r.Queue, taken+1, len(r.Items), err)
+		}
+		taken++
+	}
+	if r.End {
+		err = p.vm.CloseOutside(r.Queue)
+	}
+	return taken, err
+}
+
+// dequeue waits for the first item only: with it come those that are there.
+func (p *process) dequeue(r *Dequeue) (*Dequeued, error) {
+	ctx, cancel := context.WithTimeout(p.life, max(r.Timeout, time.Millisecond))
+	defer cancel()
+	var got Dequeued
+	for size := 0; len(got.Items) < max(r.Limit, 1) && size < batchMax; {
+		item, err := p.vm.Dequeue(ctx, r.Queue)
+		switch {
+		case err == nil:
+			got.Items = append(got.Items, item)
+			size += len(item)
+		case errors.Is(err, io.EOF):
+			got.End = true
+			return &got, nil
+		case len(got.Items) > 0 && ctx.Err() != nil:
+			return &got, nil
+		default:
+			return nil, fmt.Errorf("queue %s: %w", r.Queue, err)
+		}
+		if len(got.Items) == 1 {
+			now, enough := context.WithTimeout(p.life, time.Millisecond)
+			defer enough()
+			ctx = now
+		}
+	}
+	return &got, nil
+}
+
+// build compiles one source, as many at once as there are processors.
+func (p *process) build(ctx context.Context, r *build.Request) (*build.Result, error) {
+	select {
+	case p.builds <- struct{}{}:
+		defer func() { <-p.builds }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	return build.Build(ctx, p, *r)
+}
+
+// Run makes the MVM process a build.Runner: compilers are children like all
+// others, and what one leaves is found by a mark of its own.
+func (p *process) Run(ctx context.Context, s build.Step) (int, error) {
+	p.mu.Lock()
+	p.lastBuild++
+	mark := fmt.Sprintf("MVM_BUILD=%d.", p.lastBuild)
+	p.mu.Unlock()
+	defer sweep(mark, time.Now().Add(endLimit))
+	type end struct {
+		pid    int
+		exit   int
+		failed error
+	}
+	var e end
+	done := make(chan struct{})
+	output := s.Output.Fd()
+	err := p.spawner.start(s.Argv, append(s.Environment, mark, p.mark), s.Dir, []uintptr{p.null.Fd(), output, output},
+		func(pid, _ int) {
+			e.pid = pid
+			if e.failed = build.Limited(pid); e.failed != nil {
+				unix.Kill(-pid, unix.SIGKILL)
+			}
+		},
+		func(status syscall.WaitStatus, _ *syscall.Rusage) {
+			e.exit = build.Status(status)
+			close(done)
+		})
+	if err != nil {
+		return 0, err
+	}
+	select {
+	case <-done:
+	case <-ctx.Done():
+		unix.Kill(-e.pid, unix.SIGKILL) // not reaped yet, or else reaped this moment and its number still fresh
+		<-done
+		return 0, ctx.Err()
+	}
+	return e.exit, e.failed
+}
+
+// watchPeers reports lost links until the attempt is over.
+func (p *process) watchPeers() {
+	for {
+		select {
+		case lost := <-p.vm.Lost():
+			p.tell(Event{Failure: fmt.Sprintf("the link to node %s is lost: %v", lost.ID, lost.Err)})
+		case <-p.life.Done():
+			return
+		}
+	}
+}
+
+// tell sends an event. That the node is gone shows where its messages are read.
+func (p *process) tell(e Event) { _ = p.wire.send(FromProcess{Event: &e}) }
+
+func concurrentBuilds() int { return max(1, runtime.NumCPU()) }

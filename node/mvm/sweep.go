@@ -1,0 +1,137 @@
+package mvm
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// markName is the variable in the environment of an MVM process, and of all
+// that it starts, that names the launch that they belong to.
+const markName = "MVM_ATTEMPT"
+
+// Sweep kills every process on this machine that belongs to a launch whose
+// LaunchConfig.Mark begins with prefix, and returns how many processes there
+// were. A node calls it when it starts, to end what its former life left. A
+// program that hid its environment is found only through its PID namespace,
+// which ends with its MVM process.
+func Sweep(prefix string) (int, error) {
+	if prefix == "" {
+		return 0, fmt.Errorf("sweep: an empty prefix would end every job on this machine")
+	}
+	return sweep(markName+"="+prefix, time.Now().Add(10*time.Second))
+}
+
+// sweep kills until nothing carries the mark any more.
+func sweep(mark string, deadline time.Time) (int, error) {
+	killed := map[int]bool{}
+	for {
+		left := marked(mark)
+		if len(left) == 0 {
+			return len(killed), nil
+		}
+		for _, pid := range left {
+			killed[pid] = true
+			unix.Kill(pid, unix.SIGKILL)
+		}
+		if time.Now().After(deadline) {
+			return len(killed), fmt.Errorf("sweep: processes %v do not end although they were killed", left)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// marked lists the processes whose environment has a variable that begins with
+// mark, but not this one. Zombies have no environment any more.
+func marked(mark string) []int {
+	var found []int
+	for _, pid := range pids() {
+		environment, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		for _, variable := range bytes.Split(environment, []byte{0}) {
+			if bytes.HasPrefix(variable, []byte(mark)) {
+				found = append(found, pid)
+				break
+			}
+		}
+	}
+	return found
+}
+
+// killDescendants stops and then kills all that descends from a process. They
+// are stopped first, until a look finds none that runs, so that they cannot
+// fork faster than they are found.
+func killDescendants(root int) {
+	stopped := map[int]bool{}
+	for range 20 {
+		fresh := false
+		for _, pid := range descendants(root) {
+			if !stopped[pid] {
+				stopped[pid], fresh = true, true
+				unix.Kill(pid, unix.SIGSTOP)
+			}
+		}
+		if !fresh {
+			break
+		}
+	}
+	for _, pid := range descendants(root) {
+		unix.Kill(pid, unix.SIGKILL)
+	}
+}
+
+// descendants lists what descends from a process, as /proc has it now.
+func descendants(root int) []int {
+	children := map[int][]int{}
+	for _, pid := range pids() {
+		if parent, ok := parentOf(pid); ok {
+			children[parent] = append(children[parent], pid)
+		}
+	}
+	var all []int
+	for next := children[root]; len(next) > 0; {
+		pid := next[len(next)-1]
+		next = append(next[:len(next)-1], children[pid]...)
+		all = append(all, pid)
+	}
+	return all
+}
+
+func pids() []int {
+	proc, err := os.Open("/proc")
+	if err != nil {
+		return nil
+	}
+	defer proc.Close()
+	names, _ := proc.Readdirnames(-1) // what can be read is used
+	var all []int
+	for _, name := range names {
+		if pid, err := strconv.Atoi(name); err == nil {
+			all = append(all, pid)
+		}
+	}
+	return all
+}
+
+// parentOf reads a process's parent from /proc/PID/stat, whose second field, in
+// brackets, may hold anything. Zombies count as gone.
+func parentOf(pid int) (int, bool) {
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0, false
+	}
+	_, rest, ok := strings.Cut(string(stat[max(0, bytes.LastIndexByte(stat, ')')):]), ") ")
+	fields := strings.Fields(rest)
+	if !ok || len(fields) < 2 || fields[0] == "Z" || fields[0] == "X" {
+		return 0, false
+	}
+	parent, err := strconv.Atoi(fields[1])
+	return parent, err == nil
+}
