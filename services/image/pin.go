@@ -1,0 +1,251 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"mvm/wsdl"
+)
+
+// Pin keeps blobs for owner until Unpin, also over restarts; it adds to what the
+// owner has pinned already. All of them must be here, otherwise none is pinned
+// and the fault notFound names those that are missing. When it returns nil the
+// pins are on disk.
+func (s *Store) Pin(owner string, digests ...string) error {
+	name, err := pinName(owner)
+	if err != nil {
+		return err
+	}
+	s.sweeping.RLock()
+	defer s.sweeping.RUnlock()
+	var missing []string
+	wanted := map[string]struct{}{}
+	for _, digest := range digests {
+		h, err := hexOf(digest)
+		if err != nil {
+			return err
+		}
+		if _, err := os.Stat(s.path(h)); errors.Is(err, fs.ErrNotExist) {
+			missing = append(missing, digest)
+		} else if err != nil {
+			return fmt.Errorf("image store: %w", err)
+		}
+		wanted[h] = struct{}{}
+	}
+	if len(missing) > 0 {
+		return wsdl.NewFault(wsdl.FaultCodeNotFound, "not here: "+strings.Join(missing, ", "), "upload these blobs, then try again")
+	}
+	s.pinning.Lock()
+	defer s.pinning.Unlock()
+	for h := range s.pins[owner] {
+		wanted[h] = struct{}{}
+	}
+	if len(s.pins[owner]) == len(wanted) {
+		return nil // nothing new
+	}
+	if err := s.writePins(name, wanted); err != nil {
+		return diskError(err)
+	}
+	s.pins[owner] = wanted
+	return nil
+}
+
+// Unpin ends all pins of owner. It is idempotent.
+func (s *Store) Unpin(owner string) error {
+	name, err := pinName(owner)
+	if err != nil {
+		return err
+	}
+	s.pinning.Lock()
+	defer s.pinning.Unlock()
+	if _, there := s.pins[owner]; !there {
+		return nil
+	}
+	// A pin file that comes back after a crash pins too much, never too little.
+	if err := os.Remove(filepath.Join(s.dir, "pins", name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("image store: %w", err)
+	}
+	delete(s.pins, owner)
+	return nil
+}
+
+// Owners returns everyone who has pinned something, sorted: after a restart,
+// whoever pins compares them with what it still knows of.
+func (s *Store) Owners() []string {
+	s.pinning.Lock()
+	defer s.pinning.Unlock()
+	owners := make([]string, 0, len(s.pins))
+	for owner := range s.pins {
+		owners = append(owners, owner)
+	}
+	slices.Sort(owners)
+	return owners
+}
+
+// pinName is the file that holds an owner's pins.
+func pinName(owner string) (string, error) {
+	name := url.QueryEscape(owner)
+	if owner == "" || len(name) > 200 {
+		return "", wsdl.Faultf(wsdl.FaultCodeInvalidRequest, "%.100q cannot own pins: expected 1 to 200 characters", owner)
+	}
+	return "of-" + name, nil
+}
+
+// writePins puts an owner's file on disk. s.pinning is held.
+func (s *Store) writePins(name string, hexes map[string]struct{}) error {
+	lines := make([]string, 0, len(hexes))
+	for h := range hexes {
+		lines = append(lines, prefix+h+"\n")
+	}
+	slices.Sort(lines)
+	folder := filepath.Join(s.dir, "pins")
+	f, err := os.CreateTemp(folder, temporary+"*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // it is renamed, or of no use
+	defer f.Close()
+	if _, err := f.WriteString(strings.Join(lines, "")); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), filepath.Join(folder, name)); err != nil {
+		return err
+	}
+	return syncDir(folder)
+}
+
+func (s *Store) readPins() error {
+	folder := filepath.Join(s.dir, "pins")
+	files, err := os.ReadDir(folder)
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		path := filepath.Join(folder, file.Name())
+		escaped, ok := strings.CutPrefix(file.Name(), "of-")
+		owner, err := url.QueryUnescape(escaped)
+		if !ok || err != nil {
+			if err := os.Remove(path); err != nil {
+				return err
+			}
+			continue
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		hexes := map[string]struct{}{}
+		for line := range strings.Lines(string(text)) {
+			h, err := hexOf(strings.TrimSuffix(line, "\n"))
+			if err != nil {
+				return fmt.Errorf("%s: %w", path, err)
+			}
+			hexes[h] = struct{}{}
+		}
+		s.pins[owner] = hexes
+	}
+	return nil
+}
+
+// Swept is what a Sweep removed.
+type Swept struct {
+	Blobs    int
+	Partials int
+	Bytes    int64
+}
+
+// Sweep removes every blob that is neither pinned nor leased, and every upload
+// that got nothing for a lease, as of now. Readers that have a blob open keep it.
+func (s *Store) Sweep(now time.Time) (Swept, error) {
+	var swept Swept
+	pinned := s.pinned()
+	var errs []error
+	for after := ""; ; {
+		page, err := s.List(after, 1000)
+		if err != nil {
+			return swept, errors.Join(append(errs, err)...)
+		}
+		for _, blob := range page {
+			h, _ := hexOf(blob.Digest)
+			if _, keep := pinned[h]; keep {
+				continue
+			}
+			removed, err := s.remove(h, now)
+			if err != nil {
+				errs = append(errs, err)
+			}
+			if removed {
+				swept.Blobs++
+				swept.Bytes += blob.Size
+			}
+		}
+		if len(page) == 0 {
+			break
+		}
+		after = page[len(page)-1].Digest
+	}
+	s.mu.Lock()
+	partials := make([]*partial, 0, len(s.partials))
+	for _, p := range s.partials {
+		partials = append(partials, p)
+	}
+	s.mu.Unlock()
+	for _, p := range partials {
+		p.mu.Lock()
+		info, err := os.Stat(p.path)
+		if err == nil && !p.over && now.Sub(info.ModTime()) >= s.lease {
+			errs = append(errs, s.drop(p, nil))
+			swept.Partials++
+			swept.Bytes += p.received
+		}
+		p.mu.Unlock()
+	}
+	return swept, errors.Join(errs...)
+}
+
+// pinned returns all pinned blobs.
+func (s *Store) pinned() map[string]struct{} {
+	s.pinning.Lock()
+	defer s.pinning.Unlock()
+	all := map[string]struct{}{}
+	for _, hexes := range s.pins {
+		for h := range hexes {
+			all[h] = struct{}{}
+		}
+	}
+	return all
+}
+
+// remove removes a blob, unless it was pinned or leased since Sweep looked.
+func (s *Store) remove(h string, now time.Time) (bool, error) {
+	s.sweeping.Lock()
+	defer s.sweeping.Unlock()
+	info, err := os.Stat(s.path(h))
+	if errors.Is(err, fs.ErrNotExist) || err == nil && now.Sub(info.ModTime()) < s.lease {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("image store: %w", err)
+	}
+	s.pinning.Lock()
+	defer s.pinning.Unlock()
+	for _, hexes := range s.pins {
+		if _, keep := hexes[h]; keep {
+			return false, nil
+		}
+	}
+	if err := os.Remove(s.path(h)); err != nil {
+		return false, fmt.Errorf("image store: %w", err)
+	}
+	return true, nil
+}
