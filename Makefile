@@ -1,0 +1,108 @@
+# The two commands: `make run` sets all up and runs the sunspots job on four
+# local nodes; `make test` sets all up and passes every test.
+
+GO ?= go
+CC ?= gcc
+GO_NEEDED = 1.26
+PROFILE ?= examples/jobs/sunspots/sunspots.xml
+NODES ?= 4
+FUZZTIME ?= 1m
+TEST_TIMEOUT ?= 14m
+
+STAMP := .stamp
+LIB := queuevm/c/lib
+CLIENT := queuevm/c/mvm.c queuevm/c/mvm.h
+SLIM := node/embedded/mvm-process
+SOURCES := $(shell find . -path ./.git -prune -o \( -name '*.go' -o -name '*.wsdl' -o -name '*.xsd' -o -name '*.py' -o -name '*.c' -o -name '*.h' \) -print) go.mod go.sum
+
+.DEFAULT_GOAL := build
+.PHONY: run build test race lint fresh generate fuzz bench conformance setup clean help
+
+run: setup build ## set up, build, and run PROFILE on NODES local nodes
+	./mvm lab --nodes $(NODES) $(PROFILE)
+
+build: mvm ## build ./mvm with the slim MVM process and the C library in it
+
+# The slim program and the C library are embedded, so they come first.
+mvm: $(SLIM) $(LIB)/libmvm.a $(LIB)/libmvm.so $(SOURCES)
+	$(GO) build -trimpath -o $@ .
+
+$(SLIM): $(SOURCES)
+	@mkdir -p $(@D)
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ ./node/mvm/process
+
+$(LIB)/libmvm.a: $(CLIENT)
+	@mkdir -p $(@D) $(STAMP)
+	$(CC) -std=gnu11 -O2 -fPIC -pthread -Wall -Wextra -c queuevm/c/mvm.c -o $(STAMP)/mvm.o
+	rm -f $@ && $(AR) rcs $@ $(STAMP)/mvm.o
+
+$(LIB)/libmvm.so: $(CLIENT)
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 -O2 -fPIC -pthread -Wall -Wextra -shared -Wl,-soname,libmvm.so queuevm/c/mvm.c -o $@
+
+test: setup lint fresh build ## set up, lint, check generated code, run every test
+	$(GO) test -timeout $(TEST_TIMEOUT) ./...
+
+race: setup build ## every test under the race detector, a package at a time
+	$(GO) test -race -p 1 -timeout 60m ./...
+
+lint: ## gofmt, go vet, and staticcheck where go.mod names it as a tool
+	@unformatted=$$(git ls-files -z --cached --others --exclude-standard '*.go' | xargs -0 gofmt -l); \
+	if [ -n "$$unformatted" ]; then echo "not formatted, run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	@if $(GO) tool -n staticcheck >/dev/null 2>&1; then $(GO) tool staticcheck ./...; fi
+
+generate: ## write the generated code anew
+	$(GO) generate ./...
+
+# Generates in a copy and compares, so that a failed check changes nothing.
+fresh: ## fail when generated code is not what its sources give
+	@copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && \
+	git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' f; do [ -f "$$f" ] && printf '%s\0' "$$f"; done | xargs -0 cp --parents -t "$$copy" && \
+	(cd "$$copy" && $(GO) generate ./...) && \
+	stale=$$(cd "$$copy" && find . -type f | while IFS= read -r f; do cmp -s "$$f" "$(CURDIR)/$$f" || echo "$$f"; done) && \
+	if [ -n "$$stale" ]; then echo "generated code is not fresh, run 'make generate':"; echo "$$stale"; exit 1; fi
+fresh lint: SHELL := /bin/bash
+
+fuzz: setup build ## run each fuzzer for FUZZTIME
+	@for p in $$($(GO) list ./...); do \
+		for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \
+			echo "== $$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p || exit 1; \
+		done; \
+	done
+
+bench: setup build ## run the benchmarks
+	$(GO) test -run '^$$' -bench . -benchtime 2s ./...
+
+conformance: setup build ## other people's SOAP stacks against a running grid
+	$(GO) test -count 1 -v -run 'TestScripts/conformance' .
+
+setup: ## install what is missing from Debian, or say what to install
+	@if ! command -v $(GO) >/dev/null; then \
+		echo "Go $(GO_NEEDED) or newer is needed: install it from https://go.dev/dl/ and put its bin folder on PATH"; exit 1; fi
+	@version=$$($(GO) env GOVERSION | sed 's/^go//; s/[^0-9.].*//'); \
+	if [ "$$(printf '%s\n%s\n' $(GO_NEEDED) "$$version" | sort -V | head -1)" != "$(GO_NEEDED)" ]; then \
+		echo "Go $(GO_NEEDED) or newer is needed, this is $$version: install it from https://go.dev/dl/"; exit 1; fi
+	@missing=""; \
+	need() { command -v "$$1" >/dev/null || missing="$$missing $$2"; }; \
+	need gcc gcc; need g++ g++; need python3 python3; need xmllint libxml2-utils; \
+	need curl curl; need git git; need ar binutils; \
+	[ -e /usr/include/stdio.h ] || missing="$$missing libc6-dev"; \
+	[ -e /etc/ssl/certs/ca-certificates.crt ] || missing="$$missing ca-certificates"; \
+	/usr/bin/python3 -c 'import zeep' 2>/dev/null || missing="$$missing python3-zeep"; \
+	[ -z "$$missing" ] && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing:$$missing"; mkdir -p $(CURDIR)/$(STAMP); \
+		{ apt-get install -y --no-install-recommends $$missing || \
+		{ apt-get update && apt-get install -y --no-install-recommends $$missing; }; } >$(CURDIR)/$(STAMP)/setup.log 2>&1 || \
+		{ tail -20 $(CURDIR)/$(STAMP)/setup.log; echo "install these Debian packages yourself:$$missing"; exit 1; }; \
+	else \
+		echo "install these Debian packages (or what your system calls them):$$missing"; \
+		echo "for example: sudo apt-get install$$missing"; exit 1; \
+	fi
+
+clean: ## remove what was built
+	rm -rf mvm $(SLIM) $(LIB)/libmvm.a $(LIB)/libmvm.so $(STAMP)
+
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
