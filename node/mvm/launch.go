@@ -136,6 +136,7 @@ type Handle struct {
 	last    uint64
 	waiting map[uint64]chan *Reply // nil when nothing can be answered any more
 	failed  error
+	used    time.Duration
 	backlog []Event
 	closing bool          // no event will be added to the backlog
 	fresh   chan struct{} // the backlog or closing changed
@@ -254,6 +255,15 @@ func (h *Handle) Err() error {
 	return h.failed
 }
 
+// Used is the CPU time, user and system, that the MVM process and all that it
+// reaped have taken. It waits for Done.
+func (h *Handle) Used() time.Duration {
+	<-h.done
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.used
+}
+
 // Kill ends the MVM process and all that it started, at once. Done tells when.
 func (h *Handle) Kill() { _ = h.process.Kill() }
 
@@ -302,6 +312,9 @@ func (h *Handle) receive() {
 	}
 	h.mu.Lock()
 	h.failed = err
+	if state != nil {
+		h.used = state.UserTime() + state.SystemTime()
+	}
 	h.mu.Unlock()
 	close(h.done)
 }

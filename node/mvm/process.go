@@ -48,7 +48,8 @@ type process struct {
 	instantiated bool
 	ending       string // why no process may be started any more, "" while they may
 	programs     map[int]*program
-	running      int
+	running      int // programs that run
+	left         int // programs that run or are to be started
 	lastBuild    int
 	idle         *sync.Cond // running fell to 0
 	wall         *time.Timer
@@ -73,6 +74,7 @@ func (p *process) instantiate(r *Instantiate) (int, error) {
 		return 0, &Error{Code: "conflict", Message: "the attempt is instantiated already"}
 	}
 	p.instantiated = true
+	p.left = len(r.Processes)
 	p.mu.Unlock()
 	for _, s := range r.Processes {
 		if err := p.vm.AddProcess(queuevm.Process{ID: s.ID, Index: s.Index, Count: s.Count, Task: s.Task}); err != nil {
@@ -94,13 +96,16 @@ func (p *process) instantiate(r *Instantiate) (int, error) {
 	for _, s := range r.Processes {
 		if err := p.spawn(s); err != nil {
 			err = fmt.Errorf("start process %d (task %s, %s): %w", s.ID, s.Task, strings.Join(s.Command, " "), err)
+			p.mu.Lock()
+			p.left = p.running
+			p.mu.Unlock()
 			p.end("not every process could be started", 0)
 			return 0, err
 		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if r.WallTime > 0 && p.ending == "" {
+	if r.WallTime > 0 && p.ending == "" && p.left > 0 {
 		p.wall = time.AfterFunc(r.WallTime, func() {
 			reason := fmt.Sprintf("wall time of %v exceeded", r.WallTime)
 			p.tell(Event{Failure: reason})
@@ -242,12 +247,15 @@ func (p *process) ended(program *program, status syscall.WaitStatus, usage *sysc
 	s.MaxRSSKiB = usage.Maxrss
 	p.tell(Event{Process: new(*s)})
 	p.running--
+	p.left--
 	if p.running == 0 {
+		p.idle.Broadcast()
+	}
+	if p.left == 0 {
 		if p.wall != nil {
 			p.wall.Stop()
 		}
 		p.tell(Event{Traffic: p.traffic()})
-		p.idle.Broadcast()
 	}
 }
 
