@@ -34,13 +34,13 @@ func (w BootstrapWithoutContext) ListServices(request *ListServices) (*ListServi
 // BootstrapContract is the service's dispatch table, bound to a server.
 func BootstrapContract(server BootstrapContext) Contract {
 	return Contract{Name: "bootstrap", Description: "The first node a client or a joining node talks to: where is the broker, what is published here.", Operations: []Operation{
-		{Name: "GetBroker", NewRequest: func() any { return new(GetBroker) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "GetBroker", Doc: "Where the broker, the image and the information service are.", NewRequest: func() any { return new(GetBroker) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.GetBrokerContext(ctx, request.(*GetBroker)))
 		}},
-		{Name: "Join", NewRequest: func() any { return new(Join) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "Join", Doc: "A node asks to be let into the grid: which services to register with.", NewRequest: func() any { return new(Join) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.JoinContext(ctx, request.(*Join)))
 		}},
-		{Name: "ListServices", NewRequest: func() any { return new(ListServices) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "ListServices", Doc: "Every service that this node publishes.", NewRequest: func() any { return new(ListServices) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.ListServicesContext(ctx, request.(*ListServices)))
 		}},
 	}}
@@ -116,13 +116,13 @@ func (w InformationWithoutContext) Query(request *Query) (*QueryResponse, error)
 // InformationContract is the service's dispatch table, bound to a server.
 func InformationContract(server InformationContext) Contract {
 	return Contract{Name: "information", Description: "Which nodes there are, what they can do, and which of them live (backend nodes).", Operations: []Operation{
-		{Name: "Register", NewRequest: func() any { return new(Register) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "Register", Doc: "A node says what it is, at its start and after its lease was lost. It sweeps before it registers.", NewRequest: func() any { return new(Register) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.RegisterContext(ctx, request.(*Register)))
 		}},
-		{Name: "Heartbeat", NewRequest: func() any { return new(Heartbeat) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "Heartbeat", Doc: "A node keeps its lease and learns which attempts are live on it.", NewRequest: func() any { return new(Heartbeat) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.HeartbeatContext(ctx, request.(*Heartbeat)))
 		}},
-		{Name: "Query", NewRequest: func() any { return new(Query) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "Query", Doc: "The nodes that are known.", NewRequest: func() any { return new(Query) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.QueryContext(ctx, request.(*Query)))
 		}},
 	}}
@@ -252,40 +252,40 @@ func (w BrokerWithoutContext) Report(request *Report) (*ReportResponse, error) {
 // BrokerContract is the service's dispatch table, bound to a server.
 func BrokerContract(server BrokerContext) Contract {
 	return Contract{Name: "broker", Description: "Takes job profiles and drives jobs to their end (front-end nodes).", Operations: []Operation{
-		{Name: "SubmitJob", NewRequest: func() any { return new(SubmitJob) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "SubmitJob", Doc: "Accept a job. When the id is returned, the job is durable.", NewRequest: func() any { return new(SubmitJob) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.SubmitJobContext(ctx, request.(*SubmitJob)))
 		}},
-		{Name: "PlanJob", NewRequest: func() any { return new(PlanJob) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "PlanJob", Doc: "A dry run: where each process would go now, and why not elsewhere.", NewRequest: func() any { return new(PlanJob) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.PlanJobContext(ctx, request.(*PlanJob)))
 		}},
-		{Name: "GetJob", NewRequest: func() any { return new(GetJob) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "GetJob", Doc: "A job as it is now.", NewRequest: func() any { return new(GetJob) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.GetJobContext(ctx, request.(*GetJob)))
 		}},
-		{Name: "WaitJob", NewRequest: func() any { return new(WaitJob) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "WaitJob", Doc: "A long poll: a job as it is once it has changed or ended.", NewRequest: func() any { return new(WaitJob) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.WaitJobContext(ctx, request.(*WaitJob)))
 		}},
-		{Name: "ListJobs", NewRequest: func() any { return new(ListJobs) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "ListJobs", Doc: "Jobs, newest first.", NewRequest: func() any { return new(ListJobs) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.ListJobsContext(ctx, request.(*ListJobs)))
 		}},
-		{Name: "CancelJob", NewRequest: func() any { return new(CancelJob) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "CancelJob", Doc: "End a job. Cancelling an ended job changes nothing.", NewRequest: func() any { return new(CancelJob) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.CancelJobContext(ctx, request.(*CancelJob)))
 		}},
-		{Name: "GetOutput", NewRequest: func() any { return new(GetOutput) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "GetOutput", Doc: "Bytes of a process's stdout, stderr or output file, during and after the run.", NewRequest: func() any { return new(GetOutput) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.GetOutputContext(ctx, request.(*GetOutput)))
 		}},
-		{Name: "RegisterProfile", NewRequest: func() any { return new(RegisterProfile) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "RegisterProfile", Doc: "Store a topology, resources or job profile under a name, as a new version.", NewRequest: func() any { return new(RegisterProfile) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.RegisterProfileContext(ctx, request.(*RegisterProfile)))
 		}},
-		{Name: "GetProfile", NewRequest: func() any { return new(GetProfile) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "GetProfile", Doc: "A registered profile with its content.", NewRequest: func() any { return new(GetProfile) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.GetProfileContext(ctx, request.(*GetProfile)))
 		}},
-		{Name: "ListProfiles", NewRequest: func() any { return new(ListProfiles) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "ListProfiles", Doc: "Search registered profiles.", NewRequest: func() any { return new(ListProfiles) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.ListProfilesContext(ctx, request.(*ListProfiles)))
 		}},
-		{Name: "ListNodes", NewRequest: func() any { return new(ListNodes) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "ListNodes", Doc: "The nodes that jobs may run on.", NewRequest: func() any { return new(ListNodes) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.ListNodesContext(ctx, request.(*ListNodes)))
 		}},
-		{Name: "Report", NewRequest: func() any { return new(Report) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "Report", Doc: "From nodes: what became of an attempt's processes.", NewRequest: func() any { return new(Report) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.ReportContext(ctx, request.(*Report)))
 		}},
 	}}
@@ -439,16 +439,16 @@ func (w ImageWithoutContext) ListBlobs(request *ListBlobs) (*ListBlobsResponse, 
 // ImageContract is the service's dispatch table, bound to a server.
 func ImageContract(server ImageContext) Contract {
 	return Contract{Name: "image", Description: "Blobs, content-addressed by SHA-256: sources, inputs, outputs, images.", Operations: []Operation{
-		{Name: "PutBlob", NewRequest: func() any { return new(PutBlob) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "PutBlob", Doc: "Upload a chunk; resumable, verified when complete, idempotent.", NewRequest: func() any { return new(PutBlob) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.PutBlobContext(ctx, request.(*PutBlob)))
 		}},
-		{Name: "GetBlob", NewRequest: func() any { return new(GetBlob) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "GetBlob", Doc: "Download a range.", NewRequest: func() any { return new(GetBlob) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.GetBlobContext(ctx, request.(*GetBlob)))
 		}},
-		{Name: "StatBlob", NewRequest: func() any { return new(StatBlob) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "StatBlob", Doc: "What is there of a blob.", NewRequest: func() any { return new(StatBlob) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.StatBlobContext(ctx, request.(*StatBlob)))
 		}},
-		{Name: "ListBlobs", NewRequest: func() any { return new(ListBlobs) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "ListBlobs", Doc: "The blobs that are complete, by digest.", NewRequest: func() any { return new(ListBlobs) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.ListBlobsContext(ctx, request.(*ListBlobs)))
 		}},
 	}}
@@ -562,28 +562,28 @@ func (w QueueWithoutContext) OpenSocket(request *OpenSocket) (*OpenSocketRespons
 // QueueContract is the service's dispatch table, bound to a server.
 func QueueContract(server QueueContext) Contract {
 	return Contract{Name: "queue", Description: "A node's queue-level VMs: brokers awaken, instantiate and terminate attempts; outsiders enqueue, dequeue and inspect.", Operations: []Operation{
-		{Name: "Awaken", NewRequest: func() any { return new(Awaken) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "Awaken", Doc: "Reserve slots, load the MVM process, fetch and build. Only for brokers. Answered when the node is ready for Instantiate.", NewRequest: func() any { return new(Awaken) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.AwakenContext(ctx, request.(*Awaken)))
 		}},
-		{Name: "Instantiate", NewRequest: func() any { return new(Instantiate) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "Instantiate", Doc: "The job instantiation message: connect the proxies and spawn the processes.", NewRequest: func() any { return new(Instantiate) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.InstantiateContext(ctx, request.(*Instantiate)))
 		}},
-		{Name: "Terminate", NewRequest: func() any { return new(Terminate) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "Terminate", Doc: "The job termination message: end an attempt and remove all it made.", NewRequest: func() any { return new(Terminate) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.TerminateContext(ctx, request.(*Terminate)))
 		}},
-		{Name: "ReadStream", NewRequest: func() any { return new(ReadStream) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "ReadStream", Doc: "What a live process has written so far.", NewRequest: func() any { return new(ReadStream) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.ReadStreamContext(ctx, request.(*ReadStream)))
 		}},
-		{Name: "Inspect", NewRequest: func() any { return new(Inspect) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "Inspect", Doc: "Attempts, processes and channels on this node.", NewRequest: func() any { return new(Inspect) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.InspectContext(ctx, request.(*Inspect)))
 		}},
-		{Name: "Enqueue", NewRequest: func() any { return new(Enqueue) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "Enqueue", Doc: "Put items into a queue that a job has opened to the outside.", NewRequest: func() any { return new(Enqueue) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.EnqueueContext(ctx, request.(*Enqueue)))
 		}},
-		{Name: "Dequeue", NewRequest: func() any { return new(Dequeue) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "Dequeue", Doc: "Take items from a queue that a job has opened to the outside. What is answered has left the queue.", NewRequest: func() any { return new(Dequeue) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.DequeueContext(ctx, request.(*Dequeue)))
 		}},
-		{Name: "OpenSocket", NewRequest: func() any { return new(OpenSocket) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "OpenSocket", Doc: "A one-time token with which a plain TCP socket enqueues to or dequeues from the proxy.", NewRequest: func() any { return new(OpenSocket) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.OpenSocketContext(ctx, request.(*OpenSocket)))
 		}},
 	}}

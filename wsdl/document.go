@@ -106,6 +106,9 @@ func (d *Document) token() (xml.Token, error) {
 				d.line = s.Line
 				return nil, d.fault("%s", s.Msg)
 			}
+			if strings.Contains(err.Error(), "CharsetReader") {
+				return nil, d.fault("the XML declaration names an encoding other than UTF-8; send UTF-8")
+			}
 			return nil, d.fault("%s", strings.TrimPrefix(err.Error(), "xml: "))
 		}
 		switch t := t.(type) {

@@ -31,6 +31,7 @@ var Documents embed.FS
 // the generated wrapper types.
 type Operation struct {
 	Name       string
+	Doc        string // a sentence, for people
 	NewRequest func() any
 	Call       func(ctx context.Context, request any) (any, error)
 }

@@ -126,7 +126,7 @@ func dispatchGo(services []portType) []byte {
 		}
 		fmt.Fprintf(&b, "\n// %sContract is the service's dispatch table, bound to a server.\nfunc %sContract(server %sContext) Contract {\nreturn Contract{Name: %q, Description: %q, Operations: []Operation{\n", e, e, e, s.Name, s.Doc)
 		for _, o := range s.Operations {
-			fmt.Fprintf(&b, "{Name: %q, NewRequest: func() any { return new(%s) }, Call: func(ctx context.Context, request any) (any, error) {\nreturn reply(server.%sContext(ctx, request.(*%s)))\n}},\n", o.Name, o.Name, o.Name, o.Name)
+			fmt.Fprintf(&b, "{Name: %q, Doc: %q, NewRequest: func() any { return new(%s) }, Call: func(ctx context.Context, request any) (any, error) {\nreturn reply(server.%sContext(ctx, request.(*%s)))\n}},\n", o.Name, o.Doc, o.Name, o.Name, o.Name)
 		}
 		b.WriteString("}}\n}\n")
 		fmt.Fprintf(&b, "\n// %sClient calls a remote %s service.\ntype %sClient struct {\n%sWithoutContext\ncaller Caller\nurl string\n}\n", e, s.Name, e, e)

@@ -1,0 +1,269 @@
+package soap
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"mvm/wsdl"
+)
+
+// ClientConfig is what a Client is made of; every field has a default.
+type ClientConfig struct {
+	Timeout  time.Duration // of a call whose context has no deadline; default 2 min
+	Dial     time.Duration // to connect; default 5 s
+	Response int64         // bytes of an answer at most; default 64 MiB
+	Idle     int           // connections kept for each address; default 32
+	TLS      *tls.Config
+	SOAP12   bool // speak SOAP 1.2
+	Strict   bool // refuse answers that do not fit the schema; for tests of servers
+}
+
+// Client calls SOAP services; it is the wsdl.Caller of generated clients. It
+// keeps connections and may be used concurrently. Close it when done.
+type Client struct {
+	config  ClientConfig
+	version version
+	http    *http.Client
+}
+
+var _ wsdl.Caller = (*Client)(nil)
+
+// NewClient returns a Client without connections.
+func NewClient(config ClientConfig) *Client {
+	set(&config.Timeout, 2*time.Minute)
+	set(&config.Dial, 5*time.Second)
+	set(&config.Response, 64<<20)
+	set(&config.Idle, 32)
+	c := &Client{config: config, version: soap11()}
+	if config.SOAP12 {
+		c.version = soap12()
+	}
+	dialer := &net.Dialer{Timeout: config.Dial}
+	c.http = &http.Client{
+		Transport: &http.Transport{
+			DialContext:         dialer.DialContext,
+			TLSClientConfig:     config.TLS,
+			TLSHandshakeTimeout: config.Dial,
+			MaxIdleConns:        1024,
+			MaxIdleConnsPerHost: config.Idle,
+			IdleConnTimeout:     90 * time.Second, // shorter than a Server's
+			DisableCompression:  true,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	return c
+}
+
+// HTTP returns the client beneath, for plain requests over the same
+// connections.
+func (c *Client) HTTP() *http.Client { return c.http }
+
+// Close closes connections that no call uses.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// callError is a Fault made on this side, with what caused it, so that
+// errors.As finds the one and errors.Is the other.
+type callError struct {
+	*wsdl.Fault
+	cause error
+}
+
+func (e *callError) Unwrap() []error { return []error{e.Fault, e.cause} }
+
+// Call performs one call. An error has a *wsdl.Fault in its chain: the
+// server's own, or unavailable (no connection, or one that broke: the call may
+// have been carried out), timeout, tooLarge, internal (an answer that is none).
+// When ctx was cancelled, the error wraps context.Canceled instead.
+func (c *Client) Call(ctx context.Context, url, operation string, request, response any) error {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, c.config.Timeout)
+		defer cancel()
+	}
+	status, media, data, err := c.post(ctx, url, operation, request)
+	if err != nil {
+		return c.broken(ctx, url, operation, err)
+	}
+	if media != media11 && media != media12 {
+		return c.odd(url, operation, status, data)
+	}
+	err = c.answer(operation, data, response)
+	var fault *wsdl.Fault
+	if err != nil && !errors.As(err, &fault) {
+		return c.nonsense(url, operation, err.Error())
+	}
+	return err
+}
+
+func (c *Client) post(ctx context.Context, url, operation string, request any) (status int, media string, data []byte, err error) {
+	var b bytes.Buffer
+	err = writeEnvelope(&b, c.version, "", func(b *bytes.Buffer) error { return writeElement(b, request) })
+	if err != nil {
+		return 0, "", nil, err
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(b.Bytes()))
+	if err != nil {
+		return 0, "", nil, err
+	}
+	action := wsdl.Namespace + "#" + operation
+	if c.config.SOAP12 {
+		r.Header.Set("Content-Type", mime.FormatMediaType(media12, map[string]string{"charset": "utf-8", "action": action}))
+	} else {
+		r.Header.Set("Content-Type", media11+"; charset=utf-8")
+		r.Header.Set("SOAPAction", `"`+action+`"`)
+	}
+	if id := RequestID(ctx); id != "" {
+		r.Header.Set("X-Request-Id", id)
+	}
+	answer, err := c.http.Do(r)
+	if err != nil {
+		return 0, "", nil, err
+	}
+	defer answer.Body.Close()
+	data, err = io.ReadAll(io.LimitReader(answer.Body, c.config.Response+1))
+	if err != nil {
+		return 0, "", nil, err
+	}
+	if int64(len(data)) > c.config.Response {
+		return 0, "", nil, wsdl.Faultf(wsdl.FaultCodeTooLarge, "%s of %s answered with more than %d bytes", operation, url, c.config.Response)
+	}
+	media, _, _ = mime.ParseMediaType(answer.Header.Get("Content-Type"))
+	return answer.StatusCode, media, data, nil
+}
+
+// broken makes the error of a call that got no answer.
+func (c *Client) broken(ctx context.Context, url, operation string, err error) error {
+	var fault *wsdl.Fault
+	var timeout net.Error
+	switch {
+	case errors.As(err, &fault):
+		return err
+	case errors.Is(ctx.Err(), context.Canceled):
+		return fmt.Errorf("%s of %s: %w", operation, url, context.Canceled)
+	case ctx.Err() != nil, errors.As(err, &timeout) && timeout.Timeout():
+		fault = wsdl.Faultf(wsdl.FaultCodeTimeout, "%s of %s did not answer in time", operation, url)
+		return &callError{fault, errors.Join(err, context.DeadlineExceeded)}
+	}
+	fault = wsdl.Faultf(wsdl.FaultCodeUnavailable, "%s of %s cannot be called: %s", operation, url, rootOf(err))
+	return &callError{fault, err}
+}
+
+// rootOf drops what net/http says about method and URL, which is told already.
+func rootOf(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return op.Err
+	}
+	if inner := errors.Unwrap(err); inner != nil {
+		return inner
+	}
+	return err
+}
+
+// odd makes the error of an answer that is not SOAP.
+func (c *Client) odd(url, operation string, status int, data []byte) error {
+	code := wsdl.FaultCodeInternal
+	switch status {
+	case http.StatusRequestEntityTooLarge:
+		code = wsdl.FaultCodeTooLarge
+	case http.StatusRequestTimeout, http.StatusGatewayTimeout:
+		code = wsdl.FaultCodeTimeout
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
+		code = wsdl.FaultCodeBusy
+	case http.StatusBadGateway:
+		code = wsdl.FaultCodeUnavailable
+	case http.StatusUnauthorized:
+		code = wsdl.FaultCodeUnauthenticated
+	case http.StatusForbidden:
+		code = wsdl.FaultCodeForbidden
+	case http.StatusNotFound:
+		code = wsdl.FaultCodeNotFound
+	case http.StatusUnsupportedMediaType, http.StatusBadRequest:
+		code = wsdl.FaultCodeInvalidRequest
+	}
+	said := strings.ToValidUTF8(string(data[:min(len(data), 200)]), "?")
+	return wsdl.Faultf(code, "%s of %s answered with HTTP status %d: %s", operation, url, status, strings.TrimSpace(said))
+}
+
+func (c *Client) nonsense(url, operation, why string) error {
+	return wsdl.Faultf(wsdl.FaultCodeInternal, "the answer to %s of %s cannot be understood: %s", operation, url, why)
+}
+
+// answer decodes an envelope into response, or returns the fault in it.
+func (c *Client) answer(operation string, data []byte, response any) error {
+	m, err := openMessage(data, wsdl.Limits{}, c.version)
+	if err != nil {
+		return plain(err)
+	}
+	if m.body.Name == (xml.Name{Space: m.version.namespace, Local: "Fault"}) {
+		return m.fault()
+	}
+	if want := (xml.Name{Space: wsdl.Namespace, Local: operation + "Response"}); m.body.Name != want {
+		return fmt.Errorf("its body is {%s}%s", m.body.Name.Space, m.body.Name.Local)
+	}
+	checker := wsdl.NewChecker(m.document, m.body, operation+"Response")
+	if err := checker.Decode(response); err != nil {
+		return plain(err)
+	}
+	if err := m.close(); err != nil {
+		return plain(err)
+	}
+	if problems := checker.Problems(); c.config.Strict && len(problems) > 0 {
+		return fmt.Errorf("%s (and %d more)", problems[0].Message, len(problems)-1)
+	}
+	return nil
+}
+
+// plain keeps a Fault that says that an answer is malformed from passing for
+// one that the server sent.
+func plain(err error) error { return errors.New(err.Error()) }
+
+// faultBody is a Fault of either version.
+type faultBody struct {
+	Code11   string `xml:"faultcode"`
+	String11 string `xml:"faultstring"`
+	Detail11 struct {
+		Fault *wsdl.GridFault `xml:"urn:mvm:1 GridFault"`
+	} `xml:"detail"`
+	Code12 struct {
+		Value string `xml:"Value"`
+	} `xml:"Code"`
+	Reason12 struct {
+		Text string `xml:"Text"`
+	} `xml:"Reason"`
+	Detail12 struct {
+		Fault *wsdl.GridFault `xml:"urn:mvm:1 GridFault"`
+	} `xml:"Detail"`
+}
+
+// fault decodes the fault in the body. One without our detail gets a code by
+// its class.
+func (m *message) fault() error {
+	var body faultBody
+	if err := xml.NewTokenDecoder(&element{&m.body, m.document}).Decode(&body); err != nil {
+		return plain(err)
+	}
+	for _, f := range []*wsdl.GridFault{body.Detail11.Fault, body.Detail12.Fault} {
+		if f != nil && f.Code != nil {
+			return f
+		}
+	}
+	class := body.Code11 + body.Code12.Value
+	class = class[strings.IndexByte(class, ':')+1:]
+	code := wsdl.FaultCodeInternal
+	switch class {
+	case "Client", "Sender", "MustUnderstand", "VersionMismatch":
+		code = wsdl.FaultCodeInvalidRequest
+	}
+	return wsdl.NewFault(code, strings.TrimSpace(body.String11+body.Reason12.Text), "")
+}

@@ -1,0 +1,214 @@
+package soap
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/sirupsen/logrus"
+)
+
+// exchange is one request and its answer, as the log and the metrics see them.
+type exchange struct {
+	server    *Server
+	request   *http.Request
+	id        string
+	service   string // "" outside services
+	operation string // of the service, or method and route
+	code      string // of the fault, or "ok"; "" leaves it to the status
+	started   time.Time
+	in        countingBody
+	out       *countingWriter
+}
+
+type exchangeKey struct{}
+
+func exchangeOf(ctx context.Context) *exchange { return ctx.Value(exchangeKey{}).(*exchange) }
+
+func (s *Server) beginExchange(w http.ResponseWriter, r *http.Request) (*exchange, http.ResponseWriter, *http.Request) {
+	x := &exchange{server: s, id: r.Header.Get("X-Request-Id"), operation: "unknown", started: time.Now()}
+	if !saneRequestID(x.id) {
+		x.id = newRequestID()
+	}
+	w.Header().Set("X-Request-Id", x.id)
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	x.out = &countingWriter{ResponseWriter: w, control: http.NewResponseController(w), patience: s.limits.Write}
+	x.request = r.WithContext(WithRequestID(context.WithValue(r.Context(), exchangeKey{}, x), x.id))
+	x.in.ReadCloser = r.Body
+	x.request.Body = &x.in
+	s.metrics.flight.Inc()
+	return x, x.out, x.request
+}
+
+// end writes the exchange's line and counts it. It is deferred around the
+// handlers and takes their panics.
+func (x *exchange) end() {
+	p := recover()
+	if p != nil && p != http.ErrAbortHandler {
+		x.panicked(p)
+		if x.out.status == 0 {
+			refuse(x.out, http.StatusInternalServerError, "a fault inside the node; its log says more under request id %s", x.id)
+		}
+	}
+	s := x.server
+	took := time.Since(x.started)
+	status := x.out.status
+	if status == 0 {
+		status = http.StatusOK
+	}
+	code := x.code
+	if code == "" {
+		if code = strconv.Itoa(status); status < 400 {
+			code = "ok"
+		}
+	}
+	s.metrics.flight.Dec()
+	s.metrics.requests.WithLabelValues(x.service, x.operation, code).Inc()
+	s.metrics.seconds.WithLabelValues(x.service, x.operation).Observe(took.Seconds())
+	s.metrics.bytes.WithLabelValues("in").Add(float64(x.in.n))
+	s.metrics.bytes.WithLabelValues("out").Add(float64(x.out.n))
+	level := logrus.InfoLevel
+	if code == "internal" || p != nil {
+		level = logrus.ErrorLevel
+	} else if code == "ok" && s.quiet[x.operation] {
+		level = logrus.DebugLevel
+	}
+	if s.config.Log.IsLevelEnabled(level) {
+		s.config.Log.WithFields(logrus.Fields{
+			"request": x.id, "remote": x.request.RemoteAddr, "service": x.service, "operation": x.operation,
+			"status": status, "code": code, "in": x.in.n, "out": x.out.n, "micros": took.Microseconds(),
+		}).Log(level, "request")
+	}
+	if p == http.ErrAbortHandler {
+		panic(p)
+	}
+}
+
+// panicked logs a panic with its stack.
+func (x *exchange) panicked(p any) {
+	x.server.config.Log.WithFields(logrus.Fields{
+		"request": x.id, "service": x.service, "operation": x.operation, "panic": p, "stack": string(debug.Stack()),
+	}).Error("panic")
+}
+
+type countingBody struct {
+	io.ReadCloser
+	n int64
+}
+
+func (b *countingBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.n += int64(n)
+	return n, err
+}
+
+// countingWriter gives the reader of an answer a time for each part of it, so
+// that a download may last but not stall.
+type countingWriter struct {
+	http.ResponseWriter
+	control  *http.ResponseController
+	patience time.Duration
+	status   int
+	n        int64
+}
+
+func (w *countingWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *countingWriter) WriteHeader(status int) {
+	if w.status == 0 && status >= 200 {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *countingWriter) begin() {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	_ = w.control.SetWriteDeadline(time.Now().Add(w.patience)) // a recorder in a test has none
+}
+
+func (w *countingWriter) Write(p []byte) (int, error) {
+	total := 0
+	for {
+		w.begin()
+		part := p[total:min(len(p), total+1<<20)]
+		n, err := w.ResponseWriter.Write(part)
+		w.n += int64(n)
+		if total += n; err != nil || total == len(p) {
+			return total, err
+		}
+	}
+}
+
+// ReadFrom lets the kernel copy files, a MiB at a time.
+func (w *countingWriter) ReadFrom(r io.Reader) (int64, error) {
+	from, ok := w.ResponseWriter.(io.ReaderFrom)
+	if !ok {
+		return io.Copy(struct{ io.Writer }{w}, r)
+	}
+	var total int64
+	limited, bounded := r.(*io.LimitedReader)
+	for {
+		part := &io.LimitedReader{R: r, N: 1 << 20}
+		if bounded {
+			part.R, part.N = limited.R, min(part.N, limited.N)
+		}
+		want := part.N
+		w.begin()
+		n, err := from.ReadFrom(part)
+		w.n += n
+		total += n
+		if bounded {
+			limited.N -= n
+		}
+		if err != nil || n < want || bounded && limited.N == 0 {
+			return total, err
+		}
+	}
+}
+
+// isTimeout says whether a read ended because the sender was too slow.
+func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
+
+type metrics struct {
+	requests *prometheus.CounterVec
+	seconds  *prometheus.HistogramVec
+	flight   prometheus.Gauge
+	bytes    *prometheus.CounterVec
+}
+
+func newMetrics(registry *prometheus.Registry) (*metrics, error) {
+	m := &metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mvm_requests_total", Help: "Requests answered, by service, operation or route, and fault code, HTTP status or ok.",
+		}, []string{"service", "operation", "code"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "mvm_request_seconds", Help: "Time from a request's headers to the end of its answer.",
+			Buckets: []float64{.0001, .0003, .001, .003, .01, .03, .1, .3, 1, 3, 10, 60},
+		}, []string{"service", "operation"}),
+		flight: prometheus.NewGauge(prometheus.GaugeOpts{Name: "mvm_requests_in_flight", Help: "Requests being answered."}),
+		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mvm_request_bytes_total", Help: "Bytes of bodies, in and out.",
+		}, []string{"direction"}),
+	}
+	for _, c := range []prometheus.Collector{m.requests, m.seconds, m.flight, m.bytes} {
+		if err := registry.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	for _, c := range []prometheus.Collector{collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})} {
+		var already prometheus.AlreadyRegisteredError
+		if err := registry.Register(c); err != nil && !errors.As(err, &already) {
+			return nil, err
+		}
+	}
+	return m, nil
+}

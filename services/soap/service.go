@@ -1,0 +1,251 @@
+package soap
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"mvm/wsdl"
+)
+
+// service is a contract that is being served.
+type service struct {
+	contract   wsdl.Contract
+	operations map[string]*wsdl.Operation
+	document   []byte // the WSDL, with locations still to fill in
+}
+
+func newService(c wsdl.Contract) (*service, error) {
+	document, err := wsdl.Documents.ReadFile(c.Name + ".wsdl")
+	if err != nil {
+		return nil, fmt.Errorf("contract %q: %w", c.Name, err)
+	}
+	v := &service{contract: c, operations: map[string]*wsdl.Operation{}, document: document}
+	for i := range c.Operations {
+		v.operations[c.Operations[i].Name] = &c.Operations[i]
+	}
+	return v, nil
+}
+
+func (v *service) names() string {
+	names := make([]string, len(v.contract.Operations))
+	for i, o := range v.contract.Operations {
+		names[i] = o.Name
+	}
+	return strings.Join(names, ", ")
+}
+
+func (s *Server) serveService(w http.ResponseWriter, r *http.Request) {
+	x := exchangeOf(r.Context())
+	v := s.services[x.service]
+	switch {
+	case v == nil:
+		refuse(w, http.StatusNotFound, "there is no such service; /services lists those that are here")
+	case r.Method == http.MethodPost:
+		x.operation = "unknown"
+		s.call(w, r, x, v)
+	case r.Method == http.MethodGet || r.Method == http.MethodHead:
+		s.describe(w, r, v)
+	default:
+		w.Header().Set("Allow", "GET, HEAD, POST")
+		refuse(w, http.StatusMethodNotAllowed, "method %s is not served; POST a SOAP envelope, or GET ?wsdl", r.Method)
+	}
+}
+
+// refusal is a request that HTTP alone is enough to refuse.
+type refusal struct {
+	status int
+	why    string
+}
+
+func (e *refusal) Error() string { return e.why }
+
+// call answers one SOAP request.
+func (s *Server) call(w http.ResponseWriter, r *http.Request, x *exchange, v *service) {
+	answer := s.buffer()
+	defer s.recycle(answer)
+	version, response, err := s.perform(w, r, x, v)
+	var refused *refusal
+	if errors.As(err, &refused) {
+		if refused.status != http.StatusUnsupportedMediaType {
+			w.Header().Set("Connection", "close") // the rest of the body is not wanted
+		}
+		refuse(w, refused.status, "%s", refused.why)
+		return
+	}
+	status := http.StatusOK
+	x.code = "ok"
+	if err == nil {
+		err = writeEnvelope(answer, version, "", func(b *bytes.Buffer) error { return writeElement(b, response) })
+	}
+	if err != nil {
+		f := failureOf(r.Context(), err)
+		if f.fault.RequestId == "" {
+			f.fault.RequestId = x.id
+		}
+		x.code = string(*f.fault.Code)
+		answer.Reset()
+		if status, err = f.write(answer, version); err != nil {
+			refuse(w, http.StatusInternalServerError, "the fault cannot be written: %s", err)
+			return
+		}
+	}
+	w.Header().Set("Content-Type", version.media+"; charset=utf-8")
+	w.Header().Set("Content-Length", strconv.Itoa(answer.Len()))
+	w.WriteHeader(status)
+	_, _ = w.Write(answer.Bytes()) // a caller that went away is no error of ours
+}
+
+// perform reads, judges and carries out a call. The version is right as far
+// as it could be found out, also when there is an error.
+func (s *Server) perform(w http.ResponseWriter, r *http.Request, x *exchange, v *service) (version, any, error) {
+	version, err := versionOf(r)
+	if err != nil {
+		return version, nil, err
+	}
+	ctx, operation, version, request, err := s.read(w, r, x, v, version)
+	if err != nil {
+		return version, nil, err
+	}
+	response, err := s.invoke(ctx, x, operation, request)
+	return version, response, err
+}
+
+// invoke calls the operation and turns its panic into a fault.
+func (s *Server) invoke(ctx context.Context, x *exchange, operation *wsdl.Operation, request any) (response any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			x.panicked(p)
+			err = wsdl.NewFault(wsdl.FaultCodeInternal, operation.Name+" failed inside the node", "its log says more under request id "+x.id)
+		}
+	}()
+	return operation.Call(ctx, request)
+}
+
+// versionOf reads the media type.
+func versionOf(r *http.Request) (version, error) {
+	v := soap11()
+	if e := r.Header.Get("Content-Encoding"); e != "" && !strings.EqualFold(e, "identity") {
+		return v, &refusal{http.StatusUnsupportedMediaType, "Content-Encoding is not served here; send the envelope as it is"}
+	}
+	header := r.Header.Values("Content-Type")
+	if len(header) != 1 {
+		return v, &refusal{http.StatusUnsupportedMediaType, "send one Content-Type: text/xml (SOAP 1.1) or application/soap+xml (SOAP 1.2), with charset=utf-8"}
+	}
+	media, parameters, err := mime.ParseMediaType(header[0])
+	if err != nil || media != media11 && media != media12 {
+		return v, &refusal{http.StatusUnsupportedMediaType, "this Content-Type is not served; send text/xml (SOAP 1.1) or application/soap+xml (SOAP 1.2), with charset=utf-8"}
+	}
+	if media == media12 {
+		v = soap12()
+	}
+	switch strings.ToLower(parameters["charset"]) {
+	case "", "utf-8", "utf8", "us-ascii":
+		return v, nil
+	}
+	return v, &refusal{http.StatusUnsupportedMediaType, "this charset is not served; send UTF-8"}
+}
+
+// read reads the envelope and decodes the operation's element out of it. The
+// Guard is asked as soon as the operation is known.
+func (s *Server) read(w http.ResponseWriter, r *http.Request, x *exchange, v *service, version version) (context.Context, *wsdl.Operation, version, any, error) {
+	ctx := r.Context()
+	body := s.buffer()
+	defer s.recycle(body)
+	held, err := s.readBody(w, r, body)
+	defer s.reading.Add(-held)
+	if err != nil {
+		return ctx, nil, version, nil, err
+	}
+	m, err := openMessage(body.Bytes(), s.limits.Document, version)
+	version = m.version
+	if err != nil {
+		return ctx, nil, version, nil, err
+	}
+	name := m.body.Name
+	operation := v.operations[name.Local]
+	if operation == nil || name.Space != wsdl.Namespace {
+		what := fmt.Sprintf("the %s service has no operation {%s}%s", v.contract.Name, name.Space, name.Local)
+		return ctx, nil, version, nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, what, fmt.Sprintf("it has, in namespace %s: %s", wsdl.Namespace, v.names()))
+	}
+	x.operation = operation.Name
+	if s.config.Guard != nil {
+		if ctx, err = s.config.Guard.Guard(ctx, r, v.contract.Name+"/"+operation.Name); err != nil {
+			return ctx, nil, version, nil, err
+		}
+	}
+	checker := wsdl.NewChecker(m.document, m.body, operation.Name)
+	request := operation.NewRequest()
+	err = checker.Decode(request)
+	if err == nil {
+		err = m.close()
+	}
+	problems := checker.Problems()
+	if err != nil {
+		// Not readable to its end: that comes on top of what was found before.
+		var f *wsdl.Fault
+		if len(problems) > 0 && errors.As(err, &f) {
+			f.Problem = append(problems, f.Problem...)
+		}
+		return ctx, nil, version, nil, err
+	}
+	if len(problems) > 0 {
+		err = invalid(problems)
+	}
+	return ctx, operation, version, request, err
+}
+
+// readBody reads the whole request into body, within the limits. held is what
+// it took of the memory for requests, to be given back.
+func (s *Server) readBody(w http.ResponseWriter, r *http.Request, body *bytes.Buffer) (held int64, err error) {
+	tooLarge := &refusal{http.StatusRequestEntityTooLarge, fmt.Sprintf("the request is larger than %d bytes", s.limits.Body)}
+	if r.ContentLength > s.limits.Body {
+		return 0, tooLarge
+	}
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Now().Add(s.limits.Read)) // a recorder in a test has none
+	reader := http.MaxBytesReader(w, r.Body, s.limits.Body)
+	for err == nil {
+		const part = 256 << 10
+		if s.reading.Add(part) > s.limits.Bodies {
+			s.reading.Add(-part)
+			return held, &refusal{http.StatusServiceUnavailable, "too many large requests at once; try again later"}
+		}
+		held += part
+		_, err = io.CopyN(body, reader, part)
+	}
+	var over *http.MaxBytesError
+	switch {
+	case errors.As(err, &over):
+		return held, tooLarge
+	case isTimeout(err):
+		return held, &refusal{http.StatusRequestTimeout, fmt.Sprintf("the request did not arrive within %s", s.limits.Read)}
+	case err != io.EOF:
+		return held, &refusal{http.StatusBadRequest, "the request's body ended too early"}
+	}
+	// A deadline left behind would end a long poll.
+	_ = control.SetReadDeadline(time.Time{})
+	return held, nil
+}
+
+func (s *Server) buffer() *bytes.Buffer {
+	if b, ok := s.buffers.Get().(*bytes.Buffer); ok {
+		b.Reset()
+		return b
+	}
+	return new(bytes.Buffer)
+}
+
+// recycle keeps a buffer for the next call unless it has grown large.
+func (s *Server) recycle(b *bytes.Buffer) {
+	if b.Cap() <= 256<<10 {
+		s.buffers.Put(b)
+	}
+}
