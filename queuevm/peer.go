@@ -129,7 +129,9 @@ func (vm *VM) keep(ctx context.Context, p *peer, first chan<- error) {
 			err = failure
 			break
 		}
-		vm.logf("peer %s: the link was cut and is made again: %v", p.ID, failure)
+		if failure != nil { // else the peer was quicker to make it again
+			vm.logf("peer %s: the link was cut and is made again: %v", p.ID, failure)
+		}
 		limit, cancel := context.WithTimeout(context.Background(), vm.config.Redial)
 		err = vm.link(limit, p)
 		cancel()
@@ -252,22 +254,24 @@ func (vm *VM) loopEnd(raw, secured net.Conn) (int, error) {
 	if !ok {
 		return -1, errors.New("not a TCP connection")
 	}
-	file, err := tcp.File()
+	control, err := tcp.SyscallConn()
 	if err != nil {
 		return -1, err
 	}
-	defer file.Close()
-	var fd int
-	fd, err = unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return -1, err
+	fd := -1
+	var dupErr error
+	if err := control.Control(func(own uintptr) { // not File: it would make both blocking
+		vm.tune(int(own))
+		if secured == raw {
+			fd, dupErr = unix.FcntlInt(own, unix.F_DUPFD_CLOEXEC, 0)
+		}
+	}); err != nil || dupErr != nil {
+		return -1, errors.Join(err, dupErr)
 	}
-	vm.tune(fd)
 	if secured == raw {
 		_ = raw.Close() // ours is a duplicate
 		return fd, unix.SetNonblock(fd, true)
 	}
-	_ = unix.Close(fd)
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return -1, err

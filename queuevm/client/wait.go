@@ -1,0 +1,284 @@
+package client
+
+import (
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+)
+
+const (
+	yields         = 32
+	slowYield      = 1500 * time.Microsecond // a yield that took longer met a hog:
+	yieldPenalty   = 100 * time.Millisecond  // none for this long
+	maxWaitv       = 128
+	clockMonotonic = 1
+	sysWaitv       = 449 // futex_waitv, Linux 5.16; the same on every architecture
+)
+
+// deadline is a time on the monotonic clock, in nanoseconds since the start.
+type deadline int64
+
+const (
+	never  deadline = -1
+	atOnce deadline = 0
+)
+
+func now() int64 { return int64(time.Since(current.started)) }
+
+func in(limit time.Duration) deadline {
+	if limit <= 0 {
+		return atOnce
+	}
+	return deadline(now() + int64(limit))
+}
+
+// left is what FUTEX_WAIT takes: nil for never; over is true when time is up.
+func (d deadline) left() (t *syscall.Timespec, over bool) {
+	if d == never {
+		return nil, false
+	}
+	ns := int64(d) - now()
+	if ns <= 0 {
+		return nil, true
+	}
+	spec := syscall.NsecToTimespec(ns)
+	return &spec, false
+}
+
+// wake ends the sleep that a waits word announces: of a process on the word
+// itself, of the daemon on its bell.
+func (e *end) wake(word *uint32) {
+	value := atomic.LoadUint32(word)
+	if value == awake || !atomic.CompareAndSwapUint32(word, value, awake) {
+		return
+	}
+	if value == waitsFutex {
+		_, _, _ = syscall.RawSyscall6(syscall.SYS_FUTEX, uintptr(unsafe.Pointer(word)), 1 /* FUTEX_WAKE */, 1<<30, 0, 0, 0)
+		return
+	}
+	ring(e.bell)
+}
+
+// ring rings the daemon's bell.
+func ring(bell int) {
+	one := [8]byte{1}
+	_, _, _ = syscall.RawSyscall(syscall.SYS_WRITE, uintptr(bell), uintptr(unsafe.Pointer(&one)), 8)
+}
+
+// hasBytes says whether waiting for need published bytes is over.
+func (e *end) hasBytes(need uint64) (bool, error) {
+	state := atomic.LoadUint32(&e.header.producerState) // before tail: END comes after what was published
+	tail := atomic.LoadUint64(&e.header.tail)
+	if tail-e.mine > e.capacity || tail&7 != 0 {
+		return false, e.breaks()
+	}
+	e.theirs = tail
+	if tail-e.mine >= need {
+		return true, nil
+	}
+	if state != 0 {
+		return false, stateError(state, ErrEnd)
+	}
+	return false, nil
+}
+
+func (e *end) hasRoom(need uint64) (bool, error) {
+	if state := atomic.LoadUint32(&e.header.consumerState); state != 0 {
+		return false, stateError(state, ErrClosed)
+	}
+	head := atomic.LoadUint64(&e.header.head)
+	if e.mine-head > e.capacity || head&7 != 0 {
+		return false, e.breaks()
+	}
+	e.theirs = head
+	return e.capacity-(e.mine-head) >= need, nil
+}
+
+func (e *end) awaitBytes(need uint64, until deadline) error {
+	if e.theirs-e.mine >= need {
+		return nil
+	}
+	return await(&e.header.consumerWaits, until, func() (bool, error) { return e.hasBytes(need) })
+}
+
+func (e *end) awaitRoom(need uint64, until deadline) error {
+	if e.capacity-(e.mine-e.theirs) >= need {
+		return nil
+	}
+	return await(&e.header.producerWaits, until, func() (bool, error) { return e.hasRoom(need) })
+}
+
+// noYieldUntil is when yields may be tried again after one met a hog: a matter
+// of the machine, so one word for all ports.
+var noYieldUntil atomic.Int64
+
+// linger looks again for a while before sleeping: a short spin if cores are
+// free, then yields while they are quick.
+func linger(enough func() (bool, error)) (bool, error) {
+	for n := current.spin; n > 0; n-- {
+		if ok, err := enough(); ok || err != nil {
+			return ok, err
+		}
+	}
+	before := now()
+	if before < noYieldUntil.Load() {
+		return false, nil
+	}
+	for range yields {
+		_, _, _ = syscall.RawSyscall(syscall.SYS_SCHED_YIELD, 0, 0, 0)
+		if ok, err := enough(); ok || err != nil {
+			return ok, err
+		}
+		after := now()
+		if after-before > int64(slowYield) {
+			noYieldUntil.Store(after + int64(yieldPenalty))
+			break
+		}
+		before = after
+	}
+	return false, nil
+}
+
+// await waits until enough says so, sleeping on word in the end. The word is
+// set before the last look: either that look sees the news, or who brings it
+// sees the word.
+func await(word *uint32, until deadline, enough func() (bool, error)) error {
+	if ok, err := enough(); ok || err != nil {
+		return err
+	}
+	if until == atOnce {
+		return ErrAgain
+	}
+	settle()
+	if ok, err := linger(enough); ok || err != nil {
+		return err
+	}
+	defer atomic.StoreUint32(word, awake)
+	for {
+		atomic.StoreUint32(word, waitsFutex)
+		if ok, err := enough(); ok || err != nil {
+			return err
+		}
+		limit, over := until.left()
+		if over {
+			return ErrTimeout
+		}
+		_, _, _ = syscall.Syscall6(syscall.SYS_FUTEX, uintptr(unsafe.Pointer(word)), 0 /* FUTEX_WAIT */, waitsFutex, uintptr(unsafe.Pointer(limit)), 0, 0)
+	}
+}
+
+// settle wakes producers that sleep on room this process made: they must not
+// wait for it while it waits for them.
+func settle() {
+	s := &current
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.ports {
+		if e := &p.in; e.header != nil && e.owes.Swap(false) && atomic.LoadUint32(&e.header.producerWaits) != awake {
+			e.wake(&e.header.producerWaits)
+		}
+	}
+}
+
+// ready says whether a dequeue would not have to wait long: a whole record, the
+// start of a fragmented one, or an end.
+func (p *Port) ready() bool {
+	p.inMu.Lock()
+	defer p.inMu.Unlock()
+	e := &p.in
+	if e.header == nil || e.finished || e.broken {
+		return true
+	}
+	ok, err := e.hasBytes(recordHeader)
+	if !ok || err != nil {
+		return err != nil
+	}
+	at := e.at(e.mine, 4)
+	word := uint32(at[0]) | uint32(at[1])<<8 | uint32(at[2])<<16 | uint32(at[3])<<24
+	if word&^lengthMask != 0 || int(word&lengthMask) > e.largest() {
+		return true
+	}
+	ok, err = e.hasBytes(recordSize(int(word & lengthMask)))
+	return ok || err != nil
+}
+
+// Wait waits until an item, or an end, can be dequeued from one of the ports,
+// and returns the first such port; ErrTimeout after limit (negative: never).
+// Kernels before 5.16, and over 128 ports, look every millisecond instead of
+// sleeping. Nobody else may dequeue from the ports meanwhile.
+func Wait(limit time.Duration, ports ...*Port) (*Port, error) {
+	if len(ports) == 0 {
+		return nil, ErrMisuse
+	}
+	until := never
+	if limit >= 0 {
+		until = in(limit)
+	}
+	var found *Port
+	look := func() (bool, error) {
+		for _, p := range ports {
+			if p.ready() {
+				found = p
+				return true, nil
+			}
+		}
+		return false, nil
+	}
+	if ok, _ := look(); ok {
+		return found, nil
+	}
+	if until == atOnce {
+		return nil, ErrTimeout
+	}
+	settle()
+	if ok, _ := linger(look); ok {
+		return found, nil
+	}
+	announce := func(value uint32) {
+		for _, p := range ports {
+			if p.in.header != nil {
+				atomic.StoreUint32(&p.in.header.consumerWaits, value)
+			}
+		}
+	}
+	defer announce(awake)
+	for nap := 50 * time.Microsecond; ; nap = min(2*nap, time.Millisecond) {
+		announce(waitsFutex)
+		if ok, _ := look(); ok {
+			return found, nil
+		}
+		if _, over := until.left(); over {
+			return nil, ErrTimeout
+		}
+		if !sleepOn(ports, until) {
+			time.Sleep(nap)
+		}
+	}
+}
+
+// waiter is the kernel's struct futex_waitv.
+type waiter struct {
+	value, address  uint64
+	flags, reserved uint32
+}
+
+// sleepOn sleeps until one port's word changes; false when the kernel cannot.
+func sleepOn(ports []*Port, until deadline) bool {
+	if len(ports) > maxWaitv {
+		return false
+	}
+	waiters := make([]waiter, len(ports))
+	for k, p := range ports {
+		waiters[k] = waiter{waitsFutex, uint64(uintptr(unsafe.Pointer(&p.in.header.consumerWaits))), 2 /* 32-bit, shared */, 0}
+	}
+	var limit *syscall.Timespec
+	if until != never {
+		var spec syscall.Timespec // the call wants a time of the kernel's clock
+		_, _, _ = syscall.RawSyscall(syscall.SYS_CLOCK_GETTIME, clockMonotonic, uintptr(unsafe.Pointer(&spec)), 0)
+		spec = syscall.NsecToTimespec(spec.Nano() + int64(until) - now())
+		limit = &spec
+	}
+	_, _, errno := syscall.Syscall6(sysWaitv, uintptr(unsafe.Pointer(&waiters[0])), uintptr(len(waiters)), 0, uintptr(unsafe.Pointer(limit)), clockMonotonic, 0)
+	return errno != syscall.ENOSYS
+}

@@ -1,0 +1,304 @@
+"""What a Python program of an MVM job calls.
+
+A program opens ports by name and enqueues or dequeues items (bytes of any
+length). Who is at the other end is decided outside the program:
+
+    import mvm
+    p = mvm.open("next")
+    p.enqueue(b"hello")
+    for item in mvm.open("prev"):   # until END
+        print(item)
+
+Times are seconds, None waits for ever. It speaks through libmvm.so, which
+MVM_LIBRARY names; ring and waiting are the C client's.
+"""
+
+import ctypes
+import os
+import threading
+
+__all__ = ["open", "wait", "ports", "task", "index", "count", "Port",
+           "Error", "End", "Closed", "Lost", "TooBig", "Again", "Timeout", "Broken", "Direction", "Misuse"]
+
+
+class Error(Exception):
+    """Anything that went wrong with a port."""
+
+
+class End(Error):
+    """The giver has finished and everything was taken; stays so."""
+
+
+class Closed(Error):
+    """The taker is gone: the item will not be taken."""
+
+
+class Lost(Error):
+    """The link to the other end is lost; items may be missing."""
+
+
+class TooBig(Error):
+    """The item does not fit this form of the call."""
+
+
+class Again(Error):
+    """A try form would have to wait."""
+
+
+class Timeout(Error, TimeoutError):
+    """Nothing happened in time."""
+
+
+class Broken(Error):
+    """The channel's shared memory holds garbage."""
+
+
+class Direction(Error):
+    """The port does not lead that way."""
+
+
+class Misuse(Error):
+    """commit without reserve, release without peek, or a bad argument."""
+
+
+_BY_CODE = {-1: End, -2: Closed, -3: Lost, -4: TooBig, -5: Again, -6: Timeout, -7: Broken, -8: Direction, -9: Misuse}
+
+# Blocking calls return to Python this often, so that Ctrl-C is heard.
+_SLICE_MS = 200
+
+
+def _load():
+    path = os.environ.get("MVM_LIBRARY", "libmvm.so")
+    try:
+        lib = ctypes.CDLL(path, use_errno=True)
+    except OSError as e:
+        if "MVM_CONTROL" not in os.environ:
+            raise Error("not run by MVM: the program was started by hand, so it has no ports; "
+                        "run it with `mvm lab PROFILE`") from None
+        raise Error("the client library %s cannot be loaded: %s" % (path, e)) from None
+    p, size, ssize, i, long = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_long
+    for name, result, arguments in (
+            ("open", p, [ctypes.c_char_p]), ("close", i, [p]), ("end", i, [p]),
+            ("can_enqueue", i, [p]), ("can_dequeue", i, [p]), ("largest", size, [p, i]),
+            ("enqueue", i, [p, ctypes.c_char_p, size]),
+            ("enqueue_timed", i, [p, ctypes.c_char_p, size, long]),
+            ("try_enqueue", i, [p, ctypes.c_char_p, size]),
+            ("try_dequeue", ssize, [p, p, size]),
+            ("dequeue_alloc", ssize, [p, ctypes.POINTER(p)]), ("next_length", ssize, [p]),
+            ("reserve", i, [p, size, ctypes.POINTER(p)]), ("commit", i, [p, size]),
+            ("peek", ssize, [p, ctypes.POINTER(p)]), ("release", i, [p]),
+            ("wait", i, [ctypes.POINTER(p), i, long]),
+            ("task", ctypes.c_char_p, []), ("index", i, []), ("count", i, []),
+            ("ports", ctypes.POINTER(ctypes.c_char_p), []),
+            ("strerror", ctypes.c_char_p, [i]), ("error", ctypes.c_char_p, [])):
+        f = getattr(lib, "mvm_" + name)
+        f.restype, f.argtypes = result, arguments
+    libc = ctypes.CDLL(None)
+    libc.free.argtypes = [p]
+    return lib, libc.free
+
+
+_lock = threading.Lock()  # guards the two below
+_library = None
+_ports = {}
+
+
+def _lib():
+    global _library
+    with _lock:
+        if _library is None:
+            _library = _load()
+        return _library[0]
+
+
+def _check(code):
+    if code < 0:
+        raise _BY_CODE.get(code, Error)(_library[0].mvm_strerror(code).decode())
+    return code
+
+
+class Port:
+    """One named port; get it from open(). Threads may share it: the calls of
+    one direction take turns."""
+
+    def __init__(self, name, handle, lib):
+        self.name = name
+        self._p, self._lib = handle, lib
+        self._out, self._in = threading.Lock(), threading.Lock()
+        self._buffer = ctypes.create_string_buffer(64 << 10)
+        self._handles = (ctypes.c_void_p * 1)(handle)
+        self.can_enqueue = bool(lib.mvm_can_enqueue(handle))
+        self.can_dequeue = bool(lib.mvm_can_dequeue(handle))
+        #: The largest item, in bytes, for the try, timed, reserve and peek forms.
+        self.largest_out = lib.mvm_largest(handle, 1)
+        self.largest_in = lib.mvm_largest(handle, 0)
+
+    def enqueue(self, item, timeout=None):
+        """Enqueues one item (bytes) and blocks while there is no room; with a
+        timeout, in seconds, raises Timeout, and TooBig over largest_out. Closed
+        when the taker is gone."""
+        item = bytes(item)
+        with self._out:
+            if timeout is not None:
+                _check(self._lib.mvm_enqueue_timed(self._p, item, len(item), max(1, int(timeout * 1000))))
+                return
+            if len(item) > self.largest_out:  # in fragments, once begun not given up
+                _check(self._lib.mvm_enqueue(self._p, item, len(item)))
+                return
+            code = self._lib.mvm_try_enqueue(self._p, item, len(item))
+            while code in (-5, -6):
+                code = self._lib.mvm_enqueue_timed(self._p, item, len(item), _SLICE_MS)
+            _check(code)
+
+    def try_enqueue(self, item):
+        """Enqueues without waiting, or raises Again; TooBig over largest_out."""
+        item = bytes(item)
+        with self._out:
+            _check(self._lib.mvm_try_enqueue(self._p, item, len(item)))
+
+    def dequeue(self, timeout=None):
+        """Dequeues one item, blocking until there is one; with a timeout, in
+        seconds, raises Timeout. End once the giver has finished and everything
+        was taken."""
+        with self._in:
+            n = self._lib.mvm_try_dequeue(self._p, self._buffer, len(self._buffer))
+            if n == -5:
+                self._await(timeout)
+                n = self._lib.mvm_try_dequeue(self._p, self._buffer, len(self._buffer))
+            if n == -4:  # bigger than the buffer, or in fragments
+                return self._whole()
+            return self._buffer.raw[:_check(n)] if n > 4096 else ctypes.string_at(self._buffer, _check(n))
+
+    def try_dequeue(self):
+        """Dequeues without waiting, or raises Again."""
+        with self._in:
+            n = self._lib.mvm_try_dequeue(self._p, self._buffer, len(self._buffer))
+            return self._whole() if n == -4 else ctypes.string_at(self._buffer, _check(n))
+
+    def _await(self, timeout):
+        left = None if timeout is None else int(timeout * 1000)
+        while left is None or left > 0:
+            part = _SLICE_MS if left is None else min(left, _SLICE_MS)
+            if self._lib.mvm_wait(self._handles, 1, part) >= 0:
+                return
+            if left is not None:
+                left -= part
+        raise Timeout("nothing came to %s within %s seconds" % (self.name, timeout))
+
+    def _whole(self):
+        memory = ctypes.c_void_p()
+        n = _check(self._lib.mvm_dequeue_alloc(self._p, ctypes.byref(memory)))
+        try:
+            return ctypes.string_at(memory, n)
+        finally:
+            _library[1](memory)
+
+    def reserve(self, length):
+        """A writable memoryview of length bytes within the channel, blocking
+        until there is room: zero copy. commit() enqueues it."""
+        with self._out:
+            room = ctypes.c_void_p()
+            _check(self._lib.mvm_reserve(self._p, length, ctypes.byref(room)))
+            return memoryview((ctypes.c_ubyte * length).from_address(room.value)).cast("B")
+
+    def commit(self, length):
+        """Enqueues the first length bytes of what reserve() gave."""
+        with self._out:
+            _check(self._lib.mvm_commit(self._p, length))
+
+    def peek(self):
+        """A read-only memoryview of the next item, in place, blocking: zero
+        copy. Valid until release()."""
+        with self._in:
+            self._await(None)
+            item = ctypes.c_void_p()
+            n = _check(self._lib.mvm_peek(self._p, ctypes.byref(item)))
+            return memoryview((ctypes.c_ubyte * n).from_address(item.value)).cast("B").toreadonly()
+
+    def release(self):
+        """Takes the peeked item off."""
+        with self._in:
+            _check(self._lib.mvm_release(self._p))
+
+    def end(self):
+        """Finishes the way out: the taker gets END after what was enqueued."""
+        _check(self._lib.mvm_end(self._p))
+
+    def close(self):
+        """Finishes the port for good, both ways. The end of the program does too."""
+        _check(self._lib.mvm_close(self._p))
+
+    def __iter__(self):
+        """Items until END."""
+        while True:
+            try:
+                yield self.dequeue()
+            except End:
+                return
+
+    def __repr__(self):
+        return "<mvm.Port %s>" % self.name
+
+
+def open(name):
+    """Opens a port by the name the topology gave it. The same name gives the
+    same port again. Error says why not, for example that the program was not
+    run by MVM."""
+    lib = _lib()
+    with _lock:
+        if name not in _ports:
+            handle = lib.mvm_open(name.encode())
+            if not handle:
+                raise Error(lib.mvm_error().decode())
+            _ports[name] = Port(name, handle, lib)
+        return _ports[name]
+
+
+def wait(ports, timeout=None):
+    """Waits until an item, or an end, can be dequeued from one of the ports, and
+    returns the first such port; Timeout after timeout seconds."""
+    lib, ports = _lib(), list(ports)
+    if not ports:
+        raise Misuse("wait on no port")
+    handles = (ctypes.c_void_p * len(ports))(*[p._p for p in ports])
+    left = None if timeout is None else int(timeout * 1000)
+    while True:
+        part = _SLICE_MS if left is None else min(left, _SLICE_MS)
+        k = lib.mvm_wait(handles, len(ports), part)
+        if k >= 0:
+            return ports[k]
+        if left is not None:
+            left -= part
+        if k != -6 or (left is not None and left <= 0):
+            _check(k)
+
+
+def ports():
+    """The names of this process's ports."""
+    lib = _lib()
+    names = lib.mvm_ports()
+    if not names:
+        raise Error(lib.mvm_error().decode())
+    try:
+        found, k = [], 0
+        while names[k]:
+            found.append(names[k].decode())
+            k += 1
+        return found
+    finally:
+        _library[1](ctypes.cast(names, ctypes.c_void_p))
+
+
+def task():
+    """This process's task in the profile, "" outside a job."""
+    return os.environ.get("MVM_TASK", "")
+
+
+def index():
+    """This process's index within its task, over all nodes; -1 outside a job."""
+    return int(os.environ.get("MVM_INDEX", -1))
+
+
+def count():
+    """How many processes the task has, over all nodes; -1 outside a job."""
+    return int(os.environ.get("MVM_COUNT", -1))

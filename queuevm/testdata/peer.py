@@ -1,0 +1,91 @@
+"""The conformance suite's program in Python."""
+import sys
+
+import mvm
+
+
+def item(k, most):
+    n = k * 2654435761 % (most + 1) if most else 8
+    whole = bytes((j * 7) & 255 for j in range(256))
+    whole = bytes((b + k * 31) & 255 for b in whole)
+    return (whole * (n // 256 + 1))[:n]
+
+
+def raises(kind, call, *arguments):
+    try:
+        call(*arguments)
+    except kind:
+        return
+    raise AssertionError("%s did not raise %s" % (call, kind))
+
+
+def forms():
+    out, into = mvm.open("out"), mvm.open("in")
+    raises(mvm.Again, into.try_dequeue)
+    raises(mvm.Timeout, into.dequeue, 0.02)
+    raises(mvm.Timeout, mvm.wait, [into], 0.02)
+    out.try_enqueue(b"abc")
+    assert mvm.wait([into], 1) is into
+    assert into.try_dequeue() == b"abc"
+    out.enqueue(b"")
+    assert into.dequeue() == b""
+    most = out.largest_out
+    assert most == into.largest_in > 0
+    raises(mvm.TooBig, out.reserve, most + 1)
+    raises(mvm.Misuse, out.commit, 1)
+    raises(mvm.Misuse, into.release)
+    for r in range(50):
+        want = item(r, most)
+        room = out.reserve(most)
+        raises(mvm.Misuse, out.enqueue, b"x")
+        room[:len(want)] = want
+        out.commit(len(want))
+        assert bytes(into.peek()) == want
+        into.release()
+    big = bytes(most)
+    out.try_enqueue(big)
+    out.try_enqueue(big)
+    raises(mvm.Again, out.try_enqueue, big)
+    raises(mvm.Timeout, out.enqueue, big, 0.02)
+    raises(mvm.TooBig, out.try_enqueue, big + b"x")
+    out.end()
+    raises(mvm.Closed, out.enqueue, b"x")
+    assert [len(b) for b in into] == [most, most]
+    raises(mvm.End, into.dequeue)
+    raises(mvm.End, into.try_dequeue)
+    raises(mvm.End, into.peek)
+    assert mvm.wait([into]) is into
+    raises(mvm.Direction, into.enqueue, b"")
+    raises(mvm.Error, mvm.open, "nowhere")
+    assert mvm.ports() == ["out", "in"]
+    assert (mvm.index(), mvm.count(), mvm.task()) == (2, 5, "alone")
+    print("ok")
+
+
+def main(verb, *a):
+    if verb == "send":
+        p = mvm.open(a[0])
+        for k in range(int(a[1])):
+            p.enqueue(item(k, int(a[2])))
+    elif verb == "receive":
+        k = 0
+        for got in mvm.open(a[0]):
+            assert got == item(k, int(a[1])), "item %d" % k
+            k += 1
+        raises(mvm.End, mvm.open(a[0]).dequeue)
+        print(k)
+    elif verb == "wait":
+        live, everything = [mvm.open(name) for name in a], 0
+        while live:
+            p = mvm.wait(live, 10)
+            try:
+                p.try_dequeue()
+                everything += 1
+            except mvm.End:
+                live.remove(p)
+        print(everything)
+    elif verb == "forms":
+        forms()
+
+
+main(*sys.argv[1:])
