@@ -1,0 +1,232 @@
+package place
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+
+	"mvm/broker/profile"
+)
+
+// room is an amount of what a node has and processes take.
+type room struct {
+	slots  int
+	cores  int
+	memory int64
+}
+
+func (r *room) take(n room) {
+	r.slots -= n.slots
+	r.cores -= n.cores
+	r.memory -= n.memory
+}
+
+func (r *room) give(n room) {
+	r.slots += n.slots
+	r.cores += n.cores
+	r.memory += n.memory
+}
+
+func (r room) fits(n room) bool {
+	return r.slots >= n.slots && r.cores >= n.cores && r.memory >= n.memory
+}
+
+func (r room) broken() bool { return r.slots < 0 || r.cores < 0 || r.memory < 0 }
+
+// times is how many of n fit.
+func (r room) times(n room) int {
+	times := max(r.slots, 0)
+	if n.cores > 0 {
+		times = min(times, max(r.cores, 0)/n.cores)
+	}
+	if n.memory > 0 {
+		times = min(times, int(min(max(r.memory, 0)/n.memory, 1<<30)))
+	}
+	return times
+}
+
+// class is processes that are alike to a node.
+type class struct {
+	need     room
+	require  []profile.Requirement
+	language string
+	size     int
+	tasks    []int // in job.Tasks
+}
+
+// demand is what the job asks for.
+type demand struct {
+	job     *profile.Job
+	classes []class
+	of      []int32 // by process ID: its class
+}
+
+func newDemand(job *profile.Job) *demand {
+	d := &demand{job: job, of: make([]int32, len(job.Processes))}
+	languages := map[string]string{}
+	for _, source := range job.Sources {
+		languages[source.Name] = source.Language
+	}
+	known := map[string]int32{}
+	for t, task := range job.Tasks {
+		first := &job.Processes[task.First]
+		language := languages[task.Source]
+		key := fmt.Sprintf("%s %d %d", language, first.Need.Cores, first.Need.MemoryMiB)
+		for _, r := range first.Need.Require {
+			key += fmt.Sprintf(" %s %q %d", r.Property, r.Equals, r.Minimum)
+		}
+		c, seen := known[key]
+		if !seen {
+			c = int32(len(d.classes))
+			known[key] = c
+			d.classes = append(d.classes, class{
+				need:    room{slots: 1, cores: first.Need.Cores, memory: first.Need.MemoryMiB},
+				require: first.Need.Require, language: language,
+			})
+		}
+		d.classes[c].size += task.Count
+		d.classes[c].tasks = append(d.classes[c].tasks, t)
+		for p := task.First; p < task.First+task.Count; p++ {
+			d.of[p] = c
+		}
+	}
+	return d
+}
+
+// supply is what the nodes have, now or empty.
+type supply struct {
+	*demand
+	nodes  []Node
+	free   []room
+	barred [][]phrase // by class and node: why it can never go there; zero = it can
+}
+
+func newSupply(d *demand, nodes []Node, empty bool) *supply {
+	s := &supply{demand: d, nodes: nodes, free: make([]room, len(nodes)), barred: make([][]phrase, len(d.classes))}
+	for i := range nodes {
+		n := &nodes[i]
+		s.free[i] = room{n.FreeSlots, n.FreeCores, n.FreeMemoryMiB}
+		if empty {
+			s.free[i] = room{n.Slots, n.Cores, n.MemoryMiB}
+		}
+	}
+	for c := range d.classes {
+		s.barred[c] = make([]phrase, len(nodes))
+		for i := range nodes {
+			s.barred[c][i] = bar(&d.classes[c], &nodes[i])
+		}
+	}
+	return s
+}
+
+func (s *supply) may(c int32, node int) bool { return s.barred[c][node] == phrase{} }
+
+// phrase is a reason that goes on from a node's name or a number of nodes.
+type phrase struct{ verb, rest string }
+
+func (p phrase) of(nodes int) string {
+	verb := p.verb
+	if nodes == 1 {
+		switch verb {
+		case "have":
+			verb = "has"
+		case "are":
+			verb = "is"
+		default:
+			verb += "s"
+		}
+	}
+	return verb + " " + p.rest
+}
+
+// compilers is what a node lacks that cannot build or run a language.
+func lacking(language string) string {
+	switch language {
+	case "c":
+		return "a C compiler"
+	case "cpp":
+		return "a C++ compiler"
+	case "go":
+		return "a Go compiler"
+	case "python":
+		return "Python"
+	case "shell":
+		return "a shell"
+	}
+	return "a compiler for " + language
+}
+
+// bar is what keeps processes of a class from ever running on a node.
+func bar(c *class, n *Node) phrase {
+	if c.language != "" && !slices.Contains(n.Compilers, c.language) {
+		return phrase{"lack", lacking(c.language)}
+	}
+	for _, r := range c.require {
+		if p := miss(r, n); p != (phrase{}) {
+			return p
+		}
+	}
+	return phrase{}
+}
+
+// miss is how a node misses a requirement.
+func miss(r profile.Requirement, n *Node) phrase {
+	text := func(verb, what, has string) phrase {
+		if has == r.Equals {
+			return phrase{}
+		}
+		return phrase{verb, fmt.Sprintf("%s%s, not %s", what, orUnknown(has), r.Equals)}
+	}
+	number := func(what string, has int64) phrase {
+		if r.Equals == "" {
+			if has >= r.Minimum {
+				return phrase{}
+			}
+			return phrase{"have", fmt.Sprintf("%d %s, fewer than %d", has, what, r.Minimum)}
+		}
+		if wanted, err := strconv.ParseInt(r.Equals, 10, 64); err == nil && wanted == has {
+			return phrase{}
+		}
+		return phrase{"have", fmt.Sprintf("%d %s, not %s", has, what, r.Equals)}
+	}
+	switch r.Property {
+	case "name":
+		if n.Name == r.Equals {
+			return phrase{}
+		}
+		return phrase{"are", "not named " + r.Equals}
+	case "os":
+		return text("run", "", n.OS)
+	case "arch":
+		return text("have", "the architecture ", n.Arch)
+	case "cleaning":
+		return text("clean", "by ", n.Cleaning)
+	case "qemu":
+		switch {
+		case n.QEMU == (r.Equals == "true"):
+			return phrase{}
+		case n.QEMU:
+			return phrase{"have", "QEMU"}
+		}
+		return phrase{"lack", "QEMU"}
+	case "compiler":
+		if slices.Contains(n.Compilers, r.Equals) {
+			return phrase{}
+		}
+		return phrase{"lack", lacking(r.Equals)}
+	case "cores":
+		return number("cores", int64(n.Cores))
+	case "slots":
+		return number("slots", int64(n.Slots))
+	case "memory":
+		return number("MiB of memory", n.MemoryMiB)
+	}
+	return phrase{"lack", "the property " + r.Property}
+}
+
+func orUnknown(text string) string {
+	if text == "" {
+		return "something unknown"
+	}
+	return text
+}
