@@ -80,7 +80,7 @@ func (b *builder) goVersion() string {
 	if m := regexp.MustCompile(`^go(1\.\d+)`).FindStringSubmatch(b.Compiler.Version); m != nil {
 		return m[1]
 	}
-	return "1.21"
+	return "1.23"
 }
 
 // goClient lays out module mvm, once for each version of the client files.
