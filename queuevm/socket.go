@@ -21,6 +21,7 @@ const (
 	socketMagic = "MVM1 "
 	helloMax    = 256
 	endLength   = 0xFFFFFFFF // in place of an item's length: END
+	lingerTime  = time.Second
 )
 
 // token lets one plain socket use one outside queue, until its time is over.
@@ -122,6 +123,11 @@ func (vm *VM) serveSocket(conn net.Conn, proven func()) {
 		fmt.Fprintf(w, "ERROR %s\n", strings.ReplaceAll(err.Error(), "\n", " "))
 	}
 	_ = w.Flush()
+	// Bytes left unread would turn the close into a reset that overtakes the answer.
+	if tcp, ok := conn.(*net.TCPConn); ok && tcp.CloseWrite() == nil {
+		_ = conn.SetDeadline(time.Now().Add(lingerTime))
+		_, _ = io.CopyN(io.Discard, conn, 1<<20)
+	}
 }
 
 func (vm *VM) admit(r *bufio.Reader) (h hello, way, queue string, err error) {
