@@ -111,9 +111,6 @@ func dateTime(value string) bool {
 // base64Error judges base64 without white space, and without decoding it.
 func base64Error(value string) string {
 	n := len(value)
-	if n%4 != 0 {
-		return fmt.Sprintf("base64 of %d characters, which is no multiple of 4", n)
-	}
 	for n > 0 && len(value)-n < 2 && value[n-1] == '=' {
 		n--
 	}
@@ -121,6 +118,9 @@ func base64Error(value string) string {
 		if base64Digit(value[i]) < 0 {
 			return fmt.Sprintf("%s is no base64", strconv.QuoteRune(rune(value[i])))
 		}
+	}
+	if len(value)%4 != 0 {
+		return fmt.Sprintf("base64 of %d characters, which is no multiple of 4", len(value))
 	}
 	// The bits that the last digit has beyond the last byte are 0.
 	if pad := len(value) - n; pad > 0 && base64Digit(value[n-1])&(1<<(2*pad)-1) != 0 {
