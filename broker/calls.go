@@ -1,0 +1,133 @@
+package broker
+
+import (
+	"context"
+	"time"
+
+	"mvm/wsdl"
+)
+
+// queueOf is the queue service of a member.
+func (b *Service) queueOf(m *member) *wsdl.QueueClient {
+	return wsdl.NewQueueClient(b.caller, m.URL+"/services/queue")
+}
+
+// transient says whether the same call may work later: nobody answered, or
+// nobody could.
+func transient(code wsdl.FaultCode) bool {
+	return code == wsdl.FaultCodeUnavailable || code == wsdl.FaultCodeTimeout
+}
+
+// insist makes a call again and again while it fails transiently, for as long
+// as patience lasts. Every call to a node is idempotent.
+func (b *Service) insist(ctx context.Context, patience, timeout time.Duration, call func(context.Context) error) error {
+	patient := true
+	stop := func() {}
+	over := make(chan struct{})
+	stop = b.clock.AfterFunc(patience, func() { close(over) })
+	defer func() { stop() }()
+	pause := 20 * time.Millisecond
+	for {
+		try, cancel := context.WithTimeout(ctx, timeout)
+		err := call(try)
+		cancel()
+		if err == nil || ctx.Err() != nil || !transient(wsdl.CodeOf(err)) && try.Err() == nil {
+			return err
+		}
+		select {
+		case <-over:
+			patient = false
+		default:
+		}
+		if !patient || !b.sleepIn(ctx, b.jitter(pause)) {
+			return err
+		}
+		pause = min(2*pause, time.Second)
+	}
+}
+
+func (j *job) callAwaken(number, i int) {
+	b, ctx, y := j.broker, j.calls, j.layout
+	b.work.Go(func() {
+		var answer *wsdl.AwakenResponse
+		err := b.insist(ctx, b.config.Patience, b.config.AwakenTimeout, func(ctx context.Context) (err error) {
+			answer, err = b.queueOf(&y.members[i]).AwakenContext(ctx, y.awaken(j.id, number, i))
+			return err
+		})
+		switch {
+		case ctx.Err() != nil:
+			return // the attempt is over already
+		case err != nil:
+			e := refused{Attempt: number, Member: i, Code: wsdl.CodeOf(err), Message: err.Error()}
+			if f := faultOf(err); f != nil {
+				e.Message, e.Output = f.Message, f.Output
+			}
+			b.scheduler.avoid(y.members[i].Node, e.Code)
+			j.post(e, nil)
+			return
+		}
+		e := awoke{Attempt: number, Member: i, Address: answer.Address, Fingerprint: answer.Fingerprint}
+		for _, s := range answer.Build {
+			if s != nil {
+				e.Builds = append(e.Builds, build{Source: s.Source, Digest: s.Digest, Node: y.members[i].Node,
+					Cached: wsdl.Or(s.Cached, false), Millis: wsdl.Or(s.Millis, 0), Output: s.Output})
+			}
+		}
+		j.post(e, nil)
+	})
+}
+
+func (j *job) callInstantiate(number, i int) {
+	b, ctx, y := j.broker, j.calls, j.layout
+	// Only what Awaken answered, and the journal has, is in the life by now.
+	proxies := make([]proxyRecord, len(j.life.Members))
+	for k := range j.life.Members {
+		proxies[k] = proxyRecord{j.life.Members[k].Address, j.life.Members[k].Fingerprint}
+	}
+	b.work.Go(func() {
+		request := y.instantiate(j.id, number, i, proxies)
+		// A node that does not answer for a whole lease is lost, and told so.
+		err := b.insist(ctx, b.config.Lease, b.config.InstantiateTimeout, func(ctx context.Context) error {
+			_, err := b.queueOf(&y.members[i]).InstantiateContext(ctx, request)
+			return err
+		})
+		switch {
+		case ctx.Err() != nil:
+		case err != nil:
+			message := err.Error()
+			if f := faultOf(err); f != nil {
+				message = f.Message
+			}
+			j.post(unstarted{Attempt: number, Member: i, Message: message}, nil)
+		default:
+			j.post(instantiated{Attempt: number, Member: i}, nil)
+		}
+	})
+}
+
+// callTerminate calls until the node acknowledges or the life has done with it
+// otherwise: its lease ran out, or it is back under another incarnation.
+func (j *job) callTerminate(number int, a terminate) {
+	b, ctx := j.broker, j.ends
+	m := j.life.Members[a.Member]
+	b.work.Go(func() {
+		request := &wsdl.Terminate{Attempt: fence(j.id, number, &m), GraceMillis: a.Grace.Milliseconds(), Reason: a.Reason}
+		pause := 50 * time.Millisecond
+		for ctx.Err() == nil {
+			try, cancel := context.WithTimeout(ctx, a.Grace+b.config.TerminateTimeout)
+			answer, err := b.queueOf(&m).TerminateContext(try, request)
+			cancel()
+			if err == nil {
+				j.post(terminated{Attempt: number, Member: a.Member, Sequence: wsdl.Or(answer.Sequence, 0)}, nil)
+				return
+			}
+			if ctx.Err() == nil {
+				b.log.WithError(err).WithFields(map[string]any{"job": j.id, "attempt": number, "node": m.Node}).Warn("a node did not acknowledge that the attempt is over; calling again")
+			}
+			if !b.sleepIn(ctx, b.jitter(pause)) {
+				return
+			}
+			pause = min(2*pause, 2*time.Second)
+		}
+	})
+}

@@ -1,0 +1,524 @@
+package broker
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"mvm/services/image"
+	"mvm/services/store"
+	"mvm/wsdl"
+)
+
+// grid is a broker over a real state store and a real image store, and nodes
+// that are fakes: they keep the node's half of the rules, and run processes
+// that are goroutines.
+type grid struct {
+	t      testing.TB
+	store  *store.Store
+	images *image.Store
+	config Config
+
+	mu      sync.Mutex // guards all below
+	broker  *Service
+	cancel  context.CancelFunc
+	stopped chan struct{}
+	nodes   map[string]*fakeNode // by base URL
+	running map[string]int       // job -> attempt whose processes run somewhere
+	count   map[string]int       // job -> how many processes run
+	overlap []string             // two attempts at one job at once: never
+	fault   func(node, operation string) error
+	rng     *rand.Rand
+	chaos   bool // delay, drop, duplicate calls
+}
+
+const brokerURL = "http://broker"
+
+func newGrid(t testing.TB, change func(*Config)) *grid {
+	t.Helper()
+	s, err := store.Open(context.Background(), store.Config{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	images, err := image.New(image.Config{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &grid{t: t, store: s, images: images, nodes: map[string]*fakeNode{}, running: map[string]int{}, count: map[string]int{}, rng: rand.New(rand.NewPCG(1, 2))}
+	g.config = Config{
+		Journal: s, Blobs: images, Caller: g, URL: func() string { return brokerURL },
+		Lease: 2 * time.Second, Grace: 20 * time.Millisecond, Drift: 20 * time.Millisecond, Drop: 300 * time.Millisecond, Flush: 300 * time.Millisecond,
+		Patience: 200 * time.Millisecond, Backoff: 5 * time.Millisecond, BackoffMax: 100 * time.Millisecond,
+		TerminateTimeout: 300 * time.Millisecond,
+	}
+	if change != nil {
+		change(&g.config)
+	}
+	t.Cleanup(g.stop)
+	return g
+}
+
+// start runs a broker over the stores.
+func (g *grid) start() *Service {
+	g.t.Helper()
+	b, err := New(g.config)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	stopped := make(chan struct{})
+	g.mu.Lock()
+	g.broker, g.cancel, g.stopped = b, cancel, stopped
+	g.mu.Unlock()
+	go func() {
+		defer close(stopped)
+		if err := b.Run(ctx); err != nil && ctx.Err() == nil {
+			g.t.Errorf("the broker does not run: %v", err)
+		}
+	}()
+	return b
+}
+
+// stop ends the broker where it is, as a crash would.
+func (g *grid) stop() {
+	g.mu.Lock()
+	cancel, stopped := g.cancel, g.stopped
+	g.broker, g.cancel = nil, nil
+	g.mu.Unlock()
+	if cancel != nil {
+		cancel()
+		<-stopped
+	}
+}
+
+func (g *grid) crash() {
+	g.mu.Lock()
+	cancel := g.cancel
+	g.broker = nil
+	g.mu.Unlock()
+	if cancel != nil {
+		cancel()
+	}
+}
+
+// Call is the wire: it carries calls to nodes and reports to the broker.
+func (g *grid) Call(ctx context.Context, url, operation string, request, response any) error {
+	times := 1
+	g.mu.Lock()
+	var delay time.Duration
+	drop := 0 // 1: the call is lost, 2: the answer is
+	if g.chaos {
+		delay = time.Duration(g.rng.IntN(2000)) * time.Microsecond
+		switch g.rng.IntN(12) {
+		case 0:
+			drop = 1
+		case 1:
+			drop = 2
+		case 2:
+			times = 2
+		}
+	}
+	node, fault := g.nodes[strings.TrimSuffix(url, "/services/queue")], g.fault
+	g.mu.Unlock()
+	if delay > 0 {
+		time.Sleep(delay)
+	}
+	if drop == 1 {
+		return wsdl.Faultf(wsdl.FaultCodeUnavailable, "%s does not answer", url)
+	}
+	var err error
+	for range times {
+		if strings.HasPrefix(url, brokerURL) {
+			g.mu.Lock()
+			b := g.broker
+			g.mu.Unlock()
+			if b == nil {
+				return wsdl.Faultf(wsdl.FaultCodeUnavailable, "%s does not answer", url)
+			}
+			var answer *wsdl.ReportResponse
+			if answer, err = b.ReportContext(ctx, request.(*wsdl.Report)); err == nil {
+				*response.(*wsdl.ReportResponse) = *answer
+			}
+			continue
+		}
+		if node == nil {
+			return wsdl.Faultf(wsdl.FaultCodeUnavailable, "%s does not answer", url)
+		}
+		if fault != nil {
+			if err := fault(node.id, operation); err != nil {
+				return err
+			}
+		}
+		err = node.call(ctx, request, response)
+	}
+	if drop == 2 {
+		return wsdl.Faultf(wsdl.FaultCodeUnavailable, "the answer of %s was lost", url)
+	}
+	return err
+}
+
+// fakeNode keeps the node's half of the rules.
+type fakeNode struct {
+	grid  *grid
+	id    string
+	slots int
+
+	mu          sync.Mutex // guards all below
+	incarnation string
+	attempts    map[string]*fakeAttempt // by job
+	fenced      map[string]int          // job -> highest attempt that ended or is here
+	free        int
+	cancel      context.CancelFunc // ends its heartbeats
+	dead        bool
+	calls       map[string]int
+}
+
+type fakeAttempt struct {
+	number   int
+	slots    int
+	ctx      context.Context
+	end      context.CancelFunc
+	started  bool
+	work     sync.WaitGroup
+	mu       sync.Mutex // guards all below
+	sequence int64
+	spool    []*wsdl.Report // made and not acknowledged
+	sending  bool
+}
+
+// node adds a node to the grid.
+func (g *grid) node(id string, slots int) *fakeNode {
+	g.t.Helper()
+	n := &fakeNode{grid: g, id: id, slots: slots, calls: map[string]int{}, fenced: map[string]int{}}
+	g.mu.Lock()
+	g.nodes["http://"+id] = n
+	g.mu.Unlock()
+	n.join()
+	g.t.Cleanup(n.die)
+	return n
+}
+
+var incarnations atomic.Int64
+
+// join registers the node under a new incarnation, with nothing on it.
+func (n *fakeNode) join() {
+	n.grid.t.Helper()
+	n.mu.Lock()
+	n.incarnation = fmt.Sprintf("i%d", incarnations.Add(1))
+	n.attempts, n.free, n.dead = map[string]*fakeAttempt{}, n.slots, false
+	incarnation := n.incarnation
+	ctx, cancel := context.WithCancel(context.Background())
+	n.cancel = cancel
+	n.mu.Unlock()
+	record, err := json.Marshal(&wsdl.Node{Id: n.id, Incarnation: incarnation, Name: n.id, Url: "http://" + n.id, Cores: int32(n.slots), Memory: 1 << 20,
+		Slots: wsdl.Of(int32(n.slots)), Os: "linux", Role: []*wsdl.Role{wsdl.Of(wsdl.RoleWorker)},
+		Compiler: []*wsdl.Compiler{{Language: wsdl.Of(wsdl.LanguageShell), Command: "sh", Version: "1"}}})
+	if err != nil {
+		n.grid.t.Fatal(err)
+	}
+	if err := n.grid.store.PutNode(ctx, n.id, incarnation, record, nil, time.Second); err != nil {
+		n.grid.t.Fatal(err)
+	}
+	go func() {
+		for ctx.Err() == nil {
+			select {
+			case <-ctx.Done():
+			case <-time.After(100 * time.Millisecond):
+				_ = n.grid.store.KeepNode(ctx, n.id, incarnation, nil)
+			}
+		}
+	}()
+}
+
+// die ends the node and all its processes without a word.
+func (n *fakeNode) die() {
+	n.mu.Lock()
+	n.dead = true
+	n.cancel()
+	var all []*fakeAttempt
+	for _, a := range n.attempts {
+		all = append(all, a)
+	}
+	n.mu.Unlock()
+	for _, a := range all {
+		a.end()
+		a.work.Wait()
+	}
+}
+
+func stale(format string, args ...any) error { return wsdl.Faultf(wsdl.FaultCodeStale, format, args...) }
+
+func (n *fakeNode) fence(a *wsdl.Attempt) error {
+	switch {
+	case n.dead:
+		return wsdl.Faultf(wsdl.FaultCodeUnavailable, "node %s does not answer", n.id)
+	case a.Node != n.id || a.Incarnation != n.incarnation:
+		return stale("node %s is incarnation %s, not %s", n.id, n.incarnation, a.Incarnation)
+	}
+	return nil
+}
+
+func (n *fakeNode) call(ctx context.Context, request, response any) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.calls[strings.TrimPrefix(fmt.Sprintf("%T", request), "*wsdl.")]++
+	switch r := request.(type) {
+	case *wsdl.Awaken:
+		if err := n.fence(r.Attempt); err != nil {
+			return err
+		}
+		number := int(r.Attempt.Number)
+		a := n.attempts[r.Attempt.Job]
+		switch {
+		case a != nil && a.number == number:
+		case number <= n.fenced[r.Attempt.Job]:
+			return stale("attempt %d at %s is over", number, r.Attempt.Job)
+		case int(r.Slots) > n.free:
+			return wsdl.Faultf(wsdl.FaultCodeBusy, "node %s has %d free slots, needs %d", n.id, n.free, r.Slots)
+		default:
+			for _, b := range r.Build {
+				for _, f := range b.File {
+					if !n.grid.images.Has(f.Digest) {
+						return wsdl.Faultf(wsdl.FaultCodeUnavailable, "blob %s is nowhere", f.Digest)
+					}
+				}
+			}
+			n.fenced[r.Attempt.Job] = number
+			n.free -= int(r.Slots)
+			a = &fakeAttempt{number: number, slots: int(r.Slots)}
+			a.ctx, a.end = context.WithCancel(context.Background())
+			n.attempts[r.Attempt.Job] = a
+		}
+		*response.(*wsdl.AwakenResponse) = wsdl.AwakenResponse{Address: n.id + ":1", Fingerprint: "f" + n.id,
+			Build: []*wsdl.BuildStatus{{Source: "s", Digest: "d", Cached: wsdl.Of(true), Millis: wsdl.Of(int64(1))}}}
+	case *wsdl.Instantiate:
+		if err := n.fence(r.Attempt); err != nil {
+			return err
+		}
+		a := n.attempts[r.Attempt.Job]
+		if a == nil || a.number != int(r.Attempt.Number) || a.ctx.Err() != nil {
+			return stale("attempt %d at %s is not here", r.Attempt.Number, r.Attempt.Job)
+		}
+		if !a.started {
+			a.started = true
+			for _, p := range r.Process {
+				n.grid.enter(r.Attempt.Job, a.number)
+				a.work.Add(1)
+				go n.run(a, r.Attempt, p)
+			}
+		}
+		*response.(*wsdl.InstantiateResponse) = wsdl.InstantiateResponse{Processes: int32(len(r.Process))}
+	case *wsdl.Terminate:
+		if err := n.fence(r.Attempt); err != nil {
+			return err
+		}
+		number := int(r.Attempt.Number)
+		n.fenced[r.Attempt.Job] = max(n.fenced[r.Attempt.Job], number)
+		answer := wsdl.TerminateResponse{Sequence: wsdl.Of(int64(0))}
+		if a := n.attempts[r.Attempt.Job]; a != nil && a.number <= number {
+			a.end()
+			n.mu.Unlock()
+			a.work.Wait()
+			n.mu.Lock()
+			a.mu.Lock()
+			answer.Sequence = wsdl.Of(a.sequence)
+			a.mu.Unlock()
+			if n.attempts[r.Attempt.Job] == a {
+				delete(n.attempts, r.Attempt.Job)
+				n.free += a.slots
+			}
+		}
+		*response.(*wsdl.TerminateResponse) = answer
+	case *wsdl.ReadStream:
+		if err := n.fence(r.Attempt); err != nil {
+			return err
+		}
+		data := wsdl.Binary("live\n")
+		if r.Offset > 0 {
+			data = nil
+		}
+		*response.(*wsdl.ReadStreamResponse) = wsdl.ReadStreamResponse{Data: &data, Next: wsdl.Of(int64(5)), End: wsdl.Of(false)}
+	default:
+		return fmt.Errorf("%T is not served", request)
+	}
+	return nil
+}
+
+// enter and leave watch that no two attempts at one job run at once.
+func (g *grid) enter(job string, attempt int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.count[job] > 0 && g.running[job] != attempt {
+		g.overlap = append(g.overlap, fmt.Sprintf("%s: attempts %d and %d", job, g.running[job], attempt))
+	}
+	g.running[job] = attempt
+	g.count[job]++
+}
+
+func (g *grid) leave(job string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.count[job]--
+}
+
+// run is a process: its arguments say what it does.
+func (n *fakeNode) run(a *fakeAttempt, fence *wsdl.Attempt, p *wsdl.ProcessSpec) {
+	exit, signal, stderr := 0, "", ""
+	for _, argument := range p.Argument {
+		verb, value, _ := strings.Cut(argument, "=")
+		switch verb {
+		case "exit":
+			exit, _ = strconv.Atoi(value)
+			stderr = "first\nlast words\n"
+		case "once": // fails in the first attempt only
+			if a.number == 1 {
+				exit = 7
+			}
+		case "hang":
+			<-a.ctx.Done()
+		case "sleep":
+			d, _ := time.ParseDuration(value)
+			select {
+			case <-a.ctx.Done():
+			case <-time.After(d):
+			}
+		}
+	}
+	state := wsdl.ProcessStateExited
+	if a.ctx.Err() != nil {
+		state, signal, exit = wsdl.ProcessStateKilled, "SIGTERM", 0
+	}
+	status := &wsdl.ProcessStatus{Id: p.Id, State: &state, Signal: signal, UserMicros: 5,
+		File: []*wsdl.File{inline("stdout", "hello from "+p.Task+"\n"), inline("stderr", stderr)}}
+	if signal == "" {
+		status.ExitCode = wsdl.Of(int32(exit))
+	}
+	a.mu.Lock()
+	a.sequence++
+	a.spool = append(a.spool, &wsdl.Report{Attempt: fence, Sequence: a.sequence, Process: []*wsdl.ProcessStatus{status}})
+	send := !a.sending
+	a.sending = true
+	a.mu.Unlock()
+	n.grid.leave(fence.Job)
+	a.work.Done()
+	if send {
+		n.deliver(a)
+	}
+}
+
+// deliver sends what is spooled, in order, until each was acknowledged.
+func (n *fakeNode) deliver(a *fakeAttempt) {
+	for {
+		n.mu.Lock()
+		dead := n.dead
+		n.mu.Unlock()
+		a.mu.Lock()
+		if len(a.spool) == 0 || dead {
+			a.sending = false
+			a.mu.Unlock()
+			return
+		}
+		report := a.spool[0]
+		a.mu.Unlock()
+		err := n.grid.Call(context.Background(), brokerURL+"/services/broker", "Report", report, new(wsdl.ReportResponse))
+		switch wsdl.CodeOf(err) {
+		case "", wsdl.FaultCodeStale:
+			a.mu.Lock()
+			a.spool = a.spool[1:]
+			a.mu.Unlock()
+		case wsdl.FaultCodeUnavailable:
+			time.Sleep(5 * time.Millisecond)
+		default:
+			n.grid.t.Errorf("a report was refused: %v", err)
+			return
+		}
+	}
+}
+
+func inline(name, text string) *wsdl.File {
+	data := wsdl.Binary(text)
+	return &wsdl.File{Name: name, Digest: image.Digest(sha256.Sum256(data)), Size: wsdl.Of(int64(len(data))), Data: &data}
+}
+
+// profileOf is a job with one shell source; each task is name, count and
+// arguments.
+func profileOf(name string, tasks ...*wsdl.Task) *wsdl.Job {
+	return &wsdl.Job{Name: name,
+		Source: []*wsdl.Source{{Name: "s", Language: wsdl.Of(wsdl.LanguageShell), File: []*wsdl.SourceFile{{Name: "s.sh", Text: "true\n"}}}},
+		Task:   tasks}
+}
+
+func task(name string, count int, arguments ...string) *wsdl.Task {
+	return &wsdl.Task{Name: name, Source: "s", Count: wsdl.Of(wsdl.Number(strconv.Itoa(count))), Argument: arguments}
+}
+
+func (g *grid) submit(b *Service, token string, j *wsdl.Job) string {
+	g.t.Helper()
+	answer, err := b.SubmitJobContext(context.Background(), &wsdl.SubmitJob{Token: token, Job: j})
+	if err != nil {
+		g.t.Fatalf("the job is refused: %v", err)
+	}
+	return answer.Id
+}
+
+func (g *grid) wait(b *Service, id string) *wsdl.JobStatus {
+	g.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	for {
+		answer, err := b.WaitJobContext(ctx, &wsdl.WaitJob{Id: id})
+		if err != nil {
+			g.t.Fatalf("waiting for %s: %v", id, err)
+		}
+		if final(*answer.Job.State) {
+			return answer.Job
+		}
+		if ctx.Err() != nil {
+			g.t.Fatalf("job %s has not ended: %s %q", id, *answer.Job.State, answer.Job.Reason)
+		}
+	}
+}
+
+// settled checks what must hold once every job has ended.
+func (g *grid) settled() {
+	g.t.Helper()
+	g.mu.Lock()
+	for _, o := range g.overlap {
+		g.t.Errorf("two attempts ran at once: %s", o)
+	}
+	for job, n := range g.count {
+		if n != 0 {
+			g.t.Errorf("job %s has ended and %d processes run", job, n)
+		}
+	}
+	g.mu.Unlock()
+	ctx := context.Background()
+	left, err := g.store.List(ctx, attemptsPrefix)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	for _, kv := range left {
+		g.t.Errorf("the journal still has %s", kv.Key)
+	}
+	for _, n := range g.nodes {
+		live, err := g.store.LiveOn(ctx, n.id)
+		if err != nil {
+			g.t.Fatal(err)
+		}
+		for _, a := range live {
+			g.t.Errorf("still named live: %+v", a)
+		}
+	}
+}
+
+var errCrash = errors.New("the broker crashes here")

@@ -1,0 +1,205 @@
+package broker
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"mvm/broker/profile"
+	"mvm/wsdl"
+)
+
+// layout is one attempt's plan as messages need it: which channels each member
+// holds an end of, and with whom.
+type layout struct {
+	job      *profile.Job
+	members  []member // as they were placed
+	base     string   // this node's address
+	node     []int    // process -> member
+	channels [][]int  // member -> ids of its channels, ascending
+	peers    [][]int  // member -> members that it shares a channel with, ascending
+	proxy    []bool   // member -> an edge leaves it, or comes from outside
+}
+
+func newLayout(j *profile.Job, members []member, base string) *layout {
+	y := &layout{
+		job: j, members: slices.Clone(members), base: base,
+		node:     make([]int, len(j.Processes)),
+		channels: make([][]int, len(members)),
+		peers:    make([][]int, len(members)),
+		proxy:    make([]bool, len(members)),
+	}
+	for i, m := range members {
+		for _, p := range m.Processes {
+			y.node[p] = i
+		}
+	}
+	together := map[[2]int]bool{}
+	for i := range j.Channels {
+		c := &j.Channels[i]
+		from, to := y.holder(c.From, c.To), y.holder(c.To, c.From)
+		y.channels[from] = append(y.channels[from], c.ID)
+		switch {
+		case from != to:
+			y.channels[to] = append(y.channels[to], c.ID)
+			y.proxy[from], y.proxy[to] = true, true
+			together[[2]int{min(from, to), max(from, to)}] = true
+		case c.From.Outside != "" || c.To.Outside != "":
+			y.proxy[from] = true
+		}
+	}
+	for pair := range together {
+		y.peers[pair[0]] = append(y.peers[pair[0]], pair[1])
+		y.peers[pair[1]] = append(y.peers[pair[1]], pair[0])
+	}
+	for _, p := range y.peers {
+		slices.Sort(p)
+	}
+	return y
+}
+
+// holder is the member that serves an end: an end outside the job is served
+// where the process at the other end is.
+func (y *layout) holder(end, other profile.End) int {
+	if end.Outside != "" {
+		return y.node[other.Process]
+	}
+	return y.node[end.Process]
+}
+
+func (y *layout) fence(job string, number, i int) *wsdl.Attempt {
+	return fence(job, number, &y.members[i])
+}
+
+// fence is what every call about an attempt carries.
+func fence(job string, number int, m *member) *wsdl.Attempt {
+	return &wsdl.Attempt{Job: job, Number: int32(number), Node: m.Node, Incarnation: m.Incarnation}
+}
+
+// awaken is the message that member i is awakened with.
+func (y *layout) awaken(job string, number, i int) *wsdl.Awaken {
+	m := &y.members[i]
+	request := &wsdl.Awaken{
+		Attempt: y.fence(job, number, i),
+		Broker:  y.base + "/services/broker",
+		Image:   []string{y.base},
+		Slots:   int32(m.Slots),
+		Memory:  m.Memory,
+		Cores:   int32(m.Cores),
+		Proxy:   wsdl.Of(y.proxy[i]),
+	}
+	sources, inputs := map[string]bool{}, map[profile.File]bool{}
+	for _, id := range m.Processes {
+		p := &y.job.Processes[id]
+		sources[p.Source] = true
+		for _, f := range p.Inputs {
+			if !inputs[f] {
+				inputs[f] = true
+				request.File = append(request.File, &wsdl.FileRef{Name: f.Name, Digest: f.Digest})
+			}
+		}
+	}
+	for _, s := range y.job.Sources {
+		if !sources[s.Name] {
+			continue
+		}
+		build := &wsdl.Build{Source: s.Name, Language: wsdl.Of(wsdl.Language(s.Language)), Flag: s.Flags}
+		for _, f := range s.Files {
+			build.File = append(build.File, &wsdl.FileRef{Name: f.Name, Digest: f.Digest})
+		}
+		request.Build = append(request.Build, build)
+	}
+	return request
+}
+
+// instantiate is the job instantiation message for member i (paper, section 4
+// f): its processes, the ends of its channels, and the proxies of its peers.
+func (y *layout) instantiate(job string, number, i int, proxies []proxyRecord) *wsdl.Instantiate {
+	m := &y.members[i]
+	request := &wsdl.Instantiate{
+		Attempt:         y.fence(job, number, i),
+		WallTimeSeconds: int64((y.job.WallTime + time.Second - 1) / time.Second),
+	}
+	for _, id := range m.Processes {
+		p := &y.job.Processes[id]
+		spec := &wsdl.ProcessSpec{
+			Id: wsdl.Of(int32(p.ID)), Task: p.Task, Index: wsdl.Of(int32(p.Index)), Count: int32(p.Count),
+			Source: p.Source, Argument: p.Arguments, Memory: p.Need.MemoryMiB, Cores: int32(p.Need.Cores),
+		}
+		for _, v := range p.Environment {
+			spec.Environment = append(spec.Environment, &wsdl.Assignment{Name: v.Name, Value: v.Value})
+		}
+		for _, f := range p.Inputs {
+			spec.Input = append(spec.Input, &wsdl.FileRef{Name: f.Name, Digest: f.Digest})
+		}
+		for _, o := range p.Outputs {
+			spec.Output = append(spec.Output, &wsdl.OutputFile{Name: o.Name, Optional: o.Optional})
+		}
+		request.Process = append(request.Process, spec)
+	}
+	for _, id := range y.channels[i] {
+		c := &y.job.Channels[id]
+		request.Channel = append(request.Channel, &wsdl.Channel{
+			Id: wsdl.Of(int32(c.ID)), Capacity: int32(c.Capacity),
+			From: y.end(i, c.From, c.To), To: y.end(i, c.To, c.From),
+		})
+	}
+	for _, peer := range y.peers[i] {
+		request.Peer = append(request.Peer, &wsdl.Peer{Node: y.members[peer].Node, Address: proxies[peer].Address, Fingerprint: proxies[peer].Fingerprint})
+	}
+	return request
+}
+
+// end is one end of a channel as member i sees it.
+func (y *layout) end(i int, end, other profile.End) *wsdl.ChannelEnd {
+	switch holder := y.holder(end, other); {
+	case end.Outside != "":
+		return &wsdl.ChannelEnd{Outside: end.Outside}
+	case holder != i:
+		return &wsdl.ChannelEnd{Peer: y.members[holder].Node}
+	}
+	return &wsdl.ChannelEnd{Process: wsdl.Of(int32(end.Process)), Port: end.Port}
+}
+
+// outside is an end of a channel that people and programs outside the job reach.
+type outside struct {
+	name    string
+	in      bool
+	process int // at the other end: the queue is on its node
+}
+
+// outsideOf lists the job's ends outside, by name.
+func outsideOf(j *profile.Job) []outside {
+	var all []outside
+	for i := range j.Channels {
+		switch c := &j.Channels[i]; {
+		case c.From.Outside != "":
+			all = append(all, outside{c.From.Outside, true, c.To.Process})
+		case c.To.Outside != "":
+			all = append(all, outside{c.To.Outside, false, c.From.Process})
+		}
+	}
+	slices.SortFunc(all, func(a, b outside) int { return cmp.Compare(a.name, b.name) })
+	return all
+}
+
+// members makes the job group out of a plan: which node each process goes to.
+func membersOf(j *profile.Job, plan []int, nodes []node) []member {
+	at := map[int]int{}
+	var members []member
+	for id, n := range plan {
+		i, there := at[n]
+		if !there {
+			i = len(members)
+			at[n] = i
+			members = append(members, member{Node: nodes[n].id, Name: nodes[n].name, Incarnation: nodes[n].incarnation, URL: nodes[n].url})
+		}
+		m, need := &members[i], j.Processes[id].Need
+		m.Processes = append(m.Processes, id)
+		m.Slots++
+		m.Cores += need.Cores
+		m.Memory += need.MemoryMiB
+	}
+	slices.SortFunc(members, func(a, b member) int { return cmp.Compare(a.Node, b.Node) })
+	return members
+}

@@ -1,0 +1,303 @@
+package broker
+
+import (
+	"strconv"
+	"time"
+
+	"mvm/wsdl"
+)
+
+// life is everything that decides what a job does next. It is a pure state
+// machine: step takes an event and answers with actions, in the order in which
+// they must be done; a commit among them must be durable before the next action
+// begins. It reads no clock and does no I/O, and every ending (success, failure,
+// cancel, wall time, lost node, refused build, restart of the broker) goes the
+// same way: decide, terminate every member, wait until nothing of the attempt
+// can run any more, conclude.
+type life struct {
+	Job       string
+	Rules     rules
+	WallTime  time.Duration // of one attempt; 0 = no limit
+	Retries   int           // failed attempts that are followed by another
+	Phase     wsdl.JobState
+	Reason    string // why it is pending, or how it ended
+	Started   time.Time
+	Ended     time.Time
+	Attempt   int // number of the newest attempt; 0 before the first
+	Failures  int // attempts that ran and failed
+	Refusals  int // attempts in a row that ended before they ran; sets the back-off
+	Outcome   outcome
+	Cause     string // of the outcome, in words
+	Gone      bool   // conclude was reached: no attempt exists
+	Running   bool   // the attempt's go is journalled
+	Members   []member
+	Processes []process
+	Builds    []build
+
+	changes int // grows when something that a reader sees changed
+}
+
+// rules are the durations that the fencing rests on.
+type rules struct {
+	Lease time.Duration // for how long after a heartbeat a node may keep an attempt
+	Grace time.Duration // between SIGTERM and SIGKILL
+	Drift time.Duration // what two machines' clocks may disagree by over a lease
+	Drop  time.Duration // how long Terminate may go unanswered before the attempt is no longer named live
+	Flush time.Duration // how long a terminated node's last reports are waited for
+	Slack time.Duration // beyond the wall time before the broker itself ends the attempt
+}
+
+// outcome is what an attempt's end leads to, decided at the first cause.
+type outcome string
+
+const (
+	undecided outcome = ""
+	succeed   outcome = "succeed"
+	fail      outcome = "fail"
+	cancel    outcome = "cancel"
+	retry     outcome = "retry"   // it ran and failed, and the job's policy allows another
+	requeue   outcome = "requeue" // it never ran
+)
+
+// member is a node of the attempt's job group.
+type member struct {
+	Node        string
+	Name        string // for people
+	Incarnation string
+	URL         string // the node's base
+	Processes   []int  // ids
+	Slots       int
+	Cores       int
+	Memory      int64 // MiB
+
+	Awake       bool
+	Address     string // of its proxy
+	Fingerprint string
+	Reported    int64 // sequence of the last report taken
+	ProxyBytes  int64
+	ProxyItems  int64
+
+	Lost    bool  // the information service says that its lease ran out
+	Acked   bool  // it acknowledged Terminate
+	Last    int64 // the last report it made, as it acknowledged
+	Dropped bool  // its heartbeats no longer name the attempt
+	Gone    bool  // nothing of the attempt can run there
+	Settled bool  // and nothing more of it is waited for
+}
+
+// process is one running instance of a task.
+type process struct {
+	ID             int
+	Task           string
+	Index          int
+	Count          int    // of the task
+	Node           string `json:",omitempty"`
+	State          wsdl.ProcessState
+	ExitCode       *int   `json:",omitempty"`
+	Signal         string `json:",omitempty"`
+	Message        string `json:",omitempty"`
+	UserMicros     int64  `json:",omitempty"`
+	SystemMicros   int64  `json:",omitempty"`
+	MaxResidentKiB int64  `json:",omitempty"`
+	Started        time.Time
+	Ended          time.Time
+	Files          []file `json:",omitempty"`
+	Tail           string `json:",omitempty"` // the last lines of stderr, of a failed one
+}
+
+// file is a result whose bytes are in the image store.
+type file struct {
+	Name    string
+	Digest  string
+	Size    int64
+	Dropped int64 `json:",omitempty"`
+}
+
+// build is what became of a source on a node.
+type build struct {
+	Source string
+	Digest string
+	Node   string
+	Cached bool
+	Millis int64
+	Output string `json:",omitempty"`
+}
+
+// report is what a node says became of its part of the attempt.
+type report struct {
+	Sequence   int64
+	Processes  []process `json:",omitempty"`
+	Failure    string    `json:",omitempty"`
+	ProxyBytes int64     `json:",omitempty"`
+	ProxyItems int64     `json:",omitempty"`
+}
+
+// terminal says whether losing the report would lose a result.
+func (r report) terminal() bool {
+	if r.Failure != "" {
+		return true
+	}
+	for _, p := range r.Processes {
+		if p.ended() {
+			return true
+		}
+	}
+	return false
+}
+
+// label is the process's name for people, as profile.Process has it.
+func (p process) label() string {
+	if p.Count == 1 {
+		return p.Task
+	}
+	return p.Task + "[" + strconv.Itoa(p.Index) + "]"
+}
+
+func (p process) ended() bool {
+	switch p.State {
+	case wsdl.ProcessStateExited, wsdl.ProcessStateKilled, wsdl.ProcessStateLost:
+		return true
+	}
+	return false
+}
+
+func (p process) failed() bool {
+	return p.ended() && (p.State != wsdl.ProcessStateExited || p.ExitCode == nil || *p.ExitCode != 0 || p.Message != "")
+}
+
+// event is what happened. All but placed, cancelled and recovered are about one
+// attempt, and are dropped when it is no longer the newest.
+type event interface{ attempt() int }
+
+type (
+	// placed: the scheduler found room.
+	placed struct{ Members []member }
+	// awoke: a member answered Awaken.
+	awoke struct {
+		Attempt, Member      int
+		Address, Fingerprint string
+		Builds               []build
+	}
+	// refused: a member answered Awaken with a fault, or did not answer.
+	refused struct {
+		Attempt, Member int
+		Code            wsdl.FaultCode
+		Message, Output string
+	}
+	// instantiated: a member runs its processes.
+	instantiated struct{ Attempt, Member int }
+	// unstarted: a member answered Instantiate with a fault, or did not answer.
+	unstarted struct {
+		Attempt, Member int
+		Message         string
+	}
+	// reported: a member's report, its files already in the image store.
+	reported struct {
+		Attempt, Member int
+		Report          report
+	}
+	// terminated: a member acknowledged Terminate.
+	terminated struct {
+		Attempt, Member int
+		Sequence        int64
+	}
+	// lost: a member's lease ran out.
+	lost struct{ Attempt, Member int }
+	// rejoined: a member's node is back under another incarnation.
+	rejoined struct{ Attempt, Member int }
+	// elapsed: a timer that the life had set ran out.
+	elapsed struct {
+		Attempt int
+		Timer   timer
+		Members []int // those that the timer was set for, where it is for some
+	}
+	// cancelled: somebody wants the job to end.
+	cancelled struct{ Reason string }
+	// recovered: the broker has started again and the life is as journalled.
+	recovered struct{}
+	// unreadable: what was submitted cannot be read from the journal any more.
+	unreadable struct{}
+)
+
+func (placed) attempt() int         { return -1 }
+func (e awoke) attempt() int        { return e.Attempt }
+func (e refused) attempt() int      { return e.Attempt }
+func (e instantiated) attempt() int { return e.Attempt }
+func (e unstarted) attempt() int    { return e.Attempt }
+func (e reported) attempt() int     { return e.Attempt }
+func (e terminated) attempt() int   { return e.Attempt }
+func (e lost) attempt() int         { return e.Attempt }
+func (e rejoined) attempt() int     { return e.Attempt }
+func (e elapsed) attempt() int      { return e.Attempt }
+func (cancelled) attempt() int      { return -1 }
+func (recovered) attempt() int      { return -1 }
+func (unreadable) attempt() int     { return -1 }
+
+// action is what the shell must do. Calls are started and not waited for: their
+// answers come back as events.
+type action interface{ action() }
+
+type (
+	// commit makes what it names durable, in one transaction where it fits.
+	commit struct {
+		Attempt bool          // the members, before the first Awaken, and that they are named live
+		Go      bool          // the members' proxies, before the first Instantiate
+		Report  *memberReport // a member's report
+		Outcome bool          // what the attempt's end leads to
+		Drop    []int         // members that are no longer named live
+		Requeue bool          // the attempt is over, the job waits for room again
+		End     bool          // the job is over
+	}
+	awaken      struct{ Member int }
+	instantiate struct{ Member int }
+	terminate   struct {
+		Member int
+		Grace  time.Duration
+		Reason string
+	}
+	// release: the member's slots are free again.
+	release struct{ Member int }
+	// wait: tell the life when the time is over. Timers end with the attempt.
+	wait struct {
+		Timer   timer
+		For     time.Duration
+		Members []int
+	}
+	// queue: the job waits for room, after a back-off that grows with Refusals.
+	queue struct{ Refusals int }
+	// done: the job is over and journalled.
+	done struct{}
+)
+
+type memberReport struct {
+	Member int
+	Report report
+}
+
+func (commit) action()      {}
+func (awaken) action()      {}
+func (instantiate) action() {}
+func (terminate) action()   {}
+func (release) action()     {}
+func (wait) action()        {}
+func (queue) action()       {}
+func (done) action()        {}
+
+// timer names what a life waits for.
+type timer string
+
+const (
+	wallTimer   timer = "wall"   // the attempt has run too long
+	dropTimer   timer = "drop"   // Terminate went unanswered for long
+	expireTimer timer = "expire" // whoever was dropped has lost its lease
+	flushTimer  timer = "flush"  // the last reports are not coming
+)
+
+// final says whether a phase is a job's end.
+func final(phase wsdl.JobState) bool {
+	switch phase {
+	case wsdl.JobStateSucceeded, wsdl.JobStateFailed, wsdl.JobStateCancelled:
+		return true
+	}
+	return false
+}

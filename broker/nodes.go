@@ -1,0 +1,89 @@
+package broker
+
+import (
+	"bytes"
+	"encoding/json"
+	"encoding/xml"
+	"fmt"
+	"slices"
+
+	"mvm/broker/place"
+	"mvm/broker/profile"
+	"mvm/wsdl"
+)
+
+// decodeNode reads a node's record as the information service writes it.
+func decodeNode(value []byte) (*wsdl.Node, error) {
+	n := new(wsdl.Node)
+	var err error
+	if bytes.HasPrefix(bytes.TrimSpace(value), []byte("<")) {
+		err = xml.Unmarshal(value, n)
+	} else {
+		err = json.Unmarshal(value, n)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("broker: a node's record: %w", err)
+	}
+	return n, nil
+}
+
+// viewOf is a node as placement sees it, less what is held of it.
+func viewOf(n *wsdl.Node, held booking) place.Node {
+	slots := int(wsdl.Or(n.Slots, n.Cores))
+	v := place.Node{
+		ID: n.Id, Name: n.Name, OS: n.Os, Arch: n.Arch, Cores: int(n.Cores), MemoryMiB: n.Memory,
+		Slots: slots, FreeSlots: slots - held.slots, FreeCores: int(n.Cores) - held.cores, FreeMemoryMiB: n.Memory - held.memory,
+		QEMU: n.Qemu != "", Cleaning: n.Cleaning,
+	}
+	for _, c := range n.Compiler {
+		if c != nil && c.Language != nil {
+			v.Compilers = append(v.Compilers, string(*c.Language))
+		}
+	}
+	return v
+}
+
+// fit plans a job onto nodes, or says step by step why there is no room.
+func fit(j *profile.Job, nodes []place.Node) ([]int, string, bool) {
+	plan, ok := place.Place(j, nodes, place.Pack)
+	return plan.Node, plan.Reason, ok
+}
+
+// plan is a dry run of a round for one job.
+func (s *scheduler) plan(j *profile.Job) *wsdl.PlanJobResponse {
+	s.mu.Lock()
+	_, views := s.free()
+	s.mu.Unlock()
+	plan, ok := place.Place(j, views, place.Pack)
+	response := &wsdl.PlanJobResponse{Fits: wsdl.Of(ok), Reason: plan.Reason,
+		LocalChannels: wsdl.Of(int32(plan.Local)), RemoteChannels: wsdl.Of(int32(plan.Remote))}
+	for id, n := range plan.Node {
+		p := &j.Processes[id]
+		response.Placement = append(response.Placement, &wsdl.Placement{Process: wsdl.Of(int32(id)), Task: p.Task, Index: wsdl.Of(int32(p.Index)), Node: views[n].ID})
+	}
+	for _, r := range plan.Rejections {
+		response.Rejection = append(response.Rejection, &wsdl.Rejection{Node: r.Node, Task: r.Task, Reason: r.Reason})
+	}
+	return response
+}
+
+// list is every node that is known, with what is free of it.
+func (s *scheduler) list() []*wsdl.Node {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	held := s.held()
+	var all []*wsdl.Node
+	for id, n := range s.known {
+		w := *n.record
+		w.Id, w.Incarnation, w.State = id, n.incarnation, "up"
+		if !n.alive {
+			w.State = "lost"
+		}
+		v := viewOf(n.record, held[id])
+		w.Slots, w.FreeSlots = wsdl.Of(int32(v.Slots)), wsdl.Of(int32(max(0, v.FreeSlots)))
+		w.FreeCores, w.FreeMemory = wsdl.Of(int32(max(0, v.FreeCores))), wsdl.Of(max(0, v.FreeMemoryMiB))
+		w.Compiler = slices.Clone(n.record.Compiler)
+		all = append(all, &w)
+	}
+	return all
+}

@@ -1,0 +1,316 @@
+package broker
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"mvm/broker/profile"
+	"mvm/services/store"
+	"mvm/wsdl"
+)
+
+// recover reads the journal and goes on with every job that has not ended.
+func (b *Service) recover(ctx context.Context) error {
+	if err := b.recoverProfiles(ctx); err != nil {
+		return err
+	}
+	all, err := b.journal.List(ctx, statusPrefix)
+	if err != nil {
+		return err
+	}
+	attempts, err := b.journal.List(ctx, attemptsPrefix)
+	if err != nil {
+		return err
+	}
+	if err := b.scheduler.refresh(ctx); err != nil {
+		return err
+	}
+	byJob := map[string][]store.KV{}
+	for _, kv := range attempts {
+		id, _, _, ok := parseAttemptKey(kv.Key)
+		if !ok {
+			return fmt.Errorf("broker: journal: the key %q is none of the broker's", kv.Key)
+		}
+		byJob[id] = append(byJob[id], kv)
+	}
+	live := map[store.Attempt]bool{}
+	owners := map[string]bool{}
+	var unended []*job
+	for _, kv := range all {
+		id := strings.TrimPrefix(kv.Key, statusPrefix)
+		j, err := b.restore(ctx, id, kv.Value, byJob[id])
+		if err != nil {
+			return err
+		}
+		if n, ok := parseID(id); ok {
+			b.last = max(b.last, n)
+		}
+		owners[pinOwner(id)] = true
+		b.tokens[j.fixed.Token] = known(id)
+		b.add(j)
+		if final(j.shown.Phase) {
+			continue
+		}
+		unended = append(unended, j)
+		for _, m := range j.life.Members {
+			live[store.Attempt{Job: id, Number: j.life.Attempt, Node: m.Node, Incarnation: m.Incarnation}] = true
+		}
+	}
+	if err := b.sweep(ctx, live, owners); err != nil {
+		return err
+	}
+	for _, j := range unended {
+		b.scheduler.book(j.id, j.life.Members)
+		if len(j.life.Members) > 0 {
+			b.setActive(j, true)
+		}
+		if j.compiled == nil {
+			j.post(unreadable{}, nil)
+		} else {
+			j.post(recovered{}, nil)
+		}
+		j.compare(b.scheduler.known)
+	}
+	return nil
+}
+
+// known is a submission that was accepted before.
+func known(id string) *accept {
+	a := &accept{done: make(chan struct{}), id: id}
+	close(a.done)
+	return a
+}
+
+// sweep removes what a crash between two transactions has left: attempts that
+// are named live and are none, and pins of jobs that were never accepted.
+func (b *Service) sweep(ctx context.Context, live map[store.Attempt]bool, owners map[string]bool) error {
+	var ops []store.Op
+	for id := range b.scheduler.known {
+		attempts, err := b.journal.LiveOn(ctx, id)
+		if err != nil {
+			return err
+		}
+		for _, a := range attempts {
+			if !live[a] {
+				ops = append(ops, store.Drop(a.Node, a.Job, a.Number))
+			}
+		}
+	}
+	if len(ops) > 0 {
+		if err := b.write(ctx, ops); err != nil {
+			return err
+		}
+	}
+	for _, owner := range b.images.Owners() {
+		if strings.HasPrefix(owner, pinOwner("")) && !owners[owner] {
+			if err := b.images.Unpin(owner); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// adopt makes a job known that the journal has and this broker does not.
+func (b *Service) adopt(id string) error {
+	b.mu.Lock()
+	_, here := b.jobs[id]
+	b.mu.Unlock()
+	if here {
+		return nil
+	}
+	value, _, err := b.journal.Get(b.ctx, statusPrefix+id)
+	if err != nil {
+		return wsdl.NewFault(wsdl.FaultCodeUnavailable, "job "+id+" cannot be read: "+err.Error(), "send it again with the same token")
+	}
+	j, err := b.restore(b.ctx, id, value, nil)
+	if err != nil {
+		return wsdl.NewFault(wsdl.FaultCodeUnavailable, "job "+id+" cannot be read: "+err.Error(), "send it again with the same token")
+	}
+	b.add(j)
+	j.post(recovered{}, nil)
+	return nil
+}
+
+// restore makes a job as the journal has it.
+func (b *Service) restore(ctx context.Context, id string, value []byte, attempts []store.KV) (*job, error) {
+	var s status
+	if err := b.unpack(value, &s); err != nil {
+		return nil, fmt.Errorf("job %s: %w", id, err)
+	}
+	fixed := status{Name: s.Name, Token: s.Token, Priority: s.Priority, Size: s.Size, Submitted: s.Submitted, Arguments: s.Arguments}
+	if final(s.Phase) {
+		j := b.newJob(id, nil, fixed)
+		j.life.Phase, j.life.Attempt = s.Phase, s.Attempt
+		j.shown = s
+		return j, nil
+	}
+	compiled, err := b.recompile(ctx, id)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		b.log.WithError(err).WithField("job", id).Error("a job's profile cannot be read any more")
+	}
+	j := b.newJob(id, compiled, fixed)
+	l := &j.life
+	l.Phase, l.Reason = wsdl.JobStatePending, s.Reason
+	l.Started, l.Attempt, l.Failures = s.Started, s.Attempt, s.Failures
+	if err := b.restoreAttempt(j, s, attempts); err != nil {
+		return nil, fmt.Errorf("job %s: %w", id, err)
+	}
+	j.shown = j.record()
+	j.shown.Revision = j.nextRevision()
+	return j, nil
+}
+
+// restoreAttempt brings the life to where the journal's records of its newest
+// attempt end.
+func (b *Service) restoreAttempt(j *job, s status, records []store.KV) error {
+	l := &j.life
+	var reports []memberReport
+	var start *goRecord
+	for _, kv := range records {
+		_, number, rest, _ := parseAttemptKey(kv.Key)
+		if number < s.Attempt || number == s.Attempt && s.Gone {
+			continue // of an attempt that is over: the end of its removal was cut off
+		}
+		switch {
+		case rest == "attempt":
+			var record attemptRecord
+			if err := b.unpack(kv.Value, &record); err != nil {
+				return err
+			}
+			members := make([]member, len(record.Members))
+			for i, m := range record.Members {
+				members[i] = m.member()
+				for _, p := range m.Processes {
+					if j.compiled != nil && (p < 0 || p >= len(l.Processes)) {
+						return fmt.Errorf("broker: journal: attempt %d has a process %d of %d", number, p, len(l.Processes))
+					}
+				}
+			}
+			l.Attempt = number - 1
+			if j.compiled == nil {
+				l.Processes = blank(members)
+			}
+			l.placed(placed{Members: members})
+		case rest == "go":
+			start = new(goRecord)
+			if err := b.unpack(kv.Value, start); err != nil {
+				return err
+			}
+		default:
+			i, _, ok := parseReportKey(rest)
+			if !ok {
+				return fmt.Errorf("broker: journal: the key %q is none of the broker's", kv.Key)
+			}
+			r := memberReport{Member: i}
+			if err := b.unpack(kv.Value, &r.Report); err != nil {
+				return err
+			}
+			reports = append(reports, r)
+		}
+	}
+	if l.Phase != wsdl.JobStateAwakening {
+		return nil
+	}
+	if start != nil {
+		if len(start.Proxies) != len(l.Members) {
+			return fmt.Errorf("broker: journal: attempt %d has %d members and %d proxies", l.Attempt, len(l.Members), len(start.Proxies))
+		}
+		l.Phase, l.Running, l.Started, l.Builds = wsdl.JobStateRunning, true, start.Started, start.Builds
+		for i := range l.Members {
+			m := &l.Members[i]
+			m.Awake, m.Address, m.Fingerprint = true, start.Proxies[i].Address, start.Proxies[i].Fingerprint
+		}
+	}
+	slices.SortStableFunc(reports, func(a, b memberReport) int { return cmp.Compare(a.Report.Sequence, b.Report.Sequence) })
+	for _, r := range reports {
+		if r.Member >= len(l.Members) || !within(r.Report, len(l.Processes)) {
+			return fmt.Errorf("broker: journal: attempt %d has a report of what is not in it", l.Attempt)
+		}
+		// What it led to was durable with it, and is repeated by recovered.
+		l.step(s.Submitted, reported{Attempt: l.Attempt, Member: r.Member, Report: r.Report})
+	}
+	if s.Outcome != undecided && s.Attempt == l.Attempt {
+		l.Phase, l.Outcome, l.Cause, l.Reason, l.Failures = wsdl.JobStateTerminating, s.Outcome, s.Cause, s.Reason, s.Failures
+	}
+	return nil
+}
+
+func within(r report, processes int) bool {
+	for _, p := range r.Processes {
+		if p.ID < 0 || p.ID >= processes {
+			return false
+		}
+	}
+	return true
+}
+
+// blank are processes of which only the number is known.
+func blank(members []member) []process {
+	n := 0
+	for _, m := range members {
+		for _, p := range m.Processes {
+			n = max(n, p+1)
+		}
+	}
+	processes := make([]process, n)
+	for i := range processes {
+		processes[i] = process{ID: i, Task: "process", Index: i, Count: n, State: wsdl.ProcessStateWaiting}
+	}
+	return processes
+}
+
+// recompile makes a job's plan again, with the versions of registered profiles
+// that it was accepted with.
+func (b *Service) recompile(ctx context.Context, id string) (*profile.Job, error) {
+	var s spec
+	if err := b.load(ctx, jobsPrefix+id, &s); err != nil {
+		return nil, err
+	}
+	return profile.Compile(s.Job, s.Arguments, func(kind wsdl.ProfileKind, name string, version int32) (*wsdl.Profile, error) {
+		for _, p := range s.Profiles {
+			if p.Kind == string(kind) && p.Name == name && p.Wanted == int(version) {
+				return b.profiles.find(kind, name, int32(p.Version))
+			}
+		}
+		return nil, noProfile(kind, name, version)
+	}, b.reader(nil))
+}
+
+func (b *Service) recoverProfiles(ctx context.Context) error {
+	all, err := b.journal.List(ctx, profilesPrefix)
+	if err != nil {
+		return err
+	}
+	for _, kv := range all {
+		parts := strings.Split(strings.TrimPrefix(kv.Key, profilesPrefix), "/")
+		bad := errors.New("expected kind/name/version")
+		var name string
+		var version int
+		if len(parts) == 3 {
+			if name, bad = url.PathUnescape(parts[1]); bad == nil {
+				version, bad = strconv.Atoi(parts[2])
+			}
+		}
+		if bad != nil {
+			return fmt.Errorf("broker: journal: the key %q: %w", kv.Key, bad)
+		}
+		p := new(registered)
+		if err := b.unpack(kv.Value, p); err != nil {
+			return err
+		}
+		if err := b.profiles.put(wsdl.ProfileKind(parts[0]), name, int32(version), p); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,186 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"mvm/wsdl"
+
+	"github.com/hooklift/gowsdl/soap"
+)
+
+// ReportContext takes what a node says became of its part of an attempt. When
+// it is acknowledged, every terminal report is in the journal and its files are
+// in the image store; a repeated one changes nothing. Reports of old attempts,
+// other incarnations and forgotten jobs are refused as stale.
+func (b *Service) ReportContext(ctx context.Context, request *wsdl.Report) (*wsdl.ReportResponse, error) {
+	if err := b.up(ctx); err != nil {
+		return nil, err
+	}
+	a := request.Attempt
+	if a == nil || request.Sequence < 1 {
+		return nil, wsdl.Faultf(wsdl.FaultCodeInvalidRequest, "a report names its attempt and has a sequence from 1")
+	}
+	stale := func(why string) error {
+		return wsdl.NewFault(wsdl.FaultCodeStale, fmt.Sprintf("a report on attempt %d at job %s from node %s is refused: %s", a.Number, a.Job, a.Node, why),
+			"end the attempt; nothing more of it is wanted")
+	}
+	b.mu.Lock()
+	j := b.jobs[a.Job]
+	b.mu.Unlock()
+	if j == nil {
+		return nil, stale("no such job is known")
+	}
+	j.mu.Lock()
+	l := &j.life
+	i := slices.IndexFunc(l.Members, func(m member) bool { return m.Node == a.Node })
+	var why string
+	switch {
+	case l.Gone || int(a.Number) != l.Attempt:
+		why = fmt.Sprintf("it is over; the newest attempt is %d", l.Attempt)
+	case i < 0:
+		why = "the node has no part in it"
+	case l.Members[i].Incarnation != a.Incarnation:
+		why = "the attempt is with another incarnation of the node"
+	}
+	var known int64
+	var mine []int
+	if why == "" {
+		known, mine = l.Members[i].Reported, l.Members[i].Processes
+	}
+	j.mu.Unlock()
+	switch {
+	case why != "":
+		return nil, stale(why)
+	case request.Sequence <= known:
+		return &wsdl.ReportResponse{Acknowledged: known}, nil
+	}
+	r, err := b.take(ctx, j, request, mine)
+	if err != nil {
+		return nil, err
+	}
+	if err := j.ask(ctx, reported{Attempt: int(a.Number), Member: i, Report: r}); err != nil {
+		return nil, wsdl.NewFault(wsdl.FaultCodeUnavailable, "the report could not be journalled", "report again")
+	}
+	return &wsdl.ReportResponse{Acknowledged: request.Sequence}, nil
+}
+
+// take checks a report and brings its files into the image store.
+func (b *Service) take(ctx context.Context, j *job, request *wsdl.Report, mine []int) (report, error) {
+	r := report{Sequence: request.Sequence, Failure: clip(request.Failure, maxMessage), ProxyBytes: request.ProxyBytes, ProxyItems: request.ProxyItems}
+	var digests []string
+	for _, s := range request.Process {
+		if s == nil || s.Id == nil || s.State == nil {
+			return r, wsdl.Faultf(wsdl.FaultCodeInvalidRequest, "a reported process has an id and a state")
+		}
+		id := int(*s.Id)
+		if _, there := slices.BinarySearch(mine, id); !there {
+			return r, wsdl.Faultf(wsdl.FaultCodeInvalidRequest, "process %d of job %s is not on the node that reports it", id, j.id)
+		}
+		p := process{ID: id, State: *s.State, Signal: s.Signal, Message: clip(s.Message, maxMessage),
+			UserMicros: s.UserMicros, SystemMicros: s.SystemMicros, MaxResidentKiB: s.MaxResidentKiB,
+			Started: timeOf(s.Started), Ended: timeOf(s.Ended)}
+		if s.ExitCode != nil {
+			p.ExitCode = wsdl.Of(int(*s.ExitCode))
+		}
+		for _, f := range s.File {
+			if f == nil {
+				continue
+			}
+			kept, err := b.takeFile(ctx, f)
+			if err != nil {
+				return r, err
+			}
+			p.Files = append(p.Files, kept)
+			digests = append(digests, kept.Digest)
+			if f.Name == "stderr" && p.failed() {
+				p.Tail = b.tail(kept)
+			}
+		}
+		r.Processes = append(r.Processes, p)
+	}
+	if len(digests) > 0 {
+		if err := b.images.Pin(pinOwner(j.id), digests...); err != nil {
+			if f := faultOf(err); f != nil {
+				return r, f
+			}
+			return r, wsdl.NewFault(wsdl.FaultCodeUnavailable, "the files of a report could not be kept: "+err.Error(), "report again")
+		}
+	}
+	return r, nil
+}
+
+// takeFile makes sure that a result is in the image store.
+func (b *Service) takeFile(ctx context.Context, f *wsdl.File) (file, error) {
+	kept := file{Name: f.Name, Digest: f.Digest, Size: wsdl.Or(f.Size, 0), Dropped: f.Dropped}
+	if f.Data != nil {
+		kept.Size = int64(len(*f.Data))
+		return kept, b.putBlob(ctx, f.Digest, *f.Data)
+	}
+	if kept.Size == 0 {
+		return kept, b.putBlob(ctx, f.Digest, nil)
+	}
+	if !b.images.Has(f.Digest) {
+		return kept, wsdl.NewFault(wsdl.FaultCodeUnavailable, fmt.Sprintf("the blob %s of file %q is not here", f.Digest, f.Name), "push it to the image service first, then report again")
+	}
+	return kept, nil
+}
+
+const (
+	maxMessage = 4 << 10 // bytes of a node's words about a process
+	tailLines  = 5
+	tailBytes  = 600
+)
+
+// tail is the last lines of a stream, for the reason of a failure.
+func (b *Service) tail(f file) string {
+	blob, size, err := b.images.Open(f.Digest)
+	if err != nil {
+		return ""
+	}
+	defer blob.Close()
+	data := make([]byte, min(size, 4*tailBytes))
+	n, err := blob.ReadAt(data, size-int64(len(data)))
+	if err != nil && !errors.Is(err, io.EOF) {
+		return ""
+	}
+	text := strings.TrimSpace(clean(string(data[:n])))
+	lines := strings.Split(text, "\n")
+	text = strings.Join(lines[max(0, len(lines)-tailLines):], "\n")
+	if len(text) > tailBytes {
+		text = "..." + strings.ToValidUTF8(text[len(text)-tailBytes:], "")
+	}
+	return text
+}
+
+// clean leaves what XML and a terminal can carry.
+func clean(text string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n' || r == '\t':
+			return r
+		case r < ' ' || r == 0x7f || r == 0xFFFE || r == 0xFFFF:
+			return -1
+		}
+		return r
+	}, strings.ToValidUTF8(text, "?"))
+}
+
+func clip(text string, limit int) string {
+	if len(text) > limit {
+		text = strings.ToValidUTF8(text[:limit], "") + "..."
+	}
+	return text
+}
+
+func timeOf(d *soap.XSDDateTime) time.Time {
+	if d == nil {
+		return time.Time{}
+	}
+	return d.ToGoTime()
+}

@@ -1,0 +1,344 @@
+package broker
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"mvm/broker/place"
+	"mvm/broker/profile"
+	"mvm/wsdl"
+)
+
+// scheduler holds the jobs that wait for room and what live attempts have
+// booked. It looks again when something changed that may make room: a job came,
+// slots became free, a node came or went, a back-off is over. It never polls.
+//
+// Jobs are placed by priority, then by age. A job that does not fit lets later
+// ones go ahead; nothing is reserved for it.
+type scheduler struct {
+	broker *Service
+	wake   chan struct{} // holds a token when it is worth to look
+
+	mu      sync.Mutex           // guards all below
+	pending []*job               // in the order in which they are placed
+	booked  map[string][]booking // by job
+	nodes   []node               // workers that live, by id
+	known   map[string]node      // every node, by id
+	avoided map[string]time.Time // nodes that did not answer, until when
+}
+
+// booking is what an attempt holds on a node.
+type booking struct {
+	node   string
+	slots  int
+	cores  int
+	memory int64
+}
+
+// node is a node as the information service knows it.
+type node struct {
+	id, name, incarnation, url string
+	alive                      bool
+	record                     *wsdl.Node
+	raw                        []byte
+}
+
+const (
+	avoidance = 2 * time.Second // how long a node that did not answer is left alone
+	detailed  = 50              // jobs a round that are told step by step why they do not fit
+)
+
+func newScheduler(b *Service) *scheduler {
+	return &scheduler{broker: b, wake: make(chan struct{}, 1), booked: map[string][]booking{}, known: map[string]node{}, avoided: map[string]time.Time{}}
+}
+
+// kick makes the scheduler look again.
+func (s *scheduler) kick() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// order is how waiting jobs are placed.
+func order(a, b *job) int {
+	return cmp.Or(-cmp.Compare(a.fixed.Priority, b.fixed.Priority), cmp.Compare(a.id, b.id))
+}
+
+// add lets a job wait for room.
+func (s *scheduler) add(j *job) {
+	s.mu.Lock()
+	at, there := slices.BinarySearchFunc(s.pending, j, order)
+	if !there {
+		s.pending = slices.Insert(s.pending, at, j)
+	}
+	s.mu.Unlock()
+	s.kick()
+}
+
+// release frees what a job has booked on a node, or on all when node is "".
+// With "" the job does not wait for room any more either.
+func (s *scheduler) release(id, node string) {
+	s.mu.Lock()
+	if node == "" {
+		delete(s.booked, id)
+		s.pending = slices.DeleteFunc(s.pending, func(j *job) bool { return j.id == id })
+	} else {
+		s.booked[id] = slices.DeleteFunc(s.booked[id], func(b booking) bool { return b.node == node })
+	}
+	waiting := len(s.pending) > 0
+	s.mu.Unlock()
+	if waiting {
+		s.kick()
+	}
+}
+
+// book notes what a job's members hold.
+func (s *scheduler) book(id string, members []member) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.bookLocked(id, members)
+}
+
+func (s *scheduler) bookLocked(id string, members []member) {
+	held := make([]booking, 0, len(members))
+	for _, m := range members {
+		held = append(held, booking{m.Node, m.Slots, m.Cores, m.Memory})
+	}
+	s.booked[id] = held
+}
+
+// avoid leaves a node alone for a moment after it did not answer.
+func (s *scheduler) avoid(node string, code wsdl.FaultCode) {
+	if !transient(code) {
+		return
+	}
+	s.mu.Lock()
+	s.avoided[node] = s.broker.clock.Now().Add(avoidance)
+	s.mu.Unlock()
+	s.broker.clock.AfterFunc(avoidance, s.kick)
+}
+
+// queue lets a job wait for room again, after a back-off that grows with how
+// often nodes refused it.
+func (b *Service) queue(j *job, refusals int) {
+	if refusals == 0 {
+		b.scheduler.add(j)
+		return
+	}
+	pause := b.config.Backoff
+	for range refusals - 1 {
+		if pause = 2 * pause; pause >= b.config.BackoffMax {
+			pause = b.config.BackoffMax
+			break
+		}
+	}
+	b.clock.AfterFunc(b.jitter(pause), func() {
+		if j.status().Phase == wsdl.JobStatePending {
+			b.scheduler.add(j)
+		}
+	})
+}
+
+// run looks again whenever something changed, until ctx ends.
+func (s *scheduler) run(ctx context.Context, changes <-chan struct{}) {
+	s.kick()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case _, open := <-changes:
+			if !open {
+				<-ctx.Done() // the store was closed before the broker ended
+				return
+			}
+			if err := s.refresh(ctx); err != nil && ctx.Err() == nil {
+				s.broker.log.WithError(err).Error("the nodes cannot be read")
+			}
+		case <-s.wake:
+			s.round()
+		}
+	}
+}
+
+// refresh reads the nodes and tells every attempt whose node was lost or came
+// back as another incarnation. Only the scheduler's goroutine calls it (and
+// recover, before that runs): an attempt is placed either before, and is then
+// told, or after, and then with what was read.
+func (s *scheduler) refresh(ctx context.Context) error {
+	records, err := s.broker.journal.Nodes(ctx)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	known := make(map[string]node, len(records))
+	var nodes []node
+	changed := len(records) != len(s.known)
+	for _, r := range records {
+		was, there := s.known[r.ID]
+		n := node{id: r.ID, incarnation: r.Incarnation, alive: r.Alive, raw: r.Value}
+		if there && bytes.Equal(was.raw, r.Value) {
+			n.record = was.record
+		} else if n.record, err = decodeNode(r.Value); err != nil {
+			s.broker.log.WithError(err).WithField("node", r.ID).Error("a node's record cannot be read")
+			continue
+		}
+		n.name, n.url = cmp.Or(n.record.Name, r.ID), n.record.Url
+		known[r.ID] = n
+		if !there || was.alive != n.alive || was.incarnation != n.incarnation || n.record != was.record {
+			changed = true
+		}
+		if n.alive && worker(n.record) {
+			nodes = append(nodes, n)
+		}
+	}
+	s.known, s.nodes = known, nodes
+	s.mu.Unlock()
+	if !changed {
+		return nil
+	}
+	for _, j := range s.broker.activeJobs() {
+		j.compare(known)
+	}
+	s.kick()
+	return nil
+}
+
+// tell tells an attempt what is known of its nodes by now.
+func (s *scheduler) tell(j *job) {
+	s.mu.Lock()
+	known := s.known // never changed, only replaced
+	s.mu.Unlock()
+	j.compare(known)
+}
+
+// compare tells the life which of its members are lost or back as others.
+func (j *job) compare(known map[string]node) {
+	j.mu.Lock()
+	number := j.life.Attempt
+	var events []event
+	for i := range j.life.Members {
+		m := &j.life.Members[i]
+		switch n, there := known[m.Node]; {
+		case m.Gone:
+		case there && n.incarnation != m.Incarnation:
+			events = append(events, rejoined{Attempt: number, Member: i})
+		case !m.Lost && (!there || !n.alive):
+			events = append(events, lost{Attempt: number, Member: i})
+		}
+	}
+	j.mu.Unlock()
+	for _, e := range events {
+		j.post(e, nil)
+	}
+}
+
+func worker(n *wsdl.Node) bool {
+	if len(n.Role) == 0 {
+		return true
+	}
+	return slices.ContainsFunc(n.Role, func(r *wsdl.Role) bool { return r != nil && *r == wsdl.RoleWorker })
+}
+
+// held is what is booked of each node. s.mu is held.
+func (s *scheduler) held() map[string]booking {
+	held := map[string]booking{}
+	for _, bookings := range s.booked {
+		for _, b := range bookings {
+			sum := held[b.node]
+			held[b.node] = booking{b.node, sum.slots + b.slots, sum.cores + b.cores, sum.memory + b.memory}
+		}
+	}
+	return held
+}
+
+// free is what the nodes have left beside what is booked. s.mu is held.
+func (s *scheduler) free() ([]node, []place.Node) {
+	held := s.held()
+	now := s.broker.clock.Now()
+	var nodes []node
+	var views []place.Node
+	for _, n := range s.nodes {
+		if until, there := s.avoided[n.id]; there {
+			if now.Before(until) {
+				continue
+			}
+			delete(s.avoided, n.id)
+		}
+		nodes = append(nodes, n)
+		views = append(views, viewOf(n.record, held[n.id]))
+	}
+	return nodes, views
+}
+
+// round places every waiting job that fits now.
+func (s *scheduler) round() {
+	type fitting struct {
+		job     *job
+		members []member
+	}
+	var chosen []fitting
+	reasons := map[*job]string{}
+	s.mu.Lock()
+	nodes, views := s.free()
+	room := 0
+	for _, v := range views {
+		room += v.FreeSlots
+	}
+	told := 0
+	for _, j := range s.pending {
+		compiled := j.profile()
+		if compiled == nil {
+			continue // it ends just now
+		}
+		size := len(compiled.Processes)
+		if size > room && told >= detailed {
+			reasons[j] = fmt.Sprintf("it needs %d slots and waits behind other jobs", size)
+			continue
+		}
+		plan, reason, ok := fit(compiled, views)
+		if !ok {
+			told++
+			reasons[j] = reason
+			if told == 10*detailed {
+				break
+			}
+			continue
+		}
+		members := membersOf(compiled, plan, nodes)
+		s.bookLocked(j.id, members)
+		for id, n := range plan {
+			need := compiled.Processes[id].Need
+			views[n].FreeSlots--
+			views[n].FreeCores -= need.Cores
+			views[n].FreeMemoryMiB -= need.MemoryMiB
+		}
+		room -= size
+		chosen = append(chosen, fitting{j, members})
+	}
+	if len(chosen) > 0 {
+		s.pending = slices.DeleteFunc(s.pending, func(j *job) bool {
+			_, waits := s.booked[j.id]
+			return waits
+		})
+	}
+	s.mu.Unlock()
+	for _, f := range chosen {
+		f.job.post(placed{Members: f.members}, nil)
+	}
+	for j, reason := range reasons {
+		j.wait(reason)
+	}
+}
+
+// profile is the compiled job, nil once it has ended.
+func (j *job) profile() *profile.Job {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.compiled
+}

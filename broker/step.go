@@ -1,0 +1,517 @@
+package broker
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"mvm/wsdl"
+)
+
+// step takes one event and answers with what to do. now is only written down,
+// never compared.
+func (l *life) step(now time.Time, e event) []action {
+	if n := e.attempt(); n >= 0 && (n != l.Attempt || l.Gone) {
+		return nil // from an attempt that is over
+	}
+	if final(l.Phase) {
+		return nil
+	}
+	switch e := e.(type) {
+	case placed:
+		return l.placed(e)
+	case awoke:
+		return l.awoke(now, e)
+	case refused:
+		return l.refused(now, e)
+	case instantiated:
+		return l.instantiated(e)
+	case unstarted:
+		if l.Phase != wsdl.JobStateRunning {
+			return nil
+		}
+		return l.failed(now, fmt.Sprintf("node %s did not start its processes: %s", l.Members[e.Member].label(), e.Message))
+	case reported:
+		return l.reported(now, e)
+	case terminated:
+		return l.terminated(now, e)
+	case lost:
+		return l.lost(now, e.Member)
+	case rejoined:
+		return l.rejoined(now, e.Member)
+	case elapsed:
+		return l.elapsed(now, e)
+	case cancelled:
+		return l.cancelled(now, e.Reason)
+	case recovered:
+		return l.recovered(now)
+	case unreadable:
+		return l.unreadable(now)
+	}
+	panic(fmt.Sprintf("broker: unknown event %T", e))
+}
+
+func (m *member) label() string {
+	if m.Name != "" {
+		return m.Name
+	}
+	return m.Node
+}
+
+func (l *life) placed(e placed) []action {
+	if l.Phase != wsdl.JobStatePending {
+		return nil
+	}
+	l.changes++
+	l.Attempt++
+	l.Phase = wsdl.JobStateAwakening
+	l.Reason = ""
+	l.Outcome, l.Cause = undecided, ""
+	l.Gone, l.Running = false, false
+	l.Members = e.Members
+	l.Builds = nil
+	for i := range l.Processes {
+		p := &l.Processes[i]
+		*p = process{ID: p.ID, Task: p.Task, Index: p.Index, Count: p.Count, State: wsdl.ProcessStateWaiting}
+	}
+	actions := []action{commit{Attempt: true}}
+	for i, m := range l.Members {
+		for _, id := range m.Processes {
+			l.Processes[id].Node = m.Node
+		}
+		actions = append(actions, awaken{Member: i})
+	}
+	return actions
+}
+
+func (l *life) awoke(now time.Time, e awoke) []action {
+	m := &l.Members[e.Member]
+	if l.Phase != wsdl.JobStateAwakening || m.Awake {
+		return nil
+	}
+	l.changes++
+	m.Awake, m.Address, m.Fingerprint = true, e.Address, e.Fingerprint
+	l.Builds = append(l.Builds, e.Builds...)
+	for i := range l.Members {
+		if !l.Members[i].Awake {
+			return nil // the gang barrier
+		}
+	}
+	l.Phase, l.Running = wsdl.JobStateRunning, true
+	l.Refusals = 0
+	if l.Started.IsZero() {
+		l.Started = now
+	}
+	return append([]action{commit{Go: true}}, l.start()...)
+}
+
+// start instantiates every member, at first and after a restart.
+func (l *life) start() []action {
+	var actions []action
+	for i := range l.Members {
+		actions = append(actions, instantiate{Member: i})
+	}
+	if l.WallTime > 0 {
+		actions = append(actions, wait{Timer: wallTimer, For: l.WallTime + l.Rules.Grace + l.Rules.Slack})
+	}
+	return actions
+}
+
+func (l *life) refused(now time.Time, e refused) []action {
+	if l.Phase != wsdl.JobStateAwakening {
+		return nil
+	}
+	m := &l.Members[e.Member]
+	switch e.Code {
+	case wsdl.FaultCodeBuildFailed, wsdl.FaultCodeUnsupported, wsdl.FaultCodeInvalidRequest, wsdl.FaultCodeTooLarge, wsdl.FaultCodeForbidden:
+		// The same source, flags and request would be refused again.
+		reason := e.Message
+		if e.Output != "" {
+			reason += ":\n" + e.Output
+		}
+		return l.decide(now, fail, fmt.Sprintf("node %s refused: %s", m.label(), reason))
+	}
+	return l.decide(now, requeue, fmt.Sprintf("node %s could not be awakened: %s", m.label(), e.Message))
+}
+
+func (l *life) instantiated(e instantiated) []action {
+	if l.Phase != wsdl.JobStateRunning {
+		return nil
+	}
+	for _, id := range l.Members[e.Member].Processes {
+		if p := &l.Processes[id]; p.State == wsdl.ProcessStateWaiting {
+			l.changes++
+			p.State = wsdl.ProcessStateRunning
+		}
+	}
+	return nil
+}
+
+// reported takes a report once. Reports come in the order in which the node
+// made them; one that came before changes nothing.
+func (l *life) reported(now time.Time, e reported) []action {
+	m := &l.Members[e.Member]
+	r := e.Report
+	if r.Sequence <= m.Reported {
+		return nil
+	}
+	l.changes++
+	m.Reported = r.Sequence
+	m.ProxyBytes = max(m.ProxyBytes, r.ProxyBytes)
+	m.ProxyItems = max(m.ProxyItems, r.ProxyItems)
+	cause := ""
+	for _, p := range r.Processes {
+		old := &l.Processes[p.ID]
+		if old.ended() || old.Node != m.Node {
+			continue
+		}
+		p.Task, p.Index, p.Count, p.Node = old.Task, old.Index, old.Count, old.Node
+		*old = p
+		if cause == "" && p.failed() {
+			cause = l.describe(p)
+		}
+	}
+	if r.Failure != "" && cause == "" {
+		cause = fmt.Sprintf("node %s: %s", m.label(), r.Failure)
+	}
+	var actions []action
+	save := commit{}
+	if r.terminal() {
+		save.Report = &memberReport{Member: e.Member, Report: r}
+	}
+	switch {
+	case l.Phase == wsdl.JobStateTerminating:
+		l.settle(e.Member)
+		actions = l.conclude(now)
+	case cause != "":
+		if l.Phase == wsdl.JobStateAwakening {
+			actions = l.decide(now, requeue, cause)
+		} else {
+			actions = l.failed(now, cause)
+		}
+	case l.allEnded():
+		actions = l.decide(now, succeed, "")
+	}
+	// One transaction for the report and what it leads to.
+	if len(actions) > 0 {
+		if first, ok := actions[0].(commit); ok {
+			if first.End || first.Requeue {
+				return actions // the end carries every process
+			}
+			first.Report = save.Report
+			actions[0] = first
+			return actions
+		}
+	}
+	if save.Report != nil {
+		actions = append([]action{save}, actions...)
+	}
+	return actions
+}
+
+// describe says which process failed and how.
+func (l *life) describe(p process) string {
+	node := p.Node
+	for _, m := range l.Members {
+		if m.Node == p.Node {
+			node = m.label()
+		}
+	}
+	s := fmt.Sprintf("%s on node %s", p.label(), node)
+	switch {
+	case p.State == wsdl.ProcessStateKilled && p.Signal != "":
+		s += " was killed by " + p.Signal
+	case p.State == wsdl.ProcessStateKilled:
+		s += " was killed"
+	case p.State == wsdl.ProcessStateLost:
+		s += " was lost"
+	case p.ExitCode != nil && *p.ExitCode != 0:
+		s += fmt.Sprintf(" exited with %d", *p.ExitCode)
+	case p.ExitCode == nil:
+		s += " ended without an exit code"
+	default:
+		s += " failed"
+	}
+	if p.Message != "" {
+		s += ": " + p.Message
+	}
+	if p.Tail != "" {
+		s += ": " + p.Tail
+	}
+	return s
+}
+
+func (l *life) allEnded() bool {
+	for i := range l.Processes {
+		if !l.Processes[i].ended() {
+			return false
+		}
+	}
+	return l.Phase == wsdl.JobStateRunning
+}
+
+// failed decides what a failure of an attempt that ran leads to.
+func (l *life) failed(now time.Time, cause string) []action {
+	l.Failures++
+	if l.Failures <= l.Retries {
+		return l.decide(now, retry, fmt.Sprintf("attempt %d of %d failed: %s", l.Failures, l.Retries+1, cause))
+	}
+	if l.Retries > 0 {
+		cause = fmt.Sprintf("attempt %d of %d failed: %s", l.Failures, l.Retries+1, cause)
+	}
+	return l.decide(now, fail, cause)
+}
+
+// decide is the one way out of an attempt.
+func (l *life) decide(now time.Time, to outcome, cause string) []action {
+	l.changes++
+	l.Outcome, l.Cause = to, cause
+	l.Phase = wsdl.JobStateTerminating
+	l.Reason = cause
+	var actions []action
+	save := commit{}
+	if to != requeue {
+		// A requeue need not be durable: an attempt without a go is superseded anyway.
+		save.Outcome = true
+	}
+	for i := range l.Members {
+		if m := &l.Members[i]; m.Lost && !m.Gone && !m.Dropped {
+			m.Dropped = true
+			save.Drop = append(save.Drop, i)
+		}
+	}
+	if save.Outcome || save.Drop != nil {
+		actions = append(actions, save)
+	}
+	actions = append(actions, l.end()...)
+	if save.Drop != nil {
+		actions = append(actions, l.expire(save.Drop))
+	}
+	return append(actions, l.conclude(now)...)
+}
+
+// end terminates every member that may still hold something.
+func (l *life) end() []action {
+	grace := l.Rules.Grace
+	if l.Outcome == succeed {
+		grace = 0 // every process has ended; what one left behind has had its time
+	}
+	var actions []action
+	for i := range l.Members {
+		if !l.Members[i].Gone {
+			actions = append(actions, terminate{Member: i, Grace: grace, Reason: l.Cause})
+		}
+	}
+	if actions != nil {
+		actions = append(actions, wait{Timer: dropTimer, For: grace + l.Rules.Drop})
+	}
+	return actions
+}
+
+// expire waits until a node that no heartbeat's answer names any more has lost
+// its lease: the last answer that named the attempt was to a heartbeat sent
+// before the drop. After a restart of the broker it is counted afresh.
+func (l *life) expire(members []int) action {
+	return wait{Timer: expireTimer, Members: members, For: l.Rules.Lease + l.Rules.Grace + l.Rules.Drift}
+}
+
+func (l *life) terminated(now time.Time, e terminated) []action {
+	m := &l.Members[e.Member]
+	if l.Phase != wsdl.JobStateTerminating || m.Acked {
+		return nil
+	}
+	l.changes++
+	m.Acked, m.Last = true, e.Sequence
+	var actions []action
+	if !m.Gone {
+		m.Gone = true
+		actions = append(actions, release{Member: e.Member})
+	}
+	l.settle(e.Member)
+	if !m.Settled {
+		return append(actions, wait{Timer: flushTimer, For: l.Rules.Flush})
+	}
+	return append(actions, l.conclude(now)...)
+}
+
+// settle notes that a member has nothing more to say.
+func (l *life) settle(i int) {
+	m := &l.Members[i]
+	if m.Acked && m.Reported >= m.Last {
+		m.Settled = true
+	}
+}
+
+func (l *life) lost(now time.Time, i int) []action {
+	m := &l.Members[i]
+	if m.Lost || m.Gone {
+		return nil
+	}
+	m.Lost = true
+	cause := fmt.Sprintf("node %s was lost: its heartbeats ceased", m.label())
+	switch l.Phase {
+	case wsdl.JobStateAwakening:
+		return l.decide(now, requeue, cause)
+	case wsdl.JobStateRunning:
+		return l.failed(now, cause)
+	}
+	if m.Dropped {
+		return nil
+	}
+	m.Dropped = true
+	return []action{commit{Drop: []int{i}}, l.expire([]int{i})}
+}
+
+func (l *life) rejoined(now time.Time, i int) []action {
+	m := &l.Members[i]
+	if m.Gone {
+		return nil
+	}
+	m.Gone, m.Settled = true, true
+	actions := []action{release{Member: i}}
+	cause := fmt.Sprintf("node %s was started anew", m.label())
+	switch l.Phase {
+	case wsdl.JobStateAwakening:
+		return append(actions, l.decide(now, requeue, cause)...)
+	case wsdl.JobStateRunning:
+		return append(actions, l.failed(now, cause)...)
+	}
+	return append(actions, l.conclude(now)...)
+}
+
+func (l *life) elapsed(now time.Time, e elapsed) []action {
+	var actions []action
+	switch t := e.Timer; {
+	case t == wallTimer && l.Phase == wsdl.JobStateRunning:
+		return l.failed(now, fmt.Sprintf("the wall time of %s is over", l.WallTime))
+	case l.Phase != wsdl.JobStateTerminating:
+		return nil
+	case t == dropTimer:
+		save := commit{}
+		for i := range l.Members {
+			if m := &l.Members[i]; !m.Gone && !m.Dropped {
+				m.Dropped = true
+				save.Drop = append(save.Drop, i)
+			}
+		}
+		if save.Drop == nil {
+			return nil
+		}
+		return []action{save, l.expire(save.Drop)}
+	case t == expireTimer:
+		for _, i := range e.Members {
+			if m := &l.Members[i]; !m.Gone {
+				m.Gone, m.Settled = true, true
+				actions = append(actions, release{Member: i})
+			}
+		}
+	case t == flushTimer:
+		for i := range l.Members {
+			if m := &l.Members[i]; m.Acked {
+				m.Settled = true
+			}
+		}
+	}
+	return append(actions, l.conclude(now)...)
+}
+
+func (l *life) cancelled(now time.Time, reason string) []action {
+	cause := "cancelled"
+	if reason != "" {
+		cause += ": " + reason
+	}
+	switch {
+	case l.Phase == wsdl.JobStatePending:
+		l.changes++
+		l.Outcome, l.Cause, l.Gone = cancel, cause, true
+		return l.over(now)
+	case l.Phase == wsdl.JobStateTerminating && l.Outcome != retry && l.Outcome != requeue:
+		return nil // its end is decided already
+	case l.Phase == wsdl.JobStateTerminating:
+		l.changes++
+		l.Outcome, l.Cause, l.Reason = cancel, cause, cause
+		return []action{commit{Outcome: true}}
+	}
+	return l.decide(now, cancel, cause)
+}
+
+// recovered goes on where the journal ends.
+func (l *life) recovered(now time.Time) []action {
+	switch {
+	case l.Phase == wsdl.JobStatePending:
+		return []action{queue{Refusals: l.Refusals}}
+	case l.Phase == wsdl.JobStateTerminating:
+		actions := l.end()
+		return append(actions, l.conclude(now)...)
+	case !l.Running:
+		return l.decide(now, requeue, "the broker was started anew before the processes were")
+	}
+	return l.start()
+}
+
+// unreadable is recovered for a job that nobody knows how to run: it ends.
+func (l *life) unreadable(now time.Time) []action {
+	cause := "what was submitted cannot be read from the journal any more"
+	switch {
+	case l.Phase == wsdl.JobStatePending:
+		l.changes++
+		l.Outcome, l.Cause, l.Gone = fail, cause, true
+		return l.over(now)
+	case l.Phase == wsdl.JobStateTerminating && l.Outcome != retry && l.Outcome != requeue:
+		return l.recovered(now)
+	case l.Phase == wsdl.JobStateTerminating:
+		l.Outcome, l.Cause, l.Reason = fail, cause, cause
+		return append([]action{commit{Outcome: true}}, l.recovered(now)...)
+	}
+	return l.decide(now, fail, cause)
+}
+
+// conclude ends the attempt once nothing of it can run any more and nothing
+// more is to be heard of it.
+func (l *life) conclude(now time.Time) []action {
+	if l.Phase != wsdl.JobStateTerminating {
+		return nil
+	}
+	for i := range l.Members {
+		if m := &l.Members[i]; !m.Gone || !m.Settled {
+			return nil
+		}
+	}
+	l.changes++
+	l.Gone = true
+	if l.Running {
+		for i := range l.Processes {
+			if p := &l.Processes[i]; !p.ended() {
+				p.State = wsdl.ProcessStateLost
+				if p.Message == "" {
+					p.Message = "no report of its end came"
+				}
+			}
+		}
+	}
+	switch l.Outcome {
+	case requeue, retry:
+		if l.Outcome == requeue {
+			l.Refusals++
+		}
+		l.Phase = wsdl.JobStatePending
+		l.Reason = l.Cause + "; it will be tried again"
+		return []action{commit{Requeue: true}, queue{Refusals: l.Refusals}}
+	}
+	return l.over(now)
+}
+
+// over ends the job.
+func (l *life) over(now time.Time) []action {
+	l.Ended = now
+	l.Reason = strings.TrimSpace(l.Cause)
+	switch l.Outcome {
+	case succeed:
+		l.Phase = wsdl.JobStateSucceeded
+	case cancel:
+		l.Phase = wsdl.JobStateCancelled
+	default:
+		l.Phase = wsdl.JobStateFailed
+	}
+	return []action{commit{End: true}, done{}}
+}
