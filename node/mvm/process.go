@@ -48,8 +48,9 @@ type process struct {
 	instantiated bool
 	ending       string // why no process may be started any more, "" while they may
 	programs     map[int]*program
-	running      int // programs that run
-	left         int // programs that run or are to be started
+	running      int  // programs that run
+	left         int  // programs that run or are to be started
+	told         bool // the traffic
 	lastBuild    int
 	idle         *sync.Cond // running fell to 0
 	wall         *time.Timer
@@ -255,12 +256,37 @@ func (p *process) ended(program *program, status syscall.WaitStatus, usage *sysc
 		if p.wall != nil {
 			p.wall.Stop()
 		}
-		p.tell(Event{Traffic: p.traffic()})
+		go p.settle()
 	}
 }
 
-// traffic sums what went to peers.
-func (p *process) traffic() *Traffic {
+// settle waits, for a second at most, until the proxy has carried what the
+// programs left in the rings, and then tells the traffic.
+func (p *process) settle() {
+	for wait := time.Millisecond; wait < time.Second/2 && p.life.Err() == nil; wait *= 2 {
+		pending := slices.ContainsFunc(p.vm.Inspect(), func(c queuevm.ChannelState) bool {
+			return c.To.Peer != "" && c.Depth > 0 && !c.TakerClosed && !c.Lost && !c.Broken
+		})
+		if !pending {
+			break
+		}
+		select {
+		case <-time.After(wait):
+		case <-p.life.Done():
+		}
+	}
+	p.tellTraffic()
+}
+
+// tellTraffic sums what went to peers and tells it, once.
+func (p *process) tellTraffic() {
+	p.mu.Lock()
+	told := p.told
+	p.told = true
+	p.mu.Unlock()
+	if told {
+		return
+	}
 	var sum Traffic
 	for _, c := range p.vm.Inspect() {
 		if c.To.Peer != "" {
@@ -268,7 +294,7 @@ func (p *process) traffic() *Traffic {
 			sum.Bytes += int64(c.Carried)
 		}
 	}
-	return &sum
+	p.tell(Event{Traffic: &sum})
 }
 
 // end ends every program: SIGTERM, and after grace SIGKILL, and then whatever
@@ -297,9 +323,13 @@ func (p *process) end(reason string, grace time.Duration) error {
 	p.mu.Unlock()
 	err := p.spawner.killAll(p.namespace, endLimit)
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	for err == nil && p.running > 0 { // reaped, but not yet told
 		p.idle.Wait()
+	}
+	instantiated := p.instantiated
+	p.mu.Unlock()
+	if instantiated {
+		p.tellTraffic()
 	}
 	return err
 }
@@ -420,12 +450,18 @@ func (p *process) Run(ctx context.Context, s build.Step) (int, error) {
 	return e.exit, e.failed
 }
 
-// watchPeers reports lost links until the attempt is over.
+// watchPeers reports lost links until the attempt is over: once no program is
+// left, peers may go as they like.
 func (p *process) watchPeers() {
 	for {
 		select {
 		case lost := <-p.vm.Lost():
-			p.tell(Event{Failure: fmt.Sprintf("the link to node %s is lost: %v", lost.ID, lost.Err)})
+			p.mu.Lock()
+			matters := p.left > 0 && p.ending == ""
+			p.mu.Unlock()
+			if matters {
+				p.tell(Event{Failure: fmt.Sprintf("the link to node %s is lost: %v", lost.ID, lost.Err)})
+			}
 		case <-p.life.Done():
 			return
 		}
