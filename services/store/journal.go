@@ -138,7 +138,7 @@ func (s *Store) List(ctx context.Context, prefix string) ([]KV, error) {
 // list also returns the moment: the revision that everything is as of.
 func (s *Store) list(ctx context.Context, prefix string) ([]KV, int64, error) {
 	var all []KV
-	var at int64 // 0: now
+	var at int64                                                            // 0: now
 	from, end := cmp.Or(prefix, "\x00"), clientv3.GetPrefixRangeEnd(prefix) // etcd takes no empty key
 	for {
 		answer, err := s.kv.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(pageSize), clientv3.WithRev(at))
