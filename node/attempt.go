@@ -1,0 +1,430 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"mvm/node/build"
+	"mvm/node/mvm"
+	"mvm/queuevm"
+	"mvm/wsdl"
+)
+
+// runner does what the ledger orders for one attempt: it owns the attempt's
+// MVM process, work folder and reports. load, spawn and end are each ordered
+// once; end waits for the others.
+type runner struct {
+	node    *Node
+	key     key
+	request *wsdl.Awaken
+	work    string
+	record  string
+	log     *logrus.Entry
+
+	ctx    context.Context // ends when the attempt is to end
+	cancel context.CancelFunc
+	busy   sync.WaitGroup // load and spawn
+	hard   chan struct{}  // closed when no grace is left
+	harden sync.Once
+
+	mu        sync.Mutex // guards what follows
+	process   process
+	answer    *wsdl.AwakenResponse
+	plan      *wsdl.Instantiate // nil until Instantiate came
+	artifacts map[string]string // source -> folder
+	listening sync.WaitGroup    // the goroutine that reads events
+	statuses  map[int]*wsdl.ProcessStatus
+	specs     map[int]*wsdl.ProcessSpec
+	sequence  int64
+	failure   string // told once, with the next report
+	traffic   mvm.Traffic
+	untold    bool   // traffic changed since the last report
+	reason    string // why it ends, once it does
+	ending    bool
+}
+
+func newRunner(n *Node, k key, request *wsdl.Awaken) *runner {
+	name := strings.NewReplacer("/", "_", "%", "_").Replace(k.job)
+	name = fmt.Sprintf("%.80s.%d.%s", name, k.number, random(4))
+	r := &runner{
+		node: n, key: k, request: request,
+		work:      filepath.Join(n.folders.work, name),
+		record:    filepath.Join(n.folders.records, name),
+		log:       n.log.WithField("attempt", k.String()),
+		hard:      make(chan struct{}),
+		artifacts: map[string]string{},
+		statuses:  map[int]*wsdl.ProcessStatus{},
+		specs:     map[int]*wsdl.ProcessSpec{},
+	}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	return r
+}
+
+// attempt is the fence that reports carry.
+func (r *runner) attempt() *wsdl.Attempt {
+	return &wsdl.Attempt{Job: r.key.job, Number: int32(r.key.number), Node: r.node.id, Incarnation: r.node.incarnation}
+}
+
+// load makes the attempt ready: blobs, MVM process, builds.
+func (r *runner) load() *wsdl.Fault {
+	if err := os.MkdirAll(r.work, 0o700); err != nil {
+		return r.internal("make its work folder", err)
+	}
+	// The blobs come while the process starts.
+	fetched := make(chan error, 1)
+	go func() { fetched <- r.fetch(r.ctx) }()
+	if err := r.launch(r.ctx); err != nil {
+		r.cancel()
+		<-fetched
+		return r.fault("start its MVM process", err)
+	}
+	if err := <-fetched; err != nil {
+		return r.fault("fetch its files", err)
+	}
+	answer := &wsdl.AwakenResponse{Address: r.process.Ready().Address, Fingerprint: r.process.Ready().Fingerprint}
+	builds := make([]*wsdl.BuildStatus, len(r.request.Build))
+	failed := make([]error, len(builds))
+	var all sync.WaitGroup
+	for i, b := range r.request.Build {
+		all.Go(func() { builds[i], failed[i] = r.build(r.ctx, i, b) })
+	}
+	all.Wait()
+	for i, err := range failed {
+		if err != nil {
+			return r.fault("build source "+r.request.Build[i].Source, err)
+		}
+	}
+	answer.Build = builds
+	r.mu.Lock()
+	r.answer = answer
+	r.mu.Unlock()
+	return nil
+}
+
+// fetch gets every blob that the attempt needs. The store keeps them for an
+// hour from then without a pin; Instantiate comes long before.
+func (r *runner) fetch(ctx context.Context) error {
+	var digests []string
+	for _, b := range r.request.Build {
+		for _, f := range b.File {
+			digests = append(digests, f.Digest)
+		}
+	}
+	for _, f := range r.request.File {
+		digests = append(digests, f.Digest)
+	}
+	slices.Sort(digests)
+	digests = slices.Compact(digests)
+	if len(digests) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	work := make(chan string)
+	failed := make(chan error, 4)
+	var all sync.WaitGroup
+	for range min(4, len(digests)) {
+		all.Go(func() {
+			for digest := range work {
+				if err := r.node.images.Fetch(ctx, r.node.http, r.request.Image, digest); err != nil {
+					failed <- err
+					cancel()
+					return
+				}
+			}
+		})
+	}
+feed:
+	for _, digest := range digests {
+		select {
+		case work <- digest:
+		case <-ctx.Done():
+			break feed
+		}
+	}
+	close(work)
+	all.Wait()
+	select {
+	case err := <-failed:
+		return err
+	default:
+		return ctx.Err()
+	}
+}
+
+// launch starts the MVM process and listens to it.
+func (r *runner) launch(ctx context.Context) error {
+	n := r.node
+	start := mvm.Start{
+		Attempt: r.key.String(), Node: n.id, WorkDir: r.work, Plain: n.plain,
+		Library: n.library(ctx), Clients: n.folders.clients, StreamMax: n.streamMax,
+	}
+	if wsdl.Or(r.request.Proxy, false) {
+		start.Listen = n.proxyListen
+	}
+	p, err := n.launcher.Launch(ctx, start)
+	if err != nil {
+		return err
+	}
+	if err := writeRecord(r.record, p.PID(), r.work); err != nil {
+		p.Kill()
+		<-p.Done()
+		return err
+	}
+	r.mu.Lock()
+	r.process = p
+	r.mu.Unlock()
+	r.listening.Go(func() { r.listen(p) })
+	return nil
+}
+
+// build finds or makes one artifact.
+func (r *runner) build(ctx context.Context, i int, b *wsdl.Build) (*wsdl.BuildStatus, error) {
+	n := r.node
+	began := time.Now()
+	language := string(wsdl.Or(b.Language, ""))
+	compiler, ok := build.For(language, n.compilers.Compilers(ctx))
+	if !ok {
+		return nil, wsdl.NewFault(wsdl.FaultCodeBuildFailed, fmt.Sprintf("source %s: node %s has no compiler for %s", b.Source, n.id, language),
+			"require the language, or install its compiler there")
+	}
+	folder := filepath.Join(r.work, fmt.Sprintf("build-%d", i))
+	request := build.Request{
+		Source: b.Source, Language: language, Flags: b.Flag,
+		Dir: filepath.Join(folder, "source"), Out: filepath.Join(folder, "artifact"),
+		Compiler: compiler, Clients: n.folders.clients, Cache: n.folders.cache, GoCache: n.folders.goCache,
+	}
+	for _, f := range b.File {
+		request.Files = append(request.Files, build.File{Name: f.Name, Digest: f.Digest})
+	}
+	if err := build.Check(request.Language, request.Flags, request.Files); err != nil {
+		return nil, wsdl.NewFault(wsdl.FaultCodeBuildFailed, fmt.Sprintf("source %s: %v", b.Source, err), "")
+	}
+	digest, err := build.Key(request)
+	if err != nil {
+		return nil, err
+	}
+	var output string
+	dir, cached, err := n.cache.get(ctx, digest, func() (string, error) {
+		if err := lay(n.images, request.Dir, b.File); err != nil {
+			return "", err
+		}
+		reply, err := r.process.Call(ctx, mvm.Request{Build: &request})
+		if err != nil {
+			return "", err
+		}
+		if reply.Build != nil {
+			output = reply.Build.Output
+		}
+		return request.Out, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	r.artifacts[b.Source] = dir
+	r.mu.Unlock()
+	return &wsdl.BuildStatus{Source: b.Source, Digest: digest, Node: n.id, Cached: wsdl.Of(cached),
+		Millis: wsdl.Of(time.Since(began).Milliseconds()), Output: output}, nil
+}
+
+// spawn sends the job instantiation message on to the MVM process.
+func (r *runner) spawn() *wsdl.Fault {
+	r.mu.Lock()
+	plan, artifacts := r.plan, maps.Clone(r.artifacts)
+	r.mu.Unlock()
+	message := &mvm.Instantiate{WallTime: time.Duration(plan.WallTimeSeconds) * time.Second}
+	for _, s := range plan.Process {
+		spec, err := r.specify(s, artifacts)
+		if err != nil {
+			return r.fault(fmt.Sprintf("prepare process %d", wsdl.Or(s.Id, 0)), err)
+		}
+		message.Processes = append(message.Processes, spec)
+	}
+	for _, c := range plan.Channel {
+		if c.From == nil || c.To == nil {
+			return wsdl.Faultf(wsdl.FaultCodeInvalidRequest, "channel %d lacks an end", wsdl.Or(c.Id, 0))
+		}
+		message.Channels = append(message.Channels, queuevm.Channel{
+			ID: uint32(wsdl.Or(c.Id, 0)), Capacity: int(c.Capacity), From: endpoint(c.From), To: endpoint(c.To),
+		})
+	}
+	for _, p := range plan.Peer {
+		message.Peers = append(message.Peers, queuevm.Peer{ID: p.Node, Address: p.Address, Fingerprint: p.Fingerprint})
+	}
+	r.mu.Lock()
+	for _, s := range plan.Process {
+		id := int(wsdl.Or(s.Id, 0))
+		r.specs[id] = s
+		r.statuses[id] = &wsdl.ProcessStatus{Id: wsdl.Of(int32(id)), Task: s.Task, Index: s.Index, Node: r.node.id, State: wsdl.Of(wsdl.ProcessStateWaiting)}
+	}
+	r.mu.Unlock()
+	if _, err := r.process.Call(r.ctx, mvm.Request{Instantiate: message}); err != nil {
+		return r.fault("instantiate it", err)
+	}
+	return nil
+}
+
+// specify lays a process's input files and says how to start it.
+func (r *runner) specify(s *wsdl.ProcessSpec, artifacts map[string]string) (mvm.ProcessSpec, error) {
+	id := int(wsdl.Or(s.Id, 0))
+	artifact, ok := artifacts[s.Source]
+	if !ok {
+		return mvm.ProcessSpec{}, wsdl.Faultf(wsdl.FaultCodeInvalidRequest, "process %d runs source %q, which Awaken did not name", id, s.Source)
+	}
+	command, err := build.Command(artifact, s.Argument)
+	if err != nil {
+		return mvm.ProcessSpec{}, err
+	}
+	if err := lay(r.node.images, processFolder(r.work, id), s.Input); err != nil {
+		return mvm.ProcessSpec{}, err
+	}
+	spec := mvm.ProcessSpec{ID: id, Task: s.Task, Index: int(wsdl.Or(s.Index, 0)), Count: int(s.Count), Command: command, MemoryMiB: s.Memory}
+	for _, e := range s.Environment {
+		spec.Environment = append(spec.Environment, e.Name+"="+e.Value)
+	}
+	return spec, nil
+}
+
+func endpoint(e *wsdl.ChannelEnd) queuevm.Endpoint {
+	return queuevm.Endpoint{Process: int(wsdl.Or(e.Process, 0)), Port: e.Port, Peer: e.Peer, Outside: e.Outside}
+}
+
+// end removes the attempt and returns the number of its last report. It is the
+// one path for every ending.
+func (r *runner) end(order end) int64 {
+	r.mu.Lock()
+	r.ending, r.reason = true, order.reason
+	if !order.asked && r.failure == "" {
+		r.failure = order.reason
+	}
+	r.mu.Unlock()
+	r.log.WithFields(logrus.Fields{"reason": order.reason, "grace": order.grace}).Info("attempt ends")
+	if order.grace == 0 {
+		r.kill()
+	}
+	r.cancel()
+	r.busy.Wait()
+	r.mu.Lock()
+	p := r.process
+	r.mu.Unlock()
+	if p != nil {
+		r.stop(p, order)
+		r.listening.Wait()
+	}
+	r.finish(order)
+	for delay := 10 * time.Millisecond; ; delay *= 2 {
+		err := removeTree(r.work)
+		if err == nil {
+			break
+		}
+		if delay > 2*time.Second {
+			r.log.WithError(err).Error("its work folder stays until the node starts again")
+			break
+		}
+		time.Sleep(delay)
+	}
+	if err := os.Remove(r.record); err != nil && !errors.Is(err, os.ErrNotExist) {
+		r.log.WithError(err).Warn("the record of its MVM process stays")
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.sequence
+}
+
+// kill cuts the grace short.
+func (r *runner) kill() { r.harden.Do(func() { close(r.hard) }) }
+
+// politeness is how long an MVM process that was told to SIGKILL everything
+// may take to say what became of it, before it is killed itself.
+const politeness = time.Second
+
+// stop ends the MVM process. Asked by the broker it first tells it to end its
+// processes, so that their last words are heard; when the lease is over
+// nothing may run any longer, and the kernel ends all at once.
+func (r *runner) stop(p process, order end) {
+	if order.asked {
+		r.count(p)
+		ctx, cancel := context.WithTimeout(context.Background(), order.grace+politeness)
+		answered := make(chan struct{})
+		go func() {
+			defer close(answered)
+			if _, err := p.Call(ctx, mvm.Request{Terminate: &mvm.Terminate{Grace: order.grace, Reason: order.reason}}); err != nil {
+				r.log.WithError(err).Debug("the MVM process did not answer Terminate")
+				return
+			}
+			select { // it exits by itself now
+			case <-p.Done():
+			case <-ctx.Done():
+			}
+		}()
+		hard := r.hard
+		if order.grace == 0 {
+			hard = nil // it was told SIGKILL from the start
+		}
+		select {
+		case <-answered:
+		case <-hard:
+		}
+		cancel()
+		<-answered
+	}
+	p.Kill()
+	<-p.Done()
+}
+
+// count asks what the proxy has sent in all: items may have left after the last
+// process ended.
+func (r *runner) count(p process) {
+	ctx, cancel := context.WithTimeout(context.Background(), politeness)
+	defer cancel()
+	reply, err := p.Call(ctx, mvm.Request{Inspect: &struct{}{}})
+	if err != nil || reply.Inspect == nil {
+		return // it is gone, or stuck: what is known will do
+	}
+	var sum mvm.Traffic
+	for _, c := range reply.Inspect.Channels {
+		if c.To.Peer != "" {
+			sum.Items += int64(c.ItemsOut)
+			sum.Bytes += int64(c.Carried)
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if sum != r.traffic {
+		r.traffic, r.untold = sum, true
+	}
+}
+
+// fault makes of an error what the broker is told.
+func (r *runner) fault(what string, err error) *wsdl.Fault {
+	var fault *wsdl.Fault
+	if errors.As(err, &fault) {
+		return fault
+	}
+	var refused *mvm.Error
+	if errors.As(err, &refused) {
+		f := wsdl.NewFault(wsdl.FaultCode(refused.Code), refused.Message, "")
+		f.Output = refused.Output
+		if f.Code == nil || *f.Code == "" {
+			f.Code = wsdl.Of(wsdl.FaultCodeInternal)
+		}
+		return f
+	}
+	return r.internal(what, err)
+}
+
+func (r *runner) internal(what string, err error) *wsdl.Fault {
+	return wsdl.NewFault(wsdl.FaultCodeInternal, fmt.Sprintf("node %s could not %s for attempt %s: %v", r.node.id, what, r.key, err),
+		"look into the node's log, or place the job elsewhere")
+}

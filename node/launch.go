@@ -1,0 +1,92 @@
+package node
+
+import (
+	"context"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/sirupsen/logrus"
+
+	"mvm/node/mvm"
+)
+
+// embedded holds the slim program of the MVM process when `make build` made it.
+//
+//go:embed all:embedded
+var embedded embed.FS
+
+// slimProgram is its name there.
+const slimProgram = "embedded/mvm-process"
+
+// launcher starts MVM processes. Tests put a fake in its place to inject
+// faults.
+type launcher interface {
+	// Launch starts an MVM process and returns when it is ready.
+	Launch(ctx context.Context, start mvm.Start) (process, error)
+	// Sweep ends what an earlier life of the launcher left.
+	Sweep() (processes int, err error)
+	// Cleaning is how leftovers are ended on this machine.
+	Cleaning() string
+}
+
+// process is a running MVM process, as mvm.Handle gives it.
+type process interface {
+	PID() int
+	Ready() mvm.Ready
+	// Call may be used by several goroutines. A *mvm.Error is the process's
+	// own answer.
+	Call(ctx context.Context, request mvm.Request) (mvm.Reply, error)
+	// Events is closed when the process is gone and all was read.
+	Events() <-chan mvm.Event
+	// Kill ends the process and all it started, at once.
+	Kill()
+	// Done is closed when the process and all it started are gone.
+	Done() <-chan struct{}
+}
+
+// starter is the launcher of real MVM processes.
+type starter struct {
+	binary   *os.File // nil is this program itself
+	cleaning string
+	prefix   string // of the marks of everything that is started from one data folder
+}
+
+// newStarter finds the program to start. dir is the node's data folder, which
+// no other node uses at the same time: it names what is this node's.
+func newStarter(dir string, log *logrus.Entry) (*starter, error) {
+	sum := sha256.Sum256([]byte(dir))
+	s := &starter{prefix: hex.EncodeToString(sum[:8]) + "."}
+	program, err := embedded.ReadFile(slimProgram)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		log.Info("this program was built without the slim MVM process and starts itself in its place: each job starts some 10 ms of CPU time later (`make build` embeds it)")
+	case err != nil:
+		return nil, err
+	default:
+		if s.binary, err = mvm.Executable(program); err != nil {
+			return nil, err
+		}
+	}
+	s.cleaning = mvm.Probe(s.binary)
+	return s, nil
+}
+
+func (s *starter) Launch(ctx context.Context, start mvm.Start) (process, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	h, err := mvm.Launch(mvm.LaunchConfig{Binary: s.binary, Start: start, Cleaning: s.cleaning, Mark: s.prefix + random(12)})
+	if err != nil {
+		return nil, fmt.Errorf("launch: %w", err) // not h: a nil *Handle is a process that is not nil
+	}
+	return h, nil
+}
+
+func (s *starter) Sweep() (int, error) { return mvm.Sweep(s.prefix) }
+
+func (s *starter) Cleaning() string { return s.cleaning }

@@ -1,0 +1,404 @@
+// Package node is the slim server of one machine in the grid: it registers,
+// keeps its lease, and carries attempts of jobs through their life: it books
+// room, has an MVM process started for each attempt, hands it what it needs,
+// and reports what becomes of it.
+//
+// What always holds: nothing of an attempt runs without a lease that a
+// heartbeat's answer gave, nor after its end; every call of a broker may come
+// late, twice or out of order and changes nothing then; a report is on disk
+// until the broker has it; whatever an attempt made on this machine is gone
+// when its end is answered, and whatever an earlier life of the node left is
+// gone before it registers. An idle node runs no MVM process and holds a few
+// sleeping goroutines.
+//
+// It must never import the broker or the store: it meets them only through the
+// contracts of package wsdl. It decides nothing about jobs.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"mvm/node/build"
+	"mvm/osvm"
+	"mvm/queuevm"
+	"mvm/services/image"
+	"mvm/wsdl"
+)
+
+// Config says what a node is. Dir, URL, Caller and Images are required, and
+// one of JoinURL and InformationURL.
+type Config struct {
+	// ID names the node for good; "" keeps the one in Dir, or makes one.
+	ID   string
+	Name string // for people; "" is the host's name
+	// Dir is the node's own data folder. Work folders and cached programs run
+	// from there.
+	Dir     string
+	URL     string // this node's base, http://host:port
+	Roles   []wsdl.Role
+	Version string
+	Slots   int // processes at once; 0 = as many as cores, negative = none
+
+	// JoinURL is the base of any node of the grid: it says where to register.
+	JoinURL string
+	// InformationURL is the information service, for a node that knows it.
+	InformationURL string
+
+	Caller wsdl.Caller
+	HTTP   *http.Client // for blobs; nil is a client of its own
+	Images *image.Store
+	Log    *logrus.Logger // nil is logrus's standard logger
+
+	// ProxyHost is where the proxies of attempts listen; "" is URL's host.
+	// On a loopback address they speak plain TCP, else TLS.
+	ProxyHost string
+	// StreamMax is the bytes kept of each stdout and stderr; 0 is 1 MiB.
+	StreamMax int64
+}
+
+// Node is one node. Its methods may be called from any goroutine.
+type Node struct {
+	id, incarnation string
+	config          Config
+	folders         folders
+	lock            *os.File
+	caller          wsdl.Caller
+	http            *http.Client
+	images          *image.Store
+	log             *logrus.Entry
+	clock           Clock
+	alarm           Alarm
+	launcher        launcher
+	compilers       *build.Detector
+	cache           *cache
+	spool           *spool
+	total           room
+	qemu            string
+	plain           bool
+	proxyListen     string
+	streamMax       int64
+	callTimeout     time.Duration
+	beatNow         chan struct{}  // capacity 1
+	running         sync.WaitGroup // runners' goroutines
+
+	libraryOnce sync.Once
+	libraryPath string
+
+	mu       sync.Mutex // guards what follows
+	ledger   *ledger
+	runners  map[key]*runner
+	calls    map[uint64]chan answer
+	lastCall uint64
+	url      string
+	broker   string
+	changed  chan struct{} // closed and renewed when an attempt is removed
+}
+
+// parts are what tests replace.
+type parts struct {
+	clock    Clock
+	launcher func(dir string, log *logrus.Entry) (launcher, error)
+	clients  fs.FS         // the client library's files
+	patience time.Duration // how long an Instantiate waits to be named live
+	retry    time.Duration // the spool's first pause
+	grace    time.Duration // for an earlier life's leftovers to end by themselves
+}
+
+func realParts() parts {
+	return parts{
+		clock:    bootClock{},
+		launcher: func(dir string, log *logrus.Entry) (launcher, error) { return newStarter(dir, log) },
+		clients:  queuevm.ClientFiles(),
+		patience: 5 * time.Second,
+		retry:    100 * time.Millisecond,
+		grace:    2 * time.Second,
+	}
+}
+
+// New opens the data folder, ends and removes what an earlier life left there,
+// and finds out what the machine can do. Nothing is told to the grid until Run.
+func New(config Config) (*Node, error) { return newNode(config, realParts()) }
+
+func newNode(config Config, p parts) (_ *Node, err error) {
+	switch {
+	case config.Dir == "":
+		return nil, errors.New("a node needs a data folder")
+	case config.Caller == nil || config.Images == nil:
+		return nil, errors.New("a node needs a caller and a blob store")
+	case (config.JoinURL == "") == (config.InformationURL == ""):
+		return nil, errors.New("a node needs either a node to join or the information service's address")
+	}
+	base, err := url.Parse(config.URL)
+	if err != nil || base.Hostname() == "" {
+		return nil, fmt.Errorf("%q is no base address of a node; it looks like http://host:port", config.URL)
+	}
+	f, err := foldersOf(config.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("open the node's data folder: %w", err)
+	}
+	n := &Node{
+		config: config, folders: f, incarnation: random(8),
+		caller: config.Caller, http: config.HTTP, images: config.Images,
+		clock: p.clock, compilers: build.NewDetector(""),
+		streamMax: config.StreamMax, callTimeout: 30 * time.Second,
+		beatNow: make(chan struct{}, 1),
+		runners: map[key]*runner{}, calls: map[uint64]chan answer{},
+		url: strings.TrimSuffix(config.URL, "/"), changed: make(chan struct{}),
+	}
+	if n.http == nil {
+		n.http = &http.Client{Transport: http.DefaultTransport.(*http.Transport).Clone()}
+	}
+	if n.lock, err = lockFolder(f.lock); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			n.lock.Close()
+		}
+	}()
+	if n.id, err = identity(f.identity, config.ID); err != nil {
+		return nil, fmt.Errorf("keep the node's id: %w", err)
+	}
+	log := config.Log
+	if log == nil {
+		log = logrus.StandardLogger()
+	}
+	n.log = log.WithField("node", n.id)
+	if n.launcher, err = p.launcher(f.root, n.log); err != nil {
+		return nil, fmt.Errorf("prepare to start MVM processes: %w", err)
+	}
+	if err := sweep(f, n.launcher, p.grace, n.log); err != nil {
+		return nil, err
+	}
+	if err := layClients(f.clients, p.clients); err != nil {
+		return nil, fmt.Errorf("lay out the client library: %w", err)
+	}
+	if n.cache, err = openCache(f.builds); err != nil {
+		return nil, fmt.Errorf("open the build cache: %w", err)
+	}
+	n.spool, err = openSpool(&spool{dir: f.spool, deliver: n.deliver, dropped: n.delivered, pause: p.retry, log: n.log})
+	if err != nil {
+		return nil, fmt.Errorf("open the spool of reports: %w", err)
+	}
+	if err := n.releaseOrphans(); err != nil {
+		return nil, fmt.Errorf("release results that are delivered: %w", err)
+	}
+	host := config.ProxyHost
+	if host == "" {
+		host = base.Hostname()
+	}
+	n.proxyListen = net.JoinHostPort(host, "0")
+	ip := net.ParseIP(host)
+	n.plain = host == "localhost" || ip != nil && ip.IsLoopback()
+	if err := n.measure(); err != nil {
+		return nil, err
+	}
+	if n.alarm, err = n.clock.Alarm(); err != nil {
+		return nil, err
+	}
+	n.ledger = newLedger(n.id, n.incarnation, n.total, p.patience)
+	return n, nil
+}
+
+// measure finds out what the machine has.
+func (n *Node) measure() error {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return fmt.Errorf("measure memory: %w", err)
+	}
+	n.total = room{Slots: n.config.Slots, Memory: int64(info.Totalram) * int64(info.Unit) >> 20, Cores: runtime.NumCPU()}
+	if n.total.Slots == 0 {
+		n.total.Slots = n.total.Cores
+	}
+	n.total.Slots = max(n.total.Slots, 0)
+	q, err := osvm.Probe(context.Background())
+	if err != nil && !errors.Is(err, osvm.ErrNone) {
+		n.log.WithError(err).Warn("QEMU is installed but does not work")
+	}
+	n.qemu = q.Version
+	return nil
+}
+
+// layClients writes the client library's files anew: they may be of another
+// version than the last life's.
+func layClients(dir string, files fs.FS) error {
+	if err := removeTree(dir); err != nil {
+		return err
+	}
+	return os.CopyFS(dir, files)
+}
+
+// releaseOrphans lets go of results whose report is no longer in the spool: the
+// node died in between.
+func (n *Node) releaseOrphans() error {
+	wanted := n.spool.owners()
+	for _, owner := range n.images.Owners() {
+		if strings.HasPrefix(owner, ownerPrefix) && !wanted[owner] {
+			if err := n.images.Unpin(owner); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// library is the shared client library that Python programs load, "" when
+// there is none here. It is made at the first need.
+func (n *Node) library(ctx context.Context) string {
+	n.libraryOnce.Do(func() {
+		path, err := build.SharedLibrary(context.WithoutCancel(ctx), n.folders.clients, n.folders.cache, n.compilers.Compilers(ctx))
+		if err != nil {
+			n.log.WithError(err).Warn("Python programs cannot use ports on this node")
+			return
+		}
+		n.libraryPath = path
+	})
+	return n.libraryPath
+}
+
+// ID is the node's id; stable over restarts with the same Dir.
+func (n *Node) ID() string { return n.id }
+
+// Incarnation is random at each New.
+func (n *Node) Incarnation() string { return n.incarnation }
+
+// Broker is the broker service's address as the grid told it, "" before that.
+func (n *Node) Broker() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.broker
+}
+
+// Run registers, keeps the lease and delivers reports until ctx ends; then it
+// ends every attempt, delivers what it still can within a few seconds, and
+// gives the data folder up. Call it once.
+func (n *Node) Run(ctx context.Context) error {
+	defer n.lock.Close()
+	defer n.alarm.Close()
+	spooling, stopSpooling := context.WithCancel(context.WithoutCancel(ctx))
+	n.spool.start(spooling)
+	var watch sync.WaitGroup
+	watching, stopWatching := context.WithCancel(context.WithoutCancel(ctx))
+	watch.Go(func() { n.watch(watching) })
+
+	n.keep(ctx)
+
+	n.step(leave{})
+	n.running.Wait()
+	stopWatching()
+	for deadline := time.Now().Add(2 * time.Second); !n.spool.empty() && time.Now().Before(deadline); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	stopSpooling()
+	n.spool.wait()
+	watch.Wait()
+	n.http.CloseIdleConnections()
+	return nil
+}
+
+// watch lets the ledger see that time passes, when it matters.
+func (n *Node) watch(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.alarm.Rings():
+			n.step(tick{n.clock.Now()})
+		}
+	}
+}
+
+// step tells the ledger an event and does what it orders.
+func (n *Node) step(event any) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.stepLocked(event, nil)
+}
+
+// stepLocked is step for a caller that holds mu; request is what an awakenCall
+// asks for.
+func (n *Node) stepLocked(event any, request *wsdl.Awaken) {
+	for _, action := range n.ledger.step(event) {
+		switch a := action.(type) {
+		case beat:
+			select {
+			case n.beatNow <- struct{}{}:
+			default:
+			}
+		case answer:
+			if c := n.calls[a.call]; c != nil {
+				delete(n.calls, a.call)
+				c <- a
+			}
+		case load:
+			r := newRunner(n, a.key, request)
+			n.runners[a.key] = r
+			r.busy.Add(1)
+			n.running.Go(func() {
+				fault := r.load()
+				r.busy.Done()
+				n.step(loaded{at: n.clock.Now(), key: r.key, fault: fault})
+			})
+		case spawn:
+			r := n.runners[a.key]
+			r.busy.Add(1)
+			n.running.Go(func() {
+				fault := r.spawn()
+				r.busy.Done()
+				n.step(spawned{key: r.key, fault: fault})
+			})
+		case end:
+			r := n.runners[a.key]
+			n.running.Go(func() {
+				sequence := r.end(a)
+				n.mu.Lock()
+				defer n.mu.Unlock()
+				delete(n.runners, r.key)
+				n.stepLocked(removed{key: r.key, sequence: sequence}, nil)
+			})
+		case kill:
+			n.runners[a.key].kill()
+		}
+	}
+	n.alarm.Set(n.ledger.deadline())
+}
+
+// describe is the node as it tells the grid.
+func (n *Node) describe(ctx context.Context) *wsdl.Node {
+	name := n.config.Name
+	if name == "" {
+		name, _ = os.Hostname()
+	}
+	n.mu.Lock()
+	free, base := n.ledger.free(), n.url
+	n.mu.Unlock()
+	d := &wsdl.Node{
+		Id: n.id, Incarnation: n.incarnation, Name: name, Url: base, Version: n.config.Version,
+		Os: runtime.GOOS, Arch: runtime.GOARCH, Cores: int32(n.total.Cores), Memory: n.total.Memory,
+		Slots: wsdl.Of(int32(n.total.Slots)), FreeSlots: wsdl.Of(int32(free.Slots)),
+		FreeMemory: wsdl.Of(free.Memory), FreeCores: wsdl.Of(int32(free.Cores)),
+		Qemu: n.qemu, Cleaning: n.launcher.Cleaning(),
+	}
+	for _, r := range n.config.Roles {
+		d.Role = append(d.Role, wsdl.Of(r))
+	}
+	for _, c := range n.compilers.Compilers(ctx) {
+		d.Compiler = append(d.Compiler, &wsdl.Compiler{Language: wsdl.Of(wsdl.Language(c.Language)), Command: filepath.Base(c.Command), Version: c.Version})
+	}
+	return d
+}

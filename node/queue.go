@@ -1,0 +1,325 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"mvm/node/mvm"
+	"mvm/queuevm"
+	"mvm/wsdl"
+)
+
+// queue is the node's queue service.
+type queue struct {
+	wsdl.QueueWithoutContext
+	node *Node
+}
+
+var _ wsdl.QueuePortType = (*queue)(nil)
+
+// Queue is the node's queue service: it serves from New on, and refuses
+// attempts until Run has registered.
+func (n *Node) Queue() wsdl.QueueContext {
+	q := &queue{node: n}
+	q.Server = q
+	return q
+}
+
+const (
+	longestWait   = 60 * time.Second
+	defaultTTL    = 60 * time.Second
+	longestTTL    = time.Hour
+	longestStream = 1 << 20
+	mostItems     = 1000
+)
+
+func fenceOf(a *wsdl.Attempt) fence {
+	if a == nil {
+		return fence{}
+	}
+	return fence{key{a.Job, int(a.Number)}, a.Node, a.Incarnation}
+}
+
+// ask tells the ledger of a call and waits for its answer. prepare runs first,
+// under the node's lock.
+func (n *Node) ask(ctx context.Context, request *wsdl.Awaken, event func(call uint64) any, prepare func()) (answer, error) {
+	reply := make(chan answer, 1)
+	n.mu.Lock()
+	n.lastCall++
+	call := n.lastCall
+	n.calls[call] = reply
+	if prepare != nil {
+		prepare()
+	}
+	n.stepLocked(event(call), request)
+	n.mu.Unlock()
+	select {
+	case a := <-reply:
+		if a.fault != nil {
+			return a, a.fault
+		}
+		return a, nil
+	case <-ctx.Done():
+		n.mu.Lock()
+		delete(n.calls, call)
+		n.mu.Unlock()
+		return answer{}, wsdl.NewFault(wsdl.FaultCodeTimeout, "the caller did not wait for the answer", "call again: it joins what is under way")
+	}
+}
+
+func (q *queue) AwakenContext(ctx context.Context, request *wsdl.Awaken) (*wsdl.AwakenResponse, error) {
+	n, f := q.node, fenceOf(request.Attempt)
+	need := room{Slots: int(request.Slots), Memory: request.Memory, Cores: int(request.Cores)}
+	_, err := n.ask(ctx, request, func(call uint64) any {
+		return awakenCall{call: call, at: n.clock.Now(), fence: f, need: need}
+	}, nil)
+	if err != nil {
+		return nil, err
+	}
+	r, err := n.runner(f.key)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.answer, nil
+}
+
+func (q *queue) InstantiateContext(ctx context.Context, request *wsdl.Instantiate) (*wsdl.InstantiateResponse, error) {
+	n, f := q.node, fenceOf(request.Attempt)
+	_, err := n.ask(ctx, nil, func(call uint64) any {
+		return instantiateCall{call: call, at: n.clock.Now(), fence: f}
+	}, func() {
+		r := n.runners[f.key]
+		if r == nil || n.ledger.refuse(f) != nil {
+			return
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.plan == nil {
+			r.plan = request // the first one counts; a repeated one is the same
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &wsdl.InstantiateResponse{Processes: int32(len(request.Process))}, nil
+}
+
+func (q *queue) TerminateContext(ctx context.Context, request *wsdl.Terminate) (*wsdl.TerminateResponse, error) {
+	a, err := q.node.ask(ctx, nil, func(call uint64) any {
+		return terminateCall{call: call, fence: fenceOf(request.Attempt), grace: max(0, millis(request.GraceMillis)), reason: request.Reason}
+	}, nil)
+	if err != nil {
+		return nil, err
+	}
+	return &wsdl.TerminateResponse{Sequence: wsdl.Of(a.sequence)}, nil
+}
+
+// runner finds a held attempt.
+func (n *Node) runner(k key) (*runner, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if r := n.runners[k]; r != nil {
+		return r, nil
+	}
+	return nil, wsdl.NewFault(wsdl.FaultCodeNotFound, fmt.Sprintf("node %s does not hold attempt %s", n.id, k),
+		"it has ended here, or runs elsewhere: ask the broker for the job")
+}
+
+// process finds a job's MVM process.
+func (n *Node) process(job string) (process, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for k, r := range n.runners {
+		if k.job != job {
+			continue
+		}
+		r.mu.Lock()
+		p := r.process
+		r.mu.Unlock()
+		if p != nil {
+			return p, nil
+		}
+		return nil, wsdl.NewFault(wsdl.FaultCodeUnavailable, fmt.Sprintf("attempt %s is still awakening on node %s", k, n.id), "try again in a moment")
+	}
+	return nil, wsdl.NewFault(wsdl.FaultCodeNotFound, fmt.Sprintf("no process of job %q runs on node %s", job, n.id),
+		"the job's status names the nodes of its outside queues: ask the broker")
+}
+
+func (q *queue) ReadStreamContext(ctx context.Context, request *wsdl.ReadStream) (*wsdl.ReadStreamResponse, error) {
+	n, f := q.node, fenceOf(request.Attempt)
+	n.mu.Lock()
+	fault := n.ledger.refuse(f)
+	n.mu.Unlock()
+	if fault != nil {
+		return nil, fault
+	}
+	length := int64(request.Length)
+	if length <= 0 || length > longestStream {
+		length = longestStream
+	}
+	deadline := time.Now().Add(min(max(0, millis(int64(request.WaitMillis))), longestWait))
+	for {
+		r, err := n.runner(f.key)
+		if err != nil {
+			return nil, err
+		}
+		id := int(wsdl.Or(request.Process, 0))
+		r.mu.Lock()
+		_, known := r.specs[id]
+		r.mu.Unlock()
+		if !known {
+			return nil, wsdl.NewFault(wsdl.FaultCodeNotFound, fmt.Sprintf("process %d of attempt %s is not on node %s", id, f.key, n.id), "")
+		}
+		data, next, end, _, err := mvm.ReadStream(r.work, id, request.Name, request.Offset, length)
+		if err != nil {
+			return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, err.Error(), "the name is stdout or stderr")
+		}
+		if len(data) > 0 || end || !time.Now().Before(deadline) {
+			answer := &wsdl.ReadStreamResponse{Next: &next, End: &end}
+			if len(data) > 0 {
+				answer.Data = wsdl.Of(wsdl.Binary(data))
+			}
+			return answer, nil
+		}
+		select { // the writer is another process and rings no bell
+		case <-ctx.Done():
+			return nil, wsdl.NewFault(wsdl.FaultCodeTimeout, "the caller did not wait", "")
+		case <-time.After(min(50*time.Millisecond, max(time.Until(deadline), time.Millisecond))):
+		}
+	}
+}
+
+func (q *queue) InspectContext(ctx context.Context, request *wsdl.Inspect) (*wsdl.InspectResponse, error) {
+	n := q.node
+	type view struct {
+		attempt
+		runner *runner
+	}
+	var held []view
+	n.mu.Lock()
+	for _, a := range n.ledger.held {
+		if request.Job == "" || request.Job == a.job {
+			held = append(held, view{*a, n.runners[a.key]})
+		}
+	}
+	n.mu.Unlock()
+	response := &wsdl.InspectResponse{}
+	for _, v := range held {
+		state := &wsdl.AttemptState{Attempt: v.runner.attempt(), State: v.phase.String(), Slots: wsdl.Of(int32(v.need.Slots))}
+		r := v.runner
+		r.mu.Lock()
+		for _, s := range r.statuses {
+			copied := *s
+			state.Process = append(state.Process, &copied)
+		}
+		p := r.process
+		r.mu.Unlock()
+		slices.SortFunc(state.Process, func(a, b *wsdl.ProcessStatus) int { return int(*a.Id - *b.Id) })
+		if p != nil && v.phase == running {
+			ctx, cancel := context.WithTimeout(ctx, n.callTimeout)
+			reply, err := p.Call(ctx, mvm.Request{Inspect: &struct{}{}})
+			cancel()
+			if err == nil && reply.Inspect != nil {
+				for _, c := range reply.Inspect.Channels {
+					state.Channel = append(state.Channel, channelState(c))
+				}
+			}
+		}
+		response.Attempt = append(response.Attempt, state)
+	}
+	return response, nil
+}
+
+func channelState(c queuevm.ChannelState) *wsdl.ChannelState {
+	s := &wsdl.ChannelState{
+		Id: wsdl.Of(int32(c.ID)), From: channelEnd(c.From), To: channelEnd(c.To),
+		Capacity: int64(c.Capacity), Depth: wsdl.Of(int64(c.Depth)),
+		ProducerWaits: &c.GiverWaits, ConsumerWaits: &c.TakerWaits, Closed: &c.GiverClosed,
+	}
+	if c.From.Peer != "" || c.To.Peer != "" {
+		items := c.ItemsOut
+		if c.From.Peer != "" {
+			items = c.ItemsIn
+		}
+		s.ProxyItems, s.ProxyBytes = wsdl.Of(int64(items)), wsdl.Of(int64(c.Carried))
+	}
+	return s
+}
+
+func channelEnd(e queuevm.Endpoint) *wsdl.ChannelEnd {
+	switch {
+	case e.Peer != "":
+		return &wsdl.ChannelEnd{Peer: e.Peer}
+	case e.Outside != "":
+		return &wsdl.ChannelEnd{Outside: e.Outside}
+	}
+	return &wsdl.ChannelEnd{Process: wsdl.Of(int32(e.Process)), Port: e.Port}
+}
+
+// outside sends a request about an outside queue to a job's MVM process.
+func (q *queue) outside(ctx context.Context, job string, wait time.Duration, request mvm.Request) (mvm.Reply, error) {
+	p, err := q.node.process(job)
+	if err != nil {
+		return mvm.Reply{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait+q.node.callTimeout)
+	defer cancel()
+	reply, err := p.Call(ctx, request)
+	if err != nil {
+		n := q.node
+		r := &runner{node: n, key: key{job: job}}
+		return reply, r.fault("reach the queue", err)
+	}
+	return reply, nil
+}
+
+func bounded(millis int32) time.Duration {
+	return min(max(0, time.Duration(millis)*time.Millisecond), longestWait)
+}
+
+func (q *queue) EnqueueContext(ctx context.Context, request *wsdl.Enqueue) (*wsdl.EnqueueResponse, error) {
+	message := &mvm.Enqueue{Queue: request.Queue, End: request.End, Timeout: bounded(request.TimeoutMillis)}
+	for _, item := range request.Item {
+		message.Items = append(message.Items, []byte(*item))
+	}
+	reply, err := q.outside(ctx, request.Job, message.Timeout, mvm.Request{Enqueue: message})
+	if err != nil {
+		return nil, err
+	}
+	return &wsdl.EnqueueResponse{Accepted: wsdl.Of(int32(reply.Count))}, nil
+}
+
+func (q *queue) DequeueContext(ctx context.Context, request *wsdl.Dequeue) (*wsdl.DequeueResponse, error) {
+	message := &mvm.Dequeue{Queue: request.Queue, Limit: min(max(1, int(request.Limit)), mostItems), Timeout: bounded(request.TimeoutMillis)}
+	reply, err := q.outside(ctx, request.Job, message.Timeout, mvm.Request{Dequeue: message})
+	if err != nil {
+		return nil, err
+	}
+	response := &wsdl.DequeueResponse{End: wsdl.Of(false)}
+	if reply.Dequeue != nil {
+		for _, item := range reply.Dequeue.Items {
+			response.Item = append(response.Item, wsdl.Of(wsdl.Binary(item)))
+		}
+		response.End = &reply.Dequeue.End
+	}
+	return response, nil
+}
+
+func (q *queue) OpenSocketContext(ctx context.Context, request *wsdl.OpenSocket) (*wsdl.OpenSocketResponse, error) {
+	ttl := time.Duration(request.TtlMillis) * time.Millisecond
+	if ttl <= 0 {
+		ttl = defaultTTL
+	}
+	reply, err := q.outside(ctx, request.Job, 0, mvm.Request{OpenSocket: &mvm.OpenSocket{Queue: request.Queue, TTL: min(ttl, longestTTL)}})
+	if err != nil {
+		return nil, err
+	}
+	if reply.Socket == nil {
+		return nil, wsdl.Faultf(wsdl.FaultCodeInternal, "the MVM process of job %q opened no socket", request.Job)
+	}
+	return &wsdl.OpenSocketResponse{Address: reply.Socket.Address, Token: reply.Socket.Token}, nil
+}

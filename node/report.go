@@ -1,0 +1,257 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"mvm/node/mvm"
+	"mvm/wsdl"
+)
+
+// listen makes reports of what the MVM process tells, the moment it does.
+// Events that come together make one report.
+func (r *runner) listen(p process) {
+	events := p.Events()
+	for event := range events {
+		batch := []mvm.Event{event}
+		for more := true; more && len(batch) < 1000; {
+			select {
+			case e, ok := <-events:
+				if ok {
+					batch = append(batch, e)
+				}
+				more = ok
+			default:
+				more = false
+			}
+		}
+		r.take(batch)
+	}
+	r.mu.Lock()
+	ending := r.ending
+	r.mu.Unlock()
+	if !ending {
+		r.node.step(lost{key: r.key, reason: "its MVM process ended unexpectedly on node " + r.node.id})
+	}
+}
+
+// take applies events and reports them.
+func (r *runner) take(batch []mvm.Event) {
+	var changed []*wsdl.ProcessStatus
+	var failures []string
+	durable := false
+	r.mu.Lock()
+	for _, e := range batch {
+		switch {
+		case e.Process != nil:
+			s := r.statuses[e.Process.ID]
+			if s == nil || terminal(s) {
+				continue
+			}
+			set(s, e.Process)
+			changed = append(changed, s)
+		case e.Failure != "":
+			failures = append(failures, e.Failure)
+		case e.Traffic != nil:
+			r.untold = r.untold || r.traffic != *e.Traffic
+			r.traffic = *e.Traffic
+		}
+	}
+	untold := r.untold
+	r.mu.Unlock()
+	slices.SortFunc(changed, func(a, b *wsdl.ProcessStatus) int { return int(*a.Id - *b.Id) })
+	changed = slices.Compact(changed)
+	for _, s := range changed {
+		if terminal(s) {
+			durable = true
+			failures = append(failures, r.gather(s)...)
+		}
+	}
+	if len(changed) > 0 || len(failures) > 0 || untold {
+		r.report(changed, strings.Join(failures, "; "), durable)
+	}
+}
+
+func terminal(s *wsdl.ProcessStatus) bool {
+	switch wsdl.Or(s.State, "") {
+	case wsdl.ProcessStateExited, wsdl.ProcessStateKilled, wsdl.ProcessStateLost:
+		return true
+	}
+	return false
+}
+
+// set copies what the MVM process says of a process.
+func set(s *wsdl.ProcessStatus, p *mvm.ProcessState) {
+	s.State = wsdl.Of(wsdl.ProcessState(p.State))
+	s.Message = p.Message
+	s.Started = wsdl.Date(p.Started)
+	if !terminal(s) {
+		return
+	}
+	if *s.State == wsdl.ProcessStateExited {
+		s.ExitCode = wsdl.Of(int32(p.ExitCode))
+	}
+	s.Signal = p.Signal
+	s.UserMicros, s.SystemMicros, s.MaxResidentKiB = p.User.Microseconds(), p.System.Microseconds(), p.MaxRSSKiB
+	s.Ended = wsdl.Date(p.Ended)
+}
+
+// gather keeps an ended process's results and says what of them is missing,
+// which fails the attempt. Only one that ended by itself, and well, owes
+// outputs.
+func (r *runner) gather(s *wsdl.ProcessStatus) (failures []string) {
+	id := int(*s.Id)
+	r.mu.Lock()
+	spec := r.specs[id]
+	r.mu.Unlock()
+	files, missing, trouble := collect(context.Background(), r.node.images, r.work, spec)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s.File = files
+	if *s.State == wsdl.ProcessStateExited && wsdl.Or(s.ExitCode, 0) == 0 && len(missing) > 0 {
+		failures = append(failures, fmt.Sprintf("process %d (task %s, index %d): %s", id, s.Task, wsdl.Or(s.Index, 0), strings.Join(missing, "; ")))
+		trouble = append(missing, trouble...)
+	}
+	if len(trouble) > 0 {
+		if s.Message != "" {
+			trouble = append([]string{s.Message}, trouble...)
+		}
+		s.Message = strings.Join(trouble, "; ")
+	}
+	return failures
+}
+
+// finish reports what became of the processes that nobody spoke for.
+func (r *runner) finish(order end) {
+	var changed []*wsdl.ProcessStatus
+	r.mu.Lock()
+	for _, s := range r.statuses {
+		if terminal(s) || *s.State == wsdl.ProcessStateWaiting && order.asked {
+			continue
+		}
+		s.State, s.Message = wsdl.Of(wsdl.ProcessStateLost), order.reason
+		changed = append(changed, s)
+	}
+	untold, failure := r.untold, ""
+	if r.failure != "" {
+		failure, r.failure = r.failure, ""
+	}
+	r.mu.Unlock()
+	slices.SortFunc(changed, func(a, b *wsdl.ProcessStatus) int { return int(*a.Id - *b.Id) })
+	for _, s := range changed {
+		r.gather(s)
+	}
+	if len(changed) > 0 || failure != "" || untold {
+		r.report(changed, failure, true)
+	}
+}
+
+// report spools one report.
+func (r *runner) report(processes []*wsdl.ProcessStatus, failure string, durable bool) {
+	r.mu.Lock()
+	r.sequence++
+	r.untold = false
+	out := &spooled{
+		Broker: r.request.Broker,
+		Image:  r.request.Image,
+		Report: &wsdl.Report{
+			Attempt: r.attempt(), Sequence: r.sequence, Failure: failure,
+			ProxyBytes: r.traffic.Bytes, ProxyItems: r.traffic.Items,
+		},
+	}
+	for _, s := range processes {
+		copied := *s
+		out.Report.Process = append(out.Report.Process, &copied)
+	}
+	r.mu.Unlock()
+	if digests := blobsOf(out.Report); len(digests) > 0 {
+		out.Owner = ownerPrefix + random(12)
+		if err := r.node.images.Pin(out.Owner, digests...); err != nil {
+			r.log.WithError(err).Error("results cannot be pinned")
+		}
+	}
+	if err := r.node.spool.put(out, durable); err != nil {
+		r.log.WithError(err).Error("a report is not on disk: it is lost if this node stops before the broker has it")
+	}
+}
+
+// ownerPrefix begins the names under which reports pin their results.
+const ownerPrefix = "report:"
+
+// blobsOf is the results that do not travel inside the report.
+func blobsOf(report *wsdl.Report) []string {
+	var digests []string
+	for _, p := range report.Process {
+		for _, f := range p.File {
+			if f.Data == nil {
+				digests = append(digests, f.Digest)
+			}
+		}
+	}
+	return digests
+}
+
+// deliver is the spool's way to the broker: the results first, then the report.
+func (n *Node) deliver(ctx context.Context, s *spooled) (int64, error) {
+	for _, digest := range blobsOf(s.Report) {
+		if len(s.Image) == 0 {
+			withdraw(s.Report, digest, "no image service was named to take it")
+		} else if !n.images.Has(digest) {
+			withdraw(s.Report, digest, "it is not on node "+n.id+" any more")
+		} else if err := n.images.Push(ctx, n.caller, s.Image[0], digest); err != nil {
+			return 0, err
+		}
+	}
+	broker := s.Broker
+	for range 3 { // as far as it is sent on
+		ctx, cancel := context.WithTimeout(ctx, n.callTimeout)
+		answer, err := wsdl.NewBrokerClient(n.caller, broker).ReportContext(ctx, s.Report)
+		cancel()
+		if err == nil {
+			return answer.Acknowledged, nil
+		}
+		var fault *wsdl.Fault
+		switch wsdl.CodeOf(err) {
+		case wsdl.FaultCodeStale, wsdl.FaultCodeNotFound, wsdl.FaultCodeInvalidRequest, wsdl.FaultCodeConflict:
+			return 0, fmt.Errorf("%w: %w", errRefused, err)
+		case wsdl.FaultCodeWrongNode:
+			if errors.As(err, &fault) && fault.Address != "" && fault.Address != broker {
+				broker = fault.Address
+				continue
+			}
+		}
+		return 0, err
+	}
+	return 0, fmt.Errorf("report %d is sent on in circles", s.Report.Sequence)
+}
+
+// withdraw takes a result that cannot be delivered out of a report and says so:
+// what else the report tells must still arrive.
+func withdraw(report *wsdl.Report, digest, why string) {
+	for _, p := range report.Process {
+		p.File = slices.DeleteFunc(p.File, func(f *wsdl.File) bool {
+			if f.Data != nil || f.Digest != digest {
+				return false
+			}
+			what := fmt.Sprintf("process %d: its %s is lost: %s", wsdl.Or(p.Id, 0), f.Name, why)
+			if report.Failure != "" {
+				what = report.Failure + "; " + what
+			}
+			report.Failure = what
+			return true
+		})
+	}
+}
+
+// delivered lets go of a report's results.
+func (n *Node) delivered(s *spooled) {
+	if s.Owner == "" {
+		return
+	}
+	if err := n.images.Unpin(s.Owner); err != nil {
+		n.log.WithError(err).Warn("a delivered report's results stay pinned")
+	}
+}

@@ -1,0 +1,311 @@
+package node
+
+import (
+	"context"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"mvm/wsdl"
+)
+
+// spool keeps reports on disk until the broker has acknowledged them, and
+// delivers each attempt's in their order. It outlives attempts and the node's
+// process: what the former life could not deliver is delivered by this one.
+//
+// On disk: a folder for each attempt, a file for each report, named by its
+// sequence number.
+type spool struct {
+	dir     string
+	deliver func(ctx context.Context, s *spooled) (acknowledged int64, err error)
+	dropped func(s *spooled) // after a report left the spool, however it left
+	pause   time.Duration    // the first between two tries; it doubles up to a hundredfold
+	log     *logrus.Entry
+
+	mu      sync.Mutex // guards what follows
+	ctx     context.Context
+	lanes   map[string]*lane // by folder name
+	sending sync.WaitGroup
+}
+
+// lane is the undelivered reports of one attempt.
+type lane struct {
+	waiting []int64            // sequence numbers, in order
+	busy    bool               // a goroutine delivers
+	memory  map[int64]*spooled // those that the disk would not take
+}
+
+// spooled is a report with what its delivery needs. It is written as XML, like
+// the message that it becomes.
+type spooled struct {
+	XMLName xml.Name `xml:"urn:mvm:1 Spooled"`
+	Broker  string   `xml:"broker"`
+	Image   []string `xml:"image"` // the first takes the blobs
+	Owner   string   `xml:"owner"` // pins the blobs here
+	Report  *wsdl.Report
+}
+
+// errRefused marks a delivery that can never succeed.
+var errRefused = errors.New("the broker does not want it")
+
+// openSpool reads what is undelivered. Nothing is delivered until start.
+func openSpool(s *spool) (*spool, error) {
+	s.lanes = map[string]*lane{}
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return nil, err
+	}
+	folders, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, folder := range folders {
+		files, err := os.ReadDir(filepath.Join(s.dir, folder.Name()))
+		if err != nil {
+			return nil, err
+		}
+		l := &lane{memory: map[int64]*spooled{}}
+		for _, f := range files {
+			number, ok := strings.CutSuffix(f.Name(), ".xml")
+			sequence, err := strconv.ParseInt(number, 10, 64)
+			if !ok || err != nil { // a write that was cut short
+				if err := os.Remove(filepath.Join(s.dir, folder.Name(), f.Name())); err != nil {
+					return nil, err
+				}
+				continue
+			}
+			l.waiting = append(l.waiting, sequence)
+		}
+		slices.Sort(l.waiting)
+		if len(l.waiting) == 0 {
+			if err := os.Remove(filepath.Join(s.dir, folder.Name())); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		s.lanes[folder.Name()] = l
+	}
+	return s, nil
+}
+
+// owners is the names under which undelivered reports pin their results.
+func (s *spool) owners() map[string]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	owners := map[string]bool{}
+	for name, l := range s.lanes {
+		for _, n := range l.waiting {
+			if r, err := s.read(name, n); err == nil && r.Owner != "" {
+				owners[r.Owner] = true
+			}
+		}
+	}
+	return owners
+}
+
+// start delivers until ctx ends.
+func (s *spool) start(ctx context.Context) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ctx = ctx
+	for name, l := range s.lanes {
+		s.send(name, l)
+	}
+}
+
+// wait returns when nobody delivers any more. Only after start's ctx ended.
+func (s *spool) wait() { s.sending.Wait() }
+
+// empty tells whether everything is delivered.
+func (s *spool) empty() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.lanes) == 0
+}
+
+// laneName is an attempt's folder; the incarnation keeps apart what a job with
+// the same number left in an earlier life.
+func laneName(a *wsdl.Attempt) string {
+	return fmt.Sprintf("%s.%d.%s", url.QueryEscape(a.Job), a.Number, url.QueryEscape(a.Incarnation))
+}
+
+// put keeps a report and has it delivered. When it returns nil, the report
+// survives the node's process; when durable, the machine's crash as well. On
+// an error the report waits in memory only.
+func (s *spool) put(r *spooled, durable bool) error {
+	text, err := xml.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("write a report: %w", err)
+	}
+	name := laneName(r.Report.Attempt)
+	dir := filepath.Join(s.dir, name)
+	s.mu.Lock() // also against send, which removes an empty folder
+	defer s.mu.Unlock()
+	err = os.MkdirAll(dir, 0o700)
+	if err == nil {
+		err = writeFile(s.path(name, r.Report.Sequence), text, durable)
+	}
+	l := s.lanes[name]
+	if l == nil {
+		l = &lane{memory: map[int64]*spooled{}}
+		s.lanes[name] = l
+	}
+	if err != nil {
+		l.memory[r.Report.Sequence] = r
+		err = fmt.Errorf("keep a report: %w", err)
+	}
+	l.waiting = append(l.waiting, r.Report.Sequence)
+	s.send(name, l)
+	return err
+}
+
+// writeFile replaces a file as a whole.
+func writeFile(path string, data []byte, durable bool) error {
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil && durable {
+		err = f.Sync()
+	}
+	if closing := f.Close(); err == nil {
+		err = closing
+	}
+	if err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		os.Remove(path + ".new")
+		return err
+	}
+	if durable {
+		return syncFolder(filepath.Dir(path))
+	}
+	return nil
+}
+
+func syncFolder(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// send has a lane delivered. The caller holds mu.
+func (s *spool) send(name string, l *lane) {
+	if l.busy || s.ctx == nil || s.ctx.Err() != nil {
+		return
+	}
+	l.busy = true
+	s.sending.Add(1)
+	go s.drain(s.ctx, name, l)
+}
+
+func (s *spool) drain(ctx context.Context, name string, l *lane) {
+	defer s.sending.Done()
+	pause := s.pause
+	for {
+		s.mu.Lock()
+		if len(l.waiting) == 0 {
+			delete(s.lanes, name)
+			err := os.Remove(filepath.Join(s.dir, name))
+			s.mu.Unlock()
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				s.log.WithError(err).Warn("an empty spool folder stays")
+			}
+			return
+		}
+		sequence := l.waiting[0]
+		report := l.memory[sequence]
+		s.mu.Unlock()
+
+		var err error
+		if report == nil {
+			report, err = s.read(name, sequence)
+		}
+		var acknowledged int64
+		switch {
+		case err != nil:
+			s.log.WithError(err).WithField("attempt", name).Error("a spooled report cannot be read; it is dropped")
+			acknowledged = sequence
+		default:
+			acknowledged, err = s.deliver(ctx, report)
+			if errors.Is(err, errRefused) {
+				s.log.WithError(err).WithField("attempt", name).Warn("a report is dropped")
+				acknowledged = sequence
+			} else if err == nil && acknowledged < sequence {
+				err = fmt.Errorf("the broker acknowledged report %d, not %d", acknowledged, sequence)
+			}
+			if acknowledged < sequence {
+				s.log.WithError(err).WithField("attempt", name).Debug("a report is not delivered yet")
+				select {
+				case <-ctx.Done():
+					s.mu.Lock()
+					l.busy = false
+					s.mu.Unlock()
+					return
+				case <-time.After(pause + rand.N(pause)):
+				}
+				pause = min(2*pause, 100*s.pause)
+				continue
+			}
+		}
+		pause = s.pause
+		s.mu.Lock()
+		var done []*spooled
+		for len(l.waiting) > 0 && l.waiting[0] <= acknowledged {
+			n := l.waiting[0]
+			l.waiting = l.waiting[1:]
+			r := l.memory[n]
+			if n == sequence {
+				r = report
+			} else if r == nil {
+				r, _ = s.read(name, n) // only to let go of its results
+			}
+			if r != nil {
+				done = append(done, r)
+			}
+			delete(l.memory, n)
+			if err := os.Remove(s.path(name, n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				s.log.WithError(err).Warn("a delivered report stays in the spool")
+			}
+		}
+		s.mu.Unlock()
+		for _, r := range done {
+			s.dropped(r)
+		}
+	}
+}
+
+func (s *spool) path(name string, sequence int64) string {
+	return filepath.Join(s.dir, name, strconv.FormatInt(sequence, 10)+".xml")
+}
+
+func (s *spool) read(name string, sequence int64) (*spooled, error) {
+	text, err := os.ReadFile(s.path(name, sequence))
+	if err != nil {
+		return nil, err
+	}
+	r := &spooled{}
+	if err := xml.Unmarshal(text, r); err != nil {
+		return nil, err
+	}
+	if r.Report == nil || r.Report.Attempt == nil {
+		return nil, errors.New("it holds no report")
+	}
+	return r, nil
+}
