@@ -1,0 +1,144 @@
+package broker
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"mvm/wsdl"
+)
+
+// playAnyOrder drives one life with random events and checks each answer.
+func playAnyOrder(t *testing.T, seed uint64) {
+	rng := rand.New(rand.NewPCG(seed, 7))
+	l := parseLife(t, []string{"tasks=a*2,b*2", "wall=1m"})
+	l.Retries = rng.IntN(3)
+	// What the world holds, by node: the number of the attempt that may run there.
+	holds := map[string]int{}
+	attempts, ended := 0, 0
+	sequence := map[string]int64{}
+	for range 400 {
+		var e event
+		pick := func() int { return rng.IntN(max(1, len(l.Members))) }
+		number := l.Attempt
+		if rng.IntN(8) == 0 {
+			number-- // from an attempt that is over
+		}
+		if len(l.Members) == 0 && rng.IntN(20) > 0 || l.Gone {
+			if rng.IntN(40) == 0 {
+				e = cancelled{}
+			} else {
+				e = placed{Members: []member{{Node: "n1", Processes: []int{0, 1}}, {Node: "n2", Processes: []int{2, 3}}}}
+			}
+		} else {
+			i := pick()
+			switch rng.IntN(14) {
+			case 0, 1:
+				e = awoke{Attempt: number, Member: i}
+			case 2:
+				e = refused{Attempt: number, Member: i, Code: []wsdl.FaultCode{wsdl.FaultCodeBusy, wsdl.FaultCodeUnavailable, wsdl.FaultCodeStale}[rng.IntN(3)]}
+			case 3:
+				e = instantiated{Attempt: number, Member: i}
+			case 4:
+				e = unstarted{Attempt: number, Member: i}
+			case 5, 6, 7, 8:
+				m := l.Members[i]
+				if rng.IntN(3) > 0 {
+					sequence[m.Node]++
+				}
+				code := rng.IntN(8) / 7
+				e = reported{Attempt: number, Member: i, Report: report{Sequence: max(1, sequence[m.Node]),
+					Processes: []process{{ID: m.Processes[rng.IntN(len(m.Processes))], State: wsdl.ProcessStateExited, ExitCode: &code}}}}
+			case 9, 10:
+				e = terminated{Attempt: number, Member: i, Sequence: int64(rng.IntN(3))}
+				if number == l.Attempt && l.Phase == wsdl.JobStateTerminating {
+					holds[l.Members[i].Node] = 0
+				} else {
+					continue // nobody acknowledges what was not asked
+				}
+			case 11:
+				if rng.IntN(4) == 0 {
+					e = lost{Attempt: number, Member: i}
+				} else {
+					e = cancelled{}
+					if rng.IntN(10) > 0 {
+						continue
+					}
+				}
+			case 12:
+				e = rejoined{Attempt: number, Member: i}
+				if number == l.Attempt {
+					holds[l.Members[i].Node] = 0
+				}
+			default:
+				timers := []timer{wallTimer, dropTimer, flushTimer, expireTimer}
+				x := elapsed{Attempt: number, Timer: timers[rng.IntN(4)]}
+				if x.Timer == expireTimer {
+					if number != l.Attempt || !l.Members[i].Dropped {
+						continue // no such timer was set
+					}
+					x.Members = []int{i}
+					holds[l.Members[i].Node] = 0
+				}
+				e = x
+			}
+		}
+		if rng.IntN(60) == 0 && !final(l.Phase) {
+			crash(l)
+			e = recovered{}
+		}
+		was := l.Phase
+		durable := l.Running
+		for _, a := range l.step(time.Time{}, e) {
+			if ended > 0 {
+				t.Fatalf("seed %d: after its end the job wants %T", seed, a)
+			}
+			switch a := a.(type) {
+			case commit:
+				if a.Attempt {
+					attempts++
+					if attempts != l.Attempt {
+						t.Fatalf("seed %d: attempt %d follows %d", seed, l.Attempt, attempts-1)
+					}
+					clear(sequence)
+				}
+				durable = durable || a.Go
+				if a.Requeue || a.End {
+					for node, n := range holds {
+						if n != 0 {
+							t.Fatalf("seed %d: attempt %d is over while %s may run it", seed, n, node)
+						}
+					}
+				}
+			case awaken:
+				if attempts != l.Attempt {
+					t.Fatalf("seed %d: awakened before the attempt is durable", seed)
+				}
+				if n := holds[l.Members[a.Member].Node]; n != 0 && n != l.Attempt {
+					t.Fatalf("seed %d: attempt %d begins on a node that may run %d", seed, l.Attempt, n)
+				}
+				holds[l.Members[a.Member].Node] = l.Attempt
+			case instantiate:
+				if !durable {
+					t.Fatalf("seed %d: instantiated before the go is durable", seed)
+				}
+				holds[l.Members[a.Member].Node] = l.Attempt
+			case done:
+				ended++
+			}
+		}
+		if final(was) && l.Phase != was {
+			t.Fatalf("seed %d: the job was %s and is %s", seed, was, l.Phase)
+		}
+		if l.Phase == wsdl.JobStateSucceeded {
+			for _, p := range l.Processes {
+				if p.failed() || !p.ended() {
+					t.Fatalf("seed %d: it succeeded with process %d %s", seed, p.ID, p.State)
+				}
+			}
+		}
+		if l.Failures > l.Retries+1 {
+			t.Fatalf("seed %d: %d failures, %d retries", seed, l.Failures, l.Retries)
+		}
+	}
+}
