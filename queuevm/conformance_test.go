@@ -211,10 +211,10 @@ func TestEveryPairingOverEveryPath(t *testing.T) {
 					// Up to 40,000 bytes through 16 KiB: empty, small, whole and fragmented items.
 					r := spawn(t, to, 1, taker.program, "receive", "prev", "40000")
 					s := spawn(t, from, 0, giver.program, "send", "next", "400", "40000")
-					s.result()
 					if got := r.result(); got != "400" {
 						t.Errorf("received %s items, sent 400", got)
 					}
+					s.result()
 				})
 			}
 		}

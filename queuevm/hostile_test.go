@@ -240,7 +240,9 @@ func TestRecordThatSaysTooMuchBreaksItsChannelOnly(t *testing.T) {
 	vm := start(t, Config{})
 	processes(t, vm, 1)
 	wire(t, 1, 4096, vm, Endpoint{Process: 1, Port: "a"}, vm, Endpoint{Outside: "q"})
+	vm.mu.Lock()
 	h := vm.channels[1].ring
+	vm.mu.Unlock()
 	binary.LittleEndian.PutUint32(h.data, 1<<20)
 	atomic.StoreUint64(&h.header.tail, 16)
 	if _, err := vm.Dequeue(within(t, time.Second), "q"); !errors.Is(err, ErrBroken) {

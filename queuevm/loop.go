@@ -69,8 +69,11 @@ func (b bellWatch) event(uint32) {
 func (vm *VM) Run(ctx context.Context) error {
 	vm.mu.Lock()
 	if vm.closed || vm.running {
-		vm.mu.Unlock()
-		return errors.New("the queue-level VM runs once, and not after Close")
+		defer vm.mu.Unlock()
+		if vm.running {
+			return errors.New("the queue-level VM runs once")
+		}
+		return nil
 	}
 	vm.running = true
 	vm.mu.Unlock()
@@ -89,7 +92,6 @@ func (vm *VM) Run(ctx context.Context) error {
 func (vm *VM) loop(ctx context.Context) {
 	var (
 		events    [eventsAtOne]unix.EpollEvent
-		spins     = vm.spin()
 		idle      int
 		busy      int
 		noYieldTo time.Time
@@ -113,6 +115,7 @@ func (vm *VM) loop(ctx context.Context) {
 			continue
 		}
 		idle++
+		spins := vm.spin()
 		if idle <= spins {
 			continue
 		}

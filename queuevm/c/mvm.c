@@ -397,7 +397,8 @@ struct first {
     uint32_t flags;
 };
 
-/* Reads the header of the record at mine, waiting for it. */
+/* Reads the header of the record at mine, waiting for it. Forms with a deadline
+ * take no fragments, so they must not wait for the second word either. */
 static int first_of(struct end *i, struct first *f, int64_t deadline) {
     if (i->broken) return MVM_BROKEN;
     int code = await_bytes(i, RECORD_HEADER, deadline);
@@ -409,6 +410,7 @@ static int first_of(struct end *i, struct first *f, int64_t deadline) {
     if (f->length > largest(i) || f->flags & FLAG_CONTROL) goto garbage;
     if (f->flags == FLAG_MORE) {
         if (f->length < TOTAL_HEADER) goto garbage;
+        if (deadline >= 0) return MVM_TOO_BIG;
         if ((code = await_bytes(i, RECORD_HEADER + TOTAL_HEADER, deadline))) return code;
         memcpy(&f->total, at(i, i->mine) + RECORD_HEADER, TOTAL_HEADER);
         if (f->total > (uint64_t)1 << 62 || f->total <= f->length - TOTAL_HEADER) goto garbage;
@@ -492,10 +494,7 @@ static ssize_t dequeue(mvm_port *port, void *buffer, size_t size, int64_t deadli
     struct first f;
     int code = first_of(i, &f, deadline);
     if (code) return code;
-    if (deadline >= 0) {
-        if (f.flags) return MVM_TOO_BIG;
-        if ((code = await_bytes(i, record_size(f.length), deadline))) return code;
-    }
+    if (deadline >= 0 && (code = await_bytes(i, record_size(f.length), deadline))) return code;
     if (f.total > size) return MVM_TOO_BIG;
     code = take(i, &f, buffer);
     return code ? code : (ssize_t)f.total;

@@ -264,6 +264,8 @@ type first struct {
 	flags  uint32
 }
 
+// first reads the header of the record at head, waiting for it. Forms with a
+// deadline take no fragments, so they must not wait for the second word either.
 func (e *end) first(until deadline) (first, error) {
 	if e.broken {
 		return first{}, ErrBroken
@@ -277,6 +279,9 @@ func (e *end) first(until deadline) (first, error) {
 		return first{}, e.breaks()
 	}
 	if f.flags == flagMore {
+		if until != never {
+			return first{}, ErrTooBig
+		}
 		if err := e.awaitBytes(recordHeader+totalHeader, until); err != nil {
 			return first{}, err
 		}
@@ -359,9 +364,6 @@ func (e *end) dequeue(buffer []byte, fixed bool, until deadline) ([]byte, error)
 		return nil, err
 	}
 	if until != never {
-		if f.flags != 0 {
-			return nil, ErrTooBig
-		}
 		if err := e.awaitBytes(recordSize(f.length), until); err != nil {
 			return nil, err
 		}
