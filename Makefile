@@ -2,7 +2,9 @@
 # local nodes; `make test` sets all up and passes every test.
 
 GO ?= go
-CC ?= gcc
+ifeq ($(origin CC),default)
+CC = gcc
+endif
 GO_NEEDED = 1.26
 PROFILE ?= examples/jobs/sunspots/sunspots.xml
 NODES ?= 4

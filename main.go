@@ -1,0 +1,581 @@
+// Command mvm is the whole toolkit in one program: the node server with its
+// services, the laboratory on one machine, and the verbs of a grid's user.
+// `mvm help` lists them; package services/client has all but `mvm node`.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+
+	"mvm/broker"
+	"mvm/node"
+	"mvm/node/mvm"
+	"mvm/services/bootstrap"
+	"mvm/services/client"
+	"mvm/services/image"
+	"mvm/services/information"
+	"mvm/services/soap"
+	"mvm/services/store"
+	"mvm/wsdl"
+)
+
+// Version is the program's, as nodes tell it to the grid.
+const Version = "0.1.0"
+
+// lease is what the information service gives nodes, and the broker counts on:
+// how long after it sent a heartbeat a node may keep what the answer named.
+const lease = 10 * time.Second
+
+func main() {
+	// A node that has no slim MVM process in it starts itself again as one.
+	if os.Args[0] == mvm.ProcessName {
+		os.Exit(mvm.Main(os.Args))
+	}
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run is main with everything that it touches given to it.
+func run(args []string, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	root := rootCommand()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err != nil {
+		client.PrintError(stderr, "mvm", err)
+	}
+	return client.ExitCode(err)
+}
+
+func rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "mvm",
+		Short: "A grid toolkit for virtual laboratories",
+		Long: `MVM runs programs on a grid of nodes. A job profile, one XML document, ships
+their source code and says how their processes are wired; nodes compile it at
+run time, connect the processes, run them, and leave nothing behind.`,
+		Example: `  mvm lab examples/jobs/sunspots/sunspots.xml    # a grid for one job, on this machine
+  mvm node                                       # a node with all roles
+  mvm submit job.xml --wait                      # run a job on it`,
+		Version:       Version,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			text := fmt.Sprintf("there is no verb %q", args[0])
+			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+				text += "; did you mean " + strings.Join(near, " or ") + "?"
+			}
+			return client.Usage(errors.New(text + " `mvm help` lists the verbs"))
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetVersionTemplate("mvm {{.Version}}\n")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return client.Usage(fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath()))
+	})
+	root.SuggestionsMinimumDistance = 2
+	root.AddCommand(client.Commands()...)
+	root.AddCommand(nodeCommand())
+	return root
+}
+
+// nodeOptions are the flags of `mvm node`.
+type nodeOptions struct {
+	listen, data, join, state, name, advertise string
+	roles                                      []string
+	slots                                      int
+	insecure                                   bool
+	logFormat, logLevel                        string
+
+	// For a parent process that starts nodes, as `mvm lab` does.
+	listenFD       int
+	exitWithParent bool
+	temporary      bool
+}
+
+func nodeCommand() *cobra.Command {
+	var o nodeOptions
+	cmd := &cobra.Command{
+		Use:   "node",
+		Short: "Run a node: publish the services, wait to be woken for jobs",
+		Long: `Runs a node of the grid until Ctrl-C. Without --join it has all roles and is a
+grid by itself; with --join it becomes a worker of the grid that the node at
+URL belongs to. When it is ready it prints its address on one line.
+
+Roles: backend keeps the state and the blobs and knows the nodes, frontend is
+the broker, worker runs jobs. A front end that is no back end needs --state.
+
+A node has no credentials yet, so it listens on loopback only; --insecure lets
+it listen elsewhere, where whoever reaches it can run programs on it.`,
+		Example: `  mvm node
+  mvm node --listen 127.0.0.1:0 --join http://127.0.0.1:7480 --slots 8
+  mvm node --listen 10.0.0.7:7480 --insecure --data /var/lib/mvm --log-format json`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return client.Usage(fmt.Errorf("`mvm node` does not take %q; see `mvm node --help`", args[0]))
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.listen, "listen", "127.0.0.1:7480", "`HOST:PORT` to listen on; port 0 is any free one")
+	f.StringVar(&o.data, "data", "", "data `DIR` (default: mvm below $XDG_STATE_HOME or ~/.local/state)")
+	f.StringSliceVar(&o.roles, "roles", nil, "`backend,frontend,worker` (default: all without --join, worker with it)")
+	f.IntVar(&o.slots, "slots", 0, "processes it runs at once (default: as many as cores)")
+	f.StringVar(&o.join, "join", "", "`URL` of any node of the grid to join")
+	f.StringVar(&o.state, "state", "", "`ENDPOINTS` of an external etcd, separated by commas (default: an embedded one)")
+	f.BoolVar(&o.insecure, "insecure", false, "listen on an address that others reach, without credentials")
+	f.StringVar(&o.name, "name", "", "the node's `NAME` for people (default: the host's)")
+	f.StringVar(&o.advertise, "advertise", "", "`HOST:PORT` under which others reach it (default: what it listens on)")
+	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
+	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warning or error")
+	f.IntVar(&o.listenFD, "listen-fd", 0, "serve on this inherited socket instead of --listen")
+	f.BoolVar(&o.exitWithParent, "exit-with-parent", false, "end when standard input does")
+	f.BoolVar(&o.temporary, "temporary", false, "remove the data folder at the end")
+	for _, hidden := range []string{"listen-fd", "exit-with-parent", "temporary"} {
+		f.MarkHidden(hidden)
+	}
+	cmd.RegisterFlagCompletionFunc("roles", cobra.FixedCompletions([]string{"backend", "frontend", "worker"}, cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+// run serves until the context ends, or the parent's pipe.
+func (o *nodeOptions) run(cmd *cobra.Command) error {
+	ctx, stop := context.WithCancel(cmd.Context())
+	defer stop()
+	if o.exitWithParent {
+		go func() {
+			io.Copy(io.Discard, os.Stdin)
+			stop()
+		}()
+	}
+	roles, err := o.chosenRoles()
+	if err != nil {
+		return err
+	}
+	log, err := o.log(cmd.ErrOrStderr())
+	if err != nil {
+		return err
+	}
+	dir, err := o.dataDir()
+	if err != nil {
+		return err
+	}
+	if o.temporary {
+		defer os.RemoveAll(dir)
+	}
+	listener, url, err := o.open()
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	s := &server{options: o, roles: roles, dir: dir, url: url, log: log, caller: &watcher{
+		Caller: soap.NewClient(soap.ClientConfig{}), bootstrap: strings.TrimSuffix(o.join, "/") + "/services/bootstrap"}}
+	return s.run(ctx, listener, func() { fmt.Fprintln(cmd.OutOrStdout(), url) })
+}
+
+func (o *nodeOptions) chosenRoles() ([]wsdl.Role, error) {
+	all := []wsdl.Role{wsdl.RoleBackend, wsdl.RoleFrontend, wsdl.RoleWorker}
+	if len(o.roles) == 0 {
+		if o.join != "" {
+			return []wsdl.Role{wsdl.RoleWorker}, nil
+		}
+		return all, nil
+	}
+	var roles []wsdl.Role
+	for _, text := range o.roles {
+		role := wsdl.Role(strings.TrimSpace(text))
+		if !slices.Contains(all, role) {
+			return nil, client.Usage(fmt.Errorf("--roles: there is no role %q, but backend, frontend and worker", text))
+		}
+		roles = append(roles, role)
+	}
+	backend, frontend := slices.Contains(roles, wsdl.RoleBackend), slices.Contains(roles, wsdl.RoleFrontend)
+	switch {
+	case frontend && !backend && o.state == "":
+		return nil, client.Usage(errors.New("--roles: a frontend that is no backend needs --state, the etcd that it shares with the backend"))
+	case !backend && o.join == "":
+		return nil, client.Usage(errors.New("--roles: a node that is no backend needs --join, the address of any node of its grid"))
+	}
+	return roles, nil
+}
+
+func (o *nodeOptions) log(w io.Writer) (*logrus.Logger, error) {
+	log := logrus.New()
+	log.SetOutput(w)
+	level, err := logrus.ParseLevel(o.logLevel)
+	if err != nil {
+		return nil, client.Usage(fmt.Errorf("--log-level %s: there are debug, info, warning and error", o.logLevel))
+	}
+	log.SetLevel(level)
+	switch o.logFormat {
+	case "text":
+		log.SetFormatter(&logrus.TextFormatter{FullTimestamp: true})
+	case "json":
+		log.SetFormatter(&logrus.JSONFormatter{TimestampFormat: time.RFC3339Nano})
+	default:
+		return nil, client.Usage(fmt.Errorf("--log-format %s: there are text and json", o.logFormat))
+	}
+	return log, nil
+}
+
+func (o *nodeOptions) dataDir() (string, error) {
+	dir := o.data
+	if dir == "" && o.temporary {
+		return os.MkdirTemp("", "mvm-node-")
+	}
+	if dir == "" {
+		state := os.Getenv("XDG_STATE_HOME")
+		if state == "" {
+			home, err := os.UserHomeDir()
+			if err != nil {
+				return "", fmt.Errorf("no data folder: %w; name one with --data", err)
+			}
+			state = filepath.Join(home, ".local", "state")
+		}
+		dir = filepath.Join(state, "mvm")
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	return dir, os.MkdirAll(dir, 0o700)
+}
+
+// open listens, and tells under which base address others reach the node. An
+// address that is not loopback is refused: nodes have no credentials yet.
+func (o *nodeOptions) open() (listener net.Listener, url string, err error) {
+	if o.listenFD > 0 {
+		f := os.NewFile(uintptr(o.listenFD), "socket")
+		defer f.Close()
+		if listener, err = net.FileListener(f); err != nil {
+			return nil, "", fmt.Errorf("--listen-fd %d: %w", o.listenFD, err)
+		}
+	} else {
+		if err := o.mayListen(); err != nil {
+			return nil, "", err
+		}
+		if listener, err = net.Listen("tcp", o.listen); err != nil {
+			return nil, "", fmt.Errorf("%w; choose another address with --listen", err)
+		}
+	}
+	address := listener.Addr().(*net.TCPAddr)
+	switch {
+	case o.advertise != "":
+		url = "http://" + o.advertise
+	case address.IP.IsUnspecified():
+		host, err := os.Hostname()
+		if err != nil {
+			listener.Close()
+			return nil, "", fmt.Errorf("%w; name the address with --advertise", err)
+		}
+		url = "http://" + net.JoinHostPort(host, fmt.Sprint(address.Port))
+	default:
+		url = "http://" + address.String()
+	}
+	return listener, url, nil
+}
+
+func (o *nodeOptions) mayListen() error {
+	host, _, err := net.SplitHostPort(o.listen)
+	if err != nil {
+		return client.Usage(fmt.Errorf("--listen %s: write it as HOST:PORT", o.listen))
+	}
+	ip := net.ParseIP(host)
+	if o.insecure || host == "localhost" || (ip != nil && ip.IsLoopback()) {
+		return nil
+	}
+	return client.Usage(fmt.Errorf("--listen %s: others reach this address, and without credentials whoever does can run programs here; listen on 127.0.0.1, or say --insecure", o.listen))
+}
+
+// server is one running node: its parts, wired.
+type server struct {
+	options *nodeOptions
+	roles   []wsdl.Role
+	dir     string
+	url     string
+	log     *logrus.Logger
+	caller  *watcher
+
+	images *image.Store
+	store  *store.Store // nil on a worker
+	broker *broker.Service
+	info   *information.Service
+	node   *node.Node
+}
+
+func (s *server) has(role wsdl.Role) bool { return slices.Contains(s.roles, role) }
+
+// run wires the parts and serves until ctx ends; ready is called once the node
+// serves and is registered.
+func (s *server) run(ctx context.Context, listener net.Listener, ready func()) error {
+	if err := s.openState(ctx); err != nil {
+		return err
+	}
+	if s.store != nil {
+		defer s.store.Close()
+	}
+	if err := s.openNode(); err != nil {
+		return err
+	}
+	face, err := s.face()
+	if err != nil {
+		return err
+	}
+
+	// The node ends first: its last reports still find the broker.
+	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopServing()
+	living, stopLiving := context.WithCancel(ctx)
+	defer stopLiving()
+	var parts sync.WaitGroup
+	failed := make(chan error, 8) // one for each part, and to spare
+	start := func(name string, part func() error) {
+		parts.Go(func() {
+			if err := part(); err != nil {
+				failed <- fmt.Errorf("%s: %w", name, err)
+				stopLiving()
+			}
+		})
+	}
+	start("server", func() error { return face.Serve(serving, listener) })
+	if s.broker != nil {
+		start("broker", func() error { return s.broker.Run(serving) })
+	}
+	if s.info != nil {
+		start("information", func() error { return s.info.Run(serving) })
+	}
+	start("blobs", func() error { return s.sweep(serving) })
+	s.caller.registered = sync.OnceFunc(ready)
+	err = s.node.Run(living)
+	stopServing()
+	parts.Wait()
+	close(failed)
+	for part := range failed {
+		err = errors.Join(err, part)
+	}
+	return err
+}
+
+// openState opens the blobs, and on back and front ends the state with the
+// services over it.
+func (s *server) openState(ctx context.Context) (err error) {
+	if s.images, err = image.New(image.Config{Dir: filepath.Join(s.dir, "image")}); err != nil {
+		return err
+	}
+	if !s.has(wsdl.RoleBackend) && !s.has(wsdl.RoleFrontend) {
+		return nil
+	}
+	c := store.Config{Log: s.log}
+	if s.options.state != "" {
+		c.Endpoints = strings.Split(s.options.state, ",")
+	} else {
+		c.Dir = filepath.Join(s.dir, "state")
+	}
+	if s.store, err = store.Open(ctx, c); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			s.store.Close()
+		}
+	}()
+	if s.has(wsdl.RoleBackend) {
+		if s.info, err = information.New(information.Config{Store: s.store, Lease: lease, BrokerURL: s.brokerURL, Log: s.log}); err != nil {
+			return err
+		}
+	}
+	if s.has(wsdl.RoleFrontend) {
+		s.broker, err = broker.New(broker.Config{
+			Journal: s.store, Blobs: s.images, Caller: s.caller, URL: func() string { return s.url }, Lease: lease, Log: s.log})
+	}
+	return err
+}
+
+func (s *server) openNode() (err error) {
+	c := node.Config{
+		Name: s.options.name, Dir: filepath.Join(s.dir, "node"), URL: s.url, Roles: s.roles, Version: Version,
+		Slots: s.options.slots, JoinURL: s.options.join, Caller: s.caller, Images: s.images, Log: s.log,
+	}
+	if s.has(wsdl.RoleBackend) {
+		c.JoinURL, c.InformationURL = "", s.url+"/services/information"
+	}
+	if !s.has(wsdl.RoleWorker) {
+		c.Slots = -1
+	}
+	s.node, err = node.New(c)
+	return err
+}
+
+// face makes the SOAP and HTTP face of the node: every node publishes the same
+// services, and one without the broker's role says whom to ask.
+func (s *server) face() (*soap.Server, error) {
+	var published []*wsdl.Service
+	boot, err := bootstrap.New(bootstrap.Config{
+		Node:        s.node.ID(),
+		Base:        func() string { return s.url },
+		Broker:      s.brokerURL,
+		BrokerNode:  s.brokerNode,
+		Image:       s.imageURL,
+		Information: s.informationURL,
+		Services:    func() []*wsdl.Service { return published },
+		Reach:       reach,
+	})
+	if err != nil {
+		return nil, err
+	}
+	contracts := []wsdl.Contract{
+		wsdl.BootstrapContract(boot),
+		wsdl.ImageContract(image.NewService(s.images, func() string { return s.url })),
+		wsdl.QueueContract(s.node.Queue()),
+	}
+	if s.broker != nil {
+		contracts = append(contracts, wsdl.BrokerContract(s.broker))
+	} else {
+		contracts = append(contracts, soap.Elsewhere(wsdl.BrokerContract(nil), s.brokerURL))
+	}
+	if s.info != nil {
+		contracts = append(contracts, wsdl.InformationContract(s.info))
+	}
+	for _, c := range contracts {
+		at := s.url + "/services/" + c.Name
+		published = append(published, &wsdl.Service{Name: c.Name, Url: at, Wsdl: at + "?wsdl", Node: s.node.ID(), Description: c.Description})
+	}
+	face, err := soap.NewServer(soap.Config{Contracts: contracts, Log: s.log, Quiet: []string{"information/Heartbeat"}})
+	if err != nil {
+		return nil, err
+	}
+	face.Router().Handle("/bootstrap", boot.Text()).Methods(http.MethodGet, http.MethodHead)
+	face.Router().Handle("/services/image/blobs/{digest}", s.images.Handler()).Methods(http.MethodGet, http.MethodHead)
+	return face, nil
+}
+
+// Where the services of this node's grid are: here, or where the grid that was
+// joined said. "" until that is known.
+
+func (s *server) brokerURL() string {
+	if s.has(wsdl.RoleFrontend) {
+		return s.url + "/services/broker"
+	}
+	return s.caller.grid().Broker
+}
+
+func (s *server) brokerNode() string {
+	if s.has(wsdl.RoleFrontend) {
+		return s.node.ID()
+	}
+	return s.caller.brokerNode()
+}
+
+func (s *server) imageURL() string {
+	if s.has(wsdl.RoleBackend) {
+		return s.url + "/services/image"
+	}
+	return s.caller.grid().Image
+}
+
+func (s *server) informationURL() string {
+	if s.has(wsdl.RoleBackend) {
+		return s.url + "/services/information"
+	}
+	return s.caller.grid().Information
+}
+
+// sweep removes blobs that nobody needs any more, from time to time.
+func (s *server) sweep(ctx context.Context) error {
+	const pause = 10 * time.Minute
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-time.After(pause):
+			if _, err := s.images.Sweep(now); err != nil {
+				s.log.WithError(err).Warn("sweep of blobs")
+			}
+		}
+	}
+}
+
+// reach tries whether a node answers at a base address.
+func reach(ctx context.Context, base string) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/healthz", nil)
+	if err != nil {
+		return err
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("it answers %s", response.Status)
+	}
+	return nil
+}
+
+// watcher is a wsdl.Caller that sees what the grid answers this node when it
+// joins.
+type watcher struct {
+	wsdl.Caller
+	bootstrap  string // of the grid that is joined; "" on a node that joins none
+	registered func() // called after each registration; set before the first call
+
+	mu     sync.Mutex // guards what follows
+	joined wsdl.JoinResponse
+	front  string // the broker's node
+}
+
+func (w *watcher) Call(ctx context.Context, url, operation string, request, response any) error {
+	err := w.Caller.Call(ctx, url, operation, request, response)
+	if err != nil {
+		return err
+	}
+	switch answer := response.(type) {
+	case *wsdl.JoinResponse:
+		where, err := wsdl.NewBootstrapClient(w.Caller, w.bootstrap).GetBrokerContext(ctx, &wsdl.GetBroker{})
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.joined = *answer
+		if err == nil {
+			w.front = where.Node
+		}
+	case *wsdl.RegisterResponse:
+		w.registered()
+	}
+	return nil
+}
+
+func (w *watcher) grid() wsdl.JoinResponse {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.joined
+}
+
+func (w *watcher) brokerNode() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.front
+}
