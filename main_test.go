@@ -1,19 +1,51 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
 )
+
+// TestMain builds the real program once for the tests that run it.
+func TestMain(m *testing.M) { os.Exit(testMain(m)) }
+
+func testMain(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "mvm-test-")
+	if err == nil {
+		defer os.RemoveAll(dir)
+		var said []byte
+		if said, err = exec.Command("go", "build", "-o", filepath.Join(dir, "mvm"), ".").CombinedOutput(); err != nil {
+			err = fmt.Errorf("go build: %w\n%s", err, said)
+		}
+	}
+	if err == nil {
+		err = os.Setenv("PATH", dir+string(os.PathListSeparator)+os.Getenv("PATH"))
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
 
 // rooms says who may import whom: each room of the house, and the rooms whose
 // packages it may import besides its own. "services/*" and the like are every
@@ -248,5 +280,178 @@ func TestTopLevelIsTheHouse(t *testing.T) {
 			continue
 		}
 		t.Errorf("%s does not belong at the top level, which holds %v", name, house)
+	}
+}
+
+// TestScripts runs the scripts that drive the real program, and double as
+// documentation of the command line.
+func TestScripts(t *testing.T) {
+	root, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	testscript.Run(t, testscript.Params{
+		Dir:                 filepath.Join("services", "client", "testdata", "script"),
+		RequireExplicitExec: true,
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("ROOT", root)
+			env.Setenv("MVM_GRID", "")
+			env.Setenv("TMPDIR", env.WorkDir)
+			// What Go programs of jobs are built with is kept between tests.
+			env.Setenv("HOME", env.WorkDir)
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits": exits,
+			"node":  startNode,
+		},
+	})
+}
+
+// exits runs a program and checks its exit code: exits CODE PROGRAM ARGS...
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE PROGRAM ARGS...")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	code := 0
+	var exit *exec.ExitError
+	if err := ts.Exec(args[1], args[2:]...); errors.As(err, &exit) {
+		code = exit.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if code != want {
+		ts.Fatalf("exit code %d, want %d", code, want)
+	}
+}
+
+// startNode starts `mvm node` with a free port and a folder of its own, waits
+// until it is ready, and puts its address into a variable: node VARIABLE
+// FLAGS... It is ended with the script.
+func startNode(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 {
+		ts.Fatalf("usage: node VARIABLE FLAGS...")
+	}
+	arguments := append([]string{"node", "--listen", "127.0.0.1:0", "--temporary"}, args[1:]...)
+	cmd := exec.Command("mvm", arguments...)
+	cmd.Env = append(os.Environ(), "TMPDIR="+ts.Getenv("TMPDIR"))
+	var log bytes.Buffer
+	cmd.Stderr = &log
+	stdout, err := cmd.StdoutPipe()
+	ts.Check(err)
+	ts.Check(cmd.Start())
+	ts.Defer(func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		rest, _ := io.ReadAll(stdout)
+		if err := cmd.Wait(); err != nil || len(rest) > 0 {
+			ts.Logf("%s ended with %v; more on stdout: %q; log:\n%s", args[0], err, rest, &log)
+		}
+	})
+	line, err := bufio.NewReader(io.MultiReader(io.LimitReader(stdout, 200))).ReadString('\n')
+	if err != nil {
+		ts.Fatalf("the node is not ready: %v\n%s", err, &log)
+	}
+	ts.Setenv(args[0], strings.TrimSpace(line))
+}
+
+// waitFor polls until ok, or fails the test after a while.
+func waitFor(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited 20 s for: %s", what)
+		}
+	}
+}
+
+// mentioned lists the processes whose environment has the text: all that a lab
+// started inherit its TMPDIR or were made below it.
+func mentioned(text string) []string {
+	var found []string
+	environments, _ := filepath.Glob("/proc/[0-9]*/environ")
+	for _, file := range environments {
+		data, err := os.ReadFile(file)
+		if err == nil && bytes.Contains(data, []byte(text)) {
+			line, _ := os.ReadFile(filepath.Join(filepath.Dir(file), "cmdline"))
+			found = append(found, strings.ReplaceAll(string(line), "\x00", " "))
+		}
+	}
+	return found
+}
+
+// TestLabLeavesNothing ends a lab whose job would run for long, by Ctrl-C and
+// by kill -9: neither leaves a process or a file.
+func TestLabLeavesNothing(t *testing.T) {
+	const profile = `<job xmlns="urn:mvm:1" name="sleeper">
+  <source name="s" language="shell"><file name="s.sh"><text>echo asleep; sleep 1000 &amp; sleep 1000</text></file></source>
+  <task name="sleeper" source="s" count="4"/>
+  <policy nodes="2"/>
+</job>`
+	for name, how := range map[string]struct {
+		signal os.Signal
+		code   int
+	}{
+		"interrupted": {os.Interrupt, 130},
+		"killed":      {os.Kill, -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "sleeper.xml")
+			if err := os.WriteFile(file, []byte(profile), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			temp := t.TempDir()
+			cmd := exec.Command("mvm", "lab", file)
+			cmd.Env = append(os.Environ(), "TMPDIR="+temp)
+			stderr, err := cmd.StderrPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			var said strings.Builder
+			lines := bufio.NewScanner(stderr)
+			for lines.Scan() {
+				said.WriteString(lines.Text() + "\n")
+				if strings.HasPrefix(lines.Text(), "running 4 processes") {
+					break
+				}
+			}
+			waitFor(t, "the job's programs to run; the lab said:\n"+said.String(), func() bool {
+				return slices.ContainsFunc(mentioned(temp), func(line string) bool { return strings.HasPrefix(line, "sleep 1000") })
+			})
+			if err := cmd.Process.Signal(how.signal); err != nil {
+				t.Fatal(err)
+			}
+			rest, _ := io.ReadAll(stderr)
+			cmd.Wait()
+			if code := cmd.ProcessState.ExitCode(); code != how.code {
+				t.Errorf("exit code %d, want %d; it said\n%s%s", code, how.code, said.String(), rest)
+			}
+			waitFor(t, "every process to end", func() bool { return len(mentioned(temp)) == 0 })
+			waitFor(t, "every file to be removed", func() bool {
+				left, err := os.ReadDir(temp)
+				return err == nil && len(left) == 0
+			})
+		})
+	}
+}
+
+// TestHelpIsQuick holds the cost of starting the program: it links etcd, and
+// yet nothing of it may be set up before a verb asks for it.
+func TestHelpIsQuick(t *testing.T) {
+	const most = 50 * time.Millisecond
+	best := time.Hour
+	for range 5 {
+		cmd := exec.Command("mvm", "--help")
+		if err := cmd.Run(); err != nil {
+			t.Fatal(err)
+		}
+		best = min(best, cmd.ProcessState.UserTime()+cmd.ProcessState.SystemTime())
+	}
+	if best > most {
+		t.Errorf("mvm --help takes %v of CPU at best, want at most %v", best, most)
 	}
 }
