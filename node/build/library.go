@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 )
 
 // SharedLibrary gives the path of libmvm.so, which Python programs load: the
@@ -61,6 +62,13 @@ func once(to string, fill func(dir string) error) error {
 	}
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		return err
+	}
+	// What a build that was killed left half-made.
+	stale, _ := filepath.Glob(to + ".new-*")
+	for _, dir := range stale {
+		if info, err := os.Stat(dir); err == nil && time.Since(info.ModTime()) > time.Hour {
+			os.RemoveAll(dir)
+		}
 	}
 	dir, err := os.MkdirTemp(filepath.Dir(to), filepath.Base(to)+".new-")
 	if err != nil {

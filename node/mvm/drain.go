@@ -40,16 +40,11 @@ func newDrain() (*drain, error) {
 // open makes a stream that is kept at path; the caller hands writer to the
 // program and closes its own copy.
 func (d *drain) open(path string, max int64) (s *stream, writer int, err error) {
-	keeper, err := newKeeper(path, max)
-	if err != nil {
-		return nil, -1, err
-	}
 	var pipe [2]int
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
-		keeper.finish()
 		return nil, -1, os.NewSyscallError("pipe2", err)
 	}
-	s = &stream{keeper: keeper, pipe: pipe[0]}
+	s = &stream{keeper: newKeeper(path, max), pipe: pipe[0]}
 	err = unix.SetNonblock(pipe[0], true) // the reading end only: the program's end blocks
 	if err == nil {
 		d.mu.Lock()

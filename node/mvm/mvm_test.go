@@ -523,9 +523,9 @@ func TestStartCost(t *testing.T) {
 	}
 	slices.Sort(used)
 	slices.Sort(took)
-	t.Logf("start to Ready in %v, CPU of start and end %v (medians)", took[7], used[7])
-	if used[7] > 15*time.Millisecond {
-		t.Errorf("the MVM process takes %v of CPU to start and end; 5 ms is the aim", used[7])
+	t.Logf("start to Ready in %v, CPU of start and end %v (medians; the least is %v)", took[7], used[7], used[0])
+	if used[0] > 10*time.Millisecond {
+		t.Errorf("the MVM process takes at least %v of CPU to start and end; 5 ms is the aim", used[0])
 	}
 }
 
@@ -544,9 +544,23 @@ func TestSpawnMany(t *testing.T) {
 				t.Errorf("%+v", s)
 			}
 		}
-		t.Logf("64 processes: started in %v, over in %v", started, time.Since(began))
-		if started > 5*time.Second {
-			t.Error("too slow")
+		over := time.Since(began)
+		began = time.Now()
+		var raw []*os.Process
+		for range 64 {
+			p, err := os.StartProcess("/bin/true", []string{"true"}, &os.ProcAttr{Files: []*os.File{nil, nil, nil}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			raw = append(raw, p)
+		}
+		bare := time.Since(began)
+		for _, p := range raw {
+			p.Wait()
+		}
+		t.Logf("64 processes: started in %v, %.1f times the bare start of as many; over in %v", started, float64(started)/float64(bare), over)
+		if started > 10*time.Second { // the ratio says more, but a busy machine moves it tenfold
+			t.Errorf("64 processes take %v to start; as many bare ones %v", started, bare)
 		}
 		l.terminate()
 	})

@@ -94,15 +94,21 @@ func (p *process) instantiate(r *Instantiate) (int, error) {
 			return 0, fmt.Errorf("connect the peers: %w", err)
 		}
 	}
-	for _, s := range r.Processes {
-		if err := p.spawn(s); err != nil {
-			err = fmt.Errorf("start process %d (task %s, %s): %w", s.ID, s.Task, strings.Join(s.Command, " "), err)
-			p.mu.Lock()
-			p.left = p.running
-			p.mu.Unlock()
-			p.end("not every process could be started", 0)
-			return 0, err
+	var failed error
+	p.spawner.do(func() {
+		for _, s := range r.Processes {
+			if err := p.spawn(s); err != nil {
+				failed = fmt.Errorf("start process %d (task %s, %s): %w", s.ID, s.Task, strings.Join(s.Command, " "), err)
+				return
+			}
 		}
+	})
+	if failed != nil {
+		p.mu.Lock()
+		p.left = p.running
+		p.mu.Unlock()
+		p.end("not every process could be started", 0)
+		return 0, failed
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -116,7 +122,7 @@ func (p *process) instantiate(r *Instantiate) (int, error) {
 	return len(r.Processes), nil
 }
 
-// spawn starts one program.
+// spawn starts one program; it is called in spawner.do.
 func (p *process) spawn(s ProcessSpec) error {
 	if len(s.Command) == 0 || !filepath.IsAbs(s.Command[0]) {
 		return errors.New("its command is no absolute path")
@@ -426,17 +432,20 @@ func (p *process) Run(ctx context.Context, s build.Step) (int, error) {
 	var e end
 	done := make(chan struct{})
 	output := s.Output.Fd()
-	err := p.spawner.start(s.Argv, append(s.Environment, mark, p.mark), s.Dir, []uintptr{p.null.Fd(), output, output},
-		func(pid, _ int) {
-			e.pid = pid
-			if e.failed = build.Limited(pid); e.failed != nil {
-				unix.Kill(-pid, unix.SIGKILL)
-			}
-		},
-		func(status syscall.WaitStatus, _ *syscall.Rusage) {
-			e.exit = build.Status(status)
-			close(done)
-		})
+	var err error
+	p.spawner.do(func() {
+		err = p.spawner.start(s.Argv, append(s.Environment, mark, p.mark), s.Dir, []uintptr{p.null.Fd(), output, output},
+			func(pid, _ int) {
+				e.pid = pid
+				if e.failed = build.Limited(pid); e.failed != nil {
+					unix.Kill(-pid, unix.SIGKILL)
+				}
+			},
+			func(status syscall.WaitStatus, _ *syscall.Rusage) {
+				e.exit = build.Status(status)
+				close(done)
+			})
+	})
 	if err != nil {
 		return 0, err
 	}

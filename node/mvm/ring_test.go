@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -75,34 +76,39 @@ func clients(t *testing.T) (dir, library string, compilers []build.Compiler) {
 	return dir, library, compilers
 }
 
-// buildRing builds the ring's program inside the MVM process and gives its
-// command.
-func (l *launched) buildRing(language, clients string, compilers []build.Compiler, arguments ...string) []string {
-	l.t.Helper()
-	compiler, ok := build.For(language, compilers)
-	if !ok {
-		l.t.Skipf("SKIPPED: this machine has no compiler for %s; install one", language)
-	}
-	source, err := os.MkdirTemp(l.dir, "source-"+language)
-	file := ringSources[language]
-	if err := errors.Join(err, os.WriteFile(filepath.Join(source, file[0]), []byte(file[1]), 0o644)); err != nil {
-		l.t.Fatal(err)
-	}
+// ringPrograms builds the ring's program inside an MVM process, which is gone
+// when they run.
+func ringPrograms(t *testing.T, binary *os.File, clients string, compilers []build.Compiler, languages ...string) map[string][]string {
+	t.Helper()
+	l := launch(t, binary, Probe(binary), nil)
+	dir := t.TempDir()
 	goCache, _ := exec.Command("go", "env", "GOCACHE").Output()
-	request := build.Request{Source: "ring", Language: language, Files: []build.File{{Name: file[0]}}, Dir: source, Out: source + ".out",
-		Compiler: compiler, Clients: clients, Cache: filepath.Join(l.dir, "cache"), GoCache: strings.TrimSpace(string(goCache))}
-	reply, err := l.call(Request{Build: &request})
-	if err != nil {
-		l.t.Fatal(err, err.(*Error).Output)
+	commands := map[string][]string{}
+	for _, language := range languages {
+		compiler, ok := build.For(language, compilers)
+		if !ok {
+			t.Skipf("SKIPPED: this machine has no compiler for %s; install one", language)
+		}
+		source := filepath.Join(dir, language)
+		file := ringSources[language]
+		if err := errors.Join(os.Mkdir(source, 0o755), os.WriteFile(filepath.Join(source, file[0]), []byte(file[1]), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		request := build.Request{Source: "ring", Language: language, Files: []build.File{{Name: file[0]}}, Dir: source, Out: source + ".out",
+			Compiler: compiler, Clients: clients, Cache: filepath.Join(dir, "cache"), GoCache: strings.TrimSpace(string(goCache))}
+		reply, err := l.call(Request{Build: &request})
+		if err != nil {
+			t.Fatal(err, err.(*Error).Output)
+		}
+		if reply.Build.Took <= 0 {
+			t.Errorf("the build took %v", reply.Build.Took)
+		}
+		if commands[language], err = build.Command(request.Out, nil); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if reply.Build.Took <= 0 {
-		l.t.Errorf("the build took %v", reply.Build.Took)
-	}
-	command, err := build.Command(request.Out, arguments)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	return command
+	l.terminate()
+	return commands
 }
 
 // group is MVM processes that are each other's peers.
@@ -162,14 +168,15 @@ func ring(group []*launched, commands [][]string) error {
 
 func TestRingAcrossMVMProcesses(t *testing.T) {
 	clients, library, compilers := clients(t)
+	programs := ringPrograms(t, slim(t), clients, compilers, build.C, build.Go, build.Python)
 	levels(t, func(t *testing.T, binary *os.File, cleaning string) {
 		for _, plain := range []bool{true, false} {
 			t.Run(fmt.Sprintf("plain=%v", plain), func(t *testing.T) {
 				g := group(t, binary, cleaning, plain, 2, library, clients)
 				const rounds = 200
 				var commands [][]string
-				for i, language := range []string{build.C, build.Python, build.Go, build.C, build.Go, build.Python} {
-					commands = append(commands, g[i%2].buildRing(language, clients, compilers, strconv.Itoa(rounds)))
+				for _, language := range []string{build.C, build.Python, build.Go, build.C, build.Go, build.Python} {
+					commands = append(commands, append(slices.Clone(programs[language]), strconv.Itoa(rounds)))
 				}
 				if err := ring(g, commands); err != nil {
 					t.Fatal(err)
@@ -200,7 +207,7 @@ func TestCrashInARing(t *testing.T) {
 	clients, library, compilers := clients(t)
 	binary := slim(t)
 	g := group(t, binary, Probe(binary), true, 2, library, clients)
-	command := g[0].buildRing(build.C, clients, compilers, "1000000000")
+	command := append(ringPrograms(t, binary, clients, compilers, build.C)[build.C], "1000000000")
 	if err := ring(g, [][]string{command, command, {"/bin/sh", "-c", "sleep 0.2; kill -9 $$"}, command}); err != nil {
 		t.Fatal(err)
 	}
@@ -237,7 +244,7 @@ func TestOutside(t *testing.T) {
 	clients, library, compilers := clients(t)
 	binary := slim(t)
 	l := launch(t, binary, Probe(binary), func(s *Start) { s.Listen, s.Plain, s.Clients, s.Library = "127.0.0.1:0", true, clients, library })
-	command := l.buildRing(build.C, clients, compilers, "3")
+	command := append(ringPrograms(t, binary, clients, compilers, build.C)[build.C], "3")
 	l.must(Request{Instantiate: &Instantiate{
 		Processes: []ProcessSpec{{ID: 0, Task: "t", Index: 1, Count: 2, Command: command}},
 		Channels: []queuevm.Channel{

@@ -16,7 +16,7 @@ import (
 // process may wait for children.
 type spawner struct {
 	deathSignal syscall.Signal // what children get when the MVM process dies; 0 where the namespace sees to it
-	starts      chan func()    // run on one OS thread that never ends: the death signal follows the starting thread
+	works       chan func()    // done on one OS thread that never ends
 
 	mu       sync.Mutex // guards what follows; held from before a fork until the child is known, and while one is reaped
 	children map[int]func(syscall.WaitStatus, *syscall.Rusage)
@@ -27,49 +27,58 @@ type spawner struct {
 func newSpawner(deathSignal syscall.Signal) *spawner {
 	s := &spawner{
 		deathSignal: deathSignal,
-		starts:      make(chan func()),
+		works:       make(chan func()),
 		children:    map[int]func(syscall.WaitStatus, *syscall.Rusage){},
 		none:        true,
 	}
 	s.changed = sync.NewCond(&s.mu)
 	go func() {
 		runtime.LockOSThread()
-		for start := range s.starts {
-			start()
+		for work := range s.works {
+			work()
 		}
 	}()
 	go s.reap()
 	return s
 }
 
-// start runs a program in a session of its own. files become its descriptors 0,
+// do has work done on the thread that starts all children, and waits for it:
+// the death signal follows the starting thread, and a change of threads for
+// each of many starts would cost more than the start.
+func (s *spawner) do(work func()) {
+	done := make(chan struct{})
+	s.works <- func() {
+		defer close(done)
+		work()
+	}
+	<-done
+}
+
+// start, called in do, runs a program in a session of its own. files become its descriptors 0,
 // 1, ... ended is called once, after the program and what was left of its
 // process group are gone; it must not wait for another child. before, unless
 // nil, is called with the pid and a pidfd (closed afterwards) before ended can be.
 func (s *spawner) start(argv, environment []string, dir string, files []uintptr, before func(pid, pidfd int), ended func(syscall.WaitStatus, *syscall.Rusage)) error {
-	done := make(chan error)
-	s.starts <- func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		pidfd := -1
-		pid, err := syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{
-			Dir: dir, Env: environment, Files: files,
-			Sys: &syscall.SysProcAttr{Setsid: true, Pdeathsig: s.deathSignal, PidFD: &pidfd},
-		})
-		if err == nil {
-			if before != nil {
-				before(pid, pidfd)
-			}
-			s.children[pid] = ended
-			s.none = false
-			s.changed.Broadcast()
-		}
-		if pidfd >= 0 {
-			unix.Close(pidfd)
-		}
-		done <- err
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	pidfd := -1
+	pid, err := syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{
+		Dir: dir, Env: environment, Files: files,
+		Sys: &syscall.SysProcAttr{Setsid: true, Pdeathsig: s.deathSignal, PidFD: &pidfd},
+	})
+	if pidfd >= 0 {
+		defer unix.Close(pidfd)
 	}
-	return <-done
+	if err != nil {
+		return err
+	}
+	if before != nil {
+		before(pid, pidfd)
+	}
+	s.children[pid] = ended
+	s.none = false
+	s.changed.Broadcast()
+	return nil
 }
 
 // reap collects the dead, one at a time and for ever.

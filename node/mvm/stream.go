@@ -52,19 +52,24 @@ type keeper struct {
 	broken error  // the disk is full or the like: what follows is dropped
 }
 
-func newKeeper(path string, max int64) (*keeper, error) {
+func newKeeper(path string, max int64) *keeper {
 	if max <= 0 {
 		max = DefaultStreamMax
 	}
-	head, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o644)
-	if err != nil {
-		return nil, err
+	return &keeper{path: path, room: (max + 1) / 2, size: max / 2}
+}
+
+// open makes the first file: when there is something to keep, or at the end, so
+// that the start of a program does not wait for the disk.
+func (k *keeper) open() {
+	if k.head == nil && k.broken == nil {
+		k.head, k.broken = os.OpenFile(k.path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o644)
 	}
-	return &keeper{path: path, head: head, room: (max + 1) / 2, size: max / 2}, nil
 }
 
 // write takes all of p, whatever becomes of it.
 func (k *keeper) write(p []byte) {
+	k.open()
 	if n := min(k.room, int64(len(p))); n > 0 && k.broken == nil {
 		_, k.broken = k.head.Write(p[:n])
 		k.room -= n
@@ -109,8 +114,11 @@ func (k *keeper) mark(offset int64, count uint64) {
 
 // finish declares the stream complete.
 func (k *keeper) finish() {
-	k.head.Chmod(0o444)
-	k.head.Close()
+	k.open()
+	if k.head != nil {
+		k.head.Chmod(0o444)
+		k.head.Close()
+	}
 	if k.tail != nil {
 		k.tail.Close()
 	}
