@@ -44,10 +44,13 @@ const (
 func pillWidth(label string) float64 { return math.Max(34, float64(len(label))*letter+16) }
 
 // arrange chooses the picture that shows the kind best. label is the longest
-// of the members' labels.
-func arrange(t *Topology, label string) panel {
+// of the members' labels; ports asks for room to write ports on the lines.
+func arrange(t *Topology, label string, ports bool) panel {
 	n := len(t.Members)
 	w := pillWidth(label) + 46
+	if ports {
+		w += 50
+	}
 	switch t.Kind {
 	case "line":
 		return snake(n, w)
@@ -69,8 +72,15 @@ func arrange(t *Topology, label string) panel {
 		return butterfly(n, w)
 	case "farm":
 		return bipartite(t, w)
+	case "column":
+		p := panel{}
+		for i := range n {
+			p.shapes = append(p.shapes, shape{at: point{0, float64(i) * 56}})
+		}
+		return p
 	case "star":
 		p := circle(n-1, label)
+		p.bend = nil
 		p.shapes = append([]shape{{}}, p.shapes...)
 		return p
 	}
@@ -94,13 +104,31 @@ func snake(n int, w float64) panel {
 	return p
 }
 
-// circle is members as dots on a circle, from the top clockwise.
+// circle is members on a circle, from the top clockwise: as dots where there
+// are many.
 func circle(n int, label string) panel {
+	if n <= 10 {
+		radius := math.Max(105, float64(n)*(pillWidth(label)+40)/(2*math.Pi))
+		p := panel{}
+		for i := range n {
+			at := towards(2*math.Pi*float64(i)/float64(n)-math.Pi/2, radius)
+			at.y *= 0.85
+			p.shapes = append(p.shapes, shape{at: at})
+		}
+		return p
+	}
 	radius := math.Max(90, float64(n)*24/(2*math.Pi))
 	p := panel{}
 	for i := range n {
 		angle := 2*math.Pi*float64(i)/float64(n) - math.Pi/2
 		p.shapes = append(p.shapes, shape{at: towards(angle, radius), dot: true, angle: angle})
+	}
+	// Chords bend towards the middle, away from the dots between their ends.
+	p.bend = func(a, b int) point {
+		if apart := abs(a - b); apart == 1 || apart == n-1 {
+			return point{}
+		}
+		return p.shapes[a].at.plus(p.shapes[b].at).times(-0.09)
 	}
 	return p
 }
@@ -118,7 +146,7 @@ func plane(t *Topology, w float64) panel {
 		case math.Abs(columns) > 1:
 			return point{0, -h * 0.62}
 		case math.Abs(rows) > 1:
-			return point{-w * 0.72, 0}
+			return point{-w * 0.5, 0}
 		}
 		return point{}
 	}
@@ -252,7 +280,7 @@ func cube(n int, label string) panel {
 func butterfly(n int, w float64) panel {
 	p := panel{}
 	stages := bits.Len(uint(n)) - 1
-	gap := math.Max(30, math.Min(46, 900/float64(n)))
+	gap := math.Max(27, math.Min(46, 900/float64(n)))
 	for i := range n {
 		p.shapes = append(p.shapes, shape{at: point{0, float64(i) * gap}})
 	}

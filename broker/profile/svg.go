@@ -22,20 +22,21 @@ const thread = "#8b97a8"
 
 // scene is a drawing on its way.
 type scene struct {
-	job     *Job
-	shapes  []shape // by process ID
-	placed  []bool  // by process ID
-	group   []int   // by process ID: the panel it is in, from 1
-	panels  []panel // from 1
-	member  []int   // by process ID: its number within its panel
-	low     point   // corners of what is drawn
-	high    point
-	colour  map[string]int // task to palette
-	outside map[string]point
-	links   bytes.Buffer
-	nodes   bytes.Buffer
-	ports   bytes.Buffer
-	few     bool // so few joints that ports are written beside them
+	job       *Job
+	shapes    []shape // by process ID
+	placed    []bool  // by process ID
+	group     []int   // by process ID: the panel it is in, from 1
+	panels    []panel // from 1
+	member    []int   // by process ID: its number within its panel
+	low       point   // corners of what is drawn
+	high      point
+	colour    map[string]int // task to palette
+	outside   map[string]point
+	links     bytes.Buffer
+	nodes     bytes.Buffer
+	ports     bytes.Buffer
+	thickness string // of lines
+	few       bool   // so few joints that ports are written beside them
 }
 
 func drawSVG(job *Job) []byte {
@@ -49,10 +50,28 @@ func drawSVG(job *Job) []byte {
 		s.colour[task.Name] = i % len(palette)
 	}
 	all := joints(job)
-	s.few = len(all) <= 20
-	s.layOut()
+	s.few, s.thickness = len(all) <= 24, "1.6"
+	if len(all) > 80 {
+		s.thickness = "1.1"
+	}
+	ends := make([]int, n)
+	for _, j := range all {
+		for _, e := range []End{j.from, j.to} {
+			if e.Process >= 0 {
+				ends[e.Process]++
+				s.few = s.few && ends[e.Process] <= 4
+			}
+		}
+	}
+	s.layOut(all)
 	s.layOutside(all)
 	s.drawJoints(all)
+	if !s.few {
+		s.ports.Reset() // some ports would have no room, and half of them would confuse
+	}
+	for p := range s.panels {
+		s.drawHeads(p)
+	}
 	for i := range job.Processes {
 		s.drawProcess(i)
 	}
@@ -60,8 +79,9 @@ func drawSVG(job *Job) []byte {
 }
 
 // layOut gives each topology whose members have no place yet a panel, left to
-// right, and what is left a circle or a line of its own.
-func (s *scene) layOut() {
+// right. What belongs to none stands to the left where it feeds the others,
+// else to the right.
+func (s *scene) layOut(all []joint) {
 	x := 0.0
 	put := func(t *Topology) {
 		label := ""
@@ -70,7 +90,7 @@ func (s *scene) layOut() {
 				label = l
 			}
 		}
-		p := arrange(t, label)
+		p := arrange(t, label, s.few)
 		s.panels = append(s.panels, p)
 		low, high := math.Inf(1), math.Inf(-1)
 		top, bottom := math.Inf(1), math.Inf(-1)
@@ -99,6 +119,39 @@ func (s *scene) layOut() {
 		s.see(point{x + high - low, bottom + move.y})
 		x += high - low
 	}
+	covered := make([]bool, len(s.placed))
+	for _, t := range s.job.Topologies {
+		for _, m := range t.Members {
+			covered[m] = true
+		}
+	}
+	feeds := make([]bool, len(s.placed))
+	for _, j := range all {
+		if p, q := j.from.Process, j.to.Process; p >= 0 && q >= 0 && !covered[p] && covered[q] {
+			feeds[p] = true
+		}
+	}
+	for _, j := range all {
+		if p, q := j.from.Process, j.to.Process; p >= 0 && q >= 0 && covered[p] && !covered[q] {
+			feeds[q] = false
+		}
+	}
+	var before, after []int
+	for i := range s.placed {
+		switch {
+		case covered[i]:
+		case feeds[i]:
+			before = append(before, i)
+		default:
+			after = append(after, i)
+		}
+	}
+	loose := func(members []int) {
+		for _, column := range s.ranks(members, all) {
+			put(&Topology{Kind: "column", Members: column})
+		}
+	}
+	loose(before)
 	for i := range s.job.Topologies {
 		t := &s.job.Topologies[i]
 		free := len(t.Members) > 0
@@ -109,18 +162,63 @@ func (s *scene) layOut() {
 			put(t)
 		}
 	}
-	rest := &Topology{Kind: "line"}
-	for i, placed := range s.placed {
-		if !placed {
-			rest.Members = append(rest.Members, i)
+	for i, c := range covered {
+		if c && !s.placed[i] {
+			after = append(after, i)
 		}
 	}
-	if len(rest.Members) > 0 {
-		if len(rest.Members) > 2 {
-			rest.Kind = "circle"
-		}
-		put(rest)
+	loose(after)
+}
+
+// ranks sorts processes that no topology arranges into columns, by how many
+// channels lead to them from the first; many make one circle.
+func (s *scene) ranks(members []int, all []joint) [][]int {
+	rank := map[int]int{}
+	for _, m := range members {
+		rank[m] = -1
 	}
+	incoming := map[int]bool{}
+	next := map[int][]int{}
+	for _, j := range all {
+		p, q := j.from.Process, j.to.Process
+		_, fromHere := rank[p]
+		_, toHere := rank[q]
+		if fromHere && toHere && p != q {
+			incoming[q] = true
+			next[p] = append(next[p], q)
+		}
+	}
+	columns := [][]int{}
+	visit := func(first int) {
+		if rank[first] >= 0 {
+			return
+		}
+		rank[first] = 0
+		queue := []int{first}
+		for len(queue) > 0 {
+			p := queue[0]
+			queue = queue[1:]
+			for len(columns) <= rank[p] {
+				columns = append(columns, nil)
+			}
+			columns[rank[p]] = append(columns[rank[p]], p)
+			for _, q := range next[p] {
+				if rank[q] < 0 {
+					rank[q] = rank[p] + 1
+					queue = append(queue, q)
+				}
+			}
+		}
+	}
+	for _, m := range members {
+		if !incoming[m] {
+			visit(m)
+		}
+	}
+	for _, m := range members {
+		visit(m)
+	}
+	return columns
 }
 
 // reach is the corners of a shape with its label.
@@ -233,19 +331,27 @@ func (s *scene) drawStages(p int) {
 	if len(stages) == 0 {
 		return
 	}
-	top := math.Inf(1)
 	for i, g := range s.group {
 		if g != p {
 			continue
 		}
 		y := s.shapes[i].at.y
-		top = math.Min(top, y)
 		fmt.Fprintf(&s.links, `<path d="M%.1f %.1fH%.1f" stroke="#c9d1dc" stroke-width="1.4"/>`+"\n", s.shapes[i].at.x, y, stages[len(stages)-1])
 		for _, x := range stages {
 			fmt.Fprintf(&s.nodes, `<circle cx="%.1f" cy="%.1f" r="3.6" fill="%s"/>`, x, y, palette[s.colour[s.job.Processes[i].Task]].fill)
 		}
 	}
-	prefix := ""
+}
+
+// drawHeads names a butterfly's stages.
+func (s *scene) drawHeads(p int) {
+	stages := s.panels[p].stages
+	top, prefix := math.Inf(1), ""
+	for i, g := range s.group {
+		if g == p {
+			top = math.Min(top, s.shapes[i].at.y)
+		}
+	}
 	for _, t := range s.job.Topologies {
 		if t.Kind == "butterfly" && len(t.Members) > 0 && s.group[t.Members[0]] == p {
 			prefix = t.Prefix
@@ -321,10 +427,10 @@ func (s *scene) drawLine(j joint, title, colour string, several, before int) {
 		path = fmt.Sprintf("M%.1f %.1fQ%.1f %.1f %.1f %.1f", from.x, from.y, middle.x, middle.y, to.x, to.y)
 		s.see(a.plus(b).times(0.5).plus(bend.times(1.2)))
 	}
-	fmt.Fprintf(&s.links, `<path d="%s" stroke="%s" stroke-width="1.6"%s%s><title>%s</title></path>`+"\n", path, colour, marker, dash, escape(title))
+	fmt.Fprintf(&s.links, `<path d="%s" stroke="%s" stroke-width="%s"%s%s><title>%s</title></path>`+"\n", path, colour, s.thickness, marker, dash, escape(title))
 	if s.few {
-		s.writePort(j.from, from, middle)
-		s.writePort(j.to, to, middle)
+		long := to.minus(from).length()
+		s.few = s.writePort(j.from, from, middle, long) && s.writePort(j.to, to, middle, long)
 	}
 }
 
@@ -343,29 +449,21 @@ func (s *scene) border(h shape, label string, towards point, gap float64) point 
 	return h.at.plus(d.times(math.Min((out+gap)/length, 0.9)))
 }
 
-// writePort writes a port's name beside the end of its line.
-func (s *scene) writePort(e End, at, towards point) {
-	if e.Process < 0 {
-		return
-	}
+// writePort writes a port's name on its line, near its end. It is false where
+// that has no room in its half of the line.
+func (s *scene) writePort(e End, at, towards point, long float64) bool {
 	d := towards.minus(at)
-	if d.length() == 0 {
-		return
+	if e.Process < 0 || d.length() == 0 {
+		return true
+	}
+	if s.shapes[e.Process].dot {
+		return false // its label is there
 	}
 	unit := d.times(1 / d.length())
-	side := unit.turned()
-	if side.y > 0 {
-		side = side.times(-1)
-	}
-	p := at.plus(unit.times(4)).plus(side.times(7))
-	anchor := "start"
-	switch {
-	case math.Abs(unit.x) < 0.3:
-		p = at.plus(unit.times(9)).plus(point{4, 3})
-	case unit.x < 0:
-		anchor = "end"
-	}
-	fmt.Fprintf(&s.ports, `<text x="%.1f" y="%.1f" text-anchor="%s" class="port halo">%s</text>`+"\n", p.x, p.y, anchor, escape(e.Port))
+	half := math.Abs(unit.x)*(float64(len(e.Port))*2.8+3) + math.Abs(unit.y)*6
+	p := at.plus(unit.times(half + 3))
+	fmt.Fprintf(&s.ports, `<text x="%.1f" y="%.1f" text-anchor="middle" class="port halo">%s</text>`+"\n", p.x, p.y+3.4, escape(e.Port))
+	return 2*half+6 < long/2
 }
 
 func (s *scene) drawLoop(j joint, at point, title string) {
@@ -426,6 +524,18 @@ func (s *scene) finish() []byte {
 			x, float64(line)*20-11, palette[s.colour[task.Name]].fill, x+19, float64(line)*20, escape(text))
 		x += w
 	}
+	for _, t := range s.job.Topologies {
+		if t.Kind != "hypercube" {
+			continue
+		}
+		for d := range bits.Len(uint(len(t.Members))) - 1 {
+			name := escape(fmt.Sprintf("%sdim%d", t.Prefix, d))
+			fmt.Fprintf(&legend, `<path d="M%.1f %.1fh18" stroke="%s" stroke-width="2.5"/><text x="%.1f" y="%.1f" fill="#333c48">%s</text>`+"\n",
+				x, float64(line)*20-4.5, strands[d%len(strands)], x+23, float64(line)*20, name)
+			x += float64(len(name))*letter + 40
+		}
+	}
+	width = math.Max(width, 2*margin+x)
 	top := head + float64(line)*20
 	title := summary(s.job)
 	name, rest, _ := strings.Cut(title, ": ")
