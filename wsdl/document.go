@@ -15,14 +15,14 @@ type Limits struct {
 	Attributes int // of one element; default 64
 	Name       int // bytes of a name; default 256
 	Tag        int // bytes of one start tag; default 64 KiB
-	Elements   int // in all; default 2,000,000
+	Elements   int // in all; default 600,000
 }
 
 func (l Limits) withDefaults() Limits {
 	for _, f := range []struct {
 		field *int
 		value int
-	}{{&l.Depth, 64}, {&l.Attributes, 64}, {&l.Name, 256}, {&l.Tag, 64 << 10}, {&l.Elements, 2_000_000}} {
+	}{{&l.Depth, 64}, {&l.Attributes, 64}, {&l.Name, 256}, {&l.Tag, 64 << 10}, {&l.Elements, 600_000}} {
 		if *f.field <= 0 {
 			*f.field = f.value
 		}

@@ -3,6 +3,7 @@ package wsdl
 import (
 	"bytes"
 	"encoding/xml"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -53,6 +54,9 @@ const (
 	maxProblems = 100
 )
 
+// errEnough ends the reading of a document with too many problems.
+var errEnough = errors.New("too many problems")
+
 // Lines says on which line a document writes an element or attribute. Its keys
 // are paths as in Problem.Element: job/task[2]/@count. An element that the
 // schema lets repeat has its number among those of its name, from 1, always;
@@ -93,11 +97,11 @@ func Decode(document []byte, root string, into any) (Lines, []*Problem) {
 	c := NewChecker(d, start, root)
 	c.lines = lines
 	err = c.Decode(into)
-	for err == nil {
+	for err == nil && c.err != errEnough {
 		_, err = d.Token() // what follows the root
 	}
 	problems := c.Problems()
-	if err != io.EOF {
+	if err != nil && err != io.EOF {
 		problems = append(problems, problemsOf(err)...)
 	}
 	return lines, problems
@@ -131,7 +135,6 @@ type Checker struct {
 	ready    [2]xml.Token // to hand out, from the last
 	nready   int
 	problems []*Problem
-	dropped  int
 	lines    Lines // filled where it is not nil
 	err      error
 }
@@ -157,17 +160,12 @@ func NewChecker(document *Document, start xml.StartElement, root string) *Checke
 }
 
 // Problems returns what was wrong so far, at most 100 and a last one that says
-// how many there were beyond.
-func (c *Checker) Problems() []*Problem {
-	if c.dropped == 0 {
-		return c.problems
-	}
-	return append(c.problems[:len(c.problems):len(c.problems)], &Problem{Message: fmt.Sprintf("and %d more problems", c.dropped)})
-}
+// that no more was read.
+func (c *Checker) Problems() []*Problem { return c.problems }
 
-// Decode reads the element to its end and decodes it into into, unless that
-// is nil. Its error says only that the document cannot be read any further;
-// what does not fit the schema is in Problems.
+// Decode reads the element to its end, or to its hundredth problem, and decodes
+// it into into, unless that is nil. Its error says only that the document
+// cannot be read any further; what does not fit the schema is in Problems.
 func (c *Checker) Decode(into any) error {
 	var failed error
 	if into != nil {
@@ -176,7 +174,7 @@ func (c *Checker) Decode(into any) error {
 	for c.err == nil {
 		_, _ = c.Token()
 	}
-	if c.err != io.EOF {
+	if c.err != io.EOF && c.err != errEnough {
 		return c.err
 	}
 	if failed != nil && len(c.problems) == 0 {
@@ -189,7 +187,9 @@ func (c *Checker) Decode(into any) error {
 func (c *Checker) Token() (xml.Token, error) {
 	for c.nready == 0 {
 		if c.err == nil {
-			c.err = c.step()
+			if err := c.step(); c.err == nil {
+				c.err = err
+			}
 		}
 		if c.err != nil && c.nready == 0 {
 			return nil, c.err
@@ -253,8 +253,11 @@ func (c *Checker) path(more ...string) string {
 
 // problem records one; what is the sentence's end, without line and path.
 func (c *Checker) problem(path string, line int, found, expected, what string) {
-	if len(c.problems) == maxProblems {
-		c.dropped++
+	if len(c.problems) >= maxProblems {
+		if c.err == nil {
+			c.err = errEnough
+			c.problems = append(c.problems, &Problem{Line: int32(line), Message: fmt.Sprintf("line %d: too many problems; what follows was not read", line)})
+		}
 		return
 	}
 	c.problems = append(c.problems, &Problem{

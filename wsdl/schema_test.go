@@ -3,6 +3,7 @@ package wsdl
 import (
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestDecodeTellsEveryProblemAtOnce(t *testing.T) {
@@ -50,5 +51,48 @@ func TestDecodeTellsEveryProblemAtOnce(t *testing.T) {
 	}
 	if lines["job/task[1]/@source"] != 5 || lines["job/task[1]/argument[2]"] != 7 || lines.Of("job/task[1]/resources/@cores") != 4 {
 		t.Errorf("lines: %v", lines)
+	}
+}
+
+func TestDecodeStopsAfterAHundredProblems(t *testing.T) {
+	document := `<job xmlns="urn:mvm:1" name="x">` + strings.Repeat("\n<tsk/>", 500_000) + "</job>"
+	begin := time.Now()
+	problems := Check([]byte(document), "job")
+	if len(problems) != maxProblems+1 || !strings.Contains(problems[maxProblems].Message, "line 102: too many problems") {
+		t.Errorf("%d problems, the last: %s", len(problems), problems[len(problems)-1].Message)
+	}
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("it took %s", took)
+	}
+}
+
+func TestDecodeHelpsWithTheRoot(t *testing.T) {
+	for document, want := range map[string]string{
+		`<job name="x"><task name="t"/></job>`:                   `line 1: job: the element has no namespace: write <job xmlns="urn:mvm:1" ...>`,
+		`<job xmlns="urn:mvm:2" name="x"><task name="t"/></job>`: `line 1: job: the namespace is "urn:mvm:2": write <job xmlns="urn:mvm:1" ...>`,
+		"\n<jobs xmlns='urn:mvm:1'/>":                            `line 2: jobs: the element here must be "job", not "jobs"`,
+		``:                                                       `line 1: the document ends before its root element does`,
+		"<job xmlns='urn:mvm:1' name='x'>\n<task name='t'></job>":      `line 2: element <task> closed by </job>`,
+		`<job xmlns="urn:mvm:1" name="x"><task name="t"/></job><job/>`: `line 1: a second root element "job": a document has one`,
+		`<job xmlns="urn:mvm:1" name="x" name="y"/>`:                   `line 1: the attribute "name" is given twice`,
+		`<m:job name="x"/>`: `line 1: the prefix of m:job has no namespace declaration`,
+		"<!DOCTYPE job SYSTEM 'file:///etc/passwd'>\n<job/>": `line 1: document type declarations are refused`,
+	} {
+		problems := Check([]byte(document), "job")
+		if len(problems) != 1 || problems[0].Message != want {
+			t.Errorf("%s:\n%swant %s", document, problemText(problems), want)
+		}
+	}
+}
+
+func TestNilElementsAreAbsent(t *testing.T) {
+	var node Register
+	_, problems := Decode([]byte(`<Register xmlns="urn:mvm:1" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"><node><id>i</id><incarnation>j</incarnation><url>u</url><cores> 2
+</cores><memory>5</memory><slots xsi:nil="true"/><freeSlots>0</freeSlots></node></Register>`), "Register", &node)
+	if len(problems) > 0 {
+		t.Fatal(problemText(problems))
+	}
+	if node.Node.Slots != nil || node.Node.FreeSlots == nil || *node.Node.FreeSlots != 0 || node.Node.Cores != 2 {
+		t.Errorf("decoded %+v", node.Node)
 	}
 }

@@ -23,7 +23,7 @@ import (
 // Limits bound what callers may cost. A zero field means its default.
 type Limits struct {
 	Body     int64         // bytes of one request; default 16 MiB
-	Bodies   int64         // bytes of all requests that are being read; default 256 MiB
+	Bodies   int64         // bytes of all requests above 64 KiB that are being read; more wait; default 256 MiB
 	Document wsdl.Limits   // what is in a request
 	Headers  int           // bytes of a request's HTTP headers; default 64 KiB
 	Header   time.Duration // to send the HTTP headers; default 10 s
@@ -73,8 +73,8 @@ type Server struct {
 	router   *mux.Router
 	metrics  *metrics
 	quiet    map[string]bool
-	buffers  sync.Pool    // of *bytes.Buffer
-	reading  atomic.Int64 // bytes of request bodies in memory
+	buffers  sync.Pool // of *bytes.Buffer
+	memory   *memory   // for large request bodies
 	stopping atomic.Bool
 	flights  flights
 }
@@ -90,6 +90,7 @@ func NewServer(config Config) (*Server, error) {
 		config.Registry = prometheus.NewRegistry()
 	}
 	s := &Server{config: config, limits: config.Limits.withDefaults(), services: map[string]*service{}, quiet: map[string]bool{}}
+	s.memory = newMemory(max(s.limits.Bodies, s.limits.Body))
 	for _, operation := range config.Quiet {
 		s.quiet[operation] = true
 	}

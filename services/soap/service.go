@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"mime"
 	"net/http"
 	"strconv"
@@ -160,7 +159,7 @@ func (s *Server) read(w http.ResponseWriter, r *http.Request, x *exchange, v *se
 	body := s.buffer()
 	defer s.recycle(body)
 	held, err := s.readBody(w, r, body)
-	defer s.reading.Add(-held)
+	defer s.memory.give(held)
 	if err != nil {
 		return ctx, nil, version, nil, err
 	}
@@ -184,14 +183,14 @@ func (s *Server) read(w http.ResponseWriter, r *http.Request, x *exchange, v *se
 	checker := wsdl.NewChecker(m.document, m.body, operation.Name)
 	request := operation.NewRequest()
 	err = checker.Decode(request)
-	if err == nil {
+	problems := checker.Problems()
+	if err == nil && len(problems) == 0 {
 		err = m.close()
 	}
-	problems := checker.Problems()
 	if err != nil {
 		// Not readable to its end: that comes on top of what was found before.
 		var f *wsdl.Fault
-		if len(problems) > 0 && errors.As(err, &f) {
+		if errors.As(err, &f) {
 			f.Problem = append(problems, f.Problem...)
 		}
 		return ctx, nil, version, nil, err
@@ -204,30 +203,31 @@ func (s *Server) read(w http.ResponseWriter, r *http.Request, x *exchange, v *se
 
 // readBody reads the whole request into body, within the limits. held is what
 // it took of the memory for requests, to be given back.
-func (s *Server) readBody(w http.ResponseWriter, r *http.Request, body *bytes.Buffer) (held int64, err error) {
+func (s *Server) readBody(w http.ResponseWriter, r *http.Request, body *bytes.Buffer) (held int, err error) {
 	tooLarge := &refusal{http.StatusRequestEntityTooLarge, fmt.Sprintf("the request is larger than %d bytes", s.limits.Body)}
 	if r.ContentLength > s.limits.Body {
 		return 0, tooLarge
 	}
+	late := time.Now().Add(s.limits.Read)
 	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Now().Add(s.limits.Read)) // a recorder in a test has none
-	reader := http.MaxBytesReader(w, r.Body, s.limits.Body)
-	for err == nil {
-		const part = 256 << 10
-		if s.reading.Add(part) > s.limits.Bodies {
-			s.reading.Add(-part)
-			return held, &refusal{http.StatusServiceUnavailable, "too many large requests at once; try again later"}
-		}
-		held += part
-		_, err = io.CopyN(body, reader, part)
+	_ = control.SetReadDeadline(late) // a recorder in a test has none
+	expected := r.ContentLength
+	if expected < 0 {
+		expected = s.limits.Body
 	}
+	if expected > smallBody {
+		if held = s.memory.take(r.Context(), expected, time.Until(late)); held == 0 {
+			return 0, &refusal{http.StatusServiceUnavailable, "too many large requests at once; try again later"}
+		}
+	}
+	_, err = body.ReadFrom(http.MaxBytesReader(w, r.Body, s.limits.Body))
 	var over *http.MaxBytesError
 	switch {
 	case errors.As(err, &over):
 		return held, tooLarge
 	case isTimeout(err):
 		return held, &refusal{http.StatusRequestTimeout, fmt.Sprintf("the request did not arrive within %s", s.limits.Read)}
-	case err != io.EOF:
+	case err != nil:
 		return held, &refusal{http.StatusBadRequest, "the request's body ended too early"}
 	}
 	// A deadline left behind would end a long poll.
