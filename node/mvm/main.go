@@ -50,7 +50,11 @@ func Main(args []string) int {
 		}
 		return 0
 	}
+	// Programs get four descriptors, whatever the node inherited from whoever
+	// started it. Kernels before 5.11 cannot do it at once; the node's own are
+	// marked so anyway.
 	unix.CloseOnExec(ControlFD)
+	_ = unix.CloseRange(ControlFD, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
 	if err := unix.SetNonblock(ControlFD, true); err != nil { // so that Go's poller waits for it
 		return fail(fmt.Errorf("the control socket, descriptor %d: %w", ControlFD, err))
 	}

@@ -1,0 +1,109 @@
+package mvm
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestProgramsSeeOnlyTheirOwn: no descriptor but 0 to 3, and in a namespace no
+// process of others.
+func TestProgramsSeeOnlyTheirOwn(t *testing.T) {
+	levels(t, func(t *testing.T, binary *os.File, cleaning string) {
+		l := launch(t, binary, cleaning, nil)
+		l.run(sh(0, "echo /proc/$$/fd/*; echo /proc/[0-9]*; kill -0 1 && kill -TERM 1; echo $?; cat /proc/$$/limits"), sh(1, "sleep 1000"))
+		l.await(0)
+		lines := strings.Split(l.printed(0, "stdout"), "\n")
+		var fds []string
+		for _, fd := range strings.Fields(lines[0]) {
+			fds = append(fds, fd[strings.LastIndexByte(fd, '/')+1:])
+		}
+		if got := strings.Join(fds, " "); got != "0 1 2 3 4" { // 4 is the look itself
+			t.Errorf("descriptors %s", got)
+		}
+		if !strings.Contains(strings.Join(lines, "\n"), "Max core file size        0                    0 ") {
+			t.Error("core dumps are on")
+		}
+		if processes := len(strings.Fields(lines[1])); cleaning == PIDNamespace && processes > 3 {
+			t.Errorf("it sees %d processes: %s", processes, lines[1])
+		}
+		if _, err := l.call(Request{Inspect: &struct{}{}}); err != nil && cleaning == PIDNamespace {
+			t.Errorf("a program's SIGTERM ended the MVM process: %v", err)
+		}
+		l.terminate()
+	})
+}
+
+// runner is a program that is never the same process for long: each forks the
+// next one, in a session of its own, and ends.
+const runner = `
+#include <unistd.h>
+int main(void) { for (;;) { pid_t p = fork(); if (p > 0) _exit(0); if (p == 0) { setsid(); usleep(50); } } }`
+
+func TestForkChainEnds(t *testing.T) {
+	gcc, err := exec.LookPath("gcc")
+	if err != nil {
+		t.Skip("SKIPPED: gcc is needed to make a program that forks; install it")
+	}
+	dir := t.TempDir()
+	compile := exec.Command(gcc, "-O2", "-o", dir+"/runner-that-forks", "-x", "c", "-")
+	compile.Stdin = strings.NewReader(runner)
+	if out, err := compile.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	levels(t, func(t *testing.T, binary *os.File, cleaning string) {
+		l := launch(t, binary, cleaning, nil)
+		l.run(ProcessSpec{ID: 0, Command: []string{dir + "/runner-that-forks"}}, ProcessSpec{ID: 1, Command: []string{dir + "/runner-that-forks"}})
+		l.await(0)
+		l.await(1)
+		began := time.Now()
+		l.terminate()
+		nothingLeft(t, dir)
+		t.Logf("ended in %v", time.Since(began))
+	})
+}
+
+// TestBadStarts: what a node may get wrong is told in a sentence.
+func TestBadStarts(t *testing.T) {
+	binary := slim(t)
+	for want, config := range map[string]LaunchConfig{
+		"no absolute path": {Binary: binary, Cleaning: Subreaper, Start: Start{WorkDir: "here"}},
+		"cleaning":         {Binary: binary, Cleaning: "thorough", Start: Start{WorkDir: "/tmp"}},
+		"listen":           {Binary: binary, Cleaning: Subreaper, Start: Start{WorkDir: "/tmp", Listen: "256.1.1.1:0"}},
+	} {
+		if _, err := Launch(config); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", want, err)
+		}
+	}
+	if _, err := Executable(nil); err == nil {
+		t.Error("an empty program")
+	}
+	broken, err := Executable([]byte("no program"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer broken.Close()
+	if got := Probe(broken); got != Subreaper {
+		t.Errorf("a broken program probes as %s", got)
+	}
+	if _, err := Launch(LaunchConfig{Binary: broken, Cleaning: Subreaper}); err == nil {
+		t.Error("a broken program starts")
+	}
+	l := launch(t, binary, Subreaper, nil)
+	for _, bad := range []Request{
+		{},
+		{Instantiate: &Instantiate{Processes: []ProcessSpec{{ID: 1, Command: []string{"relative"}}}}},
+	} {
+		var e *Error
+		if _, err := l.call(bad); !errors.As(err, &e) || e.Message == "" {
+			t.Errorf("%+v: %v", bad, err)
+		}
+	}
+	l.terminate()
+	if code := Main([]string{ProcessName}); code == 0 {
+		t.Error("it runs from the command line")
+	}
+}
