@@ -11,12 +11,14 @@ import (
 // still in the ring.
 type outlet struct {
 	taker
+	peer    *peer
 	sent    uint64 // next ring byte to send on this connection
 	most    uint64 // the most that was ever sent on any connection
 	limit   uint64 // the peer has room up to here
 	synced  bool   // the peer said on this connection where it stands
 	ended   bool   // END was sent on this connection
 	refused bool   // the taker is gone
+	armed   bool   // the producer was told that the daemon sleeps
 }
 
 // sync takes the peer's word for where it stands.
@@ -38,28 +40,31 @@ func (o *outlet) sync(f frame) error {
 // inlet is the far end: the daemon receives and gives to the ring.
 type inlet struct {
 	giver
+	peer     *peer
 	received uint64 // ring bytes written; giver.tail is what is published of them
 	acked    uint64 // as last sent
 	limit    uint64 // as last sent
 	due      bool   // an acknowledgement must go out
 	told     uint32 // the taker's state as last sent
 	ended    bool
+	armed    bool // the consumer was told that the daemon sleeps
 }
 
 // room is how far the peer may send.
 func (i *inlet) room() uint64 { return i.giver.head + i.capacity }
 
 // stirred says that the other end of a ring that the daemon does not poll did
-// something that the daemon must see.
+// something that the daemon must see: it answered the announcement of a sleep,
+// or it closed.
 func (c *channel) stirred() bool {
 	h := c.ring.header
-	if c.out != nil && (atomic.LoadUint32(&h.consumerWaits) == awake || atomic.LoadUint32(&h.producerState) != 0) {
-		return !c.out.refused
+	if o := c.out; o != nil && !o.refused {
+		if o.armed && atomic.LoadUint32(&h.consumerWaits) == awake || !o.ended && atomic.LoadUint32(&h.producerState) != 0 {
+			return true
+		}
 	}
-	if c.in != nil {
-		return atomic.LoadUint32(&h.producerWaits) == awake || atomic.LoadUint32(&h.consumerState) != c.in.told
-	}
-	return false
+	i := c.in
+	return i != nil && (i.armed && atomic.LoadUint32(&h.producerWaits) == awake || atomic.LoadUint32(&h.consumerState) != i.told)
 }
 
 // arm announces on the ring that the daemon is about to sleep, where news from
@@ -67,12 +72,16 @@ func (c *channel) stirred() bool {
 // news from the ring does not: the peer's frame will wake the loop.
 func (c *channel) arm() {
 	h := c.ring.header
-	if o := c.out; o != nil && !o.refused && (!o.synced || o.sent < o.limit) {
-		atomic.StoreUint32(&h.consumerWaits, waitsDaemon)
+	if o := c.out; o != nil {
+		if o.armed = !o.refused && (!o.synced || o.sent < o.limit); o.armed {
+			atomic.StoreUint32(&h.consumerWaits, waitsDaemon)
+		}
 	}
 	// A peer that has half the ring ahead of it does not wait for room.
-	if i := c.in; i != nil && i.limit-i.received < i.capacity/2 {
-		atomic.StoreUint32(&h.producerWaits, waitsDaemon)
+	if i := c.in; i != nil {
+		if i.armed = i.limit-i.received < i.capacity/2; i.armed {
+			atomic.StoreUint32(&h.producerWaits, waitsDaemon)
+		}
 	}
 }
 
@@ -91,7 +100,7 @@ func (c *channel) step(vm *VM) bool {
 
 func (c *channel) stepOut(vm *VM) bool {
 	o := c.out
-	p := vm.peers[c.To.Peer]
+	p := o.peer
 	if o.refused || !o.synced || !p.writable() {
 		return false
 	}
@@ -141,7 +150,7 @@ func (c *channel) acknowledge(vm *VM, f frame) error {
 
 func (c *channel) stepIn(vm *VM) bool {
 	i := c.in
-	p := vm.peers[c.From.Peer]
+	p := i.peer
 	if !p.writable() {
 		return false
 	}

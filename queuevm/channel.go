@@ -61,8 +61,9 @@ func (vm *VM) AddChannel(c Channel) error {
 		made.give = newOutside(made)
 		vm.givers[c.From.Outside] = made
 	default:
-		made.in = &inlet{giver: giver{ring: r}, due: true}
-		vm.peer(c.From.Peer).add(made)
+		p := vm.peer(c.From.Peer)
+		made.in = &inlet{giver: giver{ring: r}, peer: p, due: true}
+		p.add(made)
 	}
 	switch {
 	case c.To.local():
@@ -71,8 +72,8 @@ func (vm *VM) AddChannel(c Channel) error {
 		made.take = newOutside(made)
 		vm.takers[c.To.Outside] = made
 	default:
-		made.out = &outlet{taker: taker{ring: r}}
 		p := vm.peer(c.To.Peer)
+		made.out = &outlet{taker: taker{ring: r}, peer: p}
 		p.add(made)
 		if early, ok := p.early[c.ID]; ok { // the peer was quicker
 			delete(p.early, c.ID)

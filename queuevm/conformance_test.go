@@ -44,8 +44,10 @@ func build(dir string) error {
 	built.golang = []string{filepath.Join(dir, "peer-go")}
 	built.python = []string{"python3", "testdata/peer.py"}
 	built.library = filepath.Join(dir, "libmvm.so")
+	// MVM_TEST_CFLAGS puts the C client under a sanitizer: -fsanitize=address,undefined
+	peer := append([]string{"gcc", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-Ic"}, strings.Fields(os.Getenv("MVM_TEST_CFLAGS"))...)
 	for _, line := range [][]string{
-		{"gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-Ic", "testdata/peer.c", "c/mvm.c", "-o", built.c[0], "-lpthread"},
+		append(peer, "testdata/peer.c", "c/mvm.c", "-o", built.c[0], "-lpthread"),
 		{"gcc", "-O2", "-fPIC", "-shared", "-fvisibility=default", "-Ic", "c/mvm.c", "-o", built.library, "-lpthread"},
 		{"go", "build", "-o", built.golang[0], "./testdata/peer"},
 	} {

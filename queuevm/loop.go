@@ -173,7 +173,7 @@ func (vm *VM) carry() bool {
 			worked = true
 		}
 	}
-	for _, p := range vm.peers {
+	for _, p := range vm.links {
 		if p.flush() {
 			worked = true
 		}

@@ -53,6 +53,7 @@ func (vm *VM) peer(id string) *peer {
 	if p == nil {
 		p = &peer{Peer: Peer{ID: id}, vm: vm, fd: -1, early: map[uint32]frame{}, up: make(chan struct{}, 1), cut: make(chan struct{}, 1)}
 		vm.peers[id] = p
+		vm.links = append(vm.links, p)
 	}
 	return p
 }

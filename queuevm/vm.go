@@ -141,6 +141,7 @@ type VM struct {
 	givers    map[string]*channel // outside queues into the job
 	takers    map[string]*channel // outside queues out of the job
 	peers     map[string]*peer
+	links     []*peer // the same, for the loop's rounds
 	tokens    map[string]token
 	sources   map[int32]source
 	turn      int // which hot channel goes first this round
