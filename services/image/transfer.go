@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	stall  = 30 * time.Second // without a byte, then the next base is asked
+	stall  = 15 * time.Second // without a byte, then the next base is asked
 	buffer = 1 << 20          // bytes read at a time
 )
 

@@ -39,10 +39,10 @@ type State interface {
 // Config sets the service up. Only Store is required.
 type Config struct {
 	Store     State
-	Heartbeat time.Duration // how often nodes send one; default 2 s
 	Lease     time.Duration // for how long after it sent a heartbeat a node may keep what the answer named; default 10 s
+	Heartbeat time.Duration // how often nodes send one; default a fifth of Lease
 	// Margin is how much longer than Lease a node must be silent to be lost:
-	// the time it takes to kill what it held, and the clocks' drift. Default 2 s.
+	// the time it takes to kill what it held, and the clocks' drift. Default 3 s.
 	Margin time.Duration
 	// Forget is how long a lost node stays known. Default 24 h.
 	Forget    time.Duration
@@ -68,9 +68,9 @@ func New(c Config) (*Service, error) {
 			*d = otherwise
 		}
 	}
-	defaults(&c.Heartbeat, 2*time.Second)
 	defaults(&c.Lease, 10*time.Second)
-	defaults(&c.Margin, 2*time.Second)
+	defaults(&c.Heartbeat, c.Lease/5)
+	defaults(&c.Margin, 3*time.Second)
 	defaults(&c.Forget, 24*time.Hour)
 	if c.Heartbeat <= 0 || c.Margin < 0 || c.Forget < 0 || c.Lease < 2*c.Heartbeat {
 		return nil, fmt.Errorf("information service: a lease of %v with heartbeats every %v: a node must be able to miss one; make the lease at least twice the heartbeat", c.Lease, c.Heartbeat)

@@ -56,8 +56,8 @@ func startEmbedded(ctx context.Context, dir string, log *zap.Logger) (*embedded,
 	name := url.URL{Scheme: "http", Host: "localhost:0"}
 	c.AdvertisePeerUrls, c.AdvertiseClientUrls = []url.URL{name}, []url.URL{name}
 	c.InitialCluster = c.InitialClusterFromName(c.Name)
-	// A lone member is ready one tick after its start.
-	c.TickMs, c.ElectionMs = 20, 200
+	// A lone member elects itself one to five ticks after its start.
+	c.TickMs, c.ElectionMs = 20, 100
 	c.QuotaBackendBytes = quota
 	c.MaxRequestBytes = maxRequest
 	c.MaxTxnOps = maxOps

@@ -19,9 +19,15 @@ import (
 
 // cluster starts an etcd that listens on a Unix socket, and returns its
 // endpoint.
-func cluster(t *testing.T) (endpoint string, stop func()) {
+func cluster(t *testing.T) (endpoint string) {
 	t.Helper()
-	dir := t.TempDir()
+	endpoint, stop := startCluster(t, t.TempDir())
+	t.Cleanup(stop)
+	return endpoint
+}
+
+func startCluster(t *testing.T, dir string) (endpoint string, stop func()) {
+	t.Helper()
 	c := embed.NewConfig()
 	c.Dir = filepath.Join(dir, "etcd")
 	c.Name = "outside"
@@ -29,22 +35,18 @@ func cluster(t *testing.T) (endpoint string, stop func()) {
 	c.ListenPeerUrls = nil
 	c.ListenClientUrls, c.AdvertiseClientUrls = []url.URL{socket}, []url.URL{socket}
 	c.InitialCluster = c.InitialClusterFromName(c.Name)
-	c.TickMs, c.ElectionMs = 20, 200
-	c.MaxTxnOps = 8192
+	c.TickMs, c.ElectionMs = 20, 100
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
 	e, err := embed.StartEtcd(c)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var once sync.Once
-	stop = func() { once.Do(e.Close) }
-	t.Cleanup(stop)
 	select {
 	case <-e.Server.ReadyNotify():
 	case <-time.After(20 * time.Second):
 		t.Fatal("etcd does not become ready")
 	}
-	return socket.String(), stop
+	return socket.String(), e.Close
 }
 
 // join opens a Store on a cluster.
@@ -102,8 +104,7 @@ func eachKind(t *testing.T, test func(t *testing.T, s *Store)) {
 	})
 	t.Run("external", func(t *testing.T) {
 		t.Parallel()
-		endpoint, _ := cluster(t)
-		test(t, join(t, endpoint))
+		test(t, join(t, cluster(t)))
 	})
 }
 
@@ -320,7 +321,7 @@ func FuzzLiveKey(f *testing.F) {
 
 // What one Store has dropped no Store names, from the moment Commit returned.
 func TestDroppedIsNeverNamed(t *testing.T) {
-	endpoint, _ := cluster(t)
+	endpoint := cluster(t)
 	mine := open(t, t.TempDir())
 	for name, pair := range map[string][2]*Store{
 		"embedded":           {mine, mine},
@@ -404,7 +405,7 @@ func TestCacheTakesAnyOrder(t *testing.T) {
 // Two backends on one cluster: a node may be heard by either.
 func TestTwoStoresOneCluster(t *testing.T) {
 	t.Parallel()
-	endpoint, _ := cluster(t)
+	endpoint := cluster(t)
 	a, b := join(t, endpoint), join(t, endpoint)
 	ctx := t.Context()
 	if err := a.PutNode(ctx, "n", "i1", []byte("v"), nil, time.Minute); err != nil {
@@ -433,8 +434,6 @@ func TestTwoStoresOneCluster(t *testing.T) {
 	until(t, b, "n", "lost", func(r NodeRecord) bool { return lost(r) && r.Incarnation == "i2" })
 }
 
-// A cluster that is away: calls end with their context, and everything goes on
-// once it is back. Here, it never was.
 func TestNoCluster(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
@@ -445,6 +444,53 @@ func TestNoCluster(t *testing.T) {
 	if _, err := Open(t.Context(), Config{}); err == nil {
 		t.Fatal("neither folder nor endpoints were good")
 	}
+}
+
+// While a cluster is away calls fail in time; once it is back everything goes
+// on, the watches too.
+func TestClusterIsAway(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	endpoint, stop := startCluster(t, dir)
+	s, ctx := join(t, endpoint), t.Context()
+	if err := s.PutNode(ctx, "n", "i", nil, nil, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	changes, err := s.Watch(ctx, "w/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	short, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
+	defer cancel()
+	for what, err := range map[string]error{
+		"commit": s.Commit(short, Put("w/a", nil)),
+		"keep":   s.KeepNode(short, "n", "i", nil),
+	} {
+		if err == nil || errors.Is(err, ErrStale) {
+			t.Errorf("%s without the cluster: %v", what, err)
+		}
+	}
+	if live, err := s.LiveOn(short, "n"); err == nil {
+		t.Errorf("live without the cluster: %v", live)
+	}
+	_, stop = startCluster(t, dir)
+	defer stop()
+	if err := s.Commit(ctx, Put("w/b", nil)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.KeepNode(ctx, "n", "i", nil); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case c := <-changes:
+		if c.Key != "w/b" && c.Key != "w/a" { // the failed commit may have happened
+			t.Fatalf("watched %v", c)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("the watch does not go on")
+	}
+	s.Close() // before its cluster
 }
 
 func TestWatch(t *testing.T) {

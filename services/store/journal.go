@@ -96,6 +96,8 @@ func (s *Store) commit(ctx context.Context, ops []Op) (int64, error) {
 			conditions = append(conditions, clientv3.Compare(clientv3.ModRevision(op.key), "=", op.revision))
 		}
 	}
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	answer, err := s.kv.Txn(ctx).If(conditions...).Then(writes...).Commit()
 	if err != nil {
 		return 0, s.wrap("commit to", ops[0].key, err)
@@ -116,6 +118,8 @@ func (s *Store) commit(ctx context.Context, ops []Op) (int64, error) {
 // Get reads one key, linearizably. A missing key is ErrNotFound. The revision
 // is for IfRevision.
 func (s *Store) Get(ctx context.Context, key string) (value []byte, revision int64, err error) {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	answer, err := s.kv.Get(ctx, key)
 	if err != nil {
 		return nil, 0, s.wrap("read", key, err)
@@ -141,7 +145,9 @@ func (s *Store) list(ctx context.Context, prefix string) ([]KV, int64, error) {
 	var at int64                                                            // 0: now
 	from, end := cmp.Or(prefix, "\x00"), clientv3.GetPrefixRangeEnd(prefix) // etcd takes no empty key
 	for {
-		answer, err := s.kv.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(pageSize), clientv3.WithRev(at))
+		page, cancel := bounded(ctx)
+		answer, err := s.kv.Get(page, from, clientv3.WithRange(end), clientv3.WithLimit(pageSize), clientv3.WithRev(at))
+		cancel()
 		if err != nil {
 			return nil, 0, s.wrap("list", prefix, err)
 		}
@@ -175,6 +181,8 @@ func (s *Store) ListPage(ctx context.Context, prefix, after string, limit int, d
 	default:
 		from = after + "\x00"
 	}
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	answer, err := s.kv.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(int64(limit)),
 		clientv3.WithSort(clientv3.SortByKey, order))
 	if err != nil {

@@ -3,6 +3,7 @@ package store
 import (
 	"cmp"
 	"context"
+	"errors"
 	"net/url"
 	"slices"
 	"strconv"
@@ -53,6 +54,9 @@ func attemptOf(kv KV) (Attempt, bool) {
 // commits enter the cache before they return, so the cache answers; an external
 // cluster may have other brokers, so there it is one read.
 func (s *Store) LiveOn(ctx context.Context, node string) ([]Attempt, error) {
+	if err := errors.Join(ctx.Err(), s.life.Err()); err != nil {
+		return nil, s.wrap("list what is live on", node, err)
+	}
 	var live []Attempt
 	if s.embedded != nil {
 		s.grid.mu.Lock()

@@ -64,6 +64,8 @@ func (s *Store) PutNode(ctx context.Context, id, incarnation string, value, load
 	if incarnation == "" {
 		return fmt.Errorf("state store: node %s: its incarnation is empty: %w", id, ErrInvalid)
 	}
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	granted, err := s.lease.Grant(ctx, max(1, int64((ttl+time.Second-1)/time.Second)))
 	if err != nil {
 		return s.wrap("grant a lease to node", id, err)
@@ -73,8 +75,10 @@ func (s *Store) PutNode(ctx context.Context, id, incarnation string, value, load
 		former = granted.ID
 	}
 	if former != clientv3.NoLease {
-		// Best effort: an unused lease runs out by itself.
-		_, _ = s.lease.Revoke(ctx, former)
+		// Best effort, also when ctx has ended: an unused lease runs out by itself.
+		revoking, cancel := context.WithTimeout(s.life, time.Second)
+		defer cancel()
+		_, _ = s.lease.Revoke(revoking, former)
 	}
 	return err
 }
@@ -126,6 +130,8 @@ func (s *Store) putNode(ctx context.Context, id, incarnation string, value, load
 // readNode reads a node's two keys, as of one moment, into a node that is not
 // the cache's.
 func (s *Store) readNode(ctx context.Context, id string) (node, error) {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	answer, err := s.kv.Txn(ctx).Then(clientv3.OpGet(nodePrefix+id), clientv3.OpGet(alivePrefix+id)).Commit()
 	if err != nil {
 		return node{}, s.wrap("read node", id, err)
@@ -146,6 +152,8 @@ func (s *Store) readNode(ctx context.Context, id string) (node, error) {
 // that is not alive under this incarnation is refused with ErrStale, and must be
 // given no answer that keeps anything of its.
 func (s *Store) KeepNode(ctx context.Context, id, incarnation string, load []byte) error {
+	ctx, cancel := bounded(ctx)
+	defer cancel()
 	for try := range retries {
 		n := s.grid.node(id)
 		if try > 0 || n.aliveRevision == 0 || n.alive.Incarnation != incarnation {
@@ -195,7 +203,7 @@ func (s *Store) KeepNode(ctx context.Context, id, incarnation string, load []byt
 // Nodes returns every node that is known, by id. It is answered from the cache:
 // this Store's own writes are in, another's within moments.
 func (s *Store) Nodes(ctx context.Context) ([]NodeRecord, error) {
-	if err := ctx.Err(); err != nil {
+	if err := errors.Join(ctx.Err(), s.life.Err()); err != nil {
 		return nil, s.wrap("list", "nodes", err)
 	}
 	s.grid.mu.Lock()

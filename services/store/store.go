@@ -55,7 +55,8 @@ type Config struct {
 }
 
 // Store is an open state store. All methods may be called concurrently, from
-// any goroutine, and end with an error when their context does.
+// any goroutine, and end with an error when their context does, or when etcd
+// does not answer for 15 s.
 type Store struct {
 	owner    string // this handle, as the alive keys name it
 	clock    func() time.Time
@@ -144,6 +145,14 @@ func (s *Store) Close() {
 			s.embedded.close()
 		}
 	})
+}
+
+// patience bounds every call to etcd, for callers whose context has no deadline:
+// a cluster that is away would otherwise be waited for without end.
+const patience = 15 * time.Second
+
+func bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, patience)
 }
 
 // wrap gives an etcd error the operation and the key it was about.
