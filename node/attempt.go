@@ -91,7 +91,7 @@ func (r *runner) load() *wsdl.Fault {
 	if err := <-fetched; err != nil {
 		return r.fault("fetch its files", err)
 	}
-	answer := &wsdl.AwakenResponse{Address: r.process.Ready().Address, Fingerprint: r.process.Ready().Fingerprint}
+	answer := &wsdl.AwakenResponse{Address: r.node.reachable(r.process.Ready().Address), Fingerprint: r.process.Ready().Fingerprint}
 	builds := make([]*wsdl.BuildStatus, len(r.request.Build))
 	failed := make([]error, len(builds))
 	var all sync.WaitGroup
@@ -347,7 +347,7 @@ func (r *runner) kill() { r.harden.Do(func() { close(r.hard) }) }
 
 // politeness is how long an MVM process that was told to SIGKILL everything
 // may take to say what became of it, before it is killed itself.
-const politeness = time.Second
+const politeness = 3 * time.Second
 
 // stop ends the MVM process. Asked by the broker it first tells it to end its
 // processes, so that their last words are heard; when the lease is over
@@ -395,8 +395,9 @@ func (r *runner) count(p process) {
 	var sum mvm.Traffic
 	for _, c := range reply.Inspect.Channels {
 		if c.To.Peer != "" {
-			sum.Items += int64(c.ItemsOut)
-			sum.Bytes += int64(c.Carried)
+			items, bytes := crossed(c)
+			sum.Items += items
+			sum.Bytes += bytes
 		}
 	}
 	r.mu.Lock()

@@ -161,7 +161,9 @@ func newNode(config Config, p parts) (_ *Node, err error) {
 		url: strings.TrimSuffix(config.URL, "/"), changed: make(chan struct{}),
 	}
 	if n.http == nil {
-		n.http = &http.Client{Transport: http.DefaultTransport.(*http.Transport).Clone()}
+		transport := http.DefaultTransport.(*http.Transport).Clone()
+		transport.Proxy = nil // nodes reach each other directly
+		n.http = &http.Client{Transport: transport}
 	}
 	if n.lock, err = lockFolder(f.lock); err != nil {
 		return nil, err
@@ -255,6 +257,22 @@ func (n *Node) releaseOrphans() error {
 		}
 	}
 	return nil
+}
+
+// reachable is a listening address as other machines reach it: one that listens
+// everywhere is reached at the node's own host.
+func (n *Node) reachable(address string) string {
+	host, port, err := net.SplitHostPort(address)
+	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsUnspecified() {
+		return address
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	base, err := url.Parse(n.url)
+	if err != nil {
+		return address
+	}
+	return net.JoinHostPort(base.Hostname(), port)
 }
 
 // library is the shared client library that Python programs load, "" when

@@ -10,8 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"mvm/node/mvm"
 	"mvm/wsdl"
 )
 
@@ -255,9 +257,32 @@ func TestNothingStartsThatIsNotNamedLive(t *testing.T) {
 	}
 }
 
-func TestALostMVMProcess(t *testing.T) {
+// levels runs a test with each way of cleaning that this machine has.
+func levels(t *testing.T, test func(t *testing.T, p parts)) {
+	for _, cleaning := range []string{mvm.PIDNamespace, mvm.Subreaper} {
+		t.Run(cleaning, func(t *testing.T) {
+			p := quickParts()
+			real := p.launcher
+			p.launcher = func(dir string, log *logrus.Entry) (launcher, error) {
+				l, err := real(dir, log)
+				if err == nil && cleaning == mvm.PIDNamespace && l.Cleaning() != cleaning {
+					t.Skip("this machine makes no PID namespaces for this user: kernel.unprivileged_userns_clone, or run as root")
+				}
+				if err == nil {
+					l.(*starter).cleaning = cleaning
+				}
+				return l, err
+			}
+			test(t, p)
+		})
+	}
+}
+
+func TestALostMVMProcess(t *testing.T) { levels(t, testALostMVMProcess) }
+
+func testALostMVMProcess(t *testing.T, p parts) {
 	g := newGrid(t)
-	m := g.node()
+	m := g.with(t.TempDir(), p, nil)
 	mark := "lost-" + random(6)
 	m.run("j", "echo before; sh -c 'sleep 1000; : "+mark+"' & sh -c 'sleep 1000; : "+mark+"'")
 	eventually(t, "the program runs", func() bool { return len(pids(t, mark)) >= 2 })
@@ -386,9 +411,11 @@ func TestRefusedReportsAreDropped(t *testing.T) {
 	eventually(t, "the spool is empty", m.spool.empty)
 }
 
-func TestARestartSweeps(t *testing.T) {
+func TestARestartSweeps(t *testing.T) { levels(t, testARestartSweeps) }
+
+func testARestartSweeps(t *testing.T, p parts) {
 	g := newGrid(t)
-	m := g.node()
+	m := g.with(t.TempDir(), p, nil)
 	mark := "sweep-" + random(6)
 	m.run("j", "(setsid sh -c 'sleep 1000; : "+mark+"' &) ; chmod 000 .; sh -c 'sleep 1000; : "+mark+"'")
 	eventually(t, "the program runs", func() bool { return len(pids(t, mark)) >= 2 })

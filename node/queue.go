@@ -241,13 +241,20 @@ func channelState(c queuevm.ChannelState) *wsdl.ChannelState {
 		ProducerWaits: &c.GiverWaits, ConsumerWaits: &c.TakerWaits, Closed: &c.GiverClosed,
 	}
 	if c.From.Peer != "" || c.To.Peer != "" {
-		items := c.ItemsOut
-		if c.From.Peer != "" {
-			items = c.ItemsIn
-		}
-		s.ProxyItems, s.ProxyBytes = wsdl.Of(int64(items)), wsdl.Of(int64(c.Carried))
+		items, bytes := crossed(c)
+		s.ProxyItems, s.ProxyBytes = &items, &bytes
 	}
 	return s
+}
+
+// crossed is what a remote channel has carried. Its sending side hears late
+// what was taken: where all that was published is on its way, that is the
+// count.
+func crossed(c queuevm.ChannelState) (items, bytes int64) {
+	if c.From.Peer != "" || c.Carried >= c.BytesIn {
+		return int64(c.ItemsIn), int64(c.Carried)
+	}
+	return int64(c.ItemsOut), int64(c.Carried)
 }
 
 func channelEnd(e queuevm.Endpoint) *wsdl.ChannelEnd {
@@ -321,5 +328,5 @@ func (q *queue) OpenSocketContext(ctx context.Context, request *wsdl.OpenSocket)
 	if reply.Socket == nil {
 		return nil, wsdl.Faultf(wsdl.FaultCodeInternal, "the MVM process of job %q opened no socket", request.Job)
 	}
-	return &wsdl.OpenSocketResponse{Address: reply.Socket.Address, Token: reply.Socket.Token}, nil
+	return &wsdl.OpenSocketResponse{Address: q.node.reachable(reply.Socket.Address), Token: reply.Socket.Token}, nil
 }

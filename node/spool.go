@@ -31,7 +31,7 @@ type spool struct {
 	dir     string
 	deliver func(ctx context.Context, s *spooled) (acknowledged int64, err error)
 	dropped func(s *spooled) // after a report left the spool, however it left
-	pause   time.Duration    // the first between two tries; it doubles up to a hundredfold
+	pause   time.Duration    // the first between two tries; it doubles up to thirtyfold
 	log     *logrus.Entry
 
 	mu      sync.Mutex // guards what follows
@@ -260,7 +260,7 @@ func (s *spool) drain(ctx context.Context, name string, l *lane) {
 					return
 				case <-time.After(pause + rand.N(pause)):
 				}
-				pause = min(2*pause, 100*s.pause)
+				pause = min(2*pause, 30*s.pause)
 				continue
 			}
 		}

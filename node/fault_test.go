@@ -1,0 +1,160 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"mvm/node/mvm"
+	"mvm/wsdl"
+)
+
+// faulty is a launcher whose MVM processes are real and misbehave.
+type faulty struct {
+	launcher
+	refuse error
+	call   func(ctx context.Context, next process, r mvm.Request) (mvm.Reply, error)
+}
+
+type faultyProcess struct {
+	process
+	call func(ctx context.Context, next process, r mvm.Request) (mvm.Reply, error)
+}
+
+func (f *faulty) Launch(ctx context.Context, start mvm.Start) (process, error) {
+	if f.refuse != nil {
+		return nil, f.refuse
+	}
+	p, err := f.launcher.Launch(ctx, start)
+	if err == nil && f.call != nil {
+		p = &faultyProcess{p, f.call}
+	}
+	return p, err
+}
+
+func (p *faultyProcess) Call(ctx context.Context, r mvm.Request) (mvm.Reply, error) {
+	return p.call(ctx, p.process, r)
+}
+
+// faulty starts a node whose MVM processes misbehave.
+func (g *grid) faulty(f *faulty) *member {
+	p := quickParts()
+	real := p.launcher
+	p.launcher = func(dir string, log *logrus.Entry) (_ launcher, err error) {
+		f.launcher, err = real(dir, log)
+		return f, err
+	}
+	return g.with(g.t.TempDir(), p, nil)
+}
+
+func TestAnMVMProcessThatCannotStart(t *testing.T) {
+	g := newGrid(t)
+	f := &faulty{refuse: errors.New("no memory")}
+	m := g.faulty(f)
+	_, err := m.awaken("j", 1, 1, m.source("main", wsdl.LanguageShell, "exit 0"))
+	if code(err) != "internal" || !strings.Contains(err.Error(), "no memory") {
+		t.Errorf("Awaken: %v", err)
+	}
+	m.clean()
+	m.terminate("j", 1, 0)
+}
+
+func TestTerminateBreaksABuildOff(t *testing.T) {
+	g := newGrid(t)
+	building := make(chan struct{}, 2)
+	m := g.faulty(&faulty{call: func(ctx context.Context, next process, r mvm.Request) (mvm.Reply, error) {
+		if r.Build != nil && strings.HasPrefix(r.Build.Source, "slow") {
+			building <- struct{}{}
+			<-ctx.Done()
+			return mvm.Reply{}, ctx.Err()
+		}
+		return next.Call(ctx, r)
+	}})
+	slow := m.source("slow", wsdl.LanguageShell, "exit 0")
+	first, second := make(chan error, 1), make(chan error, 1)
+	go func() { _, err := m.awaken("j", 1, 1, slow); first <- err }()
+	<-building
+	// Another attempt waits for the same build, and takes it over.
+	quick := m.source("quick", wsdl.LanguageShell, "exit 0")
+	go func() { _, err := m.awaken("k", 1, 1, quick); second <- err }()
+	eventually(t, "the second attempt is there", func() bool { return m.started("k") })
+	m.terminate("j", 1, 0)
+	if err := <-first; code(err) != "stale" {
+		t.Errorf("the broken off Awaken: %v", err)
+	}
+	if err := <-second; err != nil {
+		t.Errorf("the other one: %v", err)
+	}
+	m.terminate("k", 1, 0)
+	m.clean()
+}
+
+func TestAnMVMProcessThatHangs(t *testing.T) {
+	g := newGrid(t)
+	m := g.node()
+	mark := "hang-" + random(6)
+	m.run("j", "sh -c 'sleep 1000; : "+mark+"'")
+	eventually(t, "the program runs", func() bool { return len(pids(t, mark)) > 0 })
+	m.mu.Lock()
+	pid := m.runners[key{"j", 1}].process.PID()
+	m.mu.Unlock()
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	m.terminate("j", 1, 200*time.Millisecond)
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("Terminate took %v", took)
+	}
+	m.clean()
+	if left := pids(t, mark); len(left) > 0 {
+		t.Errorf("processes %v are left", left)
+	}
+	eventually(t, "the process is reported", func() bool { s := g.status("j", 0); return s != nil && terminal(s) })
+	if s := g.status("j", 0); *s.State != wsdl.ProcessStateLost || !strings.Contains(s.Message, "the test is over") {
+		t.Errorf("the process is %+v", s)
+	}
+}
+
+func TestGraceIsCutShort(t *testing.T) {
+	g := newGrid(t)
+	m := g.node()
+	m.run("j", "trap '' TERM; echo up; while :; do sleep 0.01; done")
+	eventually(t, "the program is up", func() bool {
+		answer, err := m.queue.ReadStreamContext(context.Background(), &wsdl.ReadStream{Attempt: m.attempt("j", 1), Process: wsdl.Of(int32(0)), Name: "stdout", WaitMillis: 1000})
+		return err == nil && answer.Data != nil
+	})
+	slow := make(chan time.Duration, 1)
+	began := time.Now()
+	go func() { m.terminate("j", 1, time.Minute); slow <- time.Since(began) }()
+	eventually(t, "it is ending", func() bool {
+		answer, err := m.queue.InspectContext(context.Background(), &wsdl.Inspect{Job: "j"})
+		return err == nil && len(answer.Attempt) == 1 && answer.Attempt[0].State == "terminating"
+	})
+	m.terminate("j", 1, 0)
+	if took := <-slow; took > 10*time.Second {
+		t.Errorf("Terminate took %v", took)
+	}
+	m.clean()
+}
+
+// A full disk must not lose a report.
+func TestASpoolWithoutADisk(t *testing.T) {
+	g := newGrid(t)
+	m := g.node()
+	m.spool.mu.Lock()
+	m.spool.dir = "/dev/null/spool"
+	m.spool.mu.Unlock()
+	m.run("j", "exit 5")
+	eventually(t, "the report arrives", func() bool { s := g.status("j", 0); return s != nil && terminal(s) })
+	if s := g.status("j", 0); wsdl.Or(s.ExitCode, 0) != 5 {
+		t.Errorf("the process is %+v", s)
+	}
+	m.terminate("j", 1, 0)
+	eventually(t, "the spool is empty", m.spool.empty)
+}
