@@ -310,6 +310,7 @@ func (h *Handle) receive() {
 		_, left := sweep(markName+"="+h.mark, time.Now().Add(endLimit))
 		err = errors.Join(err, left)
 	}
+	findGroups().remove(groupName(h.mark) + "-")
 	h.mu.Lock()
 	h.failed = err
 	if state != nil {

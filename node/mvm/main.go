@@ -116,7 +116,7 @@ func newProcess(start Start, w *wire, cleaning string) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &process{start: start, namespace: cleaning == PIDNamespace, mark: markName + "=" + os.Getenv(markName),
+	p := &process{start: start, namespace: cleaning == PIDNamespace, mark: os.Getenv(markName),
 		vm: vm, wire: w, programs: map[int]*program{}, builds: make(chan struct{}, concurrentBuilds())}
 	p.idle = sync.NewCond(&p.mu)
 	p.life, p.die = context.WithCancel(context.Background())

@@ -34,7 +34,7 @@ const (
 type process struct {
 	start     Start
 	namespace bool   // this is PID 1 of a PID namespace
-	mark      string // markName=... for everything that is started
+	mark      string // what LaunchConfig.Mark said
 	vm        *queuevm.VM
 	wire      *wire
 	spawner   *spawner
@@ -48,9 +48,10 @@ type process struct {
 	instantiated bool
 	ending       string // why no process may be started any more, "" while they may
 	programs     map[int]*program
-	running      int  // programs that run
-	left         int  // programs that run or are to be started
-	told         bool // the traffic
+	running      int     // programs that run
+	left         int     // programs that run or are to be started
+	told         bool    // the traffic
+	groups       *groups // nil until a program has a limit
 	lastBuild    int
 	idle         *sync.Cond // running fell to 0
 	wall         *time.Timer
@@ -60,6 +61,8 @@ type process struct {
 type program struct {
 	state   ProcessState
 	streams [2]*stream // stdout and stderr
+	group   string     // its control group, if it has one
+	limit   int64      // of that, in MiB
 }
 
 // instantiate makes the channels, connects the peers and starts the programs:
@@ -162,7 +165,7 @@ func (p *process) spawn(s ProcessSpec) error {
 		err = p.spawner.start(s.Command, p.environment(dir, s.Environment, told), dir, files, func(pid, pidfd int) {
 			program.state.PID, program.state.Started = pid, time.Now()
 			if refused = p.vm.Started(s.ID, pidfd); refused == nil {
-				refused = limitMemory(pid, s.MemoryMiB)
+				refused = p.limitMemory(program, s.MemoryMiB)
 			}
 			if refused != nil {
 				unix.Kill(pid, unix.SIGKILL)
@@ -207,28 +210,12 @@ func (p *process) environment(dir string, profile, told []string) []string {
 		set("MVM_LIBRARY=" + p.start.Library)
 	}
 	set(told...)
-	set(p.mark)
+	set(markName + "=" + p.mark)
 	list := make([]string, 0, len(all))
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		list = append(list, name+"="+all[name])
 	}
 	return list
-}
-
-// limitMemory bounds what a program may allocate. RLIMIT_AS would also count
-// what is only reserved, and a Go program reserves far more than it uses, so
-// this is RLIMIT_DATA: private writable memory, each process for itself. It is
-// set a moment after the start; what was allocated until then counts.
-func limitMemory(pid int, mebibytes int64) error {
-	if mebibytes <= 0 {
-		return nil
-	}
-	bytes := uint64(mebibytes) << 20
-	err := unix.Prlimit(pid, unix.RLIMIT_DATA, &unix.Rlimit{Cur: bytes, Max: bytes}, nil)
-	if err != nil && err != unix.ESRCH {
-		return fmt.Errorf("limit its memory to %d MiB: %w", mebibytes, err)
-	}
-	return nil
 }
 
 // ended is called by the reaper when a program is gone.
@@ -245,6 +232,12 @@ func (p *process) ended(program *program, status syscall.WaitStatus, usage *sysc
 		s.Message = "ended by " + s.Signal
 	} else if s.ExitCode != 0 {
 		s.Message = fmt.Sprintf("exit status %d", s.ExitCode)
+	}
+	if program.group != "" {
+		if exceeded(program.group) {
+			s.Message = fmt.Sprintf("memory limit of %d MiB exceeded", program.limit)
+		}
+		_ = os.Remove(program.group) // or the node does, when what the program left is gone too
 	}
 	if p.ending != "" {
 		s.Message = p.ending
@@ -434,7 +427,7 @@ func (p *process) Run(ctx context.Context, s build.Step) (int, error) {
 	output := s.Output.Fd()
 	var err error
 	p.spawner.do(func() {
-		err = p.spawner.start(s.Argv, append(s.Environment, mark, p.mark), s.Dir, []uintptr{p.null.Fd(), output, output},
+		err = p.spawner.start(s.Argv, append(s.Environment, mark, markName+"="+p.mark), s.Dir, []uintptr{p.null.Fd(), output, output},
 			func(pid, _ int) {
 				e.pid = pid
 				if e.failed = build.Limited(pid); e.failed != nil {

@@ -24,7 +24,9 @@ func Sweep(prefix string) (int, error) {
 	if prefix == "" {
 		return 0, fmt.Errorf("sweep: an empty prefix would end every job on this machine")
 	}
-	return sweep(markName+"="+prefix, time.Now().Add(10*time.Second))
+	killed, err := sweep(markName+"="+prefix, time.Now().Add(10*time.Second))
+	findGroups().remove(groupName(prefix))
+	return killed, err
 }
 
 // sweep kills until nothing carries the mark any more.
