@@ -111,10 +111,11 @@ type Service struct {
 
 	ready chan struct{}   // closed when the journal has been read
 	ctx   context.Context // ends with Run; set before ready is closed
-	empty sync.Once       // puts the empty blob
 
 	scheduler *scheduler
 	profiles  *registry
+	pins      *pins
+	kept      *bag // what registered profiles refer to
 
 	mu     sync.Mutex         // guards all below
 	jobs   map[string]*job    // by id
@@ -196,6 +197,8 @@ func New(c Config) (*Service, error) {
 		prune:   make(chan struct{}, 1),
 	}
 	b.Server = b
+	b.pins = &pins{images: c.Blobs, entries: map[string]*pin{}}
+	b.kept = &bag{pins: b.pins}
 	b.scheduler = newScheduler(b)
 	b.profiles = &registry{broker: b, newest: map[registryKey]int32{}, known: map[registryKey]map[int32]*registered{}}
 	return b, nil

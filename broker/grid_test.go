@@ -35,6 +35,7 @@ type grid struct {
 	nodes   map[string]*fakeNode // by base URL
 	running map[string]int       // job -> attempt whose processes run somewhere
 	count   map[string]int       // job -> how many processes run
+	starts  map[string]int       // job -> how many processes ever ran
 	overlap []string             // two attempts at one job at once: never
 	fault   func(node, operation string) error
 	rng     *rand.Rand
@@ -54,7 +55,7 @@ func newGrid(t testing.TB, change func(*Config)) *grid {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &grid{t: t, store: s, images: images, nodes: map[string]*fakeNode{}, running: map[string]int{}, count: map[string]int{}, rng: rand.New(rand.NewPCG(1, 2))}
+	g := &grid{t: t, store: s, images: images, nodes: map[string]*fakeNode{}, running: map[string]int{}, count: map[string]int{}, starts: map[string]int{}, rng: rand.New(rand.NewPCG(1, 2))}
 	g.config = Config{
 		Journal: s, Blobs: images, Caller: g, URL: func() string { return brokerURL },
 		Lease: 2 * time.Second, Grace: 20 * time.Millisecond, Drift: 20 * time.Millisecond, Drop: 300 * time.Millisecond, Flush: 300 * time.Millisecond,
@@ -256,7 +257,9 @@ func (n *fakeNode) die() {
 	}
 }
 
-func stale(format string, args ...any) error { return wsdl.Faultf(wsdl.FaultCodeStale, format, args...) }
+func stale(format string, args ...any) error {
+	return wsdl.Faultf(wsdl.FaultCodeStale, format, args...)
+}
 
 func (n *fakeNode) fence(a *wsdl.Attempt) error {
 	switch {
@@ -363,6 +366,7 @@ func (g *grid) enter(job string, attempt int) {
 	}
 	g.running[job] = attempt
 	g.count[job]++
+	g.starts[job]++
 }
 
 func (g *grid) leave(job string) {

@@ -20,6 +20,7 @@ type job struct {
 	id       string
 	compiled *profile.Job // nil once the job has ended, and when it cannot be compiled any more
 	outside  []outside    // its ends outside
+	blobs    *bag         // what it refers to
 	fixed    status       // what never changes of it: name, token, priority, size, submitted, arguments
 
 	// Only the goroutine that drains the inbox writes life, under mu; it may
@@ -283,6 +284,11 @@ func (b *Service) jobEnded() {
 // forgetJob removes an ended job for good.
 func (b *Service) forgetJob(j *job) error {
 	s := j.status()
+	// What it refers to is in the journal only, since it ended.
+	var full status
+	if err := b.load(b.ctx, statusPrefix+j.id, &full); err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
 	err := b.write(b.ctx, []store.Op{
 		store.Delete(jobsPrefix + j.id), store.Delete(tokenKey(s.Token)),
 		store.Delete(statusPrefix + j.id), store.Delete(resultsPrefix + j.id),
@@ -298,5 +304,8 @@ func (b *Service) forgetJob(j *job) error {
 	}
 	b.ended--
 	b.mu.Unlock()
-	return b.images.Unpin(pinOwner(j.id))
+	if err := j.blobs.add(full.Blobs...); err != nil {
+		return err
+	}
+	return j.blobs.drop()
 }

@@ -38,8 +38,8 @@ type Blobs interface {
 	Put(ctx context.Context, r io.Reader) (digest string, size int64, err error)
 	Open(digest string) (*os.File, int64, error)
 	Has(digest string) bool
-	// Pin keeps digests for as long as owner has them pinned, besides those it
-	// has pinned before.
+	// Pin keeps digests, which must be here, until Unpin, besides those that the
+	// owner has pinned before. It survives a restart.
 	Pin(owner string, digests ...string) error
 	Unpin(owner string) error
 	// Owners are all who have something pinned.
@@ -85,8 +85,6 @@ func profileKey(kind wsdl.ProfileKind, name string, version int) string {
 	return fmt.Sprintf("%s%s/%s/%08d", profilesPrefix, kind, url.PathEscape(name), version)
 }
 
-func pinOwner(job string) string { return "job/" + job }
-
 // spec is a job as it was accepted.
 type spec struct {
 	Job       *wsdl.Job
@@ -124,6 +122,7 @@ type status struct {
 	ProxyBytes int64             `json:",omitempty"`
 	ProxyItems int64             `json:",omitempty"`
 	Arguments  map[string]string `json:",omitempty"`
+	Blobs      []string          `json:",omitempty"` // what the job refers to
 }
 
 // attemptRecord is an attempt before its first Awaken.
@@ -159,9 +158,9 @@ type result struct {
 	Builds    []build `json:",omitempty"`
 }
 
-// pack turns v into a journal value. A big one goes to the image store, pinned
-// by owner.
-func (b *Service) pack(ctx context.Context, owner string, v any) ([]byte, error) {
+// pack turns v into a journal value. A big one goes to the image store, and
+// into the bag.
+func (b *Service) pack(ctx context.Context, to *bag, v any) ([]byte, error) {
 	data, err := json.Marshal(v)
 	if err != nil {
 		return nil, fmt.Errorf("broker: journal: %w", err)
@@ -173,7 +172,7 @@ func (b *Service) pack(ctx context.Context, owner string, v any) ([]byte, error)
 	if err != nil {
 		return nil, fmt.Errorf("broker: journal: %w", err)
 	}
-	if err := b.images.Pin(owner, digest); err != nil {
+	if err := to.add(digest); err != nil {
 		return nil, fmt.Errorf("broker: journal: %w", err)
 	}
 	return []byte("@" + digest), nil
@@ -241,9 +240,8 @@ func (b *Service) persist(ops []store.Op) error {
 // ops turns a commit of a job's life into journal operations.
 func (j *job) ops(c commit) ([]store.Op, error) {
 	b, l := j.broker, &j.life
-	owner := pinOwner(l.Job)
 	put := func(key string, v any) (store.Op, error) {
-		value, err := b.pack(b.ctx, owner, v)
+		value, err := b.pack(b.ctx, j.blobs, v)
 		return store.Put(key, value), err
 	}
 	var ops []store.Op
@@ -292,7 +290,9 @@ func (j *job) ops(c commit) ([]store.Op, error) {
 		}
 	}
 	if c.Outcome || c.Requeue || c.End {
-		if err := add(put(statusPrefix+l.Job, j.record())); err != nil {
+		s := j.record()
+		s.Blobs = j.blobs.list()
+		if err := add(put(statusPrefix+l.Job, s)); err != nil {
 			return nil, err
 		}
 	}

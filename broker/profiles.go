@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -121,21 +120,16 @@ func (b *Service) RegisterProfileContext(ctx context.Context, request *wsdl.Regi
 	}
 	for {
 		newest++
-		owner := fmt.Sprintf("profile/%s/%s/%d", kind, name, newest)
-		digests := digestsIn(content)
 		for digest, data := range blobs {
-			if err := b.putBlob(ctx, digest, data); err != nil {
+			if err := b.put(ctx, b.kept, digest, data); err != nil {
 				return nil, err
 			}
-			digests[digest] = true
 		}
-		if len(digests) > 0 {
-			if err := b.images.Pin(owner, slices.Sorted(maps.Keys(digests))...); err != nil {
-				return nil, err
-			}
+		if err := b.kept.add(digestsIn(content)...); err != nil {
+			return nil, err
 		}
 		p := &registered{Content: data, Registered: b.clock.Now()}
-		value, err := b.pack(ctx, owner, p)
+		value, err := b.pack(ctx, b.kept, p)
 		if err != nil {
 			return nil, err
 		}
@@ -190,11 +184,11 @@ func (b *Service) checkProfile(p *wsdl.Profile, blobs map[string][]byte) error {
 }
 
 // digestsIn are the blobs that a profile refers to by digest.
-func digestsIn(p *wsdl.Profile) map[string]bool {
-	digests := map[string]bool{}
+func digestsIn(p *wsdl.Profile) []string {
+	var digests []string
 	add := func(digest string) {
 		if digest != "" && !strings.Contains(digest, "$") {
-			digests[digest] = true
+			digests = append(digests, digest)
 		}
 	}
 	graph := func(t *wsdl.Topology) {

@@ -40,7 +40,6 @@ func (b *Service) recover(ctx context.Context) error {
 		byJob[id] = append(byJob[id], kv)
 	}
 	live := map[store.Attempt]bool{}
-	owners := map[string]bool{}
 	var unended []*job
 	for _, kv := range all {
 		id := strings.TrimPrefix(kv.Key, statusPrefix)
@@ -51,7 +50,6 @@ func (b *Service) recover(ctx context.Context) error {
 		if n, ok := parseID(id); ok {
 			b.last = max(b.last, n)
 		}
-		owners[pinOwner(id)] = true
 		b.tokens[j.fixed.Token] = known(id)
 		b.add(j)
 		if final(j.shown.Phase) {
@@ -62,7 +60,7 @@ func (b *Service) recover(ctx context.Context) error {
 			live[store.Attempt{Job: id, Number: j.life.Attempt, Node: m.Node, Incarnation: m.Incarnation}] = true
 		}
 	}
-	if err := b.sweep(ctx, live, owners); err != nil {
+	if err := b.sweep(ctx, live); err != nil {
 		return err
 	}
 	for _, j := range unended {
@@ -89,7 +87,7 @@ func known(id string) *accept {
 
 // sweep removes what a crash between two transactions has left: attempts that
 // are named live and are none, and pins of jobs that were never accepted.
-func (b *Service) sweep(ctx context.Context, live map[store.Attempt]bool, owners map[string]bool) error {
+func (b *Service) sweep(ctx context.Context, live map[store.Attempt]bool) error {
 	var ops []store.Op
 	for id := range b.scheduler.known {
 		attempts, err := b.journal.LiveOn(ctx, id)
@@ -107,14 +105,20 @@ func (b *Service) sweep(ctx context.Context, live map[store.Attempt]bool, owners
 			return err
 		}
 	}
-	for _, owner := range b.images.Owners() {
-		if strings.HasPrefix(owner, pinOwner("")) && !owners[owner] {
-			if err := b.images.Unpin(owner); err != nil {
-				return err
-			}
+	return b.pins.sweep()
+}
+
+// again holds what the journal says is referred to. What is not here any more
+// is told when it is needed.
+func (b *Service) again(to *bag, value []byte, digests ...string) {
+	if digest, ok := strings.CutPrefix(string(value), "@"); ok {
+		digests = append(digests, digest)
+	}
+	for _, digest := range digests {
+		if err := to.add(digest); err != nil {
+			b.log.WithError(err).WithField("blob", digest).Warn("a blob that the journal refers to cannot be kept")
 		}
 	}
-	return nil
 }
 
 // adopt makes a job known that the journal has and this broker does not.
@@ -148,6 +152,8 @@ func (b *Service) restore(ctx context.Context, id string, value []byte, attempts
 	if final(s.Phase) {
 		j := b.newJob(id, nil, fixed)
 		j.life.Phase, j.life.Attempt = s.Phase, s.Attempt
+		b.again(j.blobs, value, s.Blobs...)
+		s.Blobs = nil
 		j.shown = s
 		return j, nil
 	}
@@ -159,6 +165,7 @@ func (b *Service) restore(ctx context.Context, id string, value []byte, attempts
 		b.log.WithError(err).WithField("job", id).Error("a job's profile cannot be read any more")
 	}
 	j := b.newJob(id, compiled, fixed)
+	b.again(j.blobs, value, s.Blobs...)
 	l := &j.life
 	l.Phase, l.Reason = wsdl.JobStatePending, s.Reason
 	l.Started, l.Attempt, l.Failures = s.Started, s.Attempt, s.Failures
@@ -181,6 +188,7 @@ func (b *Service) restoreAttempt(j *job, s status, records []store.KV) error {
 		if number < s.Attempt || number == s.Attempt && s.Gone {
 			continue // of an attempt that is over: the end of its removal was cut off
 		}
+		b.again(j.blobs, kv.Value)
 		switch {
 		case rest == "attempt":
 			var record attemptRecord
@@ -214,6 +222,11 @@ func (b *Service) restoreAttempt(j *job, s status, records []store.KV) error {
 			r := memberReport{Member: i}
 			if err := b.unpack(kv.Value, &r.Report); err != nil {
 				return err
+			}
+			for _, p := range r.Report.Processes {
+				for _, f := range p.Files {
+					b.again(j.blobs, nil, f.Digest)
+				}
 			}
 			reports = append(reports, r)
 		}
@@ -311,6 +324,7 @@ func (b *Service) recoverProfiles(ctx context.Context) error {
 		if err := b.profiles.put(wsdl.ProfileKind(parts[0]), name, int32(version), p); err != nil {
 			return err
 		}
+		b.again(b.kept, kv.Value, digestsIn(p.profile)...)
 	}
 	return nil
 }

@@ -73,7 +73,6 @@ func (b *Service) ReportContext(ctx context.Context, request *wsdl.Report) (*wsd
 // take checks a report and brings its files into the image store.
 func (b *Service) take(ctx context.Context, j *job, request *wsdl.Report, mine []int) (report, error) {
 	r := report{Sequence: request.Sequence, Failure: clip(request.Failure, maxMessage), ProxyBytes: request.ProxyBytes, ProxyItems: request.ProxyItems}
-	var digests []string
 	for _, s := range request.Process {
 		if s == nil || s.Id == nil || s.State == nil {
 			return r, wsdl.Faultf(wsdl.FaultCodeInvalidRequest, "a reported process has an id and a state")
@@ -92,43 +91,42 @@ func (b *Service) take(ctx context.Context, j *job, request *wsdl.Report, mine [
 			if f == nil {
 				continue
 			}
-			kept, err := b.takeFile(ctx, f)
+			kept, err := b.takeFile(ctx, j.blobs, f)
 			if err != nil {
 				return r, err
 			}
 			p.Files = append(p.Files, kept)
-			digests = append(digests, kept.Digest)
 			if f.Name == "stderr" && p.failed() {
 				p.Tail = b.tail(kept)
 			}
 		}
 		r.Processes = append(r.Processes, p)
 	}
-	if len(digests) > 0 {
-		if err := b.images.Pin(pinOwner(j.id), digests...); err != nil {
-			if f := faultOf(err); f != nil {
-				return r, f
-			}
-			return r, wsdl.NewFault(wsdl.FaultCodeUnavailable, "the files of a report could not be kept: "+err.Error(), "report again")
-		}
-	}
 	return r, nil
 }
 
-// takeFile makes sure that a result is in the image store.
-func (b *Service) takeFile(ctx context.Context, f *wsdl.File) (file, error) {
+// takeFile makes sure that a result is in the image store, and stays.
+func (b *Service) takeFile(ctx context.Context, to *bag, f *wsdl.File) (file, error) {
 	kept := file{Name: f.Name, Digest: f.Digest, Size: wsdl.Or(f.Size, 0), Dropped: f.Dropped}
-	if f.Data != nil {
+	var err error
+	switch {
+	case f.Data != nil:
 		kept.Size = int64(len(*f.Data))
-		return kept, b.putBlob(ctx, f.Digest, *f.Data)
+		err = b.put(ctx, to, f.Digest, *f.Data)
+	case kept.Size == 0:
+		err = b.put(ctx, to, f.Digest, nil)
+	default:
+		err = to.add(f.Digest)
 	}
-	if kept.Size == 0 {
-		return kept, b.putBlob(ctx, f.Digest, nil)
-	}
-	if !b.images.Has(f.Digest) {
+	switch {
+	case err == nil:
+		return kept, nil
+	case wsdl.CodeOf(err) == wsdl.FaultCodeNotFound:
 		return kept, wsdl.NewFault(wsdl.FaultCodeUnavailable, fmt.Sprintf("the blob %s of file %q is not here", f.Digest, f.Name), "push it to the image service first, then report again")
+	case faultOf(err) != nil:
+		return kept, faultOf(err)
 	}
-	return kept, nil
+	return kept, wsdl.NewFault(wsdl.FaultCodeUnavailable, fmt.Sprintf("file %q could not be kept: %v", f.Name, err), "report again")
 }
 
 const (

@@ -68,14 +68,14 @@ func (b *Service) accept(ctx context.Context, request *wsdl.SubmitJob) (string, 
 	for range 100 {
 		now := b.clock.Now()
 		id := b.newID(now)
-		owner := pinOwner(id)
-		if err := b.keep(ctx, owner, r); err != nil {
-			return "", err
-		}
 		j := b.newJob(id, r.compiled, status{
 			Name: r.compiled.Name, Token: request.Token, Priority: r.compiled.Priority, Size: len(r.compiled.Processes),
 			Submitted: now, Arguments: r.arguments,
 		})
+		if err := b.keep(ctx, j.blobs, r); err != nil {
+			_ = j.blobs.drop() // at the latest, the next start does
+			return "", err
+		}
 		err := b.journalJob(ctx, j, &spec{Job: r.job, Arguments: r.arguments, Profiles: r.pinned, Owner: wsdl.PrincipalOf(ctx).Name})
 		if err == nil {
 			b.add(j)
@@ -90,7 +90,7 @@ func (b *Service) accept(ctx context.Context, request *wsdl.SubmitJob) (string, 
 			b.scheduler.add(j)
 			return id, nil
 		case errors.Is(got, store.ErrNotFound) || got == nil:
-			if err := b.images.Unpin(owner); err != nil {
+			if err := j.blobs.drop(); err != nil {
 				b.log.WithError(err).WithField("job", id).Warn("blobs of a job that was not accepted stay pinned until the next start")
 			}
 		}
@@ -108,11 +108,13 @@ func (b *Service) accept(ctx context.Context, request *wsdl.SubmitJob) (string, 
 
 // journalJob makes an accepted job durable, in one transaction.
 func (b *Service) journalJob(ctx context.Context, j *job, s *spec) error {
-	what, err := b.pack(ctx, pinOwner(j.id), s)
+	what, err := b.pack(ctx, j.blobs, s)
 	if err != nil {
 		return err
 	}
-	stands, err := b.pack(ctx, pinOwner(j.id), j.record())
+	now := j.record()
+	now.Blobs = j.blobs.list()
+	stands, err := b.pack(ctx, j.blobs, now)
 	if err != nil {
 		return err
 	}
@@ -124,7 +126,7 @@ func (b *Service) journalJob(ctx context.Context, j *job, s *spec) error {
 
 // newJob is a job that waits for room.
 func (b *Service) newJob(id string, compiled *profile.Job, fixed status) *job {
-	j := &job{broker: b, id: id, compiled: compiled, fixed: fixed, changed: make(chan struct{})}
+	j := &job{broker: b, id: id, compiled: compiled, fixed: fixed, changed: make(chan struct{}), blobs: &bag{pins: b.pins}}
 	j.life = life{Job: id, Rules: b.rules, Phase: wsdl.JobStatePending, Gone: true}
 	if compiled != nil {
 		j.outside = outsideOf(compiled)
@@ -214,25 +216,21 @@ func (b *Service) reader(inline map[string][]byte) func(reference string) ([]byt
 	}
 }
 
-// keep stores what came inline and pins everything the job needs.
-func (b *Service) keep(ctx context.Context, owner string, r *resolved) error {
-	digests := digestsOf(r.compiled)
+// keep stores what came inline and holds everything the job needs.
+func (b *Service) keep(ctx context.Context, to *bag, r *resolved) error {
 	for digest, data := range r.blobs {
-		if err := b.putBlob(ctx, digest, data); err != nil {
+		if err := b.put(ctx, to, digest, data); err != nil {
 			return err
 		}
-		digests[digest] = true
 	}
-	if len(digests) == 0 {
+	err := to.add(slices.Sorted(maps.Keys(digestsOf(r.compiled)))...)
+	switch {
+	case err == nil:
 		return nil
+	case faultOf(err) != nil:
+		return faultOf(err)
 	}
-	if err := b.images.Pin(owner, slices.Sorted(maps.Keys(digests))...); err != nil {
-		if f := faultOf(err); f != nil {
-			return f
-		}
-		return wsdl.NewFault(wsdl.FaultCodeUnavailable, "the job's files could not be kept: "+err.Error(), "send it again with the same token")
-	}
-	return nil
+	return wsdl.NewFault(wsdl.FaultCodeUnavailable, "the job's files could not be kept: "+err.Error(), "send it again with the same token")
 }
 
 // putBlob stores bytes unless they are here already.

@@ -1,0 +1,149 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"mvm/services/store"
+	"mvm/wsdl"
+)
+
+// breaking is a journal that crashes the broker at its n-th commit: before
+// anything is written, or after it is written and before anybody knows.
+type breaking struct {
+	*store.Store
+	crash func()
+
+	mu      sync.Mutex // guards all below
+	commits int
+	at      int // 0 = never
+	after   bool
+}
+
+func (j *breaking) Commit(ctx context.Context, ops ...store.Op) error {
+	j.mu.Lock()
+	j.commits++
+	now, after := j.at != 0 && j.commits == j.at, j.after
+	j.mu.Unlock()
+	if now && !after {
+		j.crash()
+		return errCrash
+	}
+	err := j.Store.Commit(ctx, ops...)
+	if now {
+		j.crash()
+		return errCrash
+	}
+	return err
+}
+
+// TestCrashAtEveryCommit stops the broker at each commit to its journal, before
+// and after it, starts it again over the same store, and finds that every
+// accepted job ends exactly once, as it would have without.
+func TestCrashAtEveryCommit(t *testing.T) {
+	kinds := map[string]struct {
+		profile func() *wsdl.Job
+		want    wsdl.JobState
+	}{
+		"success": {func() *wsdl.Job { return profileOf("trial", task("a", 2, "sleep=5ms"), task("b", 2)) }, wsdl.JobStateSucceeded},
+		"failure": {func() *wsdl.Job { return profileOf("trial", task("a", 3, "hang"), task("b", 1, "exit=2")) }, wsdl.JobStateFailed},
+		"retry": {func() *wsdl.Job {
+			j := profileOf("trial", task("a", 3), task("b", 1, "once"))
+			j.Policy = &wsdl.JobPolicy{Retries: wsdl.Of(wsdl.Number("1"))}
+			return j
+		}, wsdl.JobStateSucceeded},
+		"cancel": {func() *wsdl.Job { return profileOf("trial", task("a", 4, "hang")) }, wsdl.JobStateCancelled},
+	}
+	for name, kind := range kinds {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g := newGrid(t, nil)
+			j := &breaking{Store: g.store, crash: g.crash}
+			g.config.Journal = j
+			g.node("n1", 2)
+			g.node("n2", 2)
+			for n, past := 1, false; !past; n++ {
+				for _, after := range []bool{false, true} {
+					j.mu.Lock()
+					j.commits, j.at, j.after = 0, n, after
+					j.mu.Unlock()
+					token := fmt.Sprintf("%s-%d-%v", name, n, after)
+					crashed := g.live(token, kind.profile(), kind.want, name == "cancel")
+					past = past || !crashed
+				}
+				if past && n < 5 {
+					t.Errorf("the broker could be crashed at %d commits only", n-1)
+				}
+			}
+			g.settled()
+		})
+	}
+}
+
+// live takes one job to its end, starting the broker again whenever it has
+// crashed, and says whether it had.
+func (g *grid) live(token string, profile *wsdl.Job, want wsdl.JobState, cancel bool) (crashed bool) {
+	g.t.Helper()
+	ctx, stop := context.WithTimeout(context.Background(), 30*time.Second)
+	defer stop()
+	var id string
+	for {
+		g.mu.Lock()
+		b := g.broker
+		g.mu.Unlock()
+		if b == nil {
+			crashed = crashed || id != "" || g.stopped != nil
+			g.stop()
+			b = g.start()
+		}
+		if ctx.Err() != nil {
+			g.t.Fatalf("%s: job %q has not ended", token, id)
+		}
+		if id == "" {
+			copied := *profile
+			answer, err := b.SubmitJobContext(ctx, &wsdl.SubmitJob{Token: token, Job: &copied})
+			if err != nil {
+				if c := wsdl.CodeOf(err); c != wsdl.FaultCodeUnavailable {
+					g.t.Fatalf("%s: %v", token, err)
+				}
+				time.Sleep(time.Millisecond)
+				continue
+			}
+			id = answer.Id
+		}
+		if cancel {
+			s, err := b.GetJobContext(ctx, &wsdl.GetJob{Id: id})
+			if err == nil && *s.Job.State == wsdl.JobStateRunning || crashed {
+				_, _ = b.CancelJobContext(ctx, &wsdl.CancelJob{Id: id}) // it is tried again
+			}
+		}
+		s, err := b.WaitJobContext(ctx, &wsdl.WaitJob{Id: id, TimeoutMillis: 20})
+		if err != nil {
+			if c := wsdl.CodeOf(err); c != wsdl.FaultCodeUnavailable {
+				g.t.Fatalf("%s: job %s: %v", token, id, err)
+			}
+			time.Sleep(time.Millisecond)
+			continue
+		}
+		if !final(*s.Job.State) {
+			continue
+		}
+		if *s.Job.State != want {
+			g.t.Fatalf("%s: job %s is %s, expected %s: %s", token, id, *s.Job.State, want, s.Job.Reason)
+		}
+		g.mu.Lock()
+		starts := g.starts[id]
+		g.mu.Unlock()
+		if ran := len(s.Job.Process); profile.Policy == nil && starts != ran && !cancel {
+			g.t.Errorf("%s: job %s has %d processes, and %d were started", token, id, ran, starts)
+		}
+		answer, err := b.SubmitJobContext(ctx, &wsdl.SubmitJob{Token: token, Job: profile})
+		if err == nil && answer.Id != id {
+			g.t.Fatalf("%s: the token got %s, and then %s", token, id, answer.Id)
+		}
+		return crashed
+	}
+}
