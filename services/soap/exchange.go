@@ -23,6 +23,7 @@ type exchange struct {
 	service   string // "" outside services
 	operation string // of the service, or method and route
 	code      string // of the fault, or "ok"; "" leaves it to the status
+	message   string // of the fault
 	started   time.Time
 	in        countingBody
 	out       *countingWriter
@@ -42,6 +43,10 @@ func (s *Server) beginExchange(w http.ResponseWriter, r *http.Request) (*exchang
 	x.out = &countingWriter{ResponseWriter: w, control: http.NewResponseController(w), patience: s.limits.Write}
 	x.request = r.WithContext(WithRequestID(context.WithValue(r.Context(), exchangeKey{}, x), x.id))
 	x.in.ReadCloser = r.Body
+	if r.ContentLength != 0 {
+		// Also where nobody reads it: net/http does, after the answer.
+		_ = x.out.control.SetReadDeadline(x.started.Add(s.limits.Read)) // a recorder in a test has none
+	}
 	x.request.Body = &x.in
 	s.metrics.flight.Inc()
 	return x, x.out, x.request
@@ -81,10 +86,14 @@ func (x *exchange) end() {
 		level = logrus.DebugLevel
 	}
 	if s.config.Log.IsLevelEnabled(level) {
-		s.config.Log.WithFields(logrus.Fields{
+		fields := logrus.Fields{
 			"request": x.id, "remote": x.request.RemoteAddr, "service": x.service, "operation": x.operation,
 			"status": status, "code": code, "in": x.in.n, "out": x.out.n, "micros": took.Microseconds(),
-		}).Log(level, "request")
+		}
+		if x.message != "" {
+			fields["fault"] = x.message
+		}
+		s.config.Log.WithFields(fields).Log(level, "request")
 	}
 	if p == http.ErrAbortHandler {
 		panic(p)

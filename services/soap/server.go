@@ -203,7 +203,7 @@ func (s *Server) route(next http.Handler) http.Handler {
 			ctx, err := s.config.Guard.Guard(r.Context(), r, x.operation)
 			if err != nil {
 				f := failureOf(r.Context(), err)
-				x.code = string(*f.fault.Code)
+				x.code, x.message = string(*f.fault.Code), f.fault.Message
 				refuse(w, plainStatus(*f.fault.Code), "%s", f.fault.Error())
 				return
 			}

@@ -186,7 +186,11 @@ func TestServerBoundsSlowSenders(t *testing.T) {
 	if got := v.post(t, "bootstrap", "text/xml", large); got.status != 200 || len(v.memory.parts) != 0 {
 		t.Errorf("afterwards: %+v; %d parts of memory taken", got, len(v.memory.parts))
 	}
-	conn := open("POST /services/bootstrap HTTP/1.1\r\nHost: x\r\nX-A:")
+	conn := open("GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+	if data, err := io.ReadAll(conn); err != nil || !strings.Contains(string(data), "200 OK") {
+		t.Errorf("a body that nobody wants and nobody sends: %q, %v", data, err)
+	}
+	conn = open("POST /services/bootstrap HTTP/1.1\r\nHost: x\r\nX-A:")
 	if data, err := io.ReadAll(conn); err != nil || strings.Contains(string(data), "200 OK") {
 		t.Errorf("slow headers: %q, %v", data, err)
 	}
@@ -337,7 +341,7 @@ func TestMetricsAndLog(t *testing.T) {
 		}
 	}
 	log := v.log.String()
-	for _, want := range []string{`"code":"invalidRequest"`, `"micros":`, `"remote":"127.0.0.1:`, `"panic":"oops"`, "server_test.go", `"operation":"GET /extra/{name}"`} {
+	for _, want := range []string{`"code":"invalidRequest"`, `"fault":"the bootstrap service has no operation`, `"micros":`, `"remote":"127.0.0.1:`, `"panic":"oops"`, "server_test.go", `"operation":"GET /extra/{name}"`} {
 		if !strings.Contains(log, want) {
 			t.Errorf("no %s in the log:\n%s", want, log)
 		}

@@ -73,9 +73,7 @@ func (s *Server) call(w http.ResponseWriter, r *http.Request, x *exchange, v *se
 	version, response, err := s.perform(w, r, x, v)
 	var refused *refusal
 	if errors.As(err, &refused) {
-		if refused.status != http.StatusUnsupportedMediaType {
-			w.Header().Set("Connection", "close") // the rest of the body is not wanted
-		}
+		w.Header().Set("Connection", "close") // the rest of the body is not wanted
 		refuse(w, refused.status, "%s", refused.why)
 		return
 	}
@@ -89,7 +87,7 @@ func (s *Server) call(w http.ResponseWriter, r *http.Request, x *exchange, v *se
 		if f.fault.RequestId == "" {
 			f.fault.RequestId = x.id
 		}
-		x.code = string(*f.fault.Code)
+		x.code, x.message = string(*f.fault.Code), f.fault.Message
 		answer.Reset()
 		if status, err = f.write(answer, version); err != nil {
 			refuse(w, http.StatusInternalServerError, "the fault cannot be written: %s", err)
@@ -208,9 +206,7 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request, body *bytes.Bu
 	if r.ContentLength > s.limits.Body {
 		return 0, tooLarge
 	}
-	late := time.Now().Add(s.limits.Read)
-	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(late) // a recorder in a test has none
+	late := exchangeOf(r.Context()).started.Add(s.limits.Read)
 	expected := r.ContentLength
 	if expected < 0 {
 		expected = s.limits.Body
@@ -231,7 +227,7 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request, body *bytes.Bu
 		return held, &refusal{http.StatusBadRequest, "the request's body ended too early"}
 	}
 	// A deadline left behind would end a long poll.
-	_ = control.SetReadDeadline(time.Time{})
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	return held, nil
 }
 
