@@ -174,8 +174,8 @@ type path struct {
 func paths() []path {
 	return []path{
 		{"local", func(t testing.TB) (*VM, *VM) { vm := start(t, Config{}); return vm, vm }},
-		{"plain", func(t testing.TB) (*VM, *VM) { return pair(t, Config{Plain: true}) }},
-		{"tls", func(t testing.TB) (*VM, *VM) { return pair(t, Config{}) }},
+		{"plain", func(t testing.TB) (*VM, *VM) { return pair(t, Config{Plain: true, Cores: 1}) }},
+		{"tls", func(t testing.TB) (*VM, *VM) { return pair(t, Config{Cores: 1}) }},
 	}
 }
 

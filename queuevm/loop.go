@@ -115,7 +115,7 @@ func (vm *VM) loop(ctx context.Context) {
 			continue
 		}
 		idle++
-		spins := vm.spin()
+		spins := vm.spins() / 10
 		if idle <= spins {
 			continue
 		}

@@ -3,7 +3,6 @@ package queuevm
 import (
 	"fmt"
 	"os"
-	"runtime"
 	"sort"
 	"strconv"
 	"strings"
@@ -81,19 +80,20 @@ func (vm *VM) Child(id int) (*os.File, []string, error) {
 		"MVM_TASK=" + p.Task,
 		"MVM_INDEX=" + strconv.Itoa(p.Index),
 		"MVM_COUNT=" + strconv.Itoa(p.Count),
-		"MVM_SPIN=" + strconv.Itoa(vm.spin()),
+		"MVM_SPIN=" + strconv.Itoa(vm.spins()),
 	}
 	return os.NewFile(uintptr(pair[1]), "mvm-control"), env, nil
 }
 
-// spin is how often anyone here looks again before it yields: only where every
-// process, and the loop when there is a proxy, can have a core of its own.
-func (vm *VM) spin() int {
+// spins is how often a process looks again before it yields; the loop, whose
+// look is a system call, a tenth of it. None unless every process, and the loop
+// when there is a proxy, can have a core of its own.
+func (vm *VM) spins() int {
 	busy := len(vm.processes)
 	if vm.listener != nil {
 		busy++
 	}
-	if busy > runtime.NumCPU() {
+	if busy > vm.config.Cores {
 		return 0
 	}
 	return 200

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"sync"
 	"time"
 
@@ -48,6 +49,10 @@ type Config struct {
 	// Redial is how long a cut link may stay down before the peer is reported
 	// lost. Zero means 10 s.
 	Redial time.Duration
+	// Cores is how many cores this VM and its processes may count on to
+	// themselves: only when each can have one do they spin before they yield.
+	// Zero means all of the machine's; a node that shares it says less.
+	Cores int
 	// MaxItem bounds, in bytes, one item that leaves through an outside end or
 	// comes in through a plain socket. Zero means 1 GiB.
 	MaxItem int
@@ -155,6 +160,9 @@ type VM struct {
 func New(config Config) (*VM, error) {
 	if config.Redial <= 0 {
 		config.Redial = 10 * time.Second
+	}
+	if config.Cores <= 0 {
+		config.Cores = runtime.NumCPU()
 	}
 	if config.MaxItem <= 0 {
 		config.MaxItem = 1 << 30
