@@ -170,6 +170,9 @@ func (o *nodeOptions) run(cmd *cobra.Command) error {
 			stop()
 		}()
 	}
+	if o.slots < 0 {
+		return client.Usage(fmt.Errorf("--slots %d: write how many processes run at once", o.slots))
+	}
 	roles, err := o.chosenRoles()
 	if err != nil {
 		return err
@@ -190,8 +193,11 @@ func (o *nodeOptions) run(cmd *cobra.Command) error {
 		return err
 	}
 	defer listener.Close()
-	s := &server{options: o, roles: roles, dir: dir, url: url, log: log, caller: &watcher{
-		Caller: soap.NewClient(soap.ClientConfig{}), bootstrap: strings.TrimSuffix(o.join, "/") + "/services/bootstrap"}}
+	caller := &watcher{Caller: soap.NewClient(soap.ClientConfig{})}
+	if o.join != "" {
+		caller.bootstrap = strings.TrimSuffix(o.join, "/") + "/services/bootstrap"
+	}
+	s := &server{options: o, roles: roles, dir: dir, url: url, log: log, caller: caller}
 	return s.run(ctx, listener, func() { fmt.Fprintln(cmd.OutOrStdout(), url) })
 }
 
@@ -436,8 +442,8 @@ func (s *server) face() (*soap.Server, error) {
 		Node:        s.node.ID(),
 		Base:        func() string { return s.url },
 		Broker:      s.brokerURL,
-		BrokerNode:  s.brokerNode,
-		Image:       s.imageURL,
+		BrokerNode:  func() string { return s.front().node },
+		Image:       func() string { return s.front().image },
 		Information: s.informationURL,
 		Services:    func() []*wsdl.Service { return published },
 		Reach:       reach,
@@ -471,35 +477,40 @@ func (s *server) face() (*soap.Server, error) {
 	return face, nil
 }
 
-// Where the services of this node's grid are: here, or where the grid that was
-// joined said. "" until that is known.
-
-func (s *server) brokerURL() string {
-	if s.has(wsdl.RoleFrontend) {
-		return s.url + "/services/broker"
+// front is where the broker is, with its blobs beside it: here, or on the node
+// of the grid that has the role; zero until that is known.
+func (s *server) front() (f place) {
+	switch {
+	case s.has(wsdl.RoleFrontend):
+		return place{node: s.node.ID(), broker: s.url + "/services/broker", image: s.url + "/services/image"}
+	case !s.has(wsdl.RoleBackend):
+		return s.caller.front()
 	}
-	return s.caller.grid().Broker
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	records, err := s.store.Nodes(ctx)
+	if err != nil {
+		return f
+	}
+	for _, record := range records {
+		n, err := information.Decode(record)
+		if err != nil || !record.Alive {
+			continue
+		}
+		if slices.ContainsFunc(n.Role, func(role *wsdl.Role) bool { return wsdl.Or(role, "") == wsdl.RoleFrontend }) {
+			return place{node: n.Id, broker: n.Url + "/services/broker", image: n.Url + "/services/image"}
+		}
+	}
+	return f
 }
 
-func (s *server) brokerNode() string {
-	if s.has(wsdl.RoleFrontend) {
-		return s.node.ID()
-	}
-	return s.caller.brokerNode()
-}
-
-func (s *server) imageURL() string {
-	if s.has(wsdl.RoleBackend) {
-		return s.url + "/services/image"
-	}
-	return s.caller.grid().Image
-}
+func (s *server) brokerURL() string { return s.front().broker }
 
 func (s *server) informationURL() string {
 	if s.has(wsdl.RoleBackend) {
 		return s.url + "/services/information"
 	}
-	return s.caller.grid().Information
+	return s.caller.front().information
 }
 
 // sweep removes blobs that nobody needs any more, from time to time.
@@ -536,16 +547,18 @@ func reach(ctx context.Context, base string) error {
 	return nil
 }
 
+// place is where a grid's services are, as a bootstrap service tells it.
+type place struct{ node, broker, image, information string }
+
 // watcher is a wsdl.Caller that sees what the grid answers this node when it
-// joins.
+// joins, and keeps in mind where that grid's services are.
 type watcher struct {
 	wsdl.Caller
 	bootstrap  string // of the grid that is joined; "" on a node that joins none
 	registered func() // called after each registration; set before the first call
 
-	mu     sync.Mutex // guards what follows
-	joined wsdl.JoinResponse
-	front  string // the broker's node
+	mu     sync.Mutex // guards joined
+	joined place
 }
 
 func (w *watcher) Call(ctx context.Context, url, operation string, request, response any) error {
@@ -553,29 +566,33 @@ func (w *watcher) Call(ctx context.Context, url, operation string, request, resp
 	if err != nil {
 		return err
 	}
-	switch answer := response.(type) {
+	switch response.(type) {
 	case *wsdl.JoinResponse:
-		where, err := wsdl.NewBootstrapClient(w.Caller, w.bootstrap).GetBrokerContext(ctx, &wsdl.GetBroker{})
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		w.joined = *answer
-		if err == nil {
-			w.front = where.Node
-		}
+		w.ask(ctx)
 	case *wsdl.RegisterResponse:
 		w.registered()
+	case *wsdl.HeartbeatResponse:
+		// The grid may have got its broker after this node joined.
+		if w.bootstrap != "" && w.front().broker == "" {
+			w.ask(ctx)
+		}
 	}
 	return nil
 }
 
-func (w *watcher) grid() wsdl.JoinResponse {
+// ask asks the joined grid where its services are.
+func (w *watcher) ask(ctx context.Context) {
+	where, err := wsdl.NewBootstrapClient(w.Caller, w.bootstrap).GetBrokerContext(ctx, &wsdl.GetBroker{})
+	if err != nil {
+		return // asked again with the next heartbeat
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.joined = place{where.Node, where.Url, where.Image, where.Information}
+}
+
+func (w *watcher) front() place {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.joined
-}
-
-func (w *watcher) brokerNode() string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.front
 }

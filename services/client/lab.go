@@ -129,14 +129,12 @@ func (l *lab) drive(ctx context.Context, c *Client, grid *labGrid, r Request) (*
 	}
 	watching, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	lost := grid.lost(watching)
 	go func() {
-		select {
-		case n := <-lost:
+		for n := range grid.lost(watching) {
+			l.view.step("%s ended: %v", n.name, n.err)
 			if n == grid.first() {
 				stop(fmt.Errorf("%s, which has the broker, ended: %v%s", n.name, n.err, n.logTail()))
 			}
-		case <-watching.Done():
 		}
 	}()
 	view := &jobView{p: l.view}

@@ -200,17 +200,26 @@ func (g *labGrid) stop() {
 	}
 }
 
-// lost receives each node that ends before ctx does.
+// lost receives each node that ends before ctx does; it is closed after that.
 func (g *labGrid) lost(ctx context.Context) <-chan *labNode {
-	lost := make(chan *labNode, len(g.nodes))
+	lost := make(chan *labNode)
+	var watching sync.WaitGroup
 	for _, n := range g.nodes {
-		go func() {
+		watching.Go(func() {
 			select {
 			case <-n.gone:
-				lost <- n
+			case <-ctx.Done():
+				return
+			}
+			select {
+			case lost <- n:
 			case <-ctx.Done():
 			}
-		}()
+		})
 	}
+	go func() {
+		watching.Wait()
+		close(lost)
+	}()
 	return lost
 }
