@@ -262,6 +262,10 @@ func cube(n int, label string) panel {
 	dimensions := bits.Len(uint(n)) - 1
 	axes := axesOf(dimensions)
 	scale := 110 + float64(len(label))*3
+	angle := 0.55 // of labels: where few lines lead
+	if dimensions < 4 {
+		angle = -0.6
+	}
 	p := panel{}
 	for i := range n {
 		at := point{}
@@ -270,7 +274,7 @@ func cube(n int, label string) panel {
 				at = at.plus(axis.times(scale))
 			}
 		}
-		p.shapes = append(p.shapes, shape{at: at, dot: true, angle: 0.55})
+		p.shapes = append(p.shapes, shape{at: at, dot: true, angle: angle})
 	}
 	return p
 }

@@ -1,0 +1,385 @@
+package profile
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"mvm/wsdl"
+)
+
+const task = `<task name="p" source="c" count="4"/>`
+
+// problemsOf is "line element: found" of each problem, and the fault's code.
+func problemsOf(t *testing.T, err error) ([]string, wsdl.FaultCode) {
+	t.Helper()
+	var fault *wsdl.Fault
+	if !errors.As(err, &fault) {
+		t.Fatalf("found the error %v, expected a fault", err)
+	}
+	var out []string
+	for _, p := range fault.Problem {
+		out = append(out, fmt.Sprintf("%d %s: %s", p.Line, p.Element, p.Found))
+		if p.Message == "" || p.Expected == "" && p.Element != "" {
+			t.Errorf("the problem at %s says neither what nor what was expected: %+v", p.Element, p)
+		}
+	}
+	return out, wsdl.CodeOf(err)
+}
+
+// Each mistake is refused with its line, its element and what was found.
+func TestMistakesAreRefused(t *testing.T) {
+	for _, c := range []struct{ body, want string }{
+		{`<task name="p" source="d"/>`, `3 job/task[1]/@source: d`},
+		{`<task name="p"/>`, `3 job/task[1]/@source: nothing`},
+		{`<task name="1p" source="c"/>`, `3 job/task[1]/@name: 1p`},
+		{`<task name="outside" source="c"/>`, `3 job/task[1]/@name: outside`},
+		{`<task name="p" source="c"/>` + "\n" + `<task name="p" source="c"/>`, `4 job/task[2]/@name: p`},
+		{`<task name="p" source="c" count="0"/>`, `3 job/task[1]/@count: 0`},
+		{`<task name="p" source="c" count="100001"/>`, `3 job/task[1]/@count: 100001`},
+		{`<task name="p" source="c" count="999999999999999999"/>`, `3 job/task[1]/@count: 999999999999999999`},
+		{`<task name="p" source="c" count="60000"/><task name="q" source="c" count="60000"/>`, `3 job/task[2]/@count: 120000`},
+		{`<task name="p" source="c"><argument>${x}</argument></task>`, `3 job/task[1]/argument[1]: ${x}`},
+		{`<task name="p" source="c"><argument>${x</argument></task>`, `3 job/task[1]/argument[1]: ${x`},
+		{`<task name="p" source="c"><environment name="MVM_X" value="1"/></task>`, `3 job/task[1]/environment[1]/@name: MVM_X`},
+		{`<task name="p" source="c"><environment name="A=B" value="1"/></task>`, `3 job/task[1]/environment[1]/@name: A=B`},
+		{`<task name="p" source="c"><environment name="A" value="1"/><environment name="A" value="2"/></task>`, `3 job/task[1]/environment[2]/@name: A`},
+		{`<task name="p" source="c"><output name="../x"/></task>`, `3 job/task[1]/output[1]/@name: ../x`},
+		{`<task name="p" source="c"><output name="/etc/passwd"/></task>`, `3 job/task[1]/output[1]/@name: /etc/passwd`},
+		{`<task name="p" source="c"><output name="a/./b"/></task>`, `3 job/task[1]/output[1]/@name: a/./b`},
+		{`<task name="p" source="c"><output name="a\b"/></task>`, `3 job/task[1]/output[1]/@name: a\b`},
+		{`<task name="p" source="c"><output name="-rf"/></task>`, `3 job/task[1]/output[1]/@name: -rf`},
+		{`<task name="p" source="c"><output name="a"/><output name="a"/></task>`, `3 job/task[1]/output[2]/@name: a`},
+		{`<task name="p" source="c"><output name="a"/><output name="a" process="0"/></task>`, `3 job/task[1]/output[2]/@name: a`},
+		{`<task name="p" source="c"><output name="a" process="1"/></task>`, `3 job/task[1]/output[1]/@process: 1`},
+		{`<task name="p" source="c"><input name="x"/></task>`, `3 job/task[1]/input[1]: none of them`},
+		{`<task name="p" source="c"><input name="x" path="x" digest="sha256:` + strings.Repeat("0", 64) + `"/></task>`, `3 job/task[1]/input[1]: path and digest`},
+		{`<task name="p" source="c"><input name="x" digest="sha256:00"/></task>`, `3 job/task[1]/input[1]/@digest: sha256:00`},
+		{`<task name="p" source="c"><input><text>x</text></input></task>`, `3 job/task[1]/input[1]: no name`},
+		{`<task name="p" source="c"><input name="a"><text>x</text></input><input name="a/b"><text>x</text></input></task>`, `3 job/task[1]/input[2]/@name: a/b`},
+		{`<task name="p" source="c"><resources><require property="os" minimum="1"/></resources></task>`, `3 job/task[1]/resources/require[1]/@minimum: minimum`},
+		{`<task name="p" source="c"><resources><require property="cores"/></resources></task>`, `3 job/task[1]/resources/require[1]: neither`},
+		{`<task name="p" source="c"><resources><require property="cores" equals="many"/></resources></task>`, `3 job/task[1]/resources/require[1]/@equals: many`},
+		{`<task name="p" source="c"><resources><require property="compiler" equals="fortran"/></resources></task>`, `3 job/task[1]/resources/require[1]/@equals: fortran`},
+		{`<task name="p" source="c"><resources version="2"/></task>`, `3 job/task[1]/resources/@version: 2`},
+		{task + `<policy wallTime="40000000"/>`, `3 job/policy/@wallTime: 40000000`},
+		{task + `<policy priority="101"/>`, `3 job/policy/@priority: 101`},
+		{task + `<policy nodes="5"/>`, `3 job/policy/@nodes: 5`},
+		{task + `<policy nodes="0"/>`, `3 job/policy/@nodes: 0`},
+		{task + `<topology/>`, `3 job/topology[1]/@kind: nothing`},
+		{task + `<topology kind="ring" over="p q"/>`, `3 job/topology[1]/@over: q`},
+		{task + `<topology kind="ring" over="p p"/>`, `3 job/topology[1]/@over: p`},
+		{task + `<topology kind="ring" columns="2"/>`, `3 job/topology[1]/@columns: 2`},
+		{task + `<topology kind="ring" queue="fast"/>`, `3 job/topology[1]/@queue: fast`},
+		{task + `<topology kind="ring" prefix="9"/>`, `3 job/topology[1]/@prefix: 9`},
+		{task + `<topology kind="ring"><parameter name="x"/></topology>`, `3 job/topology[1]/parameter[1]: parameter`},
+		{task + `<topology kind="ring"><set name="x" value="1"/></topology>`, `3 job/topology[1]/set[1]: set`},
+		{task + `<topology profile="r"/>`, `3 job/topology[1]/@profile: r`},
+		{task + `<topology kind="ring"/>` + "\n" + `<topology kind="line"/>`, `4 job/topology[2]: prev`},
+		{task + `<topology kind="farm"/>`, `3 job/topology[1]/@over: 1`},
+		{over(6, `kind="hypercube"`), `3 job/topology[1]: 6`},
+		{over(6, `kind="butterfly"`), `3 job/topology[1]: 6`},
+		{over(12, `kind="mesh" columns="5"`), `3 job/topology[1]: 5 columns`},
+		{over(12, `kind="mesh" columns="4" rows="4"`), `3 job/topology[1]: 4 columns x 4 rows`},
+		{over(12, `kind="mesh" dimensions="1" rows="4"`), `3 job/topology[1]/@rows: 4`},
+		{over(12, `kind="torus" dimensions="4"`), `3 job/topology[1]/@dimensions: 4`},
+		{over(9, `kind="fatTree"`), `3 job/topology[1]: 9`},
+		{over(9, `kind="random" degree="9"`), `3 job/topology[1]/@degree: 9`},
+		{over(9, `kind="smallWorld" degree="3"`), `3 job/topology[1]/@degree: 3`},
+		{over(9, `kind="smallWorld" probability="1.1"`), `3 job/topology[1]/@probability: 1.1`},
+		{over(2000, `kind="complete"`), `3 job/topology[1]: 3998000`},
+		{over(100_000, `kind="complete"`), `3 job/topology[1]: 9999900000`},
+		{over(9, `kind="graph"`), `3 job/topology[1]: no graph`},
+		{task + `<topology kind="graph"><graph format="dot"><text>graph { a -- b -- c }</text></graph></topology>`, `3 job/topology[1]/graph: 3 vertices`},
+		{task + `<topology kind="graph"><graph format="dot"><text>graph { a -> b }</text></graph></topology>`, `3 job/topology[1]/graph: dot`},
+		{task + `<topology kind="graph"><graph format="dot" path="a.dot"/></topology>`, `3 job/topology[1]/graph: a.dot`},
+		{task + `<edge from="p:a" to="q:b"/>`, `3 job/edge[1]/@to: q:b`},
+		{task + `<edge from="p:a" to="p[4]:b"/>`, `3 job/edge[1]/@to: p[4]:b`},
+		{task + `<edge from="p:a" to="p[x]:b"/>`, `3 job/edge[1]/@to: p[x]:b`},
+		{task + `<edge from="p" to="p[1]:b"/>`, `3 job/edge[1]/@from: p`},
+		{task + `<edge from="p:a b" to="p[1]:b"/>`, `3 job/edge[1]/@from: p:a b`},
+		{task + `<edge from="outside:a" to="outside:b"/>`, `3 job/edge[1]: outside:a to outside:b`},
+		{task + `<edge from="outside:a" to="p:b"/><edge from="p:b" to="outside:a"/>`, `3 job/edge[2]/@to: outside:a`},
+		{task + `<edge from="p:a" to="p[1]:b"/><edge from="p:a" to="p[2]:b"/>`, `3 job/edge[2]: a`},
+		{task + `<queue name="q" capacity="0"/>`, `3 job/queue[1]/@capacity: 0`},
+		{task + `<queue name="fifo"/>`, `3 job/queue[1]/@name: fifo`},
+		{task + `<queue name="q"/><queue name="q"/>`, `3 job/queue[2]/@name: q`},
+	} {
+		_, err := parse(t, c.body)
+		if err == nil {
+			t.Errorf("%s was accepted, expected %s", c.body, c.want)
+			continue
+		}
+		got, code := problemsOf(t, err)
+		if !slices.Contains(got, c.want) {
+			t.Errorf("%s\ngot:  %v\nwant: %s", c.body, got, c.want)
+		}
+		if len(got) != 1 && !strings.Contains(c.body, `kind="line"`) {
+			t.Errorf("%s\none mistake gave %d problems: %v", c.body, len(got), got)
+		}
+		if code != wsdl.FaultCodeInvalidProfile {
+			t.Errorf("%s: the code is %s", c.body, code)
+		}
+	}
+}
+
+// What the schema knows and this version does not serve is refused by name.
+func TestUnservedIsNamed(t *testing.T) {
+	for _, c := range []struct{ body, name string }{
+		{task + `<queue name="q" type="priority"/>`, "priority"},
+		{task + `<queue name="q" full="dropOldest"/>`, "dropOldest"},
+		{task + `<queue name="q"><encoder codec="zstd"/></queue>`, "zstd"},
+		{task + `<topology kind="ring"><link latency="5"/></topology>`, "link"},
+		{task + `<edge from="p:a" to="p[1]:b"><link loss="0.1"/></edge>`, "link"},
+		{task + `<edge from="p:a" to="p[1]:b" direct="true"/>`, "direct"},
+		{task + `<policy isolation="vm"/>`, "OS-level VMs"},
+		{`<task name="p" processor="true"/>`, "processor"},
+	} {
+		_, err := parse(t, c.body)
+		if wsdl.CodeOf(err) != wsdl.FaultCodeUnsupported || !strings.Contains(err.Error(), c.name) || !strings.Contains(err.Error(), "not served") {
+			t.Errorf("%s: found %v, expected it to be unsupported by the name %s", c.body, err, c.name)
+		}
+	}
+	// With a mistake beside it, the profile is plainly invalid.
+	if _, err := parse(t, `<task name="p"/><policy isolation="vm"/>`); wsdl.CodeOf(err) != wsdl.FaultCodeInvalidProfile {
+		t.Errorf("found %v, expected an invalid profile", err)
+	}
+}
+
+// Many problems are told at once, and not endlessly many.
+func TestAllProblemsAtOnce(t *testing.T) {
+	_, err := parse(t, `<task name="a" source="x" count="0"/>
+<task name="b" source="c"><output name=".."/></task>
+<topology kind="ring" over="z"/>
+<policy priority="500"/>`)
+	got, _ := problemsOf(t, err)
+	want := []string{"3 job/task[1]/@source: x", "3 job/task[1]/@count: 0", "4 job/task[2]/output[1]/@name: ..", "6 job/policy/@priority: 500"}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("got  %v\nwant %v", got, want)
+	}
+	_, err = parse(t, task+strings.Repeat(`<edge from="p:a" to="nobody:b"/>`, 5000))
+	if got, _ := problemsOf(t, err); len(got) != maxProblems+1 {
+		t.Errorf("%d problems were listed, expected %d", len(got), maxProblems+1)
+	}
+}
+
+func TestSchemaProblemsHaveLines(t *testing.T) {
+	_, _, err := Parse(strings.NewReader("<job xmlns=\"urn:mvm:1\" name=\"x\">\n<tsk/>\n<task name=\"p\" cuont=\"3\"/></job>"), "bad.xml")
+	if err == nil || !strings.Contains(err.Error(), "line 2") || !strings.Contains(err.Error(), "line 3") || !strings.Contains(err.Error(), "bad.xml") {
+		t.Errorf("found %v", err)
+	}
+}
+
+func TestParameters(t *testing.T) {
+	text := `<job xmlns="urn:mvm:1" name="test-${who}">
+<parameter name="who" default="me"/><parameter name="n"/><parameter name="twice" default="${who}${who}"/>
+<source name="c" language="c"><file name="a.c"><text>${this stays}</text></file><flag>-DN=${n}</flag></source>
+<task name="p" source="c" count="${n}"><argument>$${HOME} ${n}-${who} $$ {</argument><environment name="W" value="${twice}"/></task>
+</job>`
+	job, _, err := Parse(strings.NewReader(text), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := Compile(job, map[string]string{"n": "3", "who": "${n}"}, nil, nil)
+	if wsdl.CodeOf(err) != wsdl.FaultCodeInvalidProfile {
+		t.Errorf("a name that becomes \"test-${n}\" was accepted: %v %v", got, err)
+	}
+	got, err = Compile(job, map[string]string{"n": "3", "who": "you"}, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := got.Processes[2]
+	if got.Name != "test-you" || len(got.Processes) != 3 || p.Arguments[0] != "${HOME} 3-you $$ {" || p.Environment[0].Value != "youyou" || got.Sources[0].Flags[0] != "-DN=3" {
+		t.Errorf("found %+v", got)
+	}
+	for _, c := range []struct {
+		arguments map[string]string
+		want      string
+	}{
+		{nil, `the parameter "n" has no default and was given no value`},
+		{map[string]string{"n": "x"}, `the count of the task "p" is "x", expected a whole number`},
+		{map[string]string{"n": "1", "nn": "1"}, `for the parameter "nn", which the job does not declare; did you mean "n"?`},
+		{map[string]string{"n": "1", "who": "a\x00b"}, `has a NUL byte`},
+	} {
+		if _, err := Compile(job, c.arguments, nil, nil); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("with %v found %v, expected %s", c.arguments, err, c.want)
+		}
+	}
+	if out, err := Text(job, map[string]string{"who": "x"}, "data/${who}.txt"); err != nil || out != "data/x.txt" {
+		t.Errorf("found %q, %v", out, err)
+	}
+	if _, err := Text(job, nil, "${n}"); err == nil {
+		t.Error("a text with a parameter without a value was accepted")
+	}
+}
+
+func TestDefaultsAndLimits(t *testing.T) {
+	job := compile(t, task+`<topology kind="ring" queue="big"/><edge from="p:x" to="p[1]:x"/><queue name="big" capacity="5000"/>`)
+	if job.WallTime != time.Hour || job.Priority != 50 || job.Nodes != 1 || job.Retries != 0 {
+		t.Errorf("found %+v", job)
+	}
+	if job.Channels[0].Capacity != 8192 || job.Channels[8].Capacity != DefaultCapacity {
+		t.Errorf("capacities are %d and %d", job.Channels[0].Capacity, job.Channels[8].Capacity)
+	}
+	job = compile(t, task+`<policy wallTime="0" retries="3" priority="0" nodes="4"/>`)
+	if job.WallTime != 0 || job.Priority != 0 || job.Nodes != 4 || job.Retries != 3 {
+		t.Errorf("found %+v", job)
+	}
+}
+
+func TestOutputsOfSingleProcesses(t *testing.T) {
+	job := compile(t, `<task name="p" source="c" count="3"><output name="all"/><output name="a" process="0"/><output name="a" process="2" optional="true"/></task>`)
+	var got []string
+	for _, p := range job.Processes {
+		got = append(got, fmt.Sprint(p.Outputs))
+	}
+	if want := []string{"[{all false} {a false}]", "[{all false}]", "[{all false} {a true}]"}; !slices.Equal(got, want) {
+		t.Errorf("found %v", got)
+	}
+}
+
+// registry answers from profiles by kind and name, the newest last.
+type registry map[string][]*wsdl.Profile
+
+func (r registry) lookup(kind wsdl.ProfileKind, name string, version int32) (*wsdl.Profile, error) {
+	versions := r[string(kind)+" "+name]
+	if int(version) > len(versions) || len(versions) == 0 {
+		return nil, errors.New("there is no such profile")
+	}
+	if version == 0 {
+		version = int32(len(versions))
+	}
+	return versions[version-1], nil
+}
+
+func TestRegisteredProfilesAreMerged(t *testing.T) {
+	number := func(text string) *wsdl.Number { return wsdl.Of(wsdl.Number(text)) }
+	grid := func(version int32, kind wsdl.TopologyKind) *wsdl.Profile {
+		return &wsdl.Profile{Name: "grid", Version: version, Topology: &wsdl.Topology{
+			Parameter: []*wsdl.Parameter{{Name: "columns", Default: "2"}},
+			Kind:      wsdl.Of(kind), Columns: number("${columns}"), Direction: wsdl.Of(wsdl.DirectionForward),
+		}}
+	}
+	known := registry{
+		"topology grid":  {grid(1, wsdl.TopologyKindMesh), grid(2, wsdl.TopologyKindTorus)},
+		"topology outer": {{Name: "outer", Version: 1, Topology: &wsdl.Topology{Profile: "grid", Version: number("1"), Prefix: "o"}}},
+		"topology loop":  {{Name: "loop", Version: 1, Topology: &wsdl.Topology{Profile: "loop"}}},
+		"resources big": {{Name: "big", Version: 1, Resources: &wsdl.Resources{
+			Parameter: []*wsdl.Parameter{{Name: "gib"}}, Memory: number("${gib}"), Cores: number("2"),
+			Require: []*wsdl.Requirement{
+				{Property: wsdl.Of(wsdl.NodePropertyOs), Equals: "linux"},
+				{Property: wsdl.Of(wsdl.NodePropertyCompiler), Equals: "go"},
+				{Property: wsdl.Of(wsdl.NodePropertyArch), Equals: "amd64"},
+			},
+		}}},
+	}
+	try := func(body string) (*Job, error) {
+		t.Helper()
+		job, lines, err := Parse(strings.NewReader(`<job xmlns="urn:mvm:1" name="test"><source name="c" language="c"><file name="a.c"><text>x</text></file></source>`+body+`</job>`), "test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		compiled, err := Compile(job, nil, known.lookup, nil)
+		return compiled, lines.Locate(err)
+	}
+	for _, c := range []struct{ body, want string }{
+		{task + `<topology profile="grid" version="1"/>`, wires(compile(t, over(4, `kind="mesh" direction="forward" columns="2"`)))},
+		{task + `<topology profile="grid"/>`, wires(compile(t, over(4, `kind="torus" direction="forward" columns="2"`)))},
+		{task + `<topology profile="grid"><set name="columns" value="4"/></topology>`, wires(compile(t, over(4, `kind="torus" direction="forward" columns="4"`)))},
+		{task + `<topology profile="grid" direction="both" columns="1" prefix="x"/>`, wires(compile(t, over(4, `kind="torus" columns="1" prefix="x"`)))},
+		{task + `<topology profile="outer"/>`, wires(compile(t, over(4, `kind="mesh" direction="forward" columns="2" prefix="o"`)))},
+	} {
+		job, err := try(c.body)
+		if err != nil {
+			t.Errorf("%s: %v", c.body, err)
+		} else if got := wires(job); got != c.want {
+			t.Errorf("%s\ngot:  %s\nwant: %s", c.body, got, c.want)
+		}
+	}
+	job, err := try(`<task name="p" source="c"><resources profile="big" cores="1"><set name="gib" value="512"/><require property="arch" equals="arm64"/><require property="compiler" equals="c"/></resources></task>`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := fmt.Sprint(job.Processes[0].Need), "{1 512 [{os linux 0} {compiler go 0} {arch arm64 0} {compiler c 0}]}"; got != want {
+		t.Errorf("the need is %s, expected %s", got, want)
+	}
+	for _, c := range []struct{ body, want string }{
+		{task + `<topology profile="grid" version="3"/>`, "no such profile"},
+		{task + `<topology profile="grid"><set name="rows" value="4"/></topology>`, `for the parameter "rows", which the registered topology "grid" version 2 does not declare`},
+		{task + `<topology profile="grid"><set name="columns" value="x"/></topology>`, `in registered topology "grid" version 2: columns of the torus is "x"`},
+		{task + `<topology profile="loop"/>`, "more than 8 times"},
+		{`<task name="p" source="c"><resources profile="big"/></task>`, `the parameter "gib" has no default`},
+	} {
+		if _, err := try(c.body); err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "line 1") {
+			t.Errorf("%s: found %v, expected %s", c.body, err, c.want)
+		}
+	}
+}
+
+func TestBlobs(t *testing.T) {
+	text := `<job xmlns="urn:mvm:1" name="test">
+<source name="c" language="c"><file path="src/a.c"/><file name="b.h"><content>aGk=</content></file></source>
+<input name="empty"><content/></input>
+<task name="p" source="c" count="2"><input name="t"><text>hello</text></input></task>
+<topology kind="graph"><graph format="edgeList" path="g.txt"/></topology></job>`
+	job, lines, err := Parse(strings.NewReader(text), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk := map[string]string{"src/a.c": "int main(){}", "g.txt": "a b"}
+	read := func(path string) ([]byte, error) {
+		data, ok := disk[path]
+		if !ok {
+			return nil, errors.New("no such file")
+		}
+		return []byte(data), nil
+	}
+	found, err := Blobs(job, read)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for digest, data := range found {
+		if DigestOf(data) != digest {
+			t.Errorf("%s holds other bytes", digest)
+		}
+		got = append(got, string(data))
+	}
+	slices.Sort(got)
+	if want := []string{"", "a b", "hello", "hi", "int main(){}"}; !slices.Equal(got, want) {
+		t.Errorf("found %q", got)
+	}
+	compiled, err := Compile(job, nil, nil, func(reference string) ([]byte, error) { return found[reference], nil })
+	if err != nil {
+		t.Fatal(lines.Locate(err))
+	}
+	if f := compiled.Sources[0].Files[0]; f.Name != "a.c" || f.Digest != DigestOf([]byte("int main(){}")) {
+		t.Errorf("found %+v", f)
+	}
+	if in := compiled.Processes[1].Inputs; len(in) != 2 || in[0].Name != "empty" || in[1].Digest != DigestOf([]byte("hello")) {
+		t.Errorf("found %+v", in)
+	}
+	if wires(compiled) != "0:link0>1:link0 1:link0>0:link0" {
+		t.Errorf("found %s", wires(compiled))
+	}
+
+	for _, path := range []string{"../a.c", "/etc/passwd", "a/../../b", "none"} {
+		job := &wsdl.Job{Source: []*wsdl.Source{{File: []*wsdl.SourceFile{{Path: path}}}}}
+		if _, err := Blobs(job, read); wsdl.CodeOf(err) != wsdl.FaultCodeInvalidProfile {
+			t.Errorf("the path %s gave %v", path, err)
+		}
+	}
+	job = &wsdl.Job{Input: []*wsdl.InputFile{{Path: "src/a.c"}}}
+	if _, err := Blobs(job, nil); err == nil || !strings.Contains(err.Error(), "only the submitting client can read") {
+		t.Errorf("a path without a reader gave %v", err)
+	}
+	job = &wsdl.Job{Input: []*wsdl.InputFile{{Path: "${x}"}}}
+	if _, err := Blobs(job, read); err == nil || !strings.Contains(err.Error(), "needs a name") {
+		t.Errorf("a path by parameter without a name gave %v", err)
+	}
+}
