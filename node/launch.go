@@ -6,9 +6,9 @@ import (
 	"embed"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
+	"sync"
 
 	"github.com/sirupsen/logrus"
 
@@ -51,7 +51,9 @@ type process interface {
 
 // starter is the launcher of real MVM processes.
 type starter struct {
-	binary   *os.File // nil is this program itself
+	// binary is the program to start, nil for this program itself. It is put
+	// into memory at the first need: an idle node does without it.
+	binary   func() (*os.File, error)
 	cleaning string
 	prefix   string // of the marks of everything that is started from one data folder
 }
@@ -60,19 +62,22 @@ type starter struct {
 // no other node uses at the same time: it names what is this node's.
 func newStarter(dir string, log *logrus.Entry) (*starter, error) {
 	sum := sha256.Sum256([]byte(dir))
-	s := &starter{prefix: hex.EncodeToString(sum[:8]) + "."}
-	program, err := embedded.ReadFile(slimProgram)
-	switch {
+	s := &starter{prefix: hex.EncodeToString(sum[:8]) + ".", cleaning: mvm.Probe(nil)}
+	switch _, err := fs.Stat(embedded, slimProgram); {
 	case errors.Is(err, fs.ErrNotExist):
 		log.Info("this program was built without the slim MVM process and starts itself in its place: each job starts some 10 ms of CPU time later (`make build` embeds it)")
+		s.binary = func() (*os.File, error) { return nil, nil }
 	case err != nil:
 		return nil, err
 	default:
-		if s.binary, err = mvm.Executable(program); err != nil {
-			return nil, err
-		}
+		s.binary = sync.OnceValues(func() (*os.File, error) {
+			program, err := embedded.ReadFile(slimProgram)
+			if err != nil {
+				return nil, err
+			}
+			return mvm.Executable(program)
+		})
 	}
-	s.cleaning = mvm.Probe(s.binary)
 	return s, nil
 }
 
@@ -80,9 +85,13 @@ func (s *starter) Launch(ctx context.Context, start mvm.Start) (process, error) 
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	h, err := mvm.Launch(mvm.LaunchConfig{Binary: s.binary, Start: start, Cleaning: s.cleaning, Mark: s.prefix + random(12)})
+	binary, err := s.binary()
 	if err != nil {
-		return nil, fmt.Errorf("launch: %w", err) // not h: a nil *Handle is a process that is not nil
+		return nil, err
+	}
+	h, err := mvm.Launch(mvm.LaunchConfig{Binary: binary, Start: start, Cleaning: s.cleaning, Mark: s.prefix + random(12)})
+	if err != nil {
+		return nil, err // not h: a nil *Handle is a process that is not nil
 	}
 	return h, nil
 }
