@@ -22,16 +22,15 @@ func transient(code wsdl.FaultCode) bool {
 // as patience lasts. Every call to a node is idempotent.
 func (b *Service) insist(ctx context.Context, patience, timeout time.Duration, call func(context.Context) error) error {
 	patient := true
-	stop := func() {}
 	over := make(chan struct{})
-	stop = b.clock.AfterFunc(patience, func() { close(over) })
-	defer func() { stop() }()
+	defer b.clock.AfterFunc(patience, func() { close(over) })()
 	pause := 20 * time.Millisecond
 	for {
 		try, cancel := context.WithTimeout(ctx, timeout)
 		err := call(try)
+		late := try.Err() != nil // whatever the caller made of it
 		cancel()
-		if err == nil || ctx.Err() != nil || !transient(wsdl.CodeOf(err)) && try.Err() == nil {
+		if err == nil || ctx.Err() != nil || !transient(wsdl.CodeOf(err)) && !late {
 			return err
 		}
 		select {
