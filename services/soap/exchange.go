@@ -82,7 +82,7 @@ func (x *exchange) end() {
 	level := logrus.InfoLevel
 	if code == "internal" || p != nil {
 		level = logrus.ErrorLevel
-	} else if code == "ok" && s.quiet[x.operation] {
+	} else if code == "ok" && s.quiet[x.name()] {
 		level = logrus.DebugLevel
 	}
 	if s.config.Log.IsLevelEnabled(level) {
@@ -98,6 +98,14 @@ func (x *exchange) end() {
 	if p == http.ErrAbortHandler {
 		panic(p)
 	}
+}
+
+// name is what a Guard and Config.Quiet call the exchange.
+func (x *exchange) name() string {
+	if x.service != "" && x.request.Method == http.MethodPost {
+		return x.service + "/" + x.operation
+	}
+	return x.operation
 }
 
 // panicked logs a panic with its stack.

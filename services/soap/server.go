@@ -60,7 +60,7 @@ type Config struct {
 	Log       *logrus.Logger                  // nil: no log
 	Registry  *prometheus.Registry            // nil: one of its own; served at /metrics
 	Health    func(ctx context.Context) error // nil: healthy while it serves; asked by /healthz
-	Quiet     []string                        // operations and routes that are logged at level debug when they succeed
+	Quiet     []string                        // what is logged at level debug when it succeeds, named as for a Guard
 	Limits    Limits
 }
 
@@ -200,7 +200,7 @@ func (s *Server) route(next http.Handler) http.Handler {
 			}
 		}
 		if s.config.Guard != nil {
-			ctx, err := s.config.Guard.Guard(r.Context(), r, x.operation)
+			ctx, err := s.config.Guard.Guard(r.Context(), r, x.name())
 			if err != nil {
 				f := failureOf(r.Context(), err)
 				x.code, x.message = string(*f.fault.Code), f.fault.Message

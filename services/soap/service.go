@@ -174,7 +174,7 @@ func (s *Server) read(w http.ResponseWriter, r *http.Request, x *exchange, v *se
 	}
 	x.operation = operation.Name
 	if s.config.Guard != nil {
-		if ctx, err = s.config.Guard.Guard(ctx, r, v.contract.Name+"/"+operation.Name); err != nil {
+		if ctx, err = s.config.Guard.Guard(ctx, r, x.name()); err != nil {
 			return ctx, nil, version, nil, err
 		}
 	}

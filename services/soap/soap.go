@@ -21,9 +21,9 @@ import (
 
 // Guard decides who may call what. operation is "broker/SubmitJob" for a SOAP
 // call, whose body is then read but not yet judged, and "GET /services/{service}"
-// (method and route) for everything else. The context it returns is the call's;
-// an error, best a Fault with code unauthenticated or forbidden, refuses it. It
-// is called concurrently.
+// (method and route) for everything else. The context it returns, made from ctx,
+// is the call's; an error, best a Fault with code unauthenticated or forbidden,
+// refuses it. It is called concurrently.
 type Guard interface {
 	Guard(ctx context.Context, r *http.Request, operation string) (context.Context, error)
 }
