@@ -2,7 +2,8 @@ package queuevm
 
 import (
 	"bytes"
-	"crypto/ed25519"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
@@ -21,19 +22,21 @@ import (
 // key is the throw-away key with which this node proves itself to its peers,
 // which learnt its fingerprint through the broker. No secret travels.
 type key struct {
-	private     ed25519.PrivateKey
+	private     *ecdsa.PrivateKey
 	public      []byte // SubjectPublicKeyInfo
 	fingerprint string
 	certificate *tls.Certificate // nil when links are plain
 }
 
 func newKey(plain bool) (*key, error) {
-	public, private, err := ed25519.GenerateKey(rand.Reader)
+	// P-256 and not Ed25519, whose tables Go computes at first use: a
+	// millisecond that every job would pay.
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("make a key: %w", err)
 	}
 	k := &key{private: private}
-	if k.public, err = x509.MarshalPKIXPublicKey(public); err != nil {
+	if k.public, err = x509.MarshalPKIXPublicKey(private.Public()); err != nil {
 		return nil, fmt.Errorf("make a key: %w", err)
 	}
 	k.fingerprint = fingerprint(k.public)
@@ -41,7 +44,7 @@ func newKey(plain bool) (*key, error) {
 		return k, nil
 	}
 	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(10 * 365 * 24 * time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, public, private)
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
 	if err != nil {
 		return nil, fmt.Errorf("make a certificate: %w", err)
 	}
@@ -112,12 +115,8 @@ func readGreeting(r io.Reader) (greeting, error) {
 	}
 	var fields [2][]byte
 	for k := range fields {
-		var n uint8
-		if err := binary.Read(tee, binary.LittleEndian, &n); err != nil {
-			return greeting{}, err
-		}
-		fields[k] = make([]byte, n)
-		if _, err := io.ReadFull(tee, fields[k]); err != nil {
+		var err error
+		if fields[k], err = readField(tee); err != nil {
 			return greeting{}, err
 		}
 	}
@@ -139,8 +138,28 @@ func (g greeting) proves(message, signature []byte) bool {
 	if err != nil {
 		return false
 	}
-	k, ok := public.(ed25519.PublicKey)
-	return ok && ed25519.Verify(k, message, signature)
+	k, ok := public.(*ecdsa.PublicKey)
+	return ok && ecdsa.VerifyASN1(k, message, signature)
+}
+
+// sign is a u8 length and the signature, as it goes over the wire.
+func (k *key) sign(message []byte) ([]byte, error) {
+	signature, err := ecdsa.SignASN1(rand.Reader, k.private, message)
+	if err != nil {
+		return nil, fmt.Errorf("sign with the throw-away key: %w", err)
+	}
+	return append([]byte{byte(len(signature))}, signature...), nil
+}
+
+// readField reads a u8 length and as many bytes.
+func readField(r io.Reader) ([]byte, error) {
+	var n [1]byte
+	if _, err := io.ReadFull(r, n[:]); err != nil {
+		return nil, err
+	}
+	field := make([]byte, n[0])
+	_, err := io.ReadFull(r, field)
+	return field, err
 }
 
 // dial proves both sides to each other on a fresh connection to a peer. The
@@ -161,14 +180,18 @@ func (k *key) dial(raw net.Conn, self string, p Peer) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	signature := make([]byte, ed25519.SignatureSize)
-	if _, err := io.ReadFull(conn, signature); err != nil {
+	signature, err := readField(conn)
+	if err != nil {
 		return nil, err
 	}
 	if string(theirs.id) != p.ID || fingerprint(theirs.public) != p.Fingerprint || !theirs.proves(said("acceptor", mine, theirs), signature) {
 		return nil, fmt.Errorf("who answers is not peer %s with the key that the broker named", p.ID)
 	}
-	if _, err := conn.Write(ed25519.Sign(k.private, said("dialer", mine, theirs))); err != nil {
+	proof, err := k.sign(said("dialer", mine, theirs))
+	if err != nil {
+		return nil, err
+	}
+	if _, err := conn.Write(proof); err != nil {
 		return nil, err
 	}
 	var welcome [1]byte
@@ -198,11 +221,15 @@ func (k *key) accept(raw net.Conn, self string, find func(id string) (fingerprin
 	if err != nil {
 		return nil, "", err
 	}
-	if _, err := conn.Write(append(append([]byte(nil), mine.whole...), ed25519.Sign(k.private, said("acceptor", theirs, mine))...)); err != nil {
+	proof, err := k.sign(said("acceptor", theirs, mine))
+	if err != nil {
 		return nil, "", err
 	}
-	signature := make([]byte, ed25519.SignatureSize)
-	if _, err := io.ReadFull(conn, signature); err != nil {
+	if _, err := conn.Write(append(append([]byte(nil), mine.whole...), proof...)); err != nil {
+		return nil, "", err
+	}
+	signature, err := readField(conn)
+	if err != nil {
 		return nil, "", err
 	}
 	if !theirs.proves(said("dialer", theirs, mine), signature) {

@@ -15,7 +15,7 @@ const (
 	yields      = 32
 	slowYield   = 1500 * time.Microsecond // a yield that took longer met a hog:
 	yieldPause  = 100 * time.Millisecond  // no yields for this long
-	busyLooks   = 16                      // rounds of work between two looks at the other descriptors
+	lockRounds  = 16                      // rounds of work between two chances for others to take the lock
 	eventsAtOne = 64
 )
 
@@ -100,15 +100,9 @@ func (vm *VM) loop(ctx context.Context) {
 	defer vm.mu.Unlock()
 	for !vm.closed && ctx.Err() == nil {
 		worked := vm.carry()
-		if worked {
-			idle = 0
-			if busy++; busy%busyLooks != 0 && len(vm.peers) == 0 {
-				continue
-			}
-		}
 		if vm.look(events[:]) || worked {
 			idle = 0
-			if busy%busyLooks == 0 { // others may want the lock
+			if busy++; busy%lockRounds == 0 { // others may want the lock
 				vm.mu.Unlock()
 				vm.mu.Lock()
 			}
