@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/sirupsen/logrus"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
@@ -18,7 +19,7 @@ import (
 )
 
 const (
-	quota      = 2 << 30  // bytes of backend file; then writes are refused, reads go on
+	maxData    = 2 << 30  // bytes of backend file; then writes are refused, reads go on
 	maxRequest = 16 << 20 // bytes in one transaction
 	maxOps     = 8192     // operations in one transaction
 )
@@ -30,7 +31,7 @@ type embedded struct {
 	etcd *embed.Etcd
 }
 
-func startEmbedded(ctx context.Context, dir string, log *zap.Logger) (*embedded, error) {
+func startEmbedded(ctx context.Context, dir string, quota int64, log *zap.Logger) (*embedded, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("state store: %w", err)
 	}
@@ -74,7 +75,9 @@ func startEmbedded(ctx context.Context, dir string, log *zap.Logger) (*embedded,
 	e := &embedded{lock: lock, etcd: etcd}
 	select {
 	case <-etcd.Server.ReadyNotify():
-		return e, nil
+		if err = e.disarm(ctx); err == nil {
+			return e, nil
+		}
 	case <-etcd.Server.StopNotify():
 		err = errors.New("it stopped")
 	case err = <-etcd.Err():
@@ -83,6 +86,29 @@ func startEmbedded(ctx context.Context, dir string, log *zap.Logger) (*embedded,
 	}
 	e.close()
 	return nil, fmt.Errorf("state store: etcd in %s does not become ready: %w", c.Dir, err)
+}
+
+// disarm ends the refusal of writes that a used-up quota began in an earlier
+// life, once it has given back the space of all that was deleted since. When
+// that was nothing, the next write begins the refusal again.
+func (e *embedded) disarm(ctx context.Context) error {
+	if len(e.etcd.Server.Alarms()) == 0 {
+		return nil
+	}
+	c := e.client()
+	defer c.Close()
+	now, err := c.Get(ctx, "-")
+	if err != nil {
+		return err
+	}
+	if _, err := c.Compact(ctx, now.Header.Revision, clientv3.WithCompactPhysical()); err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
+		return err
+	}
+	if err := e.etcd.Server.Backend().Defrag(); err != nil {
+		return err
+	}
+	_, err = c.AlarmDisarm(ctx, &clientv3.AlarmMember{})
+	return err
 }
 
 // client returns a client whose calls stay in the process.

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/namespace"
 	"go.uber.org/zap"
@@ -37,6 +38,7 @@ var (
 	// its lease ran out. It has to register again.
 	ErrStale   = errors.New("stale")
 	ErrInvalid = errors.New("not valid")
+	ErrFull    = errors.New("the quota is used up")
 	ErrLocked  = errors.New("in use by another process")
 	ErrClosed  = errors.New("the store is closed")
 )
@@ -47,6 +49,9 @@ type Config struct {
 	Endpoints []string    // an external cluster: host:port, http://host:port, https://host:port, unix://path
 	TLS       *tls.Config // to Endpoints; nil: plain text
 
+	// Quota bounds the embedded server's data, in bytes; default 2 GiB. Writes
+	// beyond it fail with ErrFull, reads go on.
+	Quota int64
 	// Namespace is put before every key, so that grids can share a cluster.
 	// Default "mvm/".
 	Namespace string
@@ -75,13 +80,18 @@ type Store struct {
 
 // Open returns a Store that is ready: reads and writes work, and the caches of
 // nodes and live attempts are filled. ctx bounds the opening only. A Dir that
-// another process has open is refused with ErrLocked.
+// another process has open is refused with ErrLocked. When the disk under Dir
+// fails later, etcd logs that and ends the process: nothing that was
+// acknowledged is lost.
 func Open(ctx context.Context, c Config) (*Store, error) {
 	if (c.Dir == "") == (len(c.Endpoints) == 0) {
 		return nil, errors.New("state store: set either a data folder or the endpoints of an etcd cluster, not both or neither")
 	}
 	if c.Namespace == "" {
 		c.Namespace = "mvm/"
+	}
+	if c.Quota == 0 {
+		c.Quota = maxData
 	}
 	if c.Clock == nil {
 		c.Clock = time.Now
@@ -96,7 +106,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 
 	log := zap.New(&logCore{log: c.Log})
 	if c.Dir != "" {
-		e, err := startEmbedded(ctx, c.Dir, log)
+		e, err := startEmbedded(ctx, c.Dir, c.Quota, log)
 		if err != nil {
 			s.end()
 			return nil, err
@@ -160,8 +170,11 @@ func (s *Store) wrap(what, key string, err error) error {
 	if err == nil {
 		return nil
 	}
-	if s.life.Err() != nil {
+	switch {
+	case s.life.Err() != nil:
 		err = ErrClosed
+	case errors.Is(err, rpctypes.ErrNoSpace):
+		return fmt.Errorf("state store: %s %s: %w; delete what is no longer needed and restart this node, or give it a larger quota", what, key, ErrFull)
 	}
 	return fmt.Errorf("state store: %s %s: %w", what, key, err)
 }

@@ -166,3 +166,35 @@ func BenchmarkCommit(b *testing.B) {
 		})
 	})
 }
+
+// A used-up quota refuses writes in words, keeps reads going, and is over after
+// a restart after a deletion.
+func TestQuota(t *testing.T) {
+	c := Config{Dir: t.TempDir(), Quota: 8 << 20}
+	s, err := Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, value := t.Context(), make([]byte, 1<<20)
+	n := 0
+	for ; err == nil && n < 100; n++ {
+		err = s.Commit(ctx, Put(fmt.Sprint("k/", n), value))
+	}
+	if !errors.Is(err, ErrFull) || !strings.Contains(err.Error(), "larger quota") {
+		t.Fatalf("after %d MiB: %v", n, err)
+	}
+	if _, _, err := s.Get(ctx, "k/0"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Commit(ctx, DeletePrefix("k/")); err != nil {
+		t.Fatalf("nothing can be deleted: %v", err)
+	}
+	s.Close()
+	if s, err = Open(ctx, c); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.Commit(ctx, Put("k/0", value)); err != nil {
+		t.Fatalf("with room again: %v", err)
+	}
+}
