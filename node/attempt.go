@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/sirupsen/logrus"
 
@@ -54,8 +55,13 @@ type runner struct {
 }
 
 func newRunner(n *Node, k key, request *wsdl.Awaken) *runner {
-	name := strings.NewReplacer("/", "_", "%", "_").Replace(k.job)
-	name = fmt.Sprintf("%.80s.%d.%s", name, k.number, random(4))
+	name := strings.Map(func(c rune) rune {
+		if c < 0x80 && (unicode.IsLetter(c) || unicode.IsDigit(c) || c == '-') {
+			return c
+		}
+		return '_'
+	}, k.job)
+	name = fmt.Sprintf("%.60s.%d.%s", name, k.number, random(4))
 	r := &runner{
 		node: n, key: k, request: request,
 		work:      filepath.Join(n.folders.work, name),

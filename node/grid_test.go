@@ -29,7 +29,34 @@ func TestMain(m *testing.M) {
 	if mvm.IsProcess(os.Args) {
 		os.Exit(mvm.Main(os.Args))
 	}
+	if join := os.Getenv("MVM_TEST_JOIN"); join != "" {
+		fmt.Fprintln(os.Stderr, serveAlone(join, os.Args[1]))
+		os.Exit(1)
+	}
 	os.Exit(m.Run())
+}
+
+// serveAlone is a node in a process of its own, to be killed.
+func serveAlone(join, dir string) error {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	images, err := image.New(image.Config{Dir: filepath.Join(dir, "blobs")})
+	if err != nil {
+		return err
+	}
+	config := Config{Dir: dir, URL: "http://" + listener.Addr().String(), JoinURL: join, Images: images, Slots: 4, Caller: soap.NewClient(soap.ClientConfig{})}
+	n, err := newNode(config, quickParts())
+	if err != nil {
+		return err
+	}
+	server, err := soap.NewServer(soap.Config{Contracts: []wsdl.Contract{wsdl.QueueContract(n.Queue())}})
+	if err != nil {
+		return err
+	}
+	go server.Serve(context.Background(), listener)
+	return n.Run(context.Background())
 }
 
 // grid is a backend and a front-end in one, as a node sees them: real SOAP and
@@ -297,7 +324,6 @@ func (g *grid) with(dir string, p parts, change func(*Config)) *member {
 	m.queue = wsdl.NewQueueClient(g.caller, base+"/services/queue")
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	before := len(g.nodes())
 	go func() { done <- m.Run(ctx) }()
 	m.stop = sync.OnceFunc(func() {
 		stop()
@@ -314,7 +340,11 @@ func (g *grid) with(dir string, p parts, change func(*Config)) *member {
 		}
 	})
 	t.Cleanup(m.stop)
-	eventually(t, "the node has joined", func() bool { return len(g.nodes()) > before })
+	eventually(t, "the node has joined", func() bool {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return m.ledger.lease > 0
+	})
 	return m
 }
 

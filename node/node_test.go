@@ -1,9 +1,11 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -442,6 +444,71 @@ func testARestartSweeps(t *testing.T, p parts) {
 		t.Errorf("the node was %s/%s and is %s/%s", m.id, m.incarnation, next.id, next.incarnation)
 	}
 	next.lock.Close()
+}
+
+// A node that is killed takes its attempts with it, and its next life tells
+// what the killed one could not.
+func TestAKilledNode(t *testing.T) {
+	g := newGrid(t)
+	dir := t.TempDir()
+	start := func() (*exec.Cmd, *member) {
+		before := len(g.nodes())
+		c := exec.Command(os.Args[0], dir)
+		c.Env = append(os.Environ(), "MVM_TEST_JOIN="+g.url)
+		c.Stderr = &lockedWriter{w: &bytes.Buffer{}}
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Process.Kill(); c.Wait() })
+		eventually(t, "the node has joined", func() bool { return len(g.nodes()) > before })
+		d := g.nodes()[before]
+		f, err := foldersOf(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c, &member{t: t, grid: g, Node: &Node{id: d.Id, incarnation: d.Incarnation, folders: f}, queue: wsdl.NewQueueClient(g.caller, d.Url+"/services/queue")}
+	}
+	child, m := start()
+	mark := "killed-" + random(6)
+	eventually(t, "the program is started", func() bool { // the answer to Register may still be on its way
+		_, err := m.awaken("j", 1, 2, m.source("main", wsdl.LanguageShell, "case $1 in 0) sleep 0.1; exit 4;; esac; (setsid sleep 1000 "+mark+" &); sh -c 'sleep 1000; : "+mark+"'"))
+		if err != nil && code(err) != "unavailable" {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
+	g.set(func() { g.brokerDown = true })
+	if err := m.instantiate("j", 1, spec(0, "main", "0"), spec(1, "main", "1")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "an end is spooled", func() bool {
+		files, _ := filepath.Glob(filepath.Join(m.folders.spool, "*", "*.xml"))
+		for _, f := range files {
+			if text, _ := os.ReadFile(f); bytes.Contains(text, []byte("exitCode>4<")) {
+				return len(pids(t, mark)) > 0
+			}
+		}
+		return false
+	})
+	if err := child.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	child.Wait()
+	eventually(t, "the programs die with their node", func() bool { return len(pids(t, mark)) == 0 })
+	g.set(func() { g.brokerDown = false })
+	_, next := start()
+	if next.id != m.id || next.incarnation == m.incarnation {
+		t.Errorf("the node was %s/%s and is %s/%s", m.id, m.incarnation, next.id, next.incarnation)
+	}
+	for _, dir := range []string{m.folders.work, m.folders.records} {
+		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+			t.Errorf("%s holds %v after the sweep (%v)", dir, left, err)
+		}
+	}
+	eventually(t, "the killed node's report arrives", func() bool { s := g.status("j", 0); return s != nil && terminal(s) })
+	if s := g.status("j", 0); wsdl.Or(s.ExitCode, 0) != 4 {
+		t.Errorf("process 0 is %+v", s)
+	}
 }
 
 func TestOutputsThatAreNone(t *testing.T) {
