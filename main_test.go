@@ -455,3 +455,100 @@ func TestHelpIsQuick(t *testing.T) {
 		t.Errorf("mvm --help takes %v of CPU at best, want at most %v", best, most)
 	}
 }
+
+// daemon is a node process that a test kills and starts again.
+type daemon struct {
+	*exec.Cmd
+	url string
+	log *bytes.Buffer
+}
+
+// startDaemon starts `mvm node` with these flags and waits until it is ready.
+func startDaemon(t *testing.T, flags ...string) *daemon {
+	t.Helper()
+	d := &daemon{Cmd: exec.Command("mvm", append([]string{"node"}, flags...)...), log: new(bytes.Buffer)}
+	d.Stderr = d.log
+	stdout, err := d.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		d.Process.Kill()
+		d.Wait()
+		if t.Failed() {
+			t.Logf("mvm node %s:\n%s", strings.Join(flags, " "), d.log)
+		}
+	})
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	if err != nil {
+		t.Fatalf("mvm node %s is not ready: %v\n%s", strings.Join(flags, " "), err, d.log)
+	}
+	d.url = strings.TrimSpace(line)
+	return d
+}
+
+// TestJobOutlivesItsBroker kills the broker's node with kill -9, once as soon
+// as a job is accepted and once while it runs: whoever waits for the job sees
+// it succeed, and it ran once.
+func TestJobOutlivesItsBroker(t *testing.T) {
+	data, ran := t.TempDir(), filepath.Join(t.TempDir(), "ran")
+	front := startDaemon(t, "--roles", "backend,frontend", "--listen", "127.0.0.1:0", "--data", data)
+	startDaemon(t, "--listen", "127.0.0.1:0", "--temporary", "--slots", "4", "--join", front.url)
+	restart := func() {
+		front.Process.Kill()
+		front.Wait()
+		front = startDaemon(t, "--roles", "backend,frontend", "--listen", strings.TrimPrefix(front.url, "http://"), "--data", data)
+	}
+	profile := filepath.Join(t.TempDir(), "once.xml")
+	if err := os.WriteFile(profile, []byte(`<job xmlns="urn:mvm:1" name="once">
+  <parameter name="file"/>
+  <source name="s" language="shell"><file name="s.sh"><text>echo ran &gt;&gt; "$1"; echo begun; sleep 2; echo "the answer is 42"</text></file></source>
+  <task name="t" source="s"><argument>${file}</argument></task>
+</job>`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	mvm := func(args ...string) string {
+		t.Helper()
+		cmd := exec.Command("mvm", args...)
+		cmd.Env = append(os.Environ(), "MVM_GRID="+front.url)
+		said, err := cmd.Output()
+		if err != nil {
+			var exit *exec.ExitError
+			errors.As(err, &exit)
+			t.Fatalf("mvm %s: %v\n%s%s", strings.Join(args, " "), err, said, exit.Stderr)
+		}
+		return strings.TrimSpace(string(said))
+	}
+	id := mvm("submit", profile, "-p", "file="+ran)
+	restart()
+	waitFor(t, "the job's program to run", func() bool { _, err := os.Stat(ran); return err == nil })
+	waiter := exec.Command("mvm", "logs", "-f", id, "--grid", front.url)
+	stdout, err := waiter.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var complaint bytes.Buffer
+	waiter.Stderr = &complaint
+	if err := waiter.Start(); err != nil {
+		t.Fatal(err)
+	}
+	heard := bufio.NewReader(stdout)
+	if line, err := heard.ReadString('\n'); line != "begun\n" {
+		t.Fatalf("mvm logs -f: %q, %v\n%s", line, err, &complaint)
+	}
+	restart()
+	rest, _ := io.ReadAll(heard)
+	if err := waiter.Wait(); err != nil || string(rest) != "the answer is 42\n" {
+		t.Errorf("mvm logs -f: %v, %q\n%s", err, rest, &complaint)
+	}
+	waitFor(t, "the job to succeed", func() bool { return strings.Contains(mvm("job", id, "--json"), `"state": "succeeded"`) })
+	if lines, err := os.ReadFile(ran); err != nil || string(lines) != "ran\n" {
+		t.Errorf("the program ran: %q, %v; want once", lines, err)
+	}
+	if said := mvm("logs", id); said != "begun\nthe answer is 42" {
+		t.Errorf("its output is %q", said)
+	}
+}
