@@ -227,7 +227,7 @@ func (n *fakeNode) join() {
 	if err != nil {
 		n.grid.t.Fatal(err)
 	}
-	if err := n.grid.store.PutNode(ctx, n.id, incarnation, record, nil, time.Second); err != nil {
+	if err := n.grid.store.PutNode(ctx, n.id, incarnation, record, []byte("{}"), time.Second); err != nil {
 		n.grid.t.Fatal(err)
 	}
 	go func() {
@@ -235,7 +235,7 @@ func (n *fakeNode) join() {
 			select {
 			case <-ctx.Done():
 			case <-time.After(100 * time.Millisecond):
-				_ = n.grid.store.KeepNode(ctx, n.id, incarnation, nil)
+				_ = n.grid.store.KeepNode(ctx, n.id, incarnation, []byte("{}"))
 			}
 		}
 	}()

@@ -161,8 +161,10 @@ func (p process) ended() bool {
 	return false
 }
 
+// failed says whether the end by itself fails the attempt. A missing output
+// does too, and comes as the report's failure.
 func (p process) failed() bool {
-	return p.ended() && (p.State != wsdl.ProcessStateExited || p.ExitCode == nil || *p.ExitCode != 0 || p.Message != "")
+	return p.ended() && (p.State != wsdl.ProcessStateExited || p.ExitCode == nil || *p.ExitCode != 0)
 }
 
 // event is what happened. All but placed, cancelled and recovered are about one

@@ -1,31 +1,12 @@
 package broker
 
 import (
-	"bytes"
-	"encoding/json"
-	"encoding/xml"
-	"fmt"
 	"slices"
 
 	"mvm/broker/place"
 	"mvm/broker/profile"
 	"mvm/wsdl"
 )
-
-// decodeNode reads a node's record as the information service writes it.
-func decodeNode(value []byte) (*wsdl.Node, error) {
-	n := new(wsdl.Node)
-	var err error
-	if bytes.HasPrefix(bytes.TrimSpace(value), []byte("<")) {
-		err = xml.Unmarshal(value, n)
-	} else {
-		err = json.Unmarshal(value, n)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("broker: a node's record: %w", err)
-	}
-	return n, nil
-}
 
 // viewOf is a node as placement sees it, less what is held of it.
 func viewOf(n *wsdl.Node, held booking) place.Node {

@@ -199,8 +199,8 @@ func (b *Service) restoreAttempt(j *job, s status, records []store.KV) error {
 			for i, m := range record.Members {
 				members[i] = m.member()
 				for _, p := range m.Processes {
-					if j.compiled != nil && (p < 0 || p >= len(l.Processes)) {
-						return fmt.Errorf("broker: journal: attempt %d has a process %d of %d", number, p, len(l.Processes))
+					if limit := cmp.Or(len(l.Processes), profile.MaxProcesses); p < 0 || p >= limit {
+						return fmt.Errorf("broker: journal: attempt %d has a process %d of %d", number, p, limit)
 					}
 				}
 			}

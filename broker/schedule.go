@@ -11,6 +11,7 @@ import (
 
 	"mvm/broker/place"
 	"mvm/broker/profile"
+	"mvm/services/information"
 	"mvm/wsdl"
 )
 
@@ -184,7 +185,7 @@ func (s *scheduler) refresh(ctx context.Context) error {
 		n := node{id: r.ID, incarnation: r.Incarnation, alive: r.Alive, raw: r.Value}
 		if there && bytes.Equal(was.raw, r.Value) {
 			n.record = was.record
-		} else if n.record, err = decodeNode(r.Value); err != nil {
+		} else if n.record, err = information.Decode(r); err != nil {
 			s.broker.log.WithError(err).WithField("node", r.ID).Error("a node's record cannot be read")
 			continue
 		}

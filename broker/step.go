@@ -167,7 +167,7 @@ func (l *life) reported(now time.Time, e reported) []action {
 		}
 		p.Task, p.Index, p.Count, p.Node = old.Task, old.Index, old.Count, old.Node
 		*old = p
-		if cause == "" && p.failed() {
+		if cause == "" && (p.failed() || r.Failure != "" && p.ended() && p.Message != "") {
 			cause = l.describe(p)
 		}
 	}
@@ -481,7 +481,7 @@ func (l *life) conclude(now time.Time) []action {
 	l.Gone = true
 	if l.Running {
 		for i := range l.Processes {
-			if p := &l.Processes[i]; !p.ended() {
+			if p := &l.Processes[i]; p.State == wsdl.ProcessStateRunning {
 				p.State = wsdl.ProcessStateLost
 				if p.Message == "" {
 					p.Message = "no report of its end came"
