@@ -252,3 +252,19 @@ func TestRecordThatSaysTooMuchBreaksItsChannelOnly(t *testing.T) {
 		t.Error("Inspect does not say so")
 	}
 }
+
+// A child that makes the shared bell blocking and empties it cannot make the
+// daemon block on it.
+func TestBellThatAChildSpoils(t *testing.T) {
+	vm := start(t, Config{})
+	processes(t, vm, 1)
+	wire(t, 1, 4096, vm, Endpoint{Outside: "in"}, vm, Endpoint{Outside: "out"})
+	must(t, unix.SetNonblock(vm.door, false))
+	for range 200 {
+		ring1(vm.door)
+		_, _ = unix.Preadv2(vm.door, [][]byte{make([]byte, 8)}, -1, unix.RWF_NOWAIT)
+		must(t, vm.Enqueue(within(t, 10*time.Second), "in", []byte("x")))
+		_, err := vm.Dequeue(within(t, 10*time.Second), "out")
+		must(t, err)
+	}
+}

@@ -49,11 +49,15 @@ func (vm *VM) heat(c *channel) {
 
 // bellWatch is told that someone rang: a child whose ring we sleep on, or a
 // goroutine that changed something.
-type bellWatch struct{ vm *VM }
+type bellWatch struct {
+	vm *VM
+	fd int
+}
 
 func (b bellWatch) event(uint32) {
+	// NOWAIT: a child may have made its bell blocking, and emptied it since.
 	var count [8]byte
-	_, _ = unix.Read(b.vm.bell, count[:])
+	_, _ = unix.Preadv2(b.fd, [][]byte{count[:]}, -1, unix.RWF_NOWAIT)
 	for _, c := range b.vm.carried {
 		if c.stirred() {
 			b.vm.heat(c)

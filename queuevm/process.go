@@ -206,7 +206,7 @@ func (p *process) answer(question string) (string, []int) {
 		if q == nil {
 			return p.noPort(rest), nil
 		}
-		fds := []int{p.vm.bell}
+		fds := []int{p.vm.door}
 		var sizes [2]uint64
 		for k, c := range []*channel{q.out, q.in} {
 			if c != nil {

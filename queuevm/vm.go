@@ -131,7 +131,8 @@ type VM struct {
 	key      *key         // nil without a proxy
 	listener net.Listener // nil without a proxy
 	epoll    int
-	bell     int // an eventfd that children and goroutines ring to end the loop's sleep
+	bell     int // an eventfd that the daemon's goroutines ring to end the loop's sleep
+	door     int // the same for children, who may do what they like with it
 	lostPeer chan PeerLost
 	done     chan struct{} // closed by Close
 	told     chan struct{} // closed by Connect: who the peers are is known
@@ -168,7 +169,7 @@ func New(config Config) (*VM, error) {
 		config.MaxItem = 1 << 30
 	}
 	vm := &VM{
-		config: config, epoll: -1, bell: -1,
+		config: config, epoll: -1, bell: -1, door: -1,
 		lostPeer: make(chan PeerLost, 16),
 		done:     make(chan struct{}), told: make(chan struct{}), stopped: make(chan struct{}),
 		processes: map[int]*process{}, channels: map[uint32]*channel{},
@@ -186,11 +187,13 @@ func (vm *VM) open() (err error) {
 	if vm.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return fmt.Errorf("epoll: %w", err)
 	}
-	if vm.bell, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
-		return fmt.Errorf("eventfd: %w", err)
-	}
-	if err := vm.watch(vm.bell, unix.EPOLLIN, bellWatch{vm}); err != nil {
-		return fmt.Errorf("epoll: %w", err)
+	for _, bell := range []*int{&vm.bell, &vm.door} {
+		if *bell, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+			return fmt.Errorf("eventfd: %w", err)
+		}
+		if err := vm.watch(*bell, unix.EPOLLIN, bellWatch{vm, *bell}); err != nil {
+			return fmt.Errorf("epoll: %w", err)
+		}
 	}
 	if vm.config.Listen == "" {
 		return nil
@@ -276,7 +279,7 @@ func (vm *VM) Close() error {
 		}
 		c.ring.free()
 	}
-	for _, fd := range []int{vm.epoll, vm.bell} {
+	for _, fd := range []int{vm.epoll, vm.bell, vm.door} {
 		if fd >= 0 {
 			_ = unix.Close(fd)
 		}

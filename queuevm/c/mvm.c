@@ -95,6 +95,9 @@ struct mvm_port {
     char name[];
 };
 
+/* Some port's consumer end owes a look at its producer. */
+static atomic_int owing;
+
 /* Guards everything in `process`; taken to open, close, and before a sleep. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct {
@@ -184,10 +187,10 @@ static void tell_producer(struct end *i) {
 /* Before any sleep: producers that sleep on room we made must not wait for us
  * while we wait for them. */
 static void settle(void) {
+    if (!atomic_exchange(&owing, 0)) return;
     pthread_mutex_lock(&lock);
     for (mvm_port *p = process.ports; p; p = p->next)
-        if (p->in.header && atomic_load_explicit(&p->in.owes, memory_order_relaxed)) {
-            atomic_store_explicit(&p->in.owes, 0, memory_order_relaxed);
+        if (p->in.header && atomic_exchange(&p->in.owes, 0)) {
             atomic_thread_fence(memory_order_seq_cst);
             if (atomic_load_explicit(&p->in.header->producer_waits, memory_order_relaxed)) wake(&p->in.header->producer_waits);
         }
@@ -428,7 +431,11 @@ static inline void give_back(struct end *i, uint64_t n) {
     atomic_store_explicit(&i->header->head, i->mine, memory_order_release);
     i->quiet += n;
     if (i->quiet >= i->capacity / 8) tell_producer(i);
-    else atomic_store_explicit(&i->owes, 1, memory_order_relaxed);
+    else {
+        /* Release: a thread that settles for us must make our head seen first. */
+        atomic_store_explicit(&i->owes, 1, memory_order_release);
+        atomic_store_explicit(&owing, 1, memory_order_release);
+    }
 }
 
 /* Copies one record's payload out as it arrives; skip is what precedes it. */

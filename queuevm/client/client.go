@@ -20,6 +20,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -40,7 +41,8 @@ var (
 // session is this process's side of its talk with MVM.
 type session struct {
 	started time.Time
-	mu      sync.Mutex // guards everything below
+	owing   atomic.Bool // some port's consumer end owes a look at its producer
+	mu      sync.Mutex  // guards everything below
 	ports   map[string]*Port
 	bell    int // the daemon's eventfd, -1 before the first port
 	control int // the socket to the daemon

@@ -306,8 +306,9 @@ func (e *end) giveBack(n uint64) {
 	e.quiet += n
 	if e.quiet >= e.capacity/8 {
 		e.tellProducer()
-	} else {
+	} else if !e.owes.Load() {
 		e.owes.Store(true)
+		current.owing.Store(true)
 	}
 }
 

@@ -172,6 +172,9 @@ func await(word *uint32, until deadline, enough func() (bool, error)) error {
 // wait for it while it waits for them.
 func settle() {
 	s := &current
+	if !s.owing.Swap(false) {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range s.ports {
