@@ -1,3 +1,14 @@
+// Package mvm is the MVM process, which a node starts for each attempt at a job
+// and which dies with it: it builds the sources, holds the queue-level VM and
+// the proxy, spawns the programs and reaps them. Launch and Handle are the
+// node's side of it, ReadStream reads what programs printed.
+//
+// What always holds: nothing that an attempt starts outlives its MVM process,
+// whichever way that ends, and the MVM process does not outlive its node. Only
+// its spawner waits for children. It writes below Start.WorkDir only.
+//
+// It must never import the grid's services, net/http or etcd: its start is paid
+// by every job.
 package mvm
 
 import (

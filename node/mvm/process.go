@@ -414,7 +414,7 @@ func (p *process) build(ctx context.Context, r *build.Request) (*build.Result, e
 func (p *process) Run(ctx context.Context, s build.Step) (int, error) {
 	p.mu.Lock()
 	p.lastBuild++
-	mark := fmt.Sprintf("MVM_BUILD=%d.", p.lastBuild)
+	mark := fmt.Sprintf("MVM_BUILD=%s.%d.", p.mark, p.lastBuild)
 	p.mu.Unlock()
 	defer sweep(mark, time.Now().Add(endLimit))
 	type end struct {
