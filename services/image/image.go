@@ -52,8 +52,9 @@ type Store struct {
 	partials map[string]*partial      // by hex
 	fetching map[string]chan struct{} // by hex; closed when that Fetch has ended
 
-	pinning sync.Mutex                     // guards pins and the files they are in
-	pins    map[string]map[string]struct{} // by owner, then hex
+	filing  [16]sync.Mutex                 // each guards the pin files of some owners, by hash
+	pinning sync.Mutex                     // guards pins
+	pins    map[string]map[string]struct{} // by owner, then hex; a set never changes, it is replaced
 }
 
 // New opens the folder, removes what earlier lives left half done, and reads

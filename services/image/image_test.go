@@ -297,6 +297,10 @@ func TestPinsAndSweep(t *testing.T) {
 	if !s.Has(digests[2]) { // renews
 		t.Fatal("a blob is gone")
 	}
+	// Left by a crash between the file's name and its bytes: it pins nothing.
+	if err := os.WriteFile(filepath.Join(dir, "pins", "of-torn"), []byte(digests[3]+"\n"+digests[3][:30]), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if s, err = New(Config{Dir: dir, Clock: clock}); err != nil { // a restart
 		t.Fatal(err)
 	}

@@ -3,12 +3,14 @@ package image
 import (
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"mvm/wsdl"
@@ -23,38 +25,73 @@ func (s *Store) Pin(owner string, digests ...string) error {
 	if err != nil {
 		return err
 	}
-	s.sweeping.RLock()
-	defer s.sweeping.RUnlock()
-	var missing []string
-	wanted := map[string]struct{}{}
+	wanted := make(map[string]struct{}, len(digests))
 	for _, digest := range digests {
 		h, err := hexOf(digest)
 		if err != nil {
 			return err
 		}
-		if _, err := os.Stat(s.path(h)); errors.Is(err, fs.ErrNotExist) {
-			missing = append(missing, digest)
-		} else if err != nil {
-			return fmt.Errorf("image store: %w", err)
-		}
 		wanted[h] = struct{}{}
 	}
+	filing := s.file(name)
+	filing.Lock()
+	defer filing.Unlock()
+	// First in memory, which keeps the sweep away, then on disk, which takes long.
+	was, err := s.pin(owner, wanted)
+	if err != nil || len(was) == len(wanted) {
+		return err
+	}
+	if err := s.writePins(name, wanted, len(was) == 0); err != nil {
+		s.setPins(owner, was)
+		return diskError(err)
+	}
+	return nil
+}
+
+// pin adds to wanted what owner has pinned, makes that its pins, and returns
+// what they were.
+func (s *Store) pin(owner string, wanted map[string]struct{}) (was map[string]struct{}, err error) {
+	s.sweeping.RLock()
+	defer s.sweeping.RUnlock()
+	var missing []string
+	for h := range wanted {
+		if _, err := os.Stat(s.path(h)); errors.Is(err, fs.ErrNotExist) {
+			missing = append(missing, prefix+h)
+		} else if err != nil {
+			return nil, fmt.Errorf("image store: %w", err)
+		}
+	}
 	if len(missing) > 0 {
-		return wsdl.NewFault(wsdl.FaultCodeNotFound, "not here: "+strings.Join(missing, ", "), "upload these blobs, then try again")
+		slices.Sort(missing)
+		return nil, wsdl.NewFault(wsdl.FaultCodeNotFound, "not here: "+strings.Join(missing, ", "), "upload these blobs, then try again")
 	}
 	s.pinning.Lock()
 	defer s.pinning.Unlock()
-	for h := range s.pins[owner] {
+	was = s.pins[owner]
+	for h := range was {
 		wanted[h] = struct{}{}
 	}
-	if len(s.pins[owner]) == len(wanted) {
-		return nil // nothing new
+	if len(wanted) > 0 {
+		s.pins[owner] = wanted
 	}
-	if err := s.writePins(name, wanted); err != nil {
-		return diskError(err)
+	return was, nil
+}
+
+func (s *Store) setPins(owner string, hexes map[string]struct{}) {
+	s.pinning.Lock()
+	defer s.pinning.Unlock()
+	if len(hexes) == 0 {
+		delete(s.pins, owner)
+	} else {
+		s.pins[owner] = hexes
 	}
-	s.pins[owner] = wanted
-	return nil
+}
+
+// file returns the lock of a pin file.
+func (s *Store) file(name string) *sync.Mutex {
+	h := fnv.New32a()
+	h.Write([]byte(name))
+	return &s.filing[h.Sum32()%uint32(len(s.filing))]
 }
 
 // Unpin ends all pins of owner. It is idempotent.
@@ -63,16 +100,14 @@ func (s *Store) Unpin(owner string) error {
 	if err != nil {
 		return err
 	}
-	s.pinning.Lock()
-	defer s.pinning.Unlock()
-	if _, there := s.pins[owner]; !there {
-		return nil
-	}
+	filing := s.file(name)
+	filing.Lock()
+	defer filing.Unlock()
 	// A pin file that comes back after a crash pins too much, never too little.
 	if err := os.Remove(filepath.Join(s.dir, "pins", name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("image store: %w", err)
 	}
-	delete(s.pins, owner)
+	s.setPins(owner, nil)
 	return nil
 }
 
@@ -98,13 +133,20 @@ func pinName(owner string) (string, error) {
 	return "of-" + name, nil
 }
 
-// writePins puts an owner's file on disk. s.pinning is held.
-func (s *Store) writePins(name string, hexes map[string]struct{}) error {
-	lines := make([]string, 0, len(hexes))
+// pinsEnd is the last line of a pin file that was written to its end.
+const pinsEnd = "end\n"
+
+// writePins puts an owner's pins on disk. The lock of its file is held. A new
+// owner's file needs no care for what it had before: it is renamed first and
+// synced then, which is one wait for the disk instead of two, and a crash in
+// between leaves a file without its end, which counts for nothing.
+func (s *Store) writePins(name string, hexes map[string]struct{}, isNew bool) error {
+	lines := make([]string, 0, len(hexes)+1)
 	for h := range hexes {
 		lines = append(lines, prefix+h+"\n")
 	}
 	slices.Sort(lines)
+	lines = append(lines, pinsEnd)
 	folder := filepath.Join(s.dir, "pins")
 	f, err := os.CreateTemp(folder, temporary+"*")
 	if err != nil {
@@ -115,11 +157,18 @@ func (s *Store) writePins(name string, hexes map[string]struct{}) error {
 	if _, err := f.WriteString(strings.Join(lines, "")); err != nil {
 		return err
 	}
-	if err := f.Sync(); err != nil {
-		return err
+	if !isNew {
+		if err := f.Sync(); err != nil {
+			return err
+		}
 	}
 	if err := os.Rename(f.Name(), filepath.Join(folder, name)); err != nil {
 		return err
+	}
+	if isNew {
+		if err := f.Sync(); err != nil {
+			return err
+		}
 	}
 	return syncDir(folder)
 }
@@ -134,7 +183,7 @@ func (s *Store) readPins() error {
 		path := filepath.Join(folder, file.Name())
 		escaped, ok := strings.CutPrefix(file.Name(), "of-")
 		owner, err := url.QueryUnescape(escaped)
-		if !ok || err != nil {
+		if err != nil || !ok {
 			if err := os.Remove(path); err != nil {
 				return err
 			}
@@ -144,8 +193,15 @@ func (s *Store) readPins() error {
 		if err != nil {
 			return err
 		}
+		list, ok := strings.CutSuffix(string(text), pinsEnd)
+		if !ok {
+			if err := os.Remove(path); err != nil {
+				return err
+			}
+			continue
+		}
 		hexes := map[string]struct{}{}
-		for line := range strings.Lines(string(text)) {
+		for line := range strings.Lines(list) {
 			h, err := hexOf(strings.TrimSuffix(line, "\n"))
 			if err != nil {
 				return fmt.Errorf("%s: %w", path, err)

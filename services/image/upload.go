@@ -256,8 +256,6 @@ func (s *Store) publish(f *os.File, path, h string) error {
 	if err := errors.Join(f.Chmod(0o444), f.Sync(), os.Chtimes(path, now, now)); err != nil {
 		return diskError(err)
 	}
-	s.sweeping.RLock()
-	defer s.sweeping.RUnlock()
 	folder := filepath.Dir(s.path(h))
 	switch err := os.Mkdir(folder, 0o700); {
 	case err == nil:
@@ -267,7 +265,13 @@ func (s *Store) publish(f *os.File, path, h string) error {
 	case !errors.Is(err, fs.ErrExist):
 		return diskError(err)
 	}
-	if err := errors.Join(os.Rename(path, s.path(h)), syncDir(folder)); err != nil {
+	s.sweeping.RLock() // a sweep that found an old blob there must not remove this one
+	err := os.Rename(path, s.path(h))
+	s.sweeping.RUnlock()
+	if err != nil {
+		return diskError(err)
+	}
+	if err := syncDir(folder); err != nil {
 		return diskError(err)
 	}
 	return nil
