@@ -83,7 +83,7 @@ func (s *supply) explain(empty *supply, least int) (reason string, never bool) {
 	}
 	switch {
 	case now < processes:
-		fmt.Fprintf(&out, "; together they have room for %d of the %s now", now, plural(processes, "process", "processes"))
+		fmt.Fprintf(&out, "; together they have room for %s of the %s now", orNone(now), plural(processes, "process", "processes"))
 	case usable < least:
 		fmt.Fprintf(&out, "; %s a process now, but the policy wants at least %d nodes", takes(usable), least)
 	default:
@@ -91,10 +91,10 @@ func (s *supply) explain(empty *supply, least int) (reason string, never bool) {
 	}
 	switch {
 	case ever < processes:
-		fmt.Fprintf(&out, ", and for no more than %d even if all were empty: it never fits these nodes", ever)
+		fmt.Fprintf(&out, ", and for %s if all were empty: it never fits these nodes", orNone(ever))
 		return out.String(), true
 	case usableEver < least:
-		fmt.Fprintf(&out, ", and no more than %d could even if all were empty: it never fits these nodes", usableEver)
+		fmt.Fprintf(&out, ", and %s would if all were empty: it never fits these nodes", orNone(usableEver))
 		return out.String(), true
 	case now < processes || usable < least:
 		out.WriteString("; it waits for room")
@@ -174,6 +174,13 @@ func takes(nodes int) string {
 		return "1 node takes"
 	}
 	return fmt.Sprintf("%d nodes take", nodes)
+}
+
+func orNone(n int) string {
+	if n == 0 {
+		return "none"
+	}
+	return fmt.Sprint(n)
 }
 
 func count(n int, what string) string { return plural(n, what, what+"s") }

@@ -62,3 +62,17 @@ func newNetwork(job *profile.Job) *network {
 func (g *network) row(p int32) (to, weight []int32) {
 	return g.to[g.start[p]:g.start[p+1]], g.weight[g.start[p]:g.start[p+1]]
 }
+
+// cut is the weight of the links between processes on different nodes.
+func (g *network) cut(node []int) int {
+	total := 0
+	for p := range node {
+		to, weight := g.row(int32(p))
+		for i, q := range to {
+			if node[q] != node[p] {
+				total += int(weight[i])
+			}
+		}
+	}
+	return total / 2
+}

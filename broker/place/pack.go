@@ -5,12 +5,21 @@ import (
 	"sort"
 )
 
-// pack plans in three steps: which nodes, and how many processes each; then
-// grow a group of processes on each; then mend the borders between groups.
+// pack plans in three steps: which nodes, and how many processes each; then a
+// group of processes for each; then mend the borders between groups.
 func (s *supply) pack(g *network, least int) ([]int, bool) {
 	processes := len(s.of)
 	order, limit := s.choose(processes, least)
 	node := s.grow(g, order, limit, nil)
+	if node != nil && s.alike(order) {
+		s.refine(g, node, limit, least)
+		if halves := s.halve(g, order, limit); halves != nil {
+			s.refine(g, halves, limit, least)
+			if g.cut(halves) < g.cut(node) {
+				node = halves
+			}
+		}
+	}
 	if node == nil {
 		// Locality first did not get everyone in: who can go where comes first.
 		quota, placed := s.assign(limit)
@@ -54,7 +63,13 @@ func (s *supply) choose(processes, least int) (order, limit []int) {
 	for i := range capacity {
 		capacity[i] = s.capacity(i)
 	}
-	sort.SliceStable(bySize, func(i, j int) bool { return capacity[bySize[i]] > capacity[bySize[j]] })
+	sort.SliceStable(bySize, func(i, j int) bool {
+		a, b := bySize[i], bySize[j]
+		if capacity[a] != capacity[b] {
+			return capacity[a] > capacity[b]
+		}
+		return s.free[a].slots > s.free[b].slots
+	})
 	bySize = slices.DeleteFunc(bySize, func(n int) bool { return capacity[n] == 0 })
 	left := processes
 	for left > 0 && len(bySize) > 0 {
@@ -62,7 +77,7 @@ func (s *supply) choose(processes, least int) (order, limit []int) {
 		if capacity[bySize[0]] >= left {
 			// The last one that is large enough; of equals the first.
 			at = sort.Search(len(bySize), func(i int) bool { return capacity[bySize[i]] < left }) - 1
-			for at > 0 && capacity[bySize[at-1]] == capacity[bySize[at]] {
+			for at > 0 && capacity[bySize[at-1]] == capacity[bySize[at]] && s.free[bySize[at-1]].slots == s.free[bySize[at]].slots {
 				at--
 			}
 		}

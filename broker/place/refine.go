@@ -30,12 +30,18 @@ type refiner struct {
 	moved   []int32
 }
 
-func (s *supply) refine(g *network, node []int, limit []int, least int) {
+func (s *supply) newRefiner(g *network, node []int) *refiner {
 	n := len(node)
-	r := &refiner{
-		supply: s, g: g, node: node, free: s.bounded(limit), members: make([][]int32, len(s.nodes)), spread: least > 1,
+	return &refiner{
+		supply: s, g: g, node: node, free: make([]room, len(s.nodes)), members: make([][]int32, len(s.nodes)),
 		gain: make([]int32, n), stamp: make([]int32, n), lock: make([]int32, n), mark: make([]int32, n),
 	}
+}
+
+// refine mends the borders between all nodes that have processes.
+func (s *supply) refine(g *network, node []int, limit []int, least int) {
+	r := s.newRefiner(g, node)
+	r.free, r.spread = s.bounded(limit), least > 1
 	for p, at := range node {
 		r.members[at] = append(r.members[at], int32(p))
 		r.free[at].take(s.classes[s.of[p]].need)
@@ -46,9 +52,10 @@ func (s *supply) refine(g *network, node []int, limit []int, least int) {
 	}
 	met := make([]int, len(s.nodes)) // when a node was last seen as a neighbour, from 1
 	seen := 0
+	most := 0 // links saved by the best pass
 	for range maxPasses {
 		next := make([]bool, len(s.nodes))
-		better := false
+		saved := 0
 		for a := range s.nodes {
 			seen++
 			var others []int
@@ -70,20 +77,22 @@ func (s *supply) refine(g *network, node []int, limit []int, least int) {
 				if r.visits > maxVisits {
 					return
 				}
-				if r.pair(a, b) {
-					next[a], next[b], better = true, true, true
+				if gain := r.pair(a, b); gain > 0 {
+					next[a], next[b] = true, true
+					saved += gain
 				}
 			}
 		}
-		if !better {
-			return
+		if most = max(most, saved); saved <= most/40 {
+			return // what is left to gain is not worth the time
 		}
 		dirty = next
 	}
 }
 
-// pair mends the border between two nodes and tells whether that helped.
-func (r *refiner) pair(a, b int) bool {
+// pair mends the border between two nodes and returns how many links that
+// brought together.
+func (r *refiner) pair(a, b int) int {
 	r.round++
 	ends := [2]int{a, b}
 	r.sides[0], r.sides[1] = r.sides[0][:0], r.sides[1][:0]
@@ -97,18 +106,20 @@ func (r *refiner) pair(a, b int) bool {
 			}
 			neighbours, weights := r.g.row(p)
 			r.visits += len(neighbours)
-			g := int32(0)
+			own, other := int32(0), int32(0)
 			for i, q := range neighbours {
 				switch r.node[q] {
 				case n:
-					g -= weights[i]
+					own += weights[i]
 				case ends[1-side]:
-					g += weights[i]
+					other += weights[i]
 				}
 			}
-			r.gain[p] = g
+			r.gain[p] = other - own
 			r.stamp[p]++
-			r.sides[side].push(candidate{-int64(g), p, r.stamp[p]})
+			if other > 0 || own <= 2 { // the rest would only cost, and follow when a neighbour moves
+				r.sides[side].push(candidate{-int64(r.gain[p]), p, r.stamp[p]})
+			}
 		}
 	}
 	sizes := [2]int{len(r.members[a]), len(r.members[b])}
@@ -174,7 +185,7 @@ func (r *refiner) pair(a, b int) bool {
 		r.node[p] = back
 	}
 	if keep == 0 {
-		return false
+		return 0
 	}
 	all := append(slices.Clone(r.members[a]), r.members[b]...)
 	slices.Sort(all)
@@ -182,7 +193,7 @@ func (r *refiner) pair(a, b int) bool {
 	for _, p := range all {
 		r.members[r.node[p]] = append(r.members[r.node[p]], p)
 	}
-	return true
+	return int(best)
 }
 
 // turn picks the side to move from: away from a side that has too much, else
