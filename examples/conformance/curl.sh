@@ -4,7 +4,7 @@
 #
 #     curl.sh GRID [FACTOR]
 #
-# GRID is a node's address (http://127.0.0.1:7470) or that of its bootstrap
+# GRID is a node's address (http://127.0.0.1:7480) or that of its bootstrap
 # service. The exit status is 0 when the job succeeded.
 set -eu
 

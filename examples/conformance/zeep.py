@@ -3,7 +3,7 @@
 
     zeep.py GRID
 
-GRID is a node's address (http://127.0.0.1:7470) or that of its bootstrap
+GRID is a node's address (http://127.0.0.1:7480) or that of its bootstrap
 service. Everything else comes from the WSDLs that the grid publishes: the
 broker's address, the types of a job profile, the fault. Each step is done in
 SOAP 1.1 and in SOAP 1.2; the first that fails ends the run with status 1.

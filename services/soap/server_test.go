@@ -298,6 +298,9 @@ func TestGuardSeesEveryRequest(t *testing.T) {
 	seen := make(chan string, 10)
 	v := start(t, Config{Guard: guardFunc(func(ctx context.Context, r *http.Request, operation string) (context.Context, error) {
 		seen <- operation
+		if r.Header.Get("X-Name") == "panic" {
+			panic("oops")
+		}
 		if r.Header.Get("X-Name") == "" {
 			return ctx, wsdl.NewFault(wsdl.FaultCodeUnauthenticated, "who are you?", "say so")
 		}
@@ -317,6 +320,9 @@ func TestGuardSeesEveryRequest(t *testing.T) {
 	}
 	if got := v.post(t, "broker", "text/xml", envelope11(`<ListJobs xmlns="urn:mvm:1"/>`), "X-Name", "ada"); got.status != 200 {
 		t.Errorf("allowed call: %+v", got)
+	}
+	if got := v.post(t, "broker", "text/xml", envelope11(`<ListJobs xmlns="urn:mvm:1"/>`), "X-Name", "panic"); got.status != 500 || !strings.Contains(got.body, "<code>internal</code>") || strings.Contains(got.body, "oops") {
+		t.Errorf("a guard that panics: %+v", got)
 	}
 }
 

@@ -101,29 +101,23 @@ func (s *Server) call(w http.ResponseWriter, r *http.Request, x *exchange, v *se
 }
 
 // perform reads, judges and carries out a call. The version is right as far
-// as it could be found out, also when there is an error.
-func (s *Server) perform(w http.ResponseWriter, r *http.Request, x *exchange, v *service) (version, any, error) {
-	version, err := versionOf(r)
-	if err != nil {
+// as it could be found out, also when there is an error; a panic is one.
+func (s *Server) perform(w http.ResponseWriter, r *http.Request, x *exchange, v *service) (version version, response any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			x.panicked(p)
+			err = wsdl.NewFault(wsdl.FaultCodeInternal, x.operation+" failed inside the node", "its log says more under request id "+x.id)
+		}
+	}()
+	if version, err = versionOf(r); err != nil {
 		return version, nil, err
 	}
 	ctx, operation, version, request, err := s.read(w, r, x, v, version)
 	if err != nil {
 		return version, nil, err
 	}
-	response, err := s.invoke(ctx, x, operation, request)
+	response, err = operation.Call(ctx, request)
 	return version, response, err
-}
-
-// invoke calls the operation and turns its panic into a fault.
-func (s *Server) invoke(ctx context.Context, x *exchange, operation *wsdl.Operation, request any) (response any, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			x.panicked(p)
-			err = wsdl.NewFault(wsdl.FaultCodeInternal, operation.Name+" failed inside the node", "its log says more under request id "+x.id)
-		}
-	}()
-	return operation.Call(ctx, request)
 }
 
 // versionOf reads the media type.
