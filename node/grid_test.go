@@ -98,7 +98,8 @@ func newGrid(t *testing.T) *grid {
 	}
 	g.caller = soap.NewClient(soap.ClientConfig{})
 	t.Cleanup(g.caller.Close)
-	g.url = serve(t, g.images, wsdl.BootstrapContract(g), wsdl.InformationContract(information{g}), wsdl.BrokerContract(broker{grid: g}))
+	url := serve(t, g.images, wsdl.BootstrapContract(g), wsdl.InformationContract(information{g}), wsdl.BrokerContract(broker{grid: g}))
+	g.set(func() { g.url = url }) // a node in another process is no witness of an order
 	return g
 }
 
@@ -140,6 +141,8 @@ func (g *grid) ListServicesContext(context.Context, *wsdl.ListServices) (*wsdl.L
 }
 
 func (g *grid) JoinContext(context.Context, *wsdl.Join) (*wsdl.JoinResponse, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	return &wsdl.JoinResponse{Broker: g.url + "/services/broker", Information: g.url + "/services/information", Image: g.url + "/services/image"}, nil
 }
 
