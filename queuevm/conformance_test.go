@@ -424,3 +424,20 @@ func TestWaitOnSeveral(t *testing.T) {
 		})
 	}
 }
+
+// Over 128 ports the kernel's wait on several words is out of reach.
+func TestWaitOnManyFallsBackToLooking(t *testing.T) {
+	vm := start(t, Config{})
+	processes(t, vm, 0, 1)
+	args := []string{"wait"}
+	for k := range 200 {
+		port := fmt.Sprint("p", k)
+		args = append(args, port)
+		wire(t, uint32(k), 4096, vm, Endpoint{Process: 0, Port: port}, vm, Endpoint{Process: 1, Port: port})
+	}
+	taker := spawn(t, vm, 1, built.c, args...)
+	spawn(t, vm, 0, built.golang, "spread", "5")
+	if got := taker.result(); got != "1000" {
+		t.Errorf("took %s items of 1000", got)
+	}
+}

@@ -301,7 +301,7 @@ static inline void put_header(unsigned char *to, uint32_t length, uint32_t meta)
 static inline int put_whole(struct end *o, const void *item, size_t length) {
     unsigned char *to = at(o, o->mine);
     put_header(to, (uint32_t)length, 0);
-    memcpy(to + RECORD_HEADER, item, length);
+    if (length) memcpy(to + RECORD_HEADER, item, length); /* item may be NULL */
     o->mine += record_size(length);
     o->items++;
     return publish(o);
@@ -469,7 +469,7 @@ static int take(struct end *i, const struct first *f, unsigned char *to) {
     if (f->flags == 0) {
         if (i->theirs - i->mine < size) return take_stream(i, RECORD_HEADER, to, f->length, 1);
         if (f->length > CHUNK) return take_stream(i, RECORD_HEADER, to, f->length, 1);
-        memcpy(to, at(i, i->mine) + RECORD_HEADER, f->length);
+        if (f->length) memcpy(to, at(i, i->mine) + RECORD_HEADER, f->length);
         i->items++;
         give_back(i, size);
         return MVM_OK;

@@ -155,6 +155,7 @@ static int do_forms(void) {
     CHECK(filled == 2);
     CHECK(mvm_enqueue_timed(out, big, most, 20) == MVM_TIMEOUT);
     CHECK(mvm_try_enqueue(out, big, most + 1) == MVM_TOO_BIG);
+    free(big);
     CHECK(mvm_end(out) == MVM_OK);
     CHECK(mvm_enqueue(out, "x", 1) == MVM_CLOSED);
     void *item;
