@@ -66,6 +66,22 @@ func TestForkChainEnds(t *testing.T) {
 	})
 }
 
+// FuzzParent: a program cannot name itself into another family.
+func FuzzParent(f *testing.F) {
+	for _, name := range []string{"sh", "", ") S 1 (", "(a) Z 7 ", "a\n) S 3"} {
+		f.Add(name)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		if parent, ok := parseParent([]byte("12 (" + name + ") S 42 12 12 0 -1")); !ok || parent != 42 {
+			t.Errorf("%q: %d, %v", name, parent, ok)
+		}
+		if _, ok := parseParent([]byte("12 (" + name + ") Z 42 12 12 0 -1")); ok {
+			t.Errorf("%q: a zombie counts", name)
+		}
+		parseParent([]byte(name))
+	})
+}
+
 // TestBadStarts: what a node may get wrong is told in a sentence.
 func TestBadStarts(t *testing.T) {
 	binary := slim(t)

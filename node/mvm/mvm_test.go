@@ -11,13 +11,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
 
 // The test program plays three more parts: an MVM process (as all of mvm does),
+
 // and a node that is killed.
+
 func TestMain(m *testing.M) {
 	if IsProcess(os.Args) {
 		os.Exit(Main(os.Args))
@@ -48,6 +49,7 @@ func TestMain(m *testing.M) {
 }
 
 // raced tells whether the tests, and so the MVM process too, look for races.
+
 func raced() bool {
 	info, ok := debug.ReadBuildInfo()
 	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
@@ -68,6 +70,7 @@ func slim(t testing.TB) *os.File {
 }
 
 // levels runs a test under both levels of cleaning.
+
 func levels(t *testing.T, test func(t *testing.T, binary *os.File, cleaning string)) {
 	binary := slim(t)
 	best := Probe(binary)
@@ -82,6 +85,7 @@ func levels(t *testing.T, test func(t *testing.T, binary *os.File, cleaning stri
 }
 
 // launched is an MVM process under test, with its events as they come.
+
 type launched struct {
 	*Handle
 	t     *testing.T
@@ -126,6 +130,7 @@ func (l *launched) must(r Request) Reply {
 }
 
 // await reads events until the process has ended.
+
 func (l *launched) await(id int) ProcessState {
 	l.t.Helper()
 	limit := time.After(30 * time.Second)
@@ -150,6 +155,7 @@ func (l *launched) await(id int) ProcessState {
 }
 
 // over expects that the MVM process and all that it started are gone.
+
 func (l *launched) over() {
 	l.t.Helper()
 	select {
@@ -175,7 +181,9 @@ func (l *launched) terminate() {
 }
 
 // nothingLeft looks for what carries the mark in its environment or in its
+
 // command line.
+
 func nothingLeft(t *testing.T, mark string) {
 	t.Helper()
 	if left := withMark(mark); len(left) > 0 {
@@ -292,107 +300,10 @@ func TestAllOrNone(t *testing.T) {
 }
 
 // detach forks twice, starts a session and stays, as daemons do. It also hides
+
 // its environment.
-const detach = `
-import os, sys, time
-if os.fork() == 0:
-    os.setsid()
-    if os.fork() == 0:
-        os.closerange(0, 100)
-        open("detached", "w").write(str(os.getpid()))
-        if sys.argv[1] == "hide":
-            os.execve("/bin/sleep", ["sleep", "1000.0" + sys.argv[2]], {})
-        time.sleep(1000)
-    os._exit(0)
-os.wait() # the daemon is in a session of its own now, out of the group's reach
-time.sleep(float(sys.argv[3]))
-`
-
-func detacher(t *testing.T, id int, mode, mark, stay string) ProcessSpec {
-	python, err := exec.LookPath("python3")
-	if err != nil {
-		t.Skip("SKIPPED: python3 is needed to detach a process; install it")
-	}
-	return ProcessSpec{ID: id, Task: "detacher", Command: []string{python, "-c", detach, mode, mark, stay}, Environment: []string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}}
-}
-
-func TestNothingDetachedStays(t *testing.T) {
-	endings := map[string]func(l *launched){
-		"terminate": func(l *launched) { l.terminate() },
-		"killed":    func(l *launched) { l.Kill(); l.over() },
-		"node gone": func(l *launched) { l.control.Close(); l.over() },
-	}
-	for name, ending := range endings {
-		t.Run(name, func(t *testing.T) {
-			levels(t, func(t *testing.T, binary *os.File, cleaning string) {
-				l := launch(t, binary, cleaning, nil)
-				digits := strconv.FormatInt(time.Now().UnixNano(), 10)
-				mode := "hide"
-				if cleaning == Subreaper && name == "killed" {
-					mode = "show" // who hides is found in the other level only: that is why it is the better one
-				}
-				l.run(detacher(t, 0, mode, digits, "0"), detacher(t, 1, mode, digits, "1000"), sh(2, "sleep 1000 & trap '' TERM; wait"))
-				for id := range 2 {
-					file := filepath.Join(l.dir, fmt.Sprintf("process-%d", id), "detached")
-					eventually(t, file+" is written", func() bool { b, _ := os.ReadFile(file); return len(b) > 0 })
-				}
-				if mode == "hide" {
-					eventually(t, "two hidden sleeps run", func() bool { return len(withMark("1000.0"+digits)) == 2 })
-				}
-				l.await(0)
-				ending(l)
-				nothingLeft(t, digits)
-			})
-		})
-	}
-}
 
 // nodeToKill is a node that starts an MVM process and then waits to be killed.
-func nodeToKill() int {
-	dir := os.Getenv("MVM_TEST_NODE")
-	h, err := Launch(LaunchConfig{Cleaning: os.Getenv("MVM_TEST_CLEANING"), Mark: os.Getenv("MVM_TEST_MARK"), Start: Start{Attempt: "orphan/1", WorkDir: dir}})
-	if err == nil {
-		_, err = h.Call(context.Background(), Request{Instantiate: &Instantiate{Processes: []ProcessSpec{sh(0, "touch running; sleep 1000"), sh(1, "setsid sleep 1000 & wait")}}})
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	select {}
-}
-
-func TestNodeKilled(t *testing.T) {
-	levels(t, func(t *testing.T, _ *os.File, cleaning string) {
-		dir, mark := t.TempDir(), fmt.Sprintf("orphan-%d", time.Now().UnixNano())
-		node := exec.Command("/proc/self/exe")
-		node.Env = append(os.Environ(), "MVM_TEST_NODE="+dir, "MVM_TEST_CLEANING="+cleaning, "MVM_TEST_MARK="+mark)
-		node.Stderr = os.Stderr
-		if err := node.Start(); err != nil {
-			t.Fatal(err)
-		}
-		eventually(t, "the program runs", func() bool { _, err := os.Stat(dir + "/process-0/running"); return err == nil })
-		node.Process.Kill()
-		node.Wait()
-		eventually(t, "nothing is left", func() bool { return len(withMark(mark)) == 0 })
-	})
-}
-
-func TestSweep(t *testing.T) {
-	levels(t, func(t *testing.T, binary *os.File, cleaning string) {
-		l := launch(t, binary, cleaning, nil)
-		l.run(sh(0, "setsid sleep 1000 & wait"))
-		if n, err := Sweep(l.mark[:len(l.mark)-3]); err != nil || n < 1 {
-			t.Fatalf("swept %d, %v", n, err)
-		}
-		l.over()
-		if l.Err() == nil {
-			t.Error("a killed MVM process has no error")
-		}
-		if _, err := l.call(Request{Inspect: &struct{}{}}); !errors.Is(err, errGone) {
-			t.Errorf("a call after the end: %v", err)
-		}
-	})
-}
 
 func TestWallTime(t *testing.T) {
 	levels(t, func(t *testing.T, binary *os.File, cleaning string) {
@@ -461,78 +372,10 @@ func TestStreamFlood(t *testing.T) {
 	})
 }
 
-func TestMemoryLimit(t *testing.T) {
-	python, err := exec.LookPath("python3")
-	if err != nil {
-		t.Skip("SKIPPED: python3 is needed to take memory; install it")
-	}
-	big := func(id int, mebibytes int) ProcessSpec {
-		return ProcessSpec{ID: id, MemoryMiB: 100, Environment: []string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")},
-			Command: []string{python, "-c", fmt.Sprintf("import time; time.sleep(0.3); x = bytearray(%d << 20); x[::4096] = b'x' * len(x[::4096])", mebibytes)}}
-	}
-	grouped := findGroups().parent != ""
-	l := launch(t, slim(t), Subreaper, nil)
-	l.run(big(0, 200), big(1, 20))
-	s := l.await(0)
-	if grouped && (s.Signal != "SIGKILL" || s.Message != "memory limit of 100 MiB exceeded") ||
-		!grouped && (s.ExitCode != 1 || !strings.Contains(l.printed(0, "stderr"), "MemoryError")) {
-		t.Errorf("%+v\n%s", s, l.printed(0, "stderr"))
-	}
-	if s := l.await(1); s.ExitCode != 0 {
-		t.Errorf("%+v\n%s", s, l.printed(1, "stderr"))
-	}
-	l.terminate()
-	if !grouped {
-		return
-	}
-	// When the MVM process is killed, the node removes the groups.
-	left := func() []string {
-		found, _ := filepath.Glob(filepath.Join(findGroups().parent, groupName(l.mark)+"*"))
-		return found
-	}
-	l = launch(t, slim(t), Probe(nil), nil)
-	l.run(ProcessSpec{ID: 7, Command: []string{"/bin/sleep", "1000"}, MemoryMiB: 50})
-	if len(left()) != 1 {
-		t.Errorf("groups: %v", left())
-	}
-	l.Kill()
-	l.over()
-	if len(left()) != 0 {
-		t.Errorf("left behind: %v", left())
-	}
-}
-
-func TestFindGroups(t *testing.T) {
-	root := t.TempDir()
-	for _, dir := range []string{"memory/jobs/a", "slice/node.service"} {
-		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.WriteFile(filepath.Join(root, "slice/cgroup.subtree_control"), []byte("cpu memory pids\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	for text, want := range map[string]groups{
-		"":                                   {},
-		"nonsense\n1:2":                      {},
-		"5:freezer:/x\n4:cpu,memory:/jobs/a": {filepath.Join(root, "memory/jobs/a"), false},
-		"4:memory:/elsewhere":                {filepath.Join(root, "memory"), false},
-		"0::/slice/node.service\n":           {filepath.Join(root, "slice"), true},
-		"0::/slice/node.service/deeper":      {},
-		"0::/":                               {},
-	} {
-		membership := filepath.Join(t.TempDir(), "cgroup")
-		if err := os.WriteFile(membership, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if got := findGroupsIn(root, membership); got != want {
-			t.Errorf("%q: %+v, want %+v", text, got, want)
-		}
-	}
-}
-
 // TestReexec runs all of a program as the MVM process, for a build without the
+
 // slim one in it.
+
 func TestReexec(t *testing.T) {
 	l := launch(t, nil, Probe(nil), nil)
 	l.run(sh(0, "exit 0"))
@@ -541,98 +384,7 @@ func TestReexec(t *testing.T) {
 }
 
 // TestUnprivileged runs some of these tests again as a user without rights.
-func TestUnprivileged(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("SKIPPED: all the other tests ran without privileges already")
-	}
-	dir, err := os.MkdirTemp("/tmp", "mvm-unprivileged")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
-	const nobody = 65534
-	if err := errors.Join(os.Chmod(dir, 0o755), os.Mkdir(dir+"/tmp", 0o755), os.Chown(dir+"/tmp", nobody, nobody)); err != nil {
-		t.Fatal(err)
-	}
-	for from, to := range map[string]string{"/proc/self/exe": "test", os.Getenv("MVM_TEST_DIR") + "/slim": "slim"} {
-		program, err := os.ReadFile(from)
-		if err == nil {
-			err = os.WriteFile(filepath.Join(dir, to), program, 0o755)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	again := exec.Command(dir+"/test", "-test.v", "-test.run", "^(TestExitCodes|TestMemoryLimit|TestAllOrNone|TestNodeKilled|TestReexec)")
-	again.Dir = dir
-	again.Env = []string{"MVM_TEST_DIR=" + dir, "TMPDIR=" + dir + "/tmp", "HOME=" + dir + "/tmp", "PATH=/usr/bin:/bin"}
-	again.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
-	out, err := again.CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "PASS: TestExitCodes") {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	if strings.Contains(string(out), "SKIPPED") {
-		t.Logf("not everything can run without privileges here:\n%s", out)
-	}
-}
 
 // TestStartCost measures what every job pays. The limit is of CPU time, so that
-// a busy machine does not fail it.
-func TestStartCost(t *testing.T) {
-	if raced() {
-		t.Skip("SKIPPED: the race detector starts slowly")
-	}
-	binary := slim(t)
-	cleaning := Probe(binary)
-	var used, took []time.Duration
-	for range 15 {
-		began := time.Now()
-		l := launch(t, binary, cleaning, nil)
-		took = append(took, time.Since(began))
-		l.terminate()
-		used = append(used, l.Used())
-	}
-	slices.Sort(used)
-	slices.Sort(took)
-	t.Logf("start to Ready in %v, CPU of start and end %v (medians; the least is %v)", took[7], used[7], used[0])
-	if used[0] > 10*time.Millisecond {
-		t.Errorf("the MVM process takes at least %v of CPU to start and end; 5 ms is the aim", used[0])
-	}
-}
 
-func TestSpawnMany(t *testing.T) {
-	levels(t, func(t *testing.T, binary *os.File, cleaning string) {
-		l := launch(t, binary, cleaning, nil)
-		var specs []ProcessSpec
-		for id := range 64 {
-			specs = append(specs, ProcessSpec{ID: id, Task: "many", Index: id, Count: 64, Command: []string{"/bin/true"}})
-		}
-		began := time.Now()
-		l.run(specs...)
-		started := time.Since(began)
-		for id := range 64 {
-			if s := l.await(id); s.ExitCode != 0 {
-				t.Errorf("%+v", s)
-			}
-		}
-		over := time.Since(began)
-		began = time.Now()
-		var raw []*os.Process
-		for range 64 {
-			p, err := os.StartProcess("/bin/true", []string{"true"}, &os.ProcAttr{Files: []*os.File{nil, nil, nil}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			raw = append(raw, p)
-		}
-		bare := time.Since(began)
-		for _, p := range raw {
-			p.Wait()
-		}
-		t.Logf("64 processes: started in %v, %.1f times the bare start of as many; over in %v", started, float64(started)/float64(bare), over)
-		if started > 10*time.Second { // the ratio says more, but a busy machine moves it tenfold
-			t.Errorf("64 processes take %v to start; as many bare ones %v", started, bare)
-		}
-		l.terminate()
-	})
-}
+// a busy machine does not fail it.

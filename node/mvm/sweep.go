@@ -122,18 +122,23 @@ func pids() []int {
 	return all
 }
 
-// parentOf reads a process's parent from /proc/PID/stat, whose second field, in
-// brackets, may hold anything. Zombies count as gone.
+// parentOf reads a process's parent from /proc. Zombies count as gone.
 func parentOf(pid int) (int, bool) {
 	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return 0, false
 	}
+	return parseParent(stat)
+}
+
+// parseParent finds the parent in the text of /proc/PID/stat. Its second field,
+// in brackets, is what the program calls itself: anything, also brackets.
+func parseParent(stat []byte) (int, bool) {
 	_, rest, ok := strings.Cut(string(stat[max(0, bytes.LastIndexByte(stat, ')')):]), ") ")
 	fields := strings.Fields(rest)
 	if !ok || len(fields) < 2 || fields[0] == "Z" || fields[0] == "X" {
 		return 0, false
 	}
 	parent, err := strconv.Atoi(fields[1])
-	return parent, err == nil
+	return parent, err == nil && parent >= 0
 }
