@@ -117,6 +117,8 @@ type Service struct {
 	pins      *pins
 	kept      *bag // what registered profiles refer to
 
+	work sync.WaitGroup // every goroutine of the broker; see spawn
+
 	mu     sync.Mutex         // guards all below
 	jobs   map[string]*job    // by id
 	order  []string           // ids, ascending
@@ -124,7 +126,7 @@ type Service struct {
 	ended  int                // how many jobs of order have ended
 	active map[*job]struct{}  // jobs with members
 	last   uint64             // the newest id, as a number
-	work   sync.WaitGroup     // every goroutine of the broker
+	closed bool               // Run returns: no goroutine begins any more
 	prune  chan struct{}      // holds a token when jobs may be forgotten
 }
 
@@ -209,17 +211,34 @@ func New(c Config) (*Service, error) {
 // holds is enough to go on. Call it once.
 func (b *Service) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
-	defer b.work.Wait()
-	defer stop()
+	defer func() {
+		stop()
+		b.mu.Lock()
+		b.closed = true
+		b.mu.Unlock()
+		b.work.Wait()
+	}()
 	b.ctx = ctx
 	changes := b.journal.WatchNodes(ctx)
 	if err := b.recover(ctx); err != nil {
 		return err
 	}
 	close(b.ready)
-	b.work.Go(func() { b.forget(ctx) })
+	b.spawn(func() { b.forget(ctx) })
 	b.scheduler.run(ctx, changes)
 	return nil
+}
+
+// spawn runs f on a goroutine that Run waits for; it is false, and f does not
+// run, once Run returns.
+func (b *Service) spawn(f func()) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return false
+	}
+	b.work.Go(f)
+	return true
 }
 
 // up waits until the broker can answer.

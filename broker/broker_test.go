@@ -445,6 +445,23 @@ func TestRegisteredProfiles(t *testing.T) {
 	if _, err := b.RegisterProfileContext(ctx, &wsdl.RegisterProfile{Profile: &wsdl.Profile{Kind: wsdl.Of(wsdl.ProfileKindJob), Name: "none"}}); err == nil {
 		t.Error("a profile without content was registered")
 	}
+	for name, bad := range map[string]*wsdl.Profile{
+		"topology/@probability": {Kind: wsdl.Of(wsdl.ProfileKindTopology), Name: "bad", Topology: &wsdl.Topology{Kind: wsdl.Of(wsdl.TopologyKindSmallWorld), Probability: wsdl.Of(wsdl.Quantity("7"))}},
+		"topology/graph": {Kind: wsdl.Of(wsdl.ProfileKindTopology), Name: "bad", Topology: &wsdl.Topology{Kind: wsdl.Of(wsdl.TopologyKindGraph),
+			Graph: &wsdl.Graph{Format: wsdl.Of(wsdl.GraphFormatDot), Text: "digraph {"}}},
+		"resources/require[1]": {Kind: wsdl.Of(wsdl.ProfileKindResources), Name: "bad", Resources: &wsdl.Resources{Require: []*wsdl.Requirement{{Property: wsdl.Of(wsdl.NodePropertyCores)}}}},
+		"":                     {Kind: wsdl.Of(wsdl.ProfileKindResources), Name: "1/..", Resources: &wsdl.Resources{}},
+	} {
+		_, err := b.RegisterProfileContext(ctx, &wsdl.RegisterProfile{Profile: bad})
+		f := faultOf(err)
+		if wsdl.CodeOf(err) != wsdl.FaultCodeInvalidProfile || name != "" && (len(f.Problem) == 0 || !strings.HasPrefix(f.Problem[0].Element, name)) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, kind := range []wsdl.TopologyKind{wsdl.TopologyKindRing, wsdl.TopologyKindButterfly, wsdl.TopologyKindFarm, wsdl.TopologyKindTree} {
+		register(&wsdl.Profile{Kind: wsdl.Of(wsdl.ProfileKindTopology), Name: "good-" + string(kind), Topology: &wsdl.Topology{Kind: wsdl.Of(kind), Over: "some tasks"}})
+	}
+	register(&wsdl.Profile{Kind: wsdl.Of(wsdl.ProfileKindTopology), Name: "fat", Topology: &wsdl.Topology{Kind: wsdl.Of(wsdl.TopologyKindFatTree), Arity: wsdl.Of(wsdl.Number("3")), Levels: wsdl.Of(wsdl.Number("4"))}})
 	g.stop()
 	b = g.start()
 	listed, err := b.ListProfilesContext(ctx, &wsdl.ListProfiles{Search: "MESH"})

@@ -47,7 +47,7 @@ func (b *Service) insist(ctx context.Context, patience, timeout time.Duration, c
 
 func (j *job) callAwaken(number, i int) {
 	b, ctx, y := j.broker, j.calls, j.layout
-	b.work.Go(func() {
+	b.spawn(func() {
 		var answer *wsdl.AwakenResponse
 		err := b.insist(ctx, b.config.Patience, b.config.AwakenTimeout, func(ctx context.Context) (err error) {
 			answer, err = b.queueOf(&y.members[i]).AwakenContext(ctx, y.awaken(j.id, number, i))
@@ -83,7 +83,7 @@ func (j *job) callInstantiate(number, i int) {
 	for k := range j.life.Members {
 		proxies[k] = proxyRecord{j.life.Members[k].Address, j.life.Members[k].Fingerprint}
 	}
-	b.work.Go(func() {
+	b.spawn(func() {
 		request := y.instantiate(j.id, number, i, proxies)
 		// A node that does not answer for a whole lease is lost, and told so.
 		err := b.insist(ctx, b.config.Lease, b.config.InstantiateTimeout, func(ctx context.Context) error {
@@ -109,7 +109,7 @@ func (j *job) callInstantiate(number, i int) {
 func (j *job) callTerminate(number int, a terminate) {
 	b, ctx := j.broker, j.ends
 	m := j.life.Members[a.Member]
-	b.work.Go(func() {
+	b.spawn(func() {
 		request := &wsdl.Terminate{Attempt: fence(j.id, number, &m), GraceMillis: a.Grace.Milliseconds(), Reason: a.Reason}
 		pause := 50 * time.Millisecond
 		for ctx.Err() == nil {

@@ -65,8 +65,11 @@ func (j *job) post(e event, done func(error)) {
 	start := !j.draining
 	j.draining = true
 	j.mu.Unlock()
-	if start {
-		j.broker.work.Go(j.drain)
+	if start && !j.broker.spawn(j.drain) {
+		j.mu.Lock()
+		j.dead = true
+		j.mu.Unlock()
+		j.drain() // refuses what is waiting
 	}
 }
 

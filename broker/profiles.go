@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -176,11 +177,100 @@ func (b *Service) checkProfile(p *wsdl.Profile, blobs map[string][]byte) error {
 		return wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("the profile %q of kind %s has not exactly one element %s", p.Name, *p.Kind, *p.Kind),
 			"give the element that the kind names, and no other")
 	}
-	if p.Job == nil || slices.ContainsFunc(p.Job.Parameter, func(q *wsdl.Parameter) bool { return q == nil || q.Default == "" }) {
-		return nil // what it lacks is known only where it is used
+	if !validName(p.Name) {
+		return wsdl.NewFault(wsdl.FaultCodeInvalidProfile, fmt.Sprintf("a profile cannot be named %q", clip(p.Name, 80)),
+			"write a letter, then up to 62 letters, digits, '_', '.' or '-'")
 	}
-	_, err := profile.Compile(p.Job, nil, b.profiles.find, b.reader(blobs))
-	return err
+	return b.tryProfile(p, blobs)
+}
+
+func validName(name string) bool {
+	for i, r := range name {
+		letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z'
+		if !letter && (i == 0 || !(r >= '0' && r <= '9' || r == '_' || r == '.' || r == '-')) {
+			return false
+		}
+	}
+	return name != "" && len(name) <= 63
+}
+
+// tryProfile refuses a profile that is wrong whatever job uses it. One with a
+// parameter that has no default is judged only where it is used.
+func (b *Service) tryProfile(p *wsdl.Profile, blobs map[string][]byte) error {
+	open := func(parameters []*wsdl.Parameter) bool {
+		return slices.ContainsFunc(parameters, func(q *wsdl.Parameter) bool { return q == nil || q.Default == "" })
+	}
+	try := func(j *wsdl.Job) error {
+		_, err := profile.Compile(j, nil, b.profiles.find, b.reader(blobs))
+		return err
+	}
+	bare := func(count int) *wsdl.Job {
+		return &wsdl.Job{Name: "trial",
+			Source: []*wsdl.Source{{Name: "s", Language: wsdl.Of(wsdl.LanguageShell), File: []*wsdl.SourceFile{{Name: "s", Text: "true\n"}}}},
+			Task:   []*wsdl.Task{{Name: "first", Source: "s"}, {Name: "others", Source: "s", Count: wsdl.Of(wsdl.Number(strconv.Itoa(count - 1)))}}}
+	}
+	switch {
+	case p.Job != nil && !open(p.Job.Parameter):
+		return try(p.Job)
+	case p.Resources != nil && !open(p.Resources.Parameter):
+		j, r := bare(2), *p.Resources
+		j.Parameter, r.Parameter = r.Parameter, nil
+		j.Task[0].Resources = &r
+		return relocate(try(j), "job/task[1]/resources", "resources")
+	case p.Topology != nil && !open(p.Topology.Parameter):
+		// How many processes it will be laid over is not known: what is wrong
+		// with every number of them is wrong with the topology.
+		t := *p.Topology
+		t.Over = ""
+		parameters := t.Parameter
+		t.Parameter = nil
+		var always error
+		for i, count := range []int{8, 2, 3, 4, 5, 6, 7, 9, 12, 16, 20, 27, 64} {
+			j := bare(count)
+			j.Parameter, j.Topology = parameters, []*wsdl.Topology{&t}
+			err := try(j)
+			if f := faultOf(err); f == nil {
+				return err
+			} else if i == 0 {
+				always = f
+			} else if f = common(faultOf(always), f); f == nil {
+				return nil
+			} else {
+				always = f
+			}
+		}
+		return relocate(always, "job/topology[1]", "topology")
+	}
+	return nil
+}
+
+// common is f with those of its problems that g has too, nil for none.
+func common(f, g *wsdl.Fault) *wsdl.Fault {
+	both := *f
+	both.Problem = nil
+	for _, p := range f.Problem {
+		if slices.ContainsFunc(g.Problem, func(q *wsdl.Problem) bool { return q.Element == p.Element && q.Message == p.Message }) {
+			both.Problem = append(both.Problem, p)
+		}
+	}
+	if both.Problem == nil {
+		return nil
+	}
+	return &both
+}
+
+// relocate names the elements of a fault's problems as the profile has them.
+func relocate(err error, from, to string) error {
+	f := faultOf(err)
+	if f == nil {
+		return err
+	}
+	for _, p := range f.Problem {
+		if rest, ok := strings.CutPrefix(p.Element, from); ok {
+			p.Element = to + rest
+		}
+	}
+	return f
 }
 
 // digestsIn are the blobs that a profile refers to by digest.

@@ -232,7 +232,7 @@ func (l *life) describe(p process) string {
 	default:
 		s += " failed"
 	}
-	if p.Message != "" {
+	if p.Message != "" && (p.ExitCode == nil || p.Message != fmt.Sprintf("exit status %d", *p.ExitCode)) {
 		s += ": " + p.Message
 	}
 	if p.Tail != "" {
@@ -480,11 +480,15 @@ func (l *life) conclude(now time.Time) []action {
 	l.changes++
 	l.Gone = true
 	if l.Running {
-		for i := range l.Processes {
-			if p := &l.Processes[i]; p.State == wsdl.ProcessStateRunning {
-				p.State = wsdl.ProcessStateLost
-				if p.Message == "" {
-					p.Message = "no report of its end came"
+		for i := range l.Members {
+			m := &l.Members[i]
+			for _, id := range m.Processes {
+				// What a node that acknowledged never spoke of was not started.
+				if p := &l.Processes[id]; !p.ended() && !(m.Acked && p.State == wsdl.ProcessStateWaiting) {
+					p.State = wsdl.ProcessStateLost
+					if p.Message == "" {
+						p.Message = "no report of its end came"
+					}
 				}
 			}
 		}
