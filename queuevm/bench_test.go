@@ -74,6 +74,9 @@ func BenchmarkPaths(b *testing.B) {
 					r := spawn(b, to, 1, built.c, "drain", "prev", strconv.Itoa(load.size))
 					spawn(b, from, 0, built.c, "pump", "next", strconv.Itoa(load.count), strconv.Itoa(load.size)).result()
 					fields := strings.Fields(r.result())
+					if fields[0] != strconv.Itoa(load.count) {
+						b.Fatalf("%s items of %d", fields[0], load.count)
+					}
 					seconds, err := strconv.ParseFloat(fields[1], 64)
 					must(b, err)
 					rate := float64(load.count) / seconds

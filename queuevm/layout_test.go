@@ -2,6 +2,7 @@ package queuevm
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -55,5 +56,25 @@ func TestLayoutIsTheSameInC(t *testing.T) {
 	must(t, err)
 	if string(got) != want.String() {
 		t.Errorf("C says\n%swhere Go says\n%s", got, want.String())
+	}
+}
+
+// What is embedded is what a job is built from: every file of the client, and
+// no test.
+func TestClientFilesAreWhole(t *testing.T) {
+	embedded := ClientFiles()
+	sources, err := filepath.Glob("client/*.go")
+	must(t, err)
+	for _, name := range append(sources, "c/mvm.h", "c/mvm.c", "c/lib/README", "python/mvm.py") {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		got, err := fs.ReadFile(embedded, name)
+		must(t, err)
+		want, err := os.ReadFile(name)
+		must(t, err)
+		if string(got) != string(want) {
+			t.Errorf("%s is embedded otherwise than it is", name)
+		}
 	}
 }
