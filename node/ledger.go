@@ -522,7 +522,8 @@ func (l *ledger) tick(now time.Duration) []any {
 			continue
 		}
 		if len(a.instantiates) > 0 && a.phase <= ready && now >= a.giveUp {
-			fault := stale(a.key, "was not named live by the information service", "try again, or plan a new attempt")
+			// Not stale: an answer that names others ends it, and says so then.
+			fault := wsdl.NewFault(wsdl.FaultCodeUnavailable, fmt.Sprintf("no heartbeat's answer has named attempt %s live yet", a.key), "call again")
 			if a.phase == awakening {
 				fault = wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("attempt %s is still awakening", a.key), "wait for the answer to Awaken first")
 			}

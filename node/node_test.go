@@ -446,6 +446,31 @@ func testARestartSweeps(t *testing.T, p parts) {
 	next.lock.Close()
 }
 
+func TestManyProcesses(t *testing.T) {
+	const many = 64
+	g := newGrid(t)
+	m := g.with(t.TempDir(), quickParts(), func(c *Config) { c.Slots = many })
+	if _, err := m.awaken("j", 1, many, m.source("main", wsdl.LanguageShell, "echo $1; exit $(($1 % 3))")); err != nil {
+		t.Fatal(err)
+	}
+	var all []*wsdl.ProcessSpec
+	for i := range many {
+		all = append(all, spec(i, "main", fmt.Sprint(i)))
+	}
+	if err := m.instantiate("j", 1, all...); err != nil {
+		t.Fatal(err)
+	}
+	for i := range many {
+		eventually(t, "a process has ended", func() bool { s := g.status("j", i); return s != nil && terminal(s) })
+		s := g.status("j", i)
+		if wsdl.Or(s.ExitCode, -1) != int32(i%3) || g.text(s, "stdout") != fmt.Sprintln(i) {
+			t.Errorf("process %d: %+v, %q", i, s, g.text(s, "stdout"))
+		}
+	}
+	m.terminate("j", 1, 0)
+	m.clean()
+}
+
 // A node that is killed takes its attempts with it, and its next life tells
 // what the killed one could not.
 func TestAKilledNode(t *testing.T) {
