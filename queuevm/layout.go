@@ -34,8 +34,6 @@ const (
 	flagControl  = 1 << 29 // reserved for control records (SWITCH)
 	lengthMask   = flagControl - 1
 	totalHeader  = 8 // a first fragment with flagMore starts with the item's u64 length
-
-	metaKindMask = 0xF // 0 data, 1 instruction
 )
 
 // ringHeader is the shared header page. Each group of words sits on a 128-byte
