@@ -201,6 +201,19 @@ func TestServerBoundsSlowSenders(t *testing.T) {
 	}
 }
 
+// The time to send a request is not the time to answer it.
+func TestLongPollsOutlastTheReadLimit(t *testing.T) {
+	v := start(t, Config{Limits: Limits{Read: 50 * time.Millisecond}})
+	c := NewClient(ClientConfig{})
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 400*time.Millisecond)
+	defer cancel()
+	_, err := wsdl.NewBrokerClient(c, v.url+"/services/broker").WaitJobContext(ctx, &wsdl.WaitJob{Id: "forever"})
+	if wsdl.CodeOf(err) != wsdl.FaultCodeTimeout {
+		t.Errorf("the long poll ended with %v", err)
+	}
+}
+
 func TestServerDescribesItself(t *testing.T) {
 	v := start(t, Config{})
 	dir := t.TempDir()
@@ -369,6 +382,14 @@ func TestLongDownloads(t *testing.T) {
 	v.Router().HandleFunc("/file", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, path) })
 	if got := v.get(t, "/file"); got.body != want {
 		t.Errorf("got %d bytes, want %d", len(got.body), len(want))
+	}
+	v.Router().HandleFunc("/part", func(w http.ResponseWriter, r *http.Request) {
+		if n, err := io.CopyN(w, strings.NewReader(want), 3_000_000); n != 3_000_000 || err != nil {
+			t.Errorf("copied %d bytes: %v", n, err)
+		}
+	})
+	if got := v.get(t, "/part"); got.body != want[:3_000_000] {
+		t.Errorf("got %d bytes, want 3000000", len(got.body))
 	}
 	r, _ := http.NewRequest("GET", v.url+"/file", nil)
 	r.Header.Set("Range", "bytes=3000000-3000015")
