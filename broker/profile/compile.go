@@ -4,7 +4,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,6 +23,7 @@ const (
 	maxRetries  = 1000
 	maxCores    = 1 << 16
 	maxMemory   = 1 << 40 // MiB
+	maxCopies   = 1 << 20 // file names
 )
 
 // Compile checks the whole job and resolves it. arguments are values for its
@@ -53,6 +56,7 @@ type compiler struct {
 	out    *Job
 	queues map[string]int // name to capacity in bytes
 	tasks  map[string]int // name to index in out.Tasks
+	copied int            // file names that are not shared between processes
 	broken bool           // the processes are not known, so nothing can be wired
 }
 
@@ -70,7 +74,6 @@ func (c *compiler) compile(job *wsdl.Job, arguments map[string]string) {
 		c.wire(at, job)
 	}
 	c.compilePolicy(at, job.Policy)
-	c.unusedArguments(at, c.scope, arguments)
 }
 
 func (c *compiler) compileQueues(at place, queues []*wsdl.Queue) {
@@ -123,11 +126,7 @@ func (c *compiler) capacityOf(name field, what string) int {
 	}
 	capacity, known := c.queues[name.text]
 	if !known {
-		names := make([]string, 0, len(c.queues))
-		for queue := range c.queues {
-			names = append(names, queue)
-		}
-		c.add(name.at, name.text, "the name of a queue of this job, or fifo", "%s names the queue %s, which the job does not have%s", what, quote(name.text), nearest(name.text, names))
+		c.add(name.at, name.text, "the name of a queue of this job, or fifo", "%s names the queue %s, which the job does not have%s", what, quote(name.text), c.nearest(name.text, maps.Keys(c.queues)))
 		return DefaultCapacity
 	}
 	return capacity
@@ -164,7 +163,7 @@ func (c *compiler) compileSources(at place, sources []*wsdl.Source) map[string]b
 				c.add(here.nth("file", j), "nothing", "a file", "file %d of %s is empty", j+1, what)
 				continue
 			}
-			f := c.compileFile(here.nth("file", j), taken, fmt.Sprintf("file %d of %s", j+1, what), wsdl.InputFile(*file))
+			f := c.compileFile(here.nth("file", j), taken, nil, fmt.Sprintf("file %d of %s", j+1, what), wsdl.InputFile(*file))
 			result.Files = append(result.Files, f)
 		}
 		if len(source.File) == 0 {
@@ -189,7 +188,7 @@ func (c *compiler) word(at place, text, what string) string {
 
 // compileFile resolves a file given in exactly one of the four ways. A file
 // that only the submitting client can read (path) has no digest yet.
-func (c *compiler) compileFile(at place, taken files, what string, file wsdl.InputFile) File {
+func (c *compiler) compileFile(at place, taken, others files, what string, file wsdl.InputFile) File {
 	name := c.textField(at, c.scope, "name", file.Name)
 	from := c.textField(at, c.scope, "path", file.Path)
 	digest := c.textField(at, c.scope, "digest", file.Digest)
@@ -213,7 +212,7 @@ func (c *compiler) compileFile(at place, taken files, what string, file wsdl.Inp
 		c.add(at, "no name", "a name", "%s has no name; only a file given by path has one by itself", what)
 		return out
 	}
-	c.claim(taken, name.at, out.Name, what)
+	c.claim(taken, others, name.at, out.Name, what)
 	return out
 }
 
@@ -261,7 +260,7 @@ func (c *compiler) compileTasks(at place, job *wsdl.Job, sources map[string]bool
 			c.add(at.nth("input", i), "nothing", "an input file", "input %d is empty", i+1)
 			continue
 		}
-		common = append(common, c.compileFile(at.nth("input", i), shared, fmt.Sprintf("input %d of the job", i+1), *input))
+		common = append(common, c.compileFile(at.nth("input", i), shared, nil, fmt.Sprintf("input %d of the job", i+1), *input))
 	}
 	if len(job.Task) == 0 {
 		c.add(at, "no task", "at least one task", "the job has no task")
@@ -277,17 +276,17 @@ func (c *compiler) compileTasks(at place, job *wsdl.Job, sources map[string]bool
 		}
 		pattern := c.compileTask(at.nth("task", i), i, task, sources)
 		inputs := files{}
-		for name, isFile := range shared {
-			inputs[name] = isFile
+		pattern.Inputs = common
+		if len(task.Input) > 0 && c.copies(at.nth("task", i), len(common)+len(task.Input)) {
+			pattern.Inputs = slices.Clone(common)
 		}
-		pattern.Inputs = append(pattern.Inputs, common...)
 		for j, input := range task.Input {
 			what := fmt.Sprintf("input %d of the task %s", j+1, quote(pattern.Task))
 			if input == nil {
 				c.add(at.nth("task", i).nth("input", j), "nothing", "an input file", "%s is empty", what)
 				continue
 			}
-			pattern.Inputs = append(pattern.Inputs, c.compileFile(at.nth("task", i).nth("input", j), inputs, what, *input))
+			pattern.Inputs = append(pattern.Inputs, c.compileFile(at.nth("task", i).nth("input", j), inputs, shared, what, *input))
 		}
 		c.out.Tasks = append(c.out.Tasks, Task{Name: pattern.Task, Source: pattern.Source, First: int(total), Count: pattern.Count})
 		patterns, elements = append(patterns, pattern), append(elements, i)
@@ -306,7 +305,10 @@ func (c *compiler) compileTasks(at place, job *wsdl.Job, sources map[string]bool
 		for index := range pattern.Count {
 			process := pattern
 			process.ID, process.Index = len(c.out.Processes), index
-			process.Outputs = outputs.of(index)
+			process.Outputs = outputs.every
+			if only := outputs.single[index]; len(only) > 0 && c.copies(at.nth("task", element), len(outputs.every)+len(only)) {
+				process.Outputs = append(slices.Clone(outputs.every), only...)
+			}
 			c.out.Processes = append(c.out.Processes, process)
 		}
 	}
@@ -334,11 +336,7 @@ func (c *compiler) compileTask(at place, i int, task *wsdl.Task, sources map[str
 	case !source.set:
 		c.add(at.attribute("source"), "nothing", "the name of a source", "%s names no source to run", what)
 	case !sources[source.text]:
-		names := make([]string, 0, len(sources))
-		for known := range sources {
-			names = append(names, known)
-		}
-		c.add(source.at, source.text, "the name of a source of this job", "%s runs the source %s, which the job does not have%s", what, quote(source.text), nearest(source.text, names))
+		c.add(source.at, source.text, "the name of a source of this job", "%s runs the source %s, which the job does not have%s", what, quote(source.text), c.nearest(source.text, maps.Keys(sources)))
 	}
 	// A count above the bound is told by compileTasks, which adds them up.
 	count := numberField(&c.problems, at, c.scope, "count", task.Count)
@@ -386,12 +384,17 @@ type outputs struct {
 	single map[int][]Output
 }
 
-func (o outputs) of(index int) []Output {
-	only := o.single[index]
-	if len(only) == 0 {
-		return o.every
+// copies reports whether so many more file names fit into the bound on those
+// that processes do not share.
+func (c *compiler) copies(at place, more int) bool {
+	if c.copied += more; c.copied <= maxCopies {
+		return true
 	}
-	return append(o.every[:len(o.every):len(o.every)], only...)
+	if !c.broken {
+		c.broken = true
+		c.add(at, fmt.Sprint(c.copied), fmt.Sprintf("at most %d", maxCopies), "with this task the job has %d names of input and output files to keep, expected at most %d", c.copied, maxCopies)
+	}
+	return false
 }
 
 func (c *compiler) compileOutputs(at place, task *wsdl.Task, process *Process) outputs {
@@ -411,7 +414,7 @@ func (c *compiler) compileOutputs(at place, task *wsdl.Task, process *Process) o
 		}
 		result := Output{Name: name.text, Optional: output.Optional}
 		if !index.set {
-			if c.claim(every, name.at, name.text, what) {
+			if c.claim(every, nil, name.at, name.text, what) {
 				for _, one := range single {
 					if one[name.text] {
 						c.add(name.at, name.text, "a name of its own", "two outputs of the task %s are named %s", quote(process.Task), quote(name.text))
@@ -430,7 +433,7 @@ func (c *compiler) compileOutputs(at place, task *wsdl.Task, process *Process) o
 		if single[i] == nil {
 			single[i] = files{}
 		}
-		c.claim(single[i], name.at, name.text, what)
+		c.claim(single[i], nil, name.at, name.text, what)
 		out.single[i] = append(out.single[i], result)
 	}
 	return out

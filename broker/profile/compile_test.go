@@ -383,3 +383,75 @@ func TestBlobs(t *testing.T) {
 		t.Errorf("a path by parameter without a name gave %v", err)
 	}
 }
+
+// Documents that ask for far more than they are long end with a problem, soon.
+func TestBombsAreRefused(t *testing.T) {
+	many := func(n int, text string) string { return strings.Repeat(text, n) }
+	numbered := func(n int, format string) string {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, format, i)
+		}
+		return b.String()
+	}
+	for name, c := range map[string]struct{ parameters, body, want string }{
+		"processes":   {"", numbered(20, `<task name="t%d" source="c" count="99999"/>`), "expected at most 100000"},
+		"channels":    {"", `<task name="p" source="c" count="100000"/>` + many(20, `<topology kind="ring"/>`), "expected at most 1000000"},
+		"topologies":  {"", `<task name="p" source="c"/>` + many(3000, `<topology kind="mesh" rows="1" columns="1"/>`), "expected at most 1000"},
+		"inputs":      {"", numbered(3000, `<input name="i%d"><content/></input>`) + numbered(3000, `<task name="t%d" source="c"><input name="own"><content/></input></task>`), "names of input and output files"},
+		"outputs":     {"", `<task name="p" source="c" count="3000">` + numbered(3000, `<output name="o%d"/>`) + numbered(3000, `<output name="own" process="%d"/>`) + `</task>`, "names of input and output files"},
+		"bad edges":   {"", numbered(3000, `<task name="long-name-of-a-task-%d" source="c"/>`) + many(20_000, `<edge from="long-name-of-a-tusk-1:a" to="nobody:b"/>`), "more problems"},
+		"parameters":  {numbered(20_000, `<parameter name="p%d" default="x"/>`), task + `<topology kind="rign"/>`, "kind"},
+		"big lengths": {"", over(12, `kind="torus" columns="100000" rows="100000" layers="100000"`), "make 1000000000000000"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			start := time.Now()
+			job, _, err := Parse(strings.NewReader(`<job xmlns="urn:mvm:1" name="test">`+c.parameters+`<source name="c" language="c"><file name="a.c"><text>x</text></file></source>`+c.body+`</job>`), "bomb")
+			if err == nil {
+				_, err = Compile(job, nil, nil, nil)
+			}
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("found %v, expected %q", err, c.want)
+			}
+			if took := time.Since(start); took > 20*time.Second {
+				t.Errorf("it took %v", took)
+			}
+		})
+	}
+	// Each parameter is twice the one before: the texts stay bounded.
+	text := `<job xmlns="urn:mvm:1" name="test"><parameter name="p0" default="` + many(1000, "x") + `"/>`
+	for i := 1; i < 40; i++ {
+		text += fmt.Sprintf(`<parameter name="p%d" default="${p%d}${p%d}"/>`, i, i-1, i-1)
+	}
+	text += `<source name="c" language="c"><file name="a.c"><text>x</text></file></source><task name="p" source="c">` + many(2000, `<argument>${p6}</argument>`) + `</task></job>`
+	job, _, err := Parse(strings.NewReader(text), "bomb")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Compile(job, nil, nil, nil); err == nil || !strings.Contains(err.Error(), "longer than 131071 bytes") || !strings.Contains(err.Error(), "longer than 67108864 bytes") {
+		t.Errorf("found %.300v", err)
+	}
+}
+
+// A parameter that only a path refers to is of use before the job is compiled.
+func TestParameterOfAPath(t *testing.T) {
+	job, _, err := Parse(strings.NewReader(`<job xmlns="urn:mvm:1" name="test"><parameter name="text" default="a.txt"/>
+<source name="c" language="c"><file name="a.c"><text>x</text></file></source><input name="text" path="${text}"/><task name="p" source="c"/></job>`), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	arguments := map[string]string{"text": "b.txt"}
+	if _, err := Blobs(job, func(path string) ([]byte, error) {
+		name, err := Text(job, arguments, path)
+		return []byte(name), err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	compiled, err := Compile(job, arguments, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := compiled.Processes[0].Inputs[0]; got.Digest != DigestOf([]byte("b.txt")) {
+		t.Errorf("found %+v", got)
+	}
+}

@@ -374,8 +374,8 @@ func (p *dotParser) join(line int, from, to []dotEnd, attributes map[string]stri
 	}
 	for _, a := range from {
 		for _, b := range to {
-			if p.joined++; p.joined > 4*MaxChannels {
-				return graphErrorf(line, "groups of vertices are joined more than %d times", 4*MaxChannels)
+			if p.joined++; p.joined > 2*MaxChannels {
+				return graphErrorf(line, "groups of vertices are joined more than %d times", 2*MaxChannels)
 			}
 			if p.strict {
 				key := pair{a.vertex, b.vertex}

@@ -138,6 +138,11 @@ func (w *wirer) imported(at place, spec topologySpec, layout *Topology) (pattern
 	if !ok {
 		return pattern{}, false
 	}
+	if w.graphs += len(data); w.graphs > maxGraph {
+		w.add(spec.graphAt, fmt.Sprint(w.graphs), fmt.Sprintf("at most %d bytes of graphs", maxGraph), "with this graph the job has %d bytes of graphs, expected at most %d", w.graphs, maxGraph)
+		return pattern{}, false
+	}
+	layout.Graph = DigestOf(data)
 	format := wsdl.Or(spec.graph.Format, "")
 	g, err := parseGraph(format, data)
 	if err != nil {

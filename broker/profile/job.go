@@ -145,8 +145,9 @@ type Topology struct {
 	Columns       int // mesh, torus: lengths, 1 for a dimension not used
 	Rows          int
 	Layers        int
-	Arity         int // tree, fatTree
-	Levels        int // fatTree
-	Masters       int // farm: so many of the first members
-	First, Length int // its channels are Job.Channels[First : First+Length]
+	Arity         int    // tree, fatTree
+	Levels        int    // fatTree
+	Masters       int    // farm: so many of the first members
+	Graph         string // graph: the digest of its text, which compiling it again needs
+	First, Length int    // its channels are Job.Channels[First : First+Length]
 }

@@ -77,13 +77,18 @@ const fileRule = "a relative path without '..'"
 // files keeps track of the file names used in one folder.
 type files map[string]bool
 
-// claim reports a name that is unfit, taken, or is a folder of another.
-func (p *problems) claim(taken files, at place, name, what string) bool {
+// claim reports a name that is unfit, taken, or is a folder of another; others
+// are taken in the same folder too.
+func (p *problems) claim(taken, others files, at place, name, what string) bool {
 	if fault := unfit(name); fault != "" {
 		p.add(at, name, fileRule, "%s is named %s, which %s; expected %s", what, quote(name), fault, fileRule)
 		return false
 	}
-	if file, used := taken[name]; used {
+	file, used := taken[name]
+	if !used {
+		file, used = others[name]
+	}
+	if used {
 		if file {
 			p.add(at, name, "a name of its own", "two files are named %s", quote(name))
 		} else {
@@ -92,7 +97,7 @@ func (p *problems) claim(taken files, at place, name, what string) bool {
 		return false
 	}
 	for folder := path.Dir(name); folder != "."; folder = path.Dir(folder) {
-		if taken[folder] {
+		if taken[folder] || others[folder] {
 			p.add(at, name, "a name of its own", "%s is in the folder %s, which is a file too", quote(name), quote(folder))
 			return false
 		}

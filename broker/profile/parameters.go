@@ -14,17 +14,21 @@ import (
 // or environment variable (MAX_ARG_STRLEN).
 const maxText = 128<<10 - 1
 
+// maxExpanded bounds what all the replaced parameters of a profile add up to,
+// in bytes.
+const maxExpanded = 64 << 20
+
 // scope is the parameters that references in one document may name.
 type scope struct {
 	values map[string]string
-	names  []string // declared, also those without a value
+	known  map[string]bool // declared, also those without a value
 	used   map[string]bool
 }
 
 // newScope gives each declared parameter its value: the argument, or else the
 // default, which may refer to the parameters before it.
 func (p *problems) newScope(at place, declared []*wsdl.Parameter, arguments map[string]string, what string) *scope {
-	s := &scope{values: map[string]string{}, used: map[string]bool{}}
+	s := &scope{values: map[string]string{}, known: map[string]bool{}, used: map[string]bool{}}
 	for i, parameter := range declared {
 		here := at.nth("parameter", i)
 		if parameter == nil {
@@ -36,7 +40,7 @@ func (p *problems) newScope(at place, declared []*wsdl.Parameter, arguments map[
 				"%s is not a parameter's name: write a letter or '_', then letters, digits or '_'", quote(parameter.Name))
 			continue
 		}
-		if slices.Contains(s.names, parameter.Name) {
+		if s.known[parameter.Name] {
 			p.add(here.attribute("name"), parameter.Name, "a name of its own", "the parameter %q is declared twice", parameter.Name)
 			continue
 		}
@@ -54,24 +58,14 @@ func (p *problems) newScope(at place, declared []*wsdl.Parameter, arguments map[
 		default:
 			p.add(here, "no value", "a value", "the parameter %q has no default and was given no value", parameter.Name)
 		}
-		s.names = append(s.names, parameter.Name)
+		s.known[parameter.Name] = true
 	}
 	for _, name := range slices.Sorted(maps.Keys(arguments)) {
-		if !slices.Contains(s.names, name) {
-			p.add(at, name, "a declared parameter", "a value is given for the parameter %s, which %s does not declare%s", quote(name), what, nearest(name, s.names))
+		if !s.known[name] {
+			p.add(at, name, "a declared parameter", "a value is given for the parameter %s, which %s does not declare%s", quote(name), what, p.nearest(name, maps.Keys(s.known)))
 		}
 	}
 	return s
-}
-
-// unusedArguments reports arguments for parameters that nothing refers to: a
-// value that would change nothing is a mistake of whoever gave it.
-func (p *problems) unusedArguments(at place, s *scope, arguments map[string]string) {
-	for _, name := range slices.Sorted(maps.Keys(arguments)) {
-		if slices.Contains(s.names, name) && !s.used[name] {
-			p.add(at, name, "a parameter that something refers to", "a value is given for the parameter %q, but nothing refers to ${%s}", name, name)
-		}
-	}
 }
 
 // expand replaces each ${name} in text; "$${" stands for a literal "${".
@@ -108,12 +102,19 @@ func (p *problems) expand(at place, s *scope, text string) (string, bool) {
 		case known:
 			s.used[name] = true
 			out.WriteString(value)
-		case slices.Contains(s.names, name):
+		case s.known[name]:
 			s.used[name] = true // declared without a value: reported once, there
 			ok = false
 		default:
-			p.add(at, "${"+name+"}", "a declared parameter", "${%s} names no declared parameter%s; a literal \"${\" is written \"$${\"", brief(name), nearest(name, s.names))
+			p.add(at, "${"+name+"}", "a declared parameter", "${%s} names no declared parameter%s; a literal \"${\" is written \"$${\"", brief(name), p.nearest(name, maps.Keys(s.known)))
 			ok = false
+		}
+		if p.expanded += len(value); p.expanded > maxExpanded {
+			if p.expanded -= len(value); !p.swollen {
+				p.swollen = true
+				p.add(at, brief(text), fmt.Sprintf("at most %d bytes in all", maxExpanded), "the profile's texts become longer than %d bytes when their parameters are replaced", maxExpanded)
+			}
+			return "", false
 		}
 		if out.Len() > maxText {
 			p.add(at, brief(text), fmt.Sprintf("at most %d bytes", maxText), "the text becomes longer than %d bytes when its parameters are replaced", maxText)

@@ -2,6 +2,7 @@ package profile
 
 import (
 	"fmt"
+	"iter"
 	"strings"
 
 	"mvm/wsdl"
@@ -15,6 +16,8 @@ type problems struct {
 	list        []*wsdl.Problem
 	left        int // more than the list holds
 	unsupported int // how many of them are about what is not served yet
+	swollen     bool
+	expanded    int // bytes that texts with parameters became
 }
 
 // place is where in a document something stands.
@@ -86,14 +89,21 @@ func brief(text string) string {
 func quote(text string) string { return fmt.Sprintf("%q", brief(text)) }
 
 // nearest returns `; did you mean "x"?` for the name closest to word, or ""
-// where none is close.
-func nearest(word string, names []string) string {
-	best, distance := "", len(word)/3+2
-	for _, name := range names {
-		if len(name) > 64 || len(word) > 64 {
+// where none is close, where there are very many, or where nobody would read
+// it any more.
+func (p *problems) nearest(word string, names iter.Seq[string]) string {
+	if len(p.list) >= maxProblems || len(word) > 64 {
+		return ""
+	}
+	best, distance, looked := "", len(word)/3+2, 0
+	for name := range names {
+		if looked++; looked > 1000 {
+			break
+		}
+		if len(name) > 64 {
 			continue
 		}
-		if d := edits(strings.ToLower(word), strings.ToLower(name)); d < distance {
+		if d := edits(strings.ToLower(word), strings.ToLower(name)); d < distance || d == distance && best != "" && name < best {
 			best, distance = name, d
 		}
 	}

@@ -113,6 +113,10 @@ func (c *compiler) mergeResources(at place, s *scope, resources *wsdl.Resources,
 		cores:  numberField(&c.problems, at, s, "cores", resources.Cores),
 		memory: numberField(&c.problems, at, s, "memory", resources.Memory),
 	}
+	if len(resources.Require) > 1000 {
+		c.add(at, fmt.Sprint(len(resources.Require)), "at most 1000 requirements", "there are %d requirements, expected at most 1000", len(resources.Require))
+		return mine
+	}
 	for i, r := range resources.Require {
 		here := at.nth("require", i)
 		if r == nil {

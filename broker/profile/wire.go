@@ -2,6 +2,7 @@ package profile
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"sort"
 	"strconv"
@@ -16,16 +17,24 @@ type origin struct {
 	at    place
 }
 
+// maxTopologies bounds the topologies of one job.
+const maxTopologies = 1000
+
 // wirer lays channels between the processes of one compilation.
 type wirer struct {
 	*compiler
 	origins []origin
+	graphs  int // bytes of graphs read so far
 }
 
 func (c *compiler) wire(at place, job *wsdl.Job) {
 	w := &wirer{compiler: c}
 	for i, topology := range job.Topology {
 		here := at.nth("topology", i)
+		if i == maxTopologies {
+			c.add(here, fmt.Sprint(len(job.Topology)), fmt.Sprintf("at most %d topologies", maxTopologies), "the job has %d topologies, expected at most %d", len(job.Topology), maxTopologies)
+			break
+		}
 		if topology == nil {
 			c.add(here, "nothing", "a topology", "topology %d is empty", i+1)
 			continue
@@ -77,7 +86,7 @@ func (w *wirer) lay(at place, spec topologySpec) {
 		for i, k := range kinds {
 			names[i] = string(k)
 		}
-		w.add(at.attribute("kind"), kind, strings.Join(names, ", "), "there is no topology of kind %s%s", quote(kind), nearest(kind, names))
+		w.add(at.attribute("kind"), kind, strings.Join(names, ", "), "there is no topology of kind %s%s", quote(kind), w.nearest(kind, slices.Values(names)))
 		return
 	}
 	if spec.link != nil {
@@ -146,7 +155,7 @@ func (w *wirer) members(spec topologySpec) (members, tasks []int, ok bool) {
 		i, known := w.tasks[name]
 		if !known {
 			if spec.over.set {
-				w.add(spec.over.at, name, "names of tasks of this job", "the topology is over the task %s, which the job does not have%s", quote(name), nearest(name, w.taskNames()))
+				w.add(spec.over.at, name, "names of tasks of this job", "the topology is over the task %s, which the job does not have%s", quote(name), w.nearest(name, maps.Keys(w.tasks)))
 			}
 			ok = false
 			continue
@@ -164,15 +173,6 @@ func (w *wirer) members(spec topologySpec) (members, tasks []int, ok bool) {
 		}
 	}
 	return members, tasks, ok
-}
-
-func (c *compiler) taskNames() []string {
-	names := make([]string, 0, len(c.tasks))
-	for name := range c.tasks {
-		names = append(names, name)
-	}
-	sort.Strings(names)
-	return names
 }
 
 // layEdge adds one channel that is spelled out.
@@ -235,7 +235,7 @@ func (w *wirer) end(f field, what string, outside map[string]bool) (End, bool) {
 	}
 	i, known := w.tasks[name]
 	if !known {
-		return refuse("the job has no task %s%s", quote(name), nearest(name, w.taskNames()))
+		return refuse("the job has no task %s%s", quote(name), w.nearest(name, maps.Keys(w.tasks)))
 	}
 	task := w.out.Tasks[i]
 	if index >= task.Count {
