@@ -114,3 +114,48 @@ func TestTail(t *testing.T) {
 		}
 	}
 }
+
+// A stream with its middle left out is read in the offsets of what was printed.
+func TestReadAcrossGap(t *testing.T) {
+	g := newGrid(t, nil)
+	b := g.start()
+	head, tail := strings.Repeat("h", 501), strings.Repeat("t", 500)
+	const dropped = 9000
+	note := "\n[mvm: 9000 bytes left out]\n"
+	digest, size, err := g.images.Put(context.Background(), strings.NewReader(head+note+tail))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := file{Name: "stdout", Digest: digest, Size: size, Dropped: dropped}
+	for _, length := range []int{1, 100, 333, 501, 4096} {
+		var got strings.Builder
+		var offset int64
+		for range 100 {
+			answer, err := b.readBlob(f, offset, length)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if answer.Data != nil {
+				got.Write(*answer.Data)
+			}
+			offset = *answer.Next
+			if *answer.End {
+				break
+			}
+		}
+		if got.String() != head+note+tail || offset != int64(len(head)+len(tail)+dropped) {
+			t.Errorf("read %d bytes at once: %d bytes to offset %d", length, got.Len(), offset)
+		}
+	}
+	// Whoever followed the stream while it ran goes on in the tail.
+	last, err := b.readBlob(f, 501+dropped+490, 100)
+	if err != nil || string(*last.Data) != "tttttttttt" || !*last.End {
+		t.Errorf("the last ten bytes: %v %v", last, err)
+	}
+	// Bytes that the node did not write so are read as they are.
+	f.Dropped = 1
+	plain, err := b.readBlob(f, 0, 4096)
+	if err != nil || int64(len(*plain.Data)) != size || !*plain.End {
+		t.Errorf("another blob: %v %v", plain, err)
+	}
+}

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -126,21 +127,57 @@ func (b *Service) readLive(ctx context.Context, j *job, s status, m *member, req
 	return &wsdl.GetOutputResponse{Data: answer.Data, Next: wsdl.Of(wsdl.Or(answer.Next, request.Offset)), End: wsdl.Of(wsdl.Or(answer.End, false))}, nil
 }
 
+// readBlob reads a result. Offsets in a stream whose middle was left out count
+// what the program printed, as they do while it runs: so whoever followed it
+// goes on without a break.
 func (b *Service) readBlob(f file, offset int64, length int) (*wsdl.GetOutputResponse, error) {
 	answer := &wsdl.GetOutputResponse{Digest: f.Digest}
-	if f.Size > 0 && offset < f.Size {
+	at, limit, total := offset, f.Size, f.Size
+	if f.Size > 0 {
 		blob, size, err := b.images.Open(f.Digest)
 		if err != nil {
 			return nil, err
 		}
 		defer blob.Close()
-		data := make(wsdl.Binary, min(int64(length), max(0, size-offset)))
-		if _, err := blob.ReadAt(data, offset); err != nil && err != io.EOF {
-			return nil, wsdl.NewFault(wsdl.FaultCodeUnavailable, fmt.Sprintf("file %q cannot be read: %v", f.Name, err), "ask again")
+		limit, total = size, size
+		if f.Dropped > 0 {
+			at, offset, limit, total = gap(blob, size, f.Dropped, offset)
+			length = max(length, 64) // the line that stands for the gap is whole
 		}
-		answer.Data = &data
-		offset += int64(len(data))
+		if at < limit {
+			data := make(wsdl.Binary, min(int64(length), limit-at))
+			if _, err := blob.ReadAt(data, at); err != nil && err != io.EOF {
+				return nil, wsdl.NewFault(wsdl.FaultCodeUnavailable, fmt.Sprintf("file %q cannot be read: %v", f.Name, err), "ask again")
+			}
+			answer.Data = &data
+			offset += int64(len(data))
+		}
 	}
-	answer.Next, answer.End = wsdl.Of(offset), wsdl.Of(offset >= f.Size)
+	answer.Next, answer.End = wsdl.Of(offset), wsdl.Of(offset >= total)
 	return answer, nil
+}
+
+// gap finds where in a blob the byte is that the program printed at offset. The
+// blob is a head, a line that says how much was left out, and a tail, as the
+// node wrote them. It returns the place in the blob, the offset from which the
+// next one counts on, the end of the part of the blob that may be read in one,
+// and the end of the stream. The line itself takes the place of what it speaks
+// of. A blob made otherwise is read as it is.
+func gap(blob io.ReaderAt, size, dropped, offset int64) (at, from, limit, total int64) {
+	note := fmt.Appendf(nil, "\n[mvm: %d bytes left out]\n", dropped)
+	line := int64(len(note))
+	head := (size - line + 1) / 2
+	there := make([]byte, line)
+	if _, err := blob.ReadAt(there, max(0, head)); err != nil || !bytes.Equal(there, note) {
+		return offset, offset, size, size
+	}
+	total = size - line + dropped
+	switch {
+	case offset < head:
+		return offset, offset, head, total
+	case offset < head+dropped:
+		// The line is an answer of its own: it brings the reader to the tail.
+		return head, head + dropped - line, head + line, total
+	}
+	return offset - dropped + line, offset, size, total
 }
