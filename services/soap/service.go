@@ -220,8 +220,6 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request, body *bytes.Bu
 	case err != nil:
 		return held, &refusal{http.StatusBadRequest, "the request's body ended too early"}
 	}
-	// A deadline left behind would end a long poll.
-	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	return held, nil
 }
 
