@@ -11,15 +11,6 @@ func (s *supply) pack(g *network, least int) ([]int, bool) {
 	processes := len(s.of)
 	order, limit := s.choose(processes, least)
 	node := s.grow(g, order, limit, nil)
-	if node != nil && s.alike(order) {
-		s.refine(g, node, limit, least)
-		if halves := s.halve(g, order, limit); halves != nil {
-			s.refine(g, halves, limit, least)
-			if g.cut(halves) < g.cut(node) {
-				node = halves
-			}
-		}
-	}
 	if node == nil {
 		// Locality first did not get everyone in: who can go where comes first.
 		quota, placed := s.assign(limit)
@@ -32,10 +23,22 @@ func (s *supply) pack(g *network, least int) ([]int, bool) {
 		}
 		node = s.grow(g, s.all(), nil, quota)
 	}
-	if !s.spread(g, node, limit, least) {
+	if node == nil || !s.spread(g, node, limit, least) {
 		return nil, false
 	}
 	s.refine(g, node, limit, least)
+	if !s.alike(order) {
+		return node, true
+	}
+	// Where only numbers count, halving often finds shorter borders.
+	halves := s.halve(g, order, limit)
+	if halves == nil || !s.spread(g, halves, limit, least) {
+		return node, true
+	}
+	s.refine(g, halves, limit, least)
+	if g.cut(halves) < g.cut(node) {
+		return halves, true
+	}
 	return node, true
 }
 
