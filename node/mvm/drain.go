@@ -74,46 +74,40 @@ func (d *drain) run() {
 			d.mu.Lock()
 			s := d.streams[event.Fd]
 			d.mu.Unlock()
-			if s != nil && s.empty(buffer) {
-				d.mu.Lock()
-				delete(d.streams, event.Fd)
-				d.mu.Unlock()
+			if s != nil {
+				d.empty(s, buffer)
 			}
 		}
 	}
 }
 
 // empty reads what is there, up to four buffers so that no stream holds up the
-// others, and reports whether the stream is over.
-func (s *stream) empty(buffer []byte) (over bool) {
+// others.
+func (d *drain) empty(s *stream, buffer []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for range 4 {
 		if s.pipe < 0 {
-			return true
+			return
 		}
 		n, err := unix.Read(s.pipe, buffer)
 		switch {
 		case n > 0:
 			s.keeper.write(buffer[:n])
 		case err == unix.EAGAIN || err == unix.EINTR:
-			return false
+			return
 		default: // end of file
-			s.close()
+			d.close(s)
 		}
 		if n < len(buffer) && n > 0 {
-			return false
+			return
 		}
 	}
-	return false
 }
 
 // finish keeps what the program had printed when it ended, and no more: who
 // still holds the other end is killed, and must not hold up the end.
 func (d *drain) finish(s *stream) {
-	d.mu.Lock()
-	delete(d.streams, s.id)
-	d.mu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.pipe < 0 {
@@ -125,11 +119,18 @@ func (d *drain) finish(s *stream) {
 			s.keeper.write(buffer[:n])
 		}
 	}
-	s.close()
+	d.close(s)
 }
 
-func (s *stream) close() {
+// close takes a stream out; s.mu is held. It is taken from epoll by name and
+// first: closing alone would leave it there, ready for ever, for as long as a
+// child that is just being started has a copy.
+func (d *drain) close(s *stream) {
+	_ = unix.EpollCtl(d.epoll, unix.EPOLL_CTL_DEL, s.pipe, nil)
 	unix.Close(s.pipe)
 	s.pipe = -1
+	d.mu.Lock()
+	delete(d.streams, s.id)
+	d.mu.Unlock()
 	s.keeper.finish()
 }

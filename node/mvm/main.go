@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -53,6 +54,8 @@ func Main(args []string) int {
 	if len(args) < 2 {
 		return fail(errors.New("a node starts this program; it is not for the command line"))
 	}
+	// It would be called by the number of the descriptor it was run from.
+	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(unsafe.StringData(ProcessName+"\x00"))), 0, 0, 0)
 	cleaning := args[1]
 	isolated := isolate(cleaning)
 	if len(args) > 2 {

@@ -99,6 +99,10 @@ func (p *process) instantiate(r *Instantiate) (int, error) {
 	}
 	var failed error
 	p.spawner.do(func() {
+		// Held over all starts: an end is told after them, and the reaper does
+		// not compete with them for the processors.
+		p.mu.Lock()
+		defer p.mu.Unlock()
 		for _, s := range r.Processes {
 			if err := p.spawn(s); err != nil {
 				failed = fmt.Errorf("start process %d (task %s, %s): %w", s.ID, s.Task, strings.Join(s.Command, " "), err)
@@ -125,7 +129,7 @@ func (p *process) instantiate(r *Instantiate) (int, error) {
 	return len(r.Processes), nil
 }
 
-// spawn starts one program; it is called in spawner.do.
+// spawn starts one program; it is called in spawner.do, and p.mu is held.
 func (p *process) spawn(s ProcessSpec) error {
 	if len(s.Command) == 0 || !filepath.IsAbs(s.Command[0]) {
 		return errors.New("its command is no absolute path")
@@ -155,9 +159,6 @@ func (p *process) spawn(s ProcessSpec) error {
 	defer unix.Close(writers[1])
 	files := []uintptr{p.null.Fd(), uintptr(writers[0]), uintptr(writers[1]), file.Fd()}
 	program := &program{streams: streams, state: ProcessState{ID: s.ID, State: "running"}}
-
-	p.mu.Lock()
-	defer p.mu.Unlock() // so that the end is told after the start
 	if p.ending != "" {
 		err = errors.New("the attempt is ending: " + p.ending)
 	} else {
