@@ -29,6 +29,23 @@ func TestStartCost(t *testing.T) {
 	}
 }
 
+// TestIdleCost: while its programs sleep, so does the MVM process.
+func TestIdleCost(t *testing.T) {
+	if raced() {
+		t.Skip("SKIPPED: the race detector starts slowly")
+	}
+	binary := slim(t)
+	l := launch(t, binary, Probe(binary), func(s *Start) { s.Listen, s.Plain = "127.0.0.1:0", true })
+	l.run(sh(0, "echo here; sleep 2"), sh(1, "(exit 0); setsid sleep 1000 & sleep 2"))
+	l.await(0)
+	l.await(1)
+	l.terminate()
+	t.Logf("CPU in two idle seconds, with start, end and two shells: %v", l.Used())
+	if l.Used() > 100*time.Millisecond {
+		t.Errorf("an idle MVM process takes %v of CPU in two seconds", l.Used())
+	}
+}
+
 func TestSpawnMany(t *testing.T) {
 	levels(t, func(t *testing.T, binary *os.File, cleaning string) {
 		l := launch(t, binary, cleaning, nil)
