@@ -128,38 +128,65 @@ func (s *supply) bounded(limit []int) []room {
 // in all as it can. Where a class finds no room, others make way along the
 // shortest chain of moves: with equal needs that is a maximum flow, so no
 // possible answer is missed.
+//
+// With unlike needs it is bin packing, which nobody solves fast: the classes
+// are tried in several orders, the big or the picky first, and the nodes in
+// two, the least useful first or as they come.
 func (s *supply) assign(limit []int) (quota [][]int, placed int) {
-	free := s.bounded(limit)
-	quota = make([][]int, len(s.classes))
-	order := make([]int, len(s.classes))
+	choices := make([]int, len(s.classes)) // nodes for a class
+	uses := make([]int, len(s.nodes))      // classes for a node
 	for c := range s.classes {
-		quota[c] = make([]int, len(s.nodes))
-		order[c] = c
-	}
-	choices := func(c int) int {
-		n := 0
 		for i := range s.nodes {
 			if s.may(int32(c), i) {
-				n++
+				choices[c]++
+				uses[i]++
 			}
 		}
-		return n
 	}
-	// The big and the picky go first.
-	sort.SliceStable(order, func(i, j int) bool {
-		a, b := s.classes[order[i]].need, s.classes[order[j]].need
-		if a.cores != b.cores {
-			return a.cores > b.cores
+	equal := !slices.ContainsFunc(s.classes, func(c class) bool { return c.need != s.classes[0].need })
+	type weight func(c int) int64
+	cores := func(c int) int64 { return int64(s.classes[c].need.cores) }
+	memory := func(c int) int64 { return s.classes[c].need.memory }
+	picky := func(c int) int64 { return -int64(choices[c]) }
+	useless := s.all()
+	sort.SliceStable(useless, func(i, j int) bool { return uses[useless[i]] < uses[useless[j]] })
+	for _, nodes := range [][]int{useless, s.all()} {
+		for _, weights := range [][]weight{{cores, memory, picky}, {picky, cores, memory}, {memory, cores, picky}, {picky, memory, cores}} {
+			order := make([]int, len(s.classes))
+			for c := range order {
+				order[c] = c
+			}
+			sort.SliceStable(order, func(i, j int) bool {
+				for _, w := range weights {
+					if a, b := w(order[i]), w(order[j]); a != b {
+						return a > b
+					}
+				}
+				return false
+			})
+			q, n := s.assignIn(order, nodes, limit)
+			if n > placed || quota == nil {
+				quota, placed = q, n
+			}
+			if placed == len(s.of) || equal {
+				return quota, placed
+			}
 		}
-		if a.memory != b.memory {
-			return a.memory > b.memory
-		}
-		return choices(order[i]) < choices(order[j])
-	})
+	}
+	return quota, placed
+}
+
+// assignIn is assign with the classes and nodes in a given order.
+func (s *supply) assignIn(order, nodes, limit []int) (quota [][]int, placed int) {
+	free := s.bounded(limit)
+	quota = make([][]int, len(s.classes))
+	for c := range quota {
+		quota[c] = make([]int, len(s.nodes))
+	}
 	for _, c := range order {
 		left := s.classes[c].size
 		need := s.classes[c].need
-		for i := range s.nodes {
+		for _, i := range nodes {
 			if left == 0 {
 				break
 			}
