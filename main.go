@@ -468,7 +468,7 @@ func (s *server) face() (*soap.Server, error) {
 		at := s.url + "/services/" + c.Name
 		published = append(published, &wsdl.Service{Name: c.Name, Url: at, Wsdl: at + "?wsdl", Node: s.node.ID(), Description: c.Description})
 	}
-	face, err := soap.NewServer(soap.Config{Contracts: contracts, Log: s.log, Quiet: []string{"information/Heartbeat"}})
+	face, err := soap.NewServer(soap.Config{Contracts: contracts, Log: s.log, Quiet: []string{"information/Heartbeat", "GET /healthz", "GET /metrics"}})
 	if err != nil {
 		return nil, err
 	}

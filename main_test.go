@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"go/ast"
@@ -384,6 +385,7 @@ func mentioned(text string) []string {
 // TestLabLeavesNothing ends a lab whose job would run for long, by Ctrl-C and
 // by kill -9: neither leaves a process or a file.
 func TestLabLeavesNothing(t *testing.T) {
+	t.Parallel()
 	const profile = `<job xmlns="urn:mvm:1" name="sleeper">
   <source name="s" language="shell"><file name="s.sh"><text>echo asleep; sleep 1000 &amp; sleep 1000</text></file></source>
   <task name="sleeper" source="s" count="4"/>
@@ -494,6 +496,7 @@ func startDaemon(t *testing.T, flags ...string) *daemon {
 // as a job is accepted and once while it runs: whoever waits for the job sees
 // it succeed, and it ran once.
 func TestJobOutlivesItsBroker(t *testing.T) {
+	t.Parallel()
 	data, ran := t.TempDir(), filepath.Join(t.TempDir(), "ran")
 	front := startDaemon(t, "--roles", "backend,frontend", "--listen", "127.0.0.1:0", "--data", data)
 	startDaemon(t, "--listen", "127.0.0.1:0", "--temporary", "--slots", "4", "--join", front.url)
@@ -551,4 +554,61 @@ func TestJobOutlivesItsBroker(t *testing.T) {
 	if said := mvm("logs", id); said != "begun\nthe answer is 42" {
 		t.Errorf("its output is %q", said)
 	}
+}
+
+// TestLabEndsWhenANodeIsLost kills a node of a lab: its grid never grows, so a
+// job that no longer fits must not wait for ever.
+func TestLabEndsWhenANodeIsLost(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "long.xml")
+	if err := os.WriteFile(file, []byte(`<job xmlns="urn:mvm:1" name="long">
+  <source name="s" language="shell"><file name="s.sh"><text>sleep 1000</text></file></source>
+  <task name="s" source="s" count="3"/>
+  <policy retries="5"/>
+</job>`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	temp := t.TempDir()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "mvm", "lab", file, "--nodes", "3")
+	cmd.Env = append(os.Environ(), "TMPDIR="+temp)
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	said := bufio.NewReader(stderr)
+	for line := ""; !strings.HasPrefix(line, "running"); {
+		if line, err = said.ReadString('\n'); err != nil {
+			t.Fatalf("the lab ended before the job ran: %q, %v", line, err)
+		}
+	}
+	killed := false
+	command, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, name := range command {
+		line, _ := os.ReadFile(name)
+		environment, _ := os.ReadFile(filepath.Join(filepath.Dir(name), "environ"))
+		if bytes.Contains(line, []byte("\x00--name\x00node3\x00")) && bytes.Contains(environment, []byte(temp)) {
+			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			killed = true
+		}
+	}
+	rest, _ := io.ReadAll(said)
+	cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); !killed || code != 1 {
+		t.Errorf("killed: %v, exit code %d, want 1; it said\n%s", killed, code, rest)
+	}
+	if !bytes.Contains(rest, []byte("node3 ended: signal: killed")) || !bytes.Contains(rest, []byte("the others cannot hold the job")) {
+		t.Errorf("it said\n%s", rest)
+	}
+	waitFor(t, "every process to end", func() bool { return len(mentioned(temp)) == 0 })
 }

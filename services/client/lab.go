@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -129,16 +130,26 @@ func (l *lab) drive(ctx context.Context, c *Client, grid *labGrid, r Request) (*
 	}
 	watching, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
+	var short atomic.Bool // a node is gone, and a lab's grid never grows again
 	go func() {
 		for n := range grid.lost(watching) {
 			l.view.step("%s ended: %v", n.name, n.err)
+			short.Store(true)
 			if n == grid.first() {
 				stop(fmt.Errorf("%s, which has the broker, ended: %v%s", n.name, n.err, n.logTail()))
 			}
 		}
 	}()
 	view := &jobView{p: l.view}
-	job, err := c.Wait(watching, id, view.changed)
+	job, err := c.Wait(watching, id, func(job *wsdl.JobStatus) {
+		view.changed(job)
+		if !short.Load() || wsdl.Or(job.State, "") != wsdl.JobStatePending {
+			return
+		}
+		if plan, err := c.Plan(watching, r); err == nil && !wsdl.Or(plan.Fits, false) {
+			stop(&Exit{Code: ExitFailed, Err: fmt.Errorf("a node is gone, and the others cannot hold the job: %s", plan.Reason)})
+		}
+	})
 	if err == nil {
 		return job, nil
 	}
