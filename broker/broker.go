@@ -325,10 +325,16 @@ func (b *Service) activeJobs() []*job {
 // forget removes the oldest ended jobs until ctx ends.
 func (b *Service) forget(ctx context.Context) {
 	for {
+		stop := func() {}
+		if b.config.KeepFor > 0 {
+			stop = b.clock.AfterFunc(b.config.KeepFor/8, b.pruneSoon)
+		}
 		select {
 		case <-ctx.Done():
+			stop()
 			return
 		case <-b.prune:
+			stop()
 		}
 		for _, j := range b.forgettable() {
 			if err := b.forgetJob(j); err != nil {

@@ -555,3 +555,20 @@ func TestRecoverySweeps(t *testing.T) {
 	}
 	g.settled()
 }
+
+// Jobs are forgotten by age also when no other job ends.
+func TestForgetByAge(t *testing.T) {
+	g := newGrid(t, func(c *Config) { c.KeepFor = 80 * time.Millisecond })
+	g.node("n1", 1)
+	b := g.start()
+	id := g.submit(b, "t", profileOf("old", task("a", 1)))
+	g.wait(b, id)
+	until(t, "the forgetting", func() bool {
+		_, err := b.GetJobContext(context.Background(), &wsdl.GetJob{Id: id})
+		return wsdl.CodeOf(err) == wsdl.FaultCodeNotFound
+	})
+	until(t, "an empty journal", func() bool {
+		left, err := g.store.List(context.Background(), "broker/")
+		return err == nil && len(left) == 0 && len(g.images.Owners()) == 0
+	})
+}

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sirupsen/logrus"
+
 	"mvm/broker/profile"
 	"mvm/services/store"
 	"mvm/wsdl"
@@ -172,6 +174,7 @@ func (j *job) perform(actions []action) error {
 			if err := j.commit(a); err != nil {
 				return err
 			}
+			j.tell(a)
 		case awaken:
 			if j.calls == nil {
 				j.begin()
@@ -207,6 +210,22 @@ func (j *job) perform(actions []action) error {
 		}
 	}
 	return nil
+}
+
+// tell writes the log's line on a step in the job's life.
+func (j *job) tell(c commit) {
+	l := &j.life
+	line := j.broker.log.WithFields(logrus.Fields{"job": j.id, "name": j.fixed.Name, "attempt": l.Attempt})
+	switch {
+	case c.Attempt:
+		line.WithFields(logrus.Fields{"nodes": len(l.Members), "processes": len(l.Processes)}).Info("job is placed")
+	case c.Go:
+		line.Info("job starts")
+	case c.Requeue:
+		line.WithField("reason", l.Reason).Info("job waits again")
+	case c.End:
+		line.WithFields(logrus.Fields{"state": l.Phase, "reason": l.Reason}).Info("job has ended")
+	}
 }
 
 // begin prepares the calls that start an attempt.
@@ -278,6 +297,10 @@ func (b *Service) jobEnded() {
 	b.mu.Lock()
 	b.ended++
 	b.mu.Unlock()
+	b.pruneSoon()
+}
+
+func (b *Service) pruneSoon() {
 	select {
 	case b.prune <- struct{}{}:
 	default:

@@ -30,7 +30,7 @@ type scheduler struct {
 	booked  map[string][]booking // by job
 	nodes   []node               // workers that live, by id
 	known   map[string]node      // every node, by id
-	avoided map[string]time.Time // nodes that did not answer, until when
+	avoided map[string]time.Time // nodes that refused an attempt, until when
 }
 
 // booking is what an attempt holds on a node.
@@ -50,7 +50,7 @@ type node struct {
 }
 
 const (
-	avoidance = 2 * time.Second // how long a node that did not answer is left alone
+	avoidance = 2 * time.Second // how long a node that cannot take an attempt is left alone
 	detailed  = 50              // jobs a round that are told step by step why they do not fit
 )
 
@@ -114,15 +114,20 @@ func (s *scheduler) bookLocked(id string, members []member) {
 	s.booked[id] = held
 }
 
-// avoid leaves a node alone for a moment after it did not answer.
+// avoid leaves a node alone for a moment after it refused an attempt, so that
+// the next plan is another one where there is another.
 func (s *scheduler) avoid(node string, code wsdl.FaultCode) {
-	if !transient(code) {
-		return
+	pause := avoidance
+	switch code {
+	case wsdl.FaultCodeBusy:
+		pause = avoidance / 10
+	case wsdl.FaultCodeBuildFailed:
+		return // that is the job's fault
 	}
 	s.mu.Lock()
-	s.avoided[node] = s.broker.clock.Now().Add(avoidance)
+	s.avoided[node] = s.broker.clock.Now().Add(pause)
 	s.mu.Unlock()
-	s.broker.clock.AfterFunc(avoidance, s.kick)
+	s.broker.clock.AfterFunc(pause, s.kick)
 }
 
 // queue lets a job wait for room again, after a back-off that grows with how
