@@ -135,7 +135,7 @@ const (
 	// Each link is two channels, one each way; a port enqueues on the one and dequeues from the other. The default.
 	DirectionBoth Direction = "both"
 
-	// Each link is one channel, from the process with the lower number to the higher (in a ring, from each to the next).
+	// Each link is one channel, from the process with the lower number to the higher (in a ring and in each ring of a torus from each to the next, in a directed graph along its arrows).
 	DirectionForward Direction = "forward"
 )
 
@@ -978,7 +978,7 @@ type Parameter struct {
 
 	Name string `xml:"name,attr" json:"name,omitempty"`
 
-	// The value when none is given. Without it the parameter must be given.
+	// The value when none is given; it may refer to the parameters before it. Without it, or with an empty one, the parameter must be given.
 
 	Default string `xml:"default,attr,omitempty" json:"default,omitempty"`
 
