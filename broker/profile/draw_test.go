@@ -65,6 +65,11 @@ var pictures = map[string]string{
 	"farm40":       `<task name="master" source="c" count="2"/><task name="worker" source="c" count="40"/><topology kind="farm"/>`,
 	"graph": `<task name="v" source="c" count="5"/><topology kind="graph"><graph format="dot"><text>
 graph { a -- b -- c -- d -- a; a -- e; c -- e [fromPort=up, toPort=down] }</text></graph></topology>`,
+	"overlay": `<task name="source" source="c"/><task name="filter" source="c" count="4"/><task name="worker" source="c" count="12"/><task name="sink" source="c"/>
+<topology kind="line" over="filter" direction="forward"/><topology kind="torus" over="worker"/>
+<edge from="source:out" to="filter:in"/><edge from="filter[3]:out" to="worker[4]:in"/><edge from="worker[7]:out" to="sink:in"/><edge from="sink:log" to="outside:log"/>`,
+	"plain": `<task name="a" source="c"/><task name="b" source="c" count="3"/><task name="c" source="c"/>
+<edge from="a:x0" to="b[0]:in"/><edge from="a:x1" to="b[1]:in"/><edge from="a:x2" to="b[2]:in"/><edge from="b[0]:out" to="c:y0"/><edge from="b[1]:out" to="c:y1"/><edge from="b[2]:out" to="c:y2"/>`,
 	"edges": `<task name="read" source="c"/><task name="work" source="c" count="4"/><task name="write" source="c"/>
 <topology kind="ring" over="work"/>
 <edge from="outside:input" to="read:in"/><edge from="read:a" to="work[0]:feed"/><edge from="work[0]:log" to="work[0]:log"/>

@@ -105,6 +105,9 @@ func (s *scene) layOut(all []joint) {
 		}
 		if x > 0 {
 			x += 60
+			if s.few {
+				x += 40 // room to write ports
+			}
 		}
 		move := point{x - low, -(top + bottom) / 2}
 		for i, m := range t.Members {
