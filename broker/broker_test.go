@@ -488,22 +488,22 @@ func TestRegisteredProfiles(t *testing.T) {
 	}
 }
 
-// A job of 1,500 processes has records too big for etcd: they are blobs, and
+// A job of 4,000 processes has records too big for etcd: they are blobs, and
 // survive a restart.
 func TestBigJob(t *testing.T) {
 	g := newGrid(t, nil)
-	g.node("n1", 750)
-	g.node("n2", 750)
+	g.node("n1", 2000)
+	g.node("n2", 2000)
 	b := g.start()
-	id := g.submit(b, "t", profileOf("big", task("a", 1499), task("b", 1, "hang")))
-	until(t, "1,499 ends", func() bool {
+	id := g.submit(b, "t", profileOf("big", task("a", 3999), task("b", 1, "hang")))
+	until(t, "3,999 ends", func() bool {
 		ended := 0
 		for _, p := range g.get(b, id).Process {
 			if *p.State == wsdl.ProcessStateExited {
 				ended++
 			}
 		}
-		return ended == 1499
+		return ended == 3999
 	})
 	g.stop()
 	b = g.start()
@@ -517,8 +517,8 @@ func TestBigJob(t *testing.T) {
 			exited++
 		}
 	}
-	if *s.State != wsdl.JobStateCancelled || exited != 1499 {
-		t.Errorf("it is %s with %d of 1,499 ends: %s", *s.State, exited, s.Reason)
+	if *s.State != wsdl.JobStateCancelled || exited != 3999 {
+		t.Errorf("it is %s with %d of 3,999 ends: %s", *s.State, exited, s.Reason)
 	}
 	value, _, err := g.store.Get(context.Background(), resultsPrefix+id)
 	if err != nil || len(value) > bulky {

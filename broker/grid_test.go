@@ -432,9 +432,15 @@ func (n *fakeNode) deliver(a *fakeAttempt) {
 			a.mu.Unlock()
 			return
 		}
-		report := a.spool[0]
+		// What came together is one report, which stays the same until it is taken.
+		report := *a.spool[0]
+		for _, more := range a.spool[1:] {
+			report.Sequence = more.Sequence
+			report.Process = append(report.Process[:len(report.Process):len(report.Process)], more.Process...)
+		}
+		a.spool = []*wsdl.Report{&report}
 		a.mu.Unlock()
-		err := n.grid.Call(context.Background(), brokerURL+"/services/broker", "Report", report, new(wsdl.ReportResponse))
+		err := n.grid.Call(context.Background(), brokerURL+"/services/broker", "Report", &report, new(wsdl.ReportResponse))
 		switch wsdl.CodeOf(err) {
 		case "", wsdl.FaultCodeStale:
 			a.mu.Lock()

@@ -25,6 +25,8 @@ type job struct {
 	blobs    *bag         // what it refers to
 	fixed    status       // what never changes of it: name, token, priority, size, submitted, arguments
 
+	explained time.Time // when it was last told why it waits; guarded by scheduler.mu
+
 	// Only the goroutine that drains the inbox writes life, under mu; it may
 	// read it without.
 	mu       sync.Mutex // guards all below

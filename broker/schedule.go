@@ -30,6 +30,7 @@ type scheduler struct {
 	booked  map[string][]booking // by job
 	nodes   []node               // workers that live, by id
 	known   map[string]node      // every node, by id
+	later   bool                 // a look is due when reasons are no longer fresh
 	avoided map[string]time.Time // nodes that refused an attempt, until when
 }
 
@@ -51,6 +52,7 @@ type node struct {
 
 const (
 	avoidance = 2 * time.Second // how long a node that cannot take an attempt is left alone
+	fresh     = time.Second     // how long a reason is not worked out anew
 	detailed  = 50              // jobs a round that are told step by step why they do not fit
 )
 
@@ -297,19 +299,26 @@ func (s *scheduler) round() {
 		room += v.FreeSlots
 	}
 	told := 0
+	now := s.broker.clock.Now()
 	for _, j := range s.pending {
+		size := j.fixed.Size
+		if size > room && now.Sub(j.explained) < fresh {
+			s.explainLater()
+			continue
+		}
+		if size > room && told >= detailed {
+			j.explained = now
+			reasons[j] = fmt.Sprintf("it needs %d slots and waits behind other jobs", size)
+			continue
+		}
 		compiled := j.profile()
 		if compiled == nil {
 			continue // it ends just now
 		}
-		size := len(compiled.Processes)
-		if size > room && told >= detailed {
-			reasons[j] = fmt.Sprintf("it needs %d slots and waits behind other jobs", size)
-			continue
-		}
 		plan, reason, ok := fit(compiled, views)
 		if !ok {
 			told++
+			j.explained = now
 			reasons[j] = reason
 			if told == 10*detailed {
 				break
@@ -340,6 +349,21 @@ func (s *scheduler) round() {
 	for j, reason := range reasons {
 		j.wait(reason)
 	}
+}
+
+// explainLater looks again once the reasons that were told are no longer
+// fresh. s.mu is held.
+func (s *scheduler) explainLater() {
+	if s.later {
+		return
+	}
+	s.later = true
+	s.broker.clock.AfterFunc(fresh, func() {
+		s.mu.Lock()
+		s.later = false
+		s.mu.Unlock()
+		s.kick()
+	})
 }
 
 // profile is the compiled job, nil once it has ended.
