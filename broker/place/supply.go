@@ -139,7 +139,7 @@ func (p phrase) of(nodes int) string {
 	return verb + " " + p.rest
 }
 
-// compilers is what a node lacks that cannot build or run a language.
+// lacking is what a node lacks that cannot build or run a language.
 func lacking(language string) string {
 	switch language {
 	case "c":

@@ -338,7 +338,6 @@ func (c *compiler) compileTask(at place, i int, task *wsdl.Task, sources map[str
 	case !sources[source.text]:
 		c.add(source.at, source.text, "the name of a source of this job", "%s runs the source %s, which the job does not have%s", what, quote(source.text), c.nearest(source.text, maps.Keys(sources)))
 	}
-	// A count above the bound is told by compileTasks, which adds them up.
 	count := numberField(&c.problems, at, c.scope, "count", task.Count)
 	c.broken = c.broken || count.bad
 	before := len(c.list) + c.left

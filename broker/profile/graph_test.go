@@ -8,7 +8,7 @@ import (
 	"mvm/wsdl"
 )
 
-// shape is a graph in one comparable line.
+// shapeOf is a graph in one comparable line.
 func shapeOf(g *graph) string {
 	var out []string
 	for _, e := range g.edges {
