@@ -612,3 +612,48 @@ func TestLabEndsWhenANodeIsLost(t *testing.T) {
 	}
 	waitFor(t, "every process to end", func() bool { return len(mentioned(temp)) == 0 })
 }
+
+// TestIdleWorkerIsSlim holds a worker that waits for jobs, and one that has had
+// one, to what a machine lends without noticing: no MVM process, 30 MiB.
+func TestIdleWorkerIsSlim(t *testing.T) {
+	t.Parallel()
+	const most = 30 << 10 // KiB
+	front := startDaemon(t, "--roles", "backend,frontend", "--listen", "127.0.0.1:0", "--temporary")
+	worker := startDaemon(t, "--listen", "127.0.0.1:0", "--temporary", "--join", front.url)
+	check := func(when string) {
+		t.Helper()
+		waitFor(t, "no process below the worker "+when, func() bool {
+			// A child belongs to the thread that made it.
+			lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", worker.Process.Pid))
+			return err == nil && len(lists) > 0 && !slices.ContainsFunc(lists, func(list string) bool {
+				children, _ := os.ReadFile(list)
+				return len(bytes.TrimSpace(children)) > 0
+			})
+		})
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", worker.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, after, _ := strings.Cut(string(status), "VmRSS:")
+		resident := 0
+		if _, err := fmt.Sscan(after, &resident); err != nil {
+			t.Fatalf("no VmRSS in\n%s", status)
+		}
+		t.Logf("%s: %d KiB resident", when, resident)
+		if resident > most {
+			t.Errorf("%s the worker has %d KiB resident, want at most %d", when, resident, most)
+		}
+	}
+	check("before any job")
+	profile := filepath.Join(t.TempDir(), "trivial.xml")
+	if err := os.WriteFile(profile, []byte(`<job xmlns="urn:mvm:1" name="trivial">
+  <source name="s" language="shell"><file name="s.sh"><text>true</text></file></source>
+  <task name="s" source="s"/>
+</job>`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if said, err := exec.Command("mvm", "submit", "--wait", "--grid", worker.url, profile).CombinedOutput(); err != nil {
+		t.Fatalf("mvm submit: %v\n%s", err, said)
+	}
+	check("after a job")
+}
