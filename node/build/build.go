@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -47,7 +48,7 @@ type Request struct {
 	Compiler Compiler      // from Detector.Compilers
 	Clients  string        // folder of the client files (c/, client/, python/), read-only
 	Cache    string        // folder that lasts between builds: compiled client libraries
-	GoCache  string        // Go's build cache; "" means Cache/go
+	GoCache  string        // Go's build cache, which nodes of one machine may share; "" means Cache/go
 	Limit    time.Duration // 0 means DefaultTimeLimit
 }
 
@@ -163,7 +164,12 @@ func (b *builder) compile(ctx context.Context, dir string, environment []string,
 	if err != nil {
 		return fmt.Errorf("run %s: %w", argv[0], err)
 	}
-	if exit != 0 {
+	switch exit {
+	case 0:
+	case 128 + int(syscall.SIGKILL), 128 + int(syscall.SIGTERM):
+		// Nobody's source does this: the attempt was ended, or memory ran out.
+		return fmt.Errorf("%s was killed before it was done", filepath.Base(argv[0]))
+	default:
 		return &Failure{
 			Message: fmt.Sprintf("source %s does not build: %s answered with exit status %d", b.Source, filepath.Base(argv[0]), exit),
 			Output:  b.said,

@@ -69,9 +69,15 @@ func (b *builder) golang(ctx context.Context) error {
 		"GOFLAGS=-mod=mod", "GOPROXY=off", "GOSUMDB=off", "GOTOOLCHAIN=local", "GOWORK=off", "GOENV=off", "GO111MODULE=on",
 		"GOTELEMETRY=off", "CGO_ENABLED=0", "GOCACHE=" + goCache, "GOPATH=" + filepath.Join(b.temp, "go"), "GOTMPDIR=" + b.temp,
 	}
+	unlock, err := warm(ctx, goCache, b.Compiler.Version)
+	if err != nil {
+		return fmt.Errorf("wait for Go's build cache %s: %w", goCache, err)
+	}
 	argv := append([]string{b.Compiler.Command, "build", "-buildvcs=false", "-o", filepath.Join(b.Out, program)}, b.Flags...)
 	b.manifest = manifest{Language: b.Language, Program: program}
-	return b.compile(ctx, source, environment, append(argv, ".")...)
+	err = b.compile(ctx, source, environment, append(argv, ".")...)
+	unlock(err == nil)
+	return err
 }
 
 // goVersion is the language version of the compiler found, so that neither

@@ -44,10 +44,13 @@ func Limits() []Limit {
 	}
 }
 
-// Limited sets Limits on a running process; what it starts later inherits
-// them. A limit that is lower already stays.
+// niceness of a build: it must not keep the node from its heartbeats.
+const niceness = 10
+
+// Limited sets Limits on a running process and makes it give way to others;
+// what it starts later inherits both. A limit that is lower already stays.
 func Limited(pid int) error {
-	var problems []error
+	problems := []error{ended(unix.Setpriority(unix.PRIO_PROCESS, pid, niceness))}
 	for _, l := range Limits() {
 		var old unix.Rlimit
 		if err := unix.Prlimit(pid, l.Resource, nil, &old); err != nil {
