@@ -49,12 +49,12 @@ def main():
         hand_out(worker)
     inside = 0
     while busy:
-        for worker in mvm.wait(list(busy)):
-            answer = json.loads(worker.dequeue())
-            rows[answer["row"]] = b"".join(colour(c, limit) for c in answer["counts"])
-            inside += sum(c >= limit for c in answer["counts"])
-            share[worker] += 1
-            hand_out(worker)
+        worker = mvm.wait(list(busy))
+        answer = json.loads(worker.dequeue())
+        rows[answer["row"]] = b"".join(colour(c, limit) for c in answer["counts"])
+        inside += sum(c >= limit for c in answer["counts"])
+        share[worker] += 1
+        hand_out(worker)
     write_png("mandelbrot.png", width, rows)
     print(f"{width} x {height} points, {inside} inside; rows by worker: {' '.join(map(str, share.values()))}")
 

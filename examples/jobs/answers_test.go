@@ -1,0 +1,228 @@
+package jobs
+
+import (
+	"bytes"
+	"fmt"
+	"image/color"
+	"image/png"
+	"math"
+	"math/cmplx"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// The answers here are computed in other ways than the jobs compute them: a
+// transform by its definition, one plate in one piece, a triple loop.
+
+const points = 4096
+
+// sunspotPower is the power spectrum of the faded series, by the definition of
+// the discrete Fourier transform: index k stands for a period of points/12/k years.
+func sunspotPower(t *testing.T) []float64 {
+	t.Helper()
+	data, err := os.ReadFile("sunspots/sunspots.csv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var series []float64
+	for _, line := range strings.Split(strings.TrimSpace(string(data)), "\n")[1:] {
+		_, value, _ := strings.Cut(line, ",")
+		v, err := strconv.ParseFloat(value, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		series = append(series, v)
+	}
+	mean := 0.0
+	for _, v := range series {
+		mean += v / float64(len(series))
+	}
+	for i := range series {
+		series[i] = (series[i] - mean) * 0.5 * (1 - math.Cos(2*math.Pi*float64(i)/float64(len(series)-1)))
+	}
+	power := make([]float64, points/2)
+	for k := range power {
+		var sum complex128
+		turn, step := complex(1, 0), cmplx.Exp(complex(0, -2*math.Pi*float64(k)/points))
+		for _, v := range series {
+			sum += complex(v, 0) * turn
+			turn *= step
+		}
+		power[k] = real(sum)*real(sum) + imag(sum)*imag(sum)
+	}
+	return power
+}
+
+func checkSunspots(t *testing.T, stdout string, spectrum []byte) {
+	t.Helper()
+	want := sunspotPower(t)
+	best := 1
+	for k := 1; k < len(want); k++ {
+		if want[k] > want[best] {
+			best = k
+		}
+	}
+	years := points / 12.0 / float64(best)
+	if years < 10 || years > 12 {
+		t.Fatalf("the definition finds %.2f years: the test itself is wrong", years)
+	}
+	if say := fmt.Sprintf("the strongest cycle is %.2f years", years); !strings.Contains(stdout, say) {
+		t.Errorf("stdout is %q, want it to say %q", stdout, say)
+	}
+	lines := strings.Split(strings.TrimSpace(string(spectrum)), "\n")[1:]
+	if len(lines) != len(want)-1 {
+		t.Fatalf("spectrum.csv has %d lines, want %d", len(lines), len(want)-1)
+	}
+	for i, line := range lines {
+		_, value, _ := strings.Cut(line, ",")
+		got, err := strconv.ParseFloat(value, 64)
+		if err != nil {
+			t.Fatalf("spectrum.csv line %d: %v", i+2, err)
+		}
+		if math.Abs(got-want[i+1]) > 1e-6*want[best] {
+			t.Fatalf("power at %d is %g, by definition %g", i+1, got, want[i+1])
+		}
+	}
+}
+
+// checkHeat compares the picture with one plate computed in one piece.
+func checkHeat(t *testing.T, picture []byte, size, steps int) {
+	t.Helper()
+	stride := size + 2
+	now, then := make([]float64, stride*stride), make([]float64, stride*stride)
+	for x := range stride {
+		now[x], then[x] = 100, 100
+	}
+	for range steps {
+		for y := 1; y <= size; y++ {
+			for x := 1; x <= size; x++ {
+				i := y*stride + x
+				then[i] = 0.25 * (now[i-stride] + now[i+stride] + now[i-1] + now[i+1])
+			}
+		}
+		now, then = then, now
+	}
+	got, err := png.Decode(bytes.NewReader(picture))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b := got.Bounds(); b.Dx() != size || b.Dy() != size {
+		t.Fatalf("the picture is %v, want %d x %d", b, size, size)
+	}
+	for y := range size {
+		for x := range size {
+			heat := now[(y+1)*stride+x+1] / 100
+			var want [3]uint8
+			for c := range want {
+				want[c] = uint8(255 * min(1, max(0, 3*heat-float64(c))))
+			}
+			p := color.RGBAModel.Convert(got.At(x, y)).(color.RGBA)
+			for c, v := range [3]uint8{p.R, p.G, p.B} {
+				if d := int(v) - int(want[c]); d < -1 || d > 1 {
+					t.Fatalf("point %d,%d is %v, want %v", x, y, p, want)
+				}
+			}
+		}
+	}
+}
+
+func checkMandelbrot(t *testing.T, stdout string, picture []byte, width, height, limit int) {
+	t.Helper()
+	got, err := png.Decode(bytes.NewReader(picture))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b := got.Bounds(); b.Dx() != width || b.Dy() != height {
+		t.Fatalf("the picture is %v, want %d x %d", b, width, height)
+	}
+	inside := 0
+	for y := range height {
+		for x := range width {
+			c := complex((float64(x)+0.5)/float64(width)*3.2-2.2, (float64(y)+0.5)/float64(height)*2.4-1.2)
+			black := true
+			var z complex128
+			for range limit {
+				z = z*z + c
+				if real(z)*real(z)+imag(z)*imag(z) > 4 {
+					black = false
+					break
+				}
+			}
+			if black {
+				inside++
+			}
+			r, g, b, _ := got.At(x, y).RGBA()
+			if isBlack := r|g|b == 0; isBlack != black && !black {
+				// Only the points inside are black, but for the dark start of each colour cycle.
+				continue
+			} else if isBlack != black {
+				t.Fatalf("point %d,%d is black: %v, want %v", x, y, isBlack, black)
+			}
+		}
+	}
+	if say := fmt.Sprintf("%d x %d points, %d inside", width, height, inside); !strings.Contains(stdout, say) {
+		t.Errorf("stdout is %q, want it to say %q", stdout, say)
+	}
+}
+
+// checkCannon multiplies the matrices by the definition; blocks holds block.txt
+// of each process.
+func checkCannon(t *testing.T, blocks [][]byte, size int) {
+	t.Helper()
+	side := int(math.Sqrt(float64(len(blocks))))
+	n := size / side
+	product := func(i, j int) (sum int64) {
+		for k := range size {
+			sum += int64((3*i+7*k)%11-5) * int64((5*k+2*j)%13-6)
+		}
+		return sum
+	}
+	for at, text := range blocks {
+		fields := strings.Fields(string(text))
+		if len(fields) != n*n {
+			t.Fatalf("block %d has %d numbers, want %d", at, len(fields), n*n)
+		}
+		for f, field := range fields {
+			i, j := at/side*n+f/n, at%side*n+f%n
+			if want := product(i, j); field != strconv.FormatInt(want, 10) {
+				t.Fatalf("element %d,%d is %s, want %d", i, j, field, want)
+			}
+		}
+	}
+}
+
+func checkPipeline(t *testing.T, stdout string, words []byte, top int) {
+	t.Helper()
+	text, err := os.ReadFile("pipeline/constitution.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := map[string]int{}
+	for _, word := range regexp.MustCompile(`[a-z]+`).FindAllString(strings.ToLower(string(text)), -1) {
+		count[word]++
+	}
+	var lines []string
+	for word, n := range count {
+		lines = append(lines, fmt.Sprintf("%d %s", n, word))
+	}
+	slices.SortFunc(lines, func(a, b string) int {
+		na, wa, _ := strings.Cut(a, " ")
+		nb, wb, _ := strings.Cut(b, " ")
+		ia, _ := strconv.Atoi(na)
+		ib, _ := strconv.Atoi(nb)
+		if ia != ib {
+			return ib - ia
+		}
+		return strings.Compare(wa, wb)
+	})
+	if got := strings.TrimSpace(string(words)); got != strings.Join(lines, "\n") {
+		t.Errorf("words.txt differs from an independent count: it begins %.60q, want %.60q", got, strings.Join(lines, "\n"))
+	}
+	if got := strings.TrimSpace(stdout); got != strings.Join(lines[:top], "\n") {
+		t.Errorf("stdout is %q, want %q", got, lines[:top])
+	}
+}

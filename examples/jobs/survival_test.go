@@ -1,0 +1,245 @@
+package jobs
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"mvm/wsdl"
+)
+
+func TestOutsideQueues(t *testing.T) {
+	g := startGrid(t, 2, 2)
+	id := g.submit(request(t, "testdata/outside.xml"))
+	g.eventually("the job runs", func() (bool, string) {
+		job, err := g.client.Job(t.Context(), id)
+		if err != nil {
+			return false, err.Error()
+		}
+		return wsdl.Or(job.State, "") == wsdl.JobStateRunning, string(wsdl.Or(job.State, "")) + " " + job.Reason
+	})
+	out, err := exec.Command("python3", "testdata/outside.py", g.client.Broker(), id).CombinedOutput()
+	if err != nil {
+		t.Fatalf("outside.py: %v\n%s", err, out)
+	}
+	if job := g.wait(id); wsdl.Or(job.State, "") != wsdl.JobStateSucceeded {
+		t.Errorf("the job is %s: %s", wsdl.Or(job.State, ""), job.Reason)
+	}
+}
+
+// Jobs whose broker is killed again and again end all the same, and never run
+// twice at once. Each process holds a lock while it runs.
+func TestBrokerKilled(t *testing.T) {
+	front := startNode(t, "front", "--roles", "backend,frontend")
+	startNode(t, "w1", "--slots", "3", "--join", front.url)
+	startNode(t, "w2", "--slots", "3", "--join", front.url)
+	g := dialGrid(t, front, 3)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+
+	locks := t.TempDir()
+	const jobs = 8
+	var ids []string
+	for i := range jobs {
+		ids = append(ids, g.submit(request(t, "testdata/once.xml", "lock="+filepath.Join(locks, strconv.Itoa(i)))))
+		if i%2 == 1 {
+			time.Sleep(time.Duration(random.IntN(400)) * time.Millisecond) // somewhere among the steps a to g
+			front.kill()
+			front.restart()
+		}
+	}
+	for i, id := range ids {
+		job := g.wait(id)
+		if state := wsdl.Or(job.State, ""); state != wsdl.JobStateSucceeded {
+			t.Errorf("job %s is %s: %s", id, state, job.Reason)
+		}
+		log, err := os.ReadFile(filepath.Join(locks, strconv.Itoa(i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for k := range 2 {
+			if !bytes.Contains(log, fmt.Appendf(nil, "end %d\n", k)) {
+				t.Errorf("job %s: process %d never came to its end:\n%s", id, k, log)
+			}
+		}
+		if bytes.Contains(log, []byte("twice")) {
+			t.Errorf("job %s ran twice at once:\n%s", id, log)
+		}
+	}
+}
+
+// However a job ends, nothing of it is left: no process, also none that broke
+// away, no shared memory, no file in its work folder.
+func TestNothingLeft(t *testing.T) {
+	g := startGrid(t, 2, 4)
+	for _, ending := range []struct {
+		name, how string
+		want      wsdl.JobState
+		act       func(id string)
+	}{
+		{"success", "exit 0", wsdl.JobStateSucceeded, nil},
+		{"failure", "exit 3", wsdl.JobStateFailed, nil},
+		{"crash", "kill -SEGV $$", wsdl.JobStateFailed, nil},
+		{"wall time", "sleep 1000", wsdl.JobStateFailed, nil},
+		{"cancel", "sleep 1001", wsdl.JobStateCancelled, func(id string) {
+			if _, err := g.client.Cancel(t.Context(), id, "by the test"); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"MVM process killed", "sleep 1002", wsdl.JobStateFailed, func(string) {
+			for _, pid := range processes(t, "mvm-process") {
+				if slices.Contains(g.descendants(), pid) {
+					exec.Command("kill", "-9", strconv.Itoa(pid)).Run()
+				}
+			}
+		}},
+	} {
+		t.Run(ending.name, func(t *testing.T) {
+			marker := fmt.Sprintf("31%06d", rand.IntN(1000000)) // a length of sleep that nobody else asks for
+			wall := "60"
+			if ending.name == "wall time" {
+				wall = "1"
+			}
+			id := g.submit(request(t, "testdata/leaver.xml", "how="+ending.how, "marker="+marker, "wall="+wall))
+			g.eventually("the detached processes run", func() (bool, string) {
+				job, err := g.client.Job(t.Context(), id)
+				if err != nil {
+					return false, err.Error()
+				}
+				// Short endings may be over before anybody looks.
+				return len(processes(t, "sleep\x00"+marker)) == 2 || (ending.act == nil && job.Ended != nil), fmt.Sprint(processes(t, "sleep\x00"+marker))
+			})
+			if ending.act != nil {
+				ending.act(id)
+			}
+			job := g.wait(id)
+			if state := wsdl.Or(job.State, ""); state != ending.want {
+				t.Errorf("the job is %s (%s), want %s", state, job.Reason, ending.want)
+			}
+			if ending.want == wsdl.JobStateFailed && job.Reason == "" {
+				t.Error("the job failed without a reason")
+			}
+			g.eventually("nothing is left", func() (bool, string) {
+				left := g.left()
+				for _, pid := range processes(t, marker) {
+					left = append(left, fmt.Sprintf("process %d", pid))
+				}
+				return len(left) == 0, strings.Join(left, ", ")
+			})
+		})
+	}
+}
+
+// A worker that has nothing to do is small, also after it had something to do.
+func TestIdleWorkerIsSlim(t *testing.T) {
+	g := startGrid(t, 2, 4)
+	worker := g.nodes[1]
+	resident := func() int {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", worker.cmd.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, line := range strings.Split(string(status), "\n") {
+			if kib, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+				n, err := strconv.Atoi(strings.Fields(kib)[0])
+				if err != nil {
+					t.Fatal(err)
+				}
+				return n
+			}
+		}
+		t.Fatal("no VmRSS")
+		return 0
+	}
+	before := resident()
+	g.run(request(t, "sunspots/sunspots.xml", "nodes=2"))
+	g.eventually("the worker is small again", func() (bool, string) {
+		after := resident()
+		return after <= 30<<10, fmt.Sprintf("%d KiB before the job, %d after", before, after)
+	})
+	t.Logf("resident: %d KiB before a job, %d KiB after", before, resident())
+	if before > 30<<10 {
+		t.Errorf("an idle worker has %d KiB resident, want at most %d", before, 30<<10)
+	}
+	if left := g.left(); len(left) > 0 {
+		t.Errorf("left over: %s", strings.Join(left, ", "))
+	}
+}
+
+// processes are the pids whose command line has the text in it.
+func processes(t testing.TB, text string) []int {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pids []int
+	for _, file := range files {
+		line, err := os.ReadFile(file)
+		if err != nil || !bytes.Contains(line, []byte(text)) {
+			continue
+		}
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file))); err == nil && pid != os.Getpid() {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// descendants are all processes that the grid's nodes have started.
+func (g *grid) descendants() []int {
+	children := map[int][]int{}
+	files, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, file := range files {
+		stat, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		// The command's name, in brackets, may hold anything.
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		parent, _ := strconv.Atoi(fields[1])
+		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		children[parent] = append(children[parent], pid)
+	}
+	var all []int
+	for _, n := range g.nodes {
+		for next := children[n.cmd.Process.Pid]; len(next) > 0; {
+			all = append(all, next...)
+			var below []int
+			for _, pid := range next {
+				below = append(below, children[pid]...)
+			}
+			next = below
+		}
+	}
+	return all
+}
+
+// left is what the grid's nodes still hold of any job.
+func (g *grid) left() []string {
+	var left []string
+	for _, pid := range g.descendants() {
+		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		left = append(left, fmt.Sprintf("process %d %q", pid, line))
+	}
+	for _, n := range g.nodes {
+		files, _ := filepath.Glob(filepath.Join(n.dir, "data", "node", "work", "*"))
+		left = append(left, files...)
+		fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", n.cmd.Process.Pid))
+		for _, fd := range fds {
+			if target, err := os.Readlink(fd); err == nil && strings.Contains(target, "memfd:mvm-ring") {
+				left = append(left, n.name+" holds "+target)
+			}
+		}
+	}
+	return left
+}
