@@ -336,14 +336,11 @@ func (s *server) has(role wsdl.Role) bool { return slices.Contains(s.roles, role
 // run wires the parts and serves until ctx ends; ready is called once the node
 // serves and is registered.
 func (s *server) run(ctx context.Context, listener net.Listener, ready func()) error {
-	if err := s.openState(ctx); err != nil {
+	if err := s.open(ctx); err != nil {
 		return err
 	}
 	if s.store != nil {
 		defer s.store.Close()
-	}
-	if err := s.openNode(); err != nil {
-		return err
 	}
 	face, err := s.face()
 	if err != nil {
@@ -384,12 +381,23 @@ func (s *server) run(ctx context.Context, listener net.Listener, ready func()) e
 	return err
 }
 
-// openState opens the blobs, and on back and front ends the state with the
-// services over it.
-func (s *server) openState(ctx context.Context) (err error) {
+// open opens the blobs, then the state and the node at once: both wait for disk
+// and other programs most of the time.
+func (s *server) open(ctx context.Context) (err error) {
 	if s.images, err = image.New(image.Config{Dir: filepath.Join(s.dir, "image")}); err != nil {
 		return err
 	}
+	opened := make(chan error, 1)
+	go func() { opened <- s.openNode() }()
+	err = s.openState(ctx)
+	if err = errors.Join(err, <-opened); err != nil && s.store != nil {
+		s.store.Close()
+	}
+	return err
+}
+
+// openState opens the state on back and front ends, with the services over it.
+func (s *server) openState(ctx context.Context) (err error) {
 	if !s.has(wsdl.RoleBackend) && !s.has(wsdl.RoleFrontend) {
 		return nil
 	}
@@ -402,11 +410,6 @@ func (s *server) openState(ctx context.Context) (err error) {
 	if s.store, err = store.Open(ctx, c); err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			s.store.Close()
-		}
-	}()
 	if s.has(wsdl.RoleBackend) {
 		if s.info, err = information.New(information.Config{Store: s.store, Lease: lease, BrokerURL: s.brokerURL, Log: s.log}); err != nil {
 			return err
