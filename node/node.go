@@ -67,6 +67,10 @@ type Config struct {
 	// ProxyHost is where the proxies of attempts listen; "" is URL's host.
 	// On a loopback address they speak plain TCP, else TLS.
 	ProxyHost string
+	// GoCache is where Go builds keep what they compiled of the standard
+	// library; "" is a part of Dir. Nodes of one user on one machine may share
+	// one, and then only the first of them pays for it.
+	GoCache string
 	// StreamMax is the bytes kept of each stdout and stderr; 0 is 1 MiB.
 	StreamMax int64
 }
@@ -106,7 +110,7 @@ type Node struct {
 	lastCall uint64
 	url      string
 	broker   string
-	changed  chan struct{} // closed and renewed when an attempt is removed
+	idle     *time.Timer // calls slim
 }
 
 // parts are what tests replace.
@@ -151,6 +155,11 @@ func newNode(config Config, p parts) (_ *Node, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the node's data folder: %w", err)
 	}
+	if config.GoCache != "" {
+		if f.goCache, err = filepath.Abs(config.GoCache); err != nil {
+			return nil, fmt.Errorf("open the cache of Go builds: %w", err)
+		}
+	}
 	n := &Node{
 		config: config, folders: f, incarnation: random(8),
 		caller: config.Caller, http: config.HTTP, images: config.Images,
@@ -158,7 +167,7 @@ func newNode(config Config, p parts) (_ *Node, err error) {
 		streamMax: config.StreamMax, callTimeout: 30 * time.Second,
 		beatNow: make(chan struct{}, 1),
 		runners: map[key]*runner{}, calls: map[uint64]chan answer{},
-		url: strings.TrimSuffix(config.URL, "/"), changed: make(chan struct{}),
+		url: strings.TrimSuffix(config.URL, "/"),
 	}
 	if n.http == nil {
 		transport := http.DefaultTransport.(*http.Transport).Clone()
@@ -213,6 +222,8 @@ func newNode(config Config, p parts) (_ *Node, err error) {
 	if n.alarm, err = n.clock.Alarm(); err != nil {
 		return nil, err
 	}
+	n.idle = time.AfterFunc(time.Hour, n.slim)
+	n.idle.Stop()
 	n.ledger = newLedger(n.id, n.incarnation, n.total, p.patience)
 	return n, nil
 }
@@ -394,6 +405,30 @@ func (n *Node) stepLocked(event any, request *wsdl.Awaken) {
 		}
 	}
 	n.alarm.Set(n.ledger.deadline())
+	switch event.(type) {
+	case removed, registered:
+		if len(n.ledger.held) == 0 {
+			n.idle.Reset(idleAfter)
+		}
+	case leave:
+		n.idle.Stop()
+	}
+}
+
+// idleAfter is how long a node holds nothing before it gives memory back.
+const idleAfter = 2 * time.Second
+
+// slim gives memory back unless work has come meanwhile.
+func (n *Node) slim() {
+	n.mu.Lock()
+	busy := len(n.ledger.held) > 0
+	n.mu.Unlock()
+	if busy {
+		return
+	}
+	if err := trim(); err != nil {
+		n.log.WithError(err).Debug("memory could not be given back")
+	}
 }
 
 // describe is the node as it tells the grid.
