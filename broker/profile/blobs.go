@@ -91,8 +91,8 @@ func (b *blobs) graph(at place, graph *wsdl.Graph) {
 // take moves the bytes of what is given in exactly one way; other files are
 // left as they are, for Compile to refuse.
 func (b *blobs) take(at place, text *string, content **wsdl.Binary, from, digest *string) {
-	given := 0
-	for _, form := range []bool{*text != "", *content != nil, *from != "", *digest != ""} {
+	given, inline := 0, contained(*content, *text, *from, *digest)
+	for _, form := range []bool{*text != "", inline, *from != "", *digest != ""} {
 		if form {
 			given++
 		}
@@ -104,7 +104,7 @@ func (b *blobs) take(at place, text *string, content **wsdl.Binary, from, digest
 	switch {
 	case *text != "":
 		data = []byte(*text)
-	case *content != nil:
+	case inline:
 		data = **content
 	default:
 		// The profile may be a stranger's: it must not fetch what lies elsewhere.
@@ -125,4 +125,11 @@ func (b *blobs) take(at place, text *string, content **wsdl.Binary, from, digest
 	*digest = DigestOf(data)
 	b.found[*digest] = data
 	*text, *content, *from = "", nil, ""
+}
+
+// contained reports whether a file is given by its content. An empty content
+// is an empty file when it stands alone; beside another form it says nothing:
+// gSOAP's C programs always send the element.
+func contained(content *wsdl.Binary, text, from, digest string) bool {
+	return content != nil && (len(*content) > 0 || text == "" && from == "" && digest == "")
 }

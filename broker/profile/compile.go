@@ -193,11 +193,12 @@ func (c *compiler) compileFile(at place, taken, others files, what string, file 
 	from := c.textField(at, c.scope, "path", file.Path)
 	digest := c.textField(at, c.scope, "digest", file.Digest)
 	out := File{Name: name.text}
-	c.oneForm(at, what, file.Text != "", file.Content != nil, from.set || from.bad, digest.set || digest.bad)
+	content := contained(file.Content, file.Text, file.Path, file.Digest)
+	c.oneForm(at, what, file.Text != "", content, from.set || from.bad, digest.set || digest.bad)
 	switch {
 	case file.Text != "":
 		out.Digest = DigestOf([]byte(file.Text))
-	case file.Content != nil:
+	case content:
 		out.Digest = DigestOf(*file.Content)
 	case digest.set:
 		c.digested(digest, what)

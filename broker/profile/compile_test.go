@@ -455,3 +455,29 @@ func TestParameterOfAPath(t *testing.T) {
 		t.Errorf("found %+v", got)
 	}
 }
+
+// gSOAP's C programs send an empty content element beside every text.
+func TestEmptyContentSaysNothingBesideAnotherForm(t *testing.T) {
+	empty := func() *wsdl.Binary { return &wsdl.Binary{} }
+	job := &wsdl.Job{Name: "j", Source: []*wsdl.Source{{Name: "s", Language: wsdl.Of(wsdl.LanguageShell), File: []*wsdl.SourceFile{
+		{Name: "text.sh", Text: "true", Content: empty()},
+		{Path: "beside.sh", Content: empty()},
+		{Name: "digest.sh", Digest: DigestOf(nil), Content: empty()},
+		{Name: "empty.sh", Content: empty()},
+	}}}, Task: []*wsdl.Task{{Name: "t", Source: "s"}}}
+	if _, err := Compile(job, nil, nil, nil); err != nil {
+		t.Errorf("before Blobs: %v", err)
+	}
+	if _, err := Blobs(job, func(string) ([]byte, error) { return []byte("beside"), nil }); err != nil {
+		t.Fatal(err)
+	}
+	compiled, err := Compile(job, nil, nil, nil)
+	if err != nil {
+		t.Fatalf("after Blobs: %v", err)
+	}
+	for i, want := range []string{DigestOf([]byte("true")), DigestOf([]byte("beside")), DigestOf(nil), DigestOf(nil)} {
+		if got := compiled.Sources[0].Files[i].Digest; got != want {
+			t.Errorf("file %d has digest %s, want %s", i, got, want)
+		}
+	}
+}

@@ -193,7 +193,8 @@ func (w *wirer) imported(at place, spec topologySpec, layout *Topology) (pattern
 func (w *wirer) graphBytes(spec topologySpec) ([]byte, bool) {
 	g := spec.graph
 	before := len(w.list) + w.left
-	w.oneForm(spec.graphAt, "the graph", g.Text != "", g.Content != nil, spec.graphPath.set || spec.graphPath.bad, spec.graphDigest.set || spec.graphDigest.bad)
+	content := contained(g.Content, g.Text, g.Path, g.Digest)
+	w.oneForm(spec.graphAt, "the graph", g.Text != "", content, spec.graphPath.set || spec.graphPath.bad, spec.graphDigest.set || spec.graphDigest.bad)
 	reference := spec.graphPath.text
 	if spec.graphDigest.set {
 		w.digested(spec.graphDigest, "the graph")
@@ -204,7 +205,7 @@ func (w *wirer) graphBytes(spec topologySpec) ([]byte, bool) {
 		return nil, false
 	case g.Text != "":
 		return []byte(g.Text), true
-	case g.Content != nil:
+	case content:
 		return *g.Content, true
 	case w.file == nil:
 		w.add(spec.graphAt, reference, "a graph written out", "the graph %s cannot be read here", quote(reference))
