@@ -43,7 +43,7 @@ const lease = 10 * time.Second
 
 func main() {
 	// A node that has no slim MVM process in it starts itself again as one.
-	if os.Args[0] == mvm.ProcessName {
+	if mvm.IsProcess(os.Args) {
 		os.Exit(mvm.Main(os.Args))
 	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))

@@ -12,6 +12,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"net/url"
 	"os"
 	"os/exec"
 	"path"
@@ -24,6 +25,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
 )
 
 // TestMain builds the real program once for the tests that run it.
@@ -656,4 +659,54 @@ func TestIdleWorkerIsSlim(t *testing.T) {
 		t.Fatalf("mvm submit: %v\n%s", err, said)
 	}
 	check("after a job")
+}
+
+// TestRolesApart runs the back end, the front end and a worker as nodes of
+// their own over an external etcd, and finds the broker through each of them.
+func TestRolesApart(t *testing.T) {
+	t.Parallel()
+	any := url.URL{Scheme: "http", Host: "127.0.0.1:0"}
+	config := embed.NewConfig()
+	config.Dir = t.TempDir()
+	config.ListenClientUrls, config.AdvertiseClientUrls = []url.URL{any}, []url.URL{any}
+	config.ListenPeerUrls, config.AdvertisePeerUrls = []url.URL{any}, []url.URL{any}
+	config.InitialCluster = config.InitialClusterFromName(config.Name)
+	config.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
+	etcd, err := embed.StartEtcd(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer etcd.Close()
+	<-etcd.Server.ReadyNotify()
+	state := etcd.Clients[0].Addr().String()
+
+	back := startDaemon(t, "--roles", "backend", "--state", state, "--listen", "127.0.0.1:0", "--temporary")
+	worker := startDaemon(t, "--roles", "worker", "--join", back.url, "--listen", "127.0.0.1:0", "--temporary")
+	if said, err := exec.Command("mvm", "nodes", "--grid", worker.url).CombinedOutput(); err == nil || !strings.Contains(string(said), "does not know a broker yet") {
+		t.Errorf("without a front end: %v, %s", err, said)
+	}
+	front := startDaemon(t, "--roles", "frontend", "--state", state, "--join", back.url, "--listen", "127.0.0.1:0", "--temporary")
+	profile := filepath.Join(t.TempDir(), "trivial.xml")
+	if err := os.WriteFile(filepath.Join(filepath.Dir(profile), "hello.txt"), []byte("hello"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(profile, []byte(`<job xmlns="urn:mvm:1" name="apart">
+  <source name="s" language="shell"><file name="s.sh"><text>cat hello.txt</text></file></source>
+  <task name="s" source="s"><input path="hello.txt"/></task>
+</job>`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for name, node := range map[string]*daemon{"back end": back, "front end": front, "worker": worker} {
+		waitFor(t, "the "+name+" to know the broker", func() bool {
+			return exec.Command("mvm", "jobs", "--grid", node.url).Run() == nil
+		})
+		id, err := exec.Command("mvm", "submit", "--wait", "--grid", node.url, profile).Output()
+		if err != nil {
+			t.Fatalf("through the %s: %v\n%s", name, err, err.(*exec.ExitError).Stderr)
+		}
+		said, err := exec.Command("mvm", "logs", "--grid", node.url, strings.TrimSpace(string(id))).Output()
+		if err != nil || string(said) != "hello" {
+			t.Errorf("through the %s the job printed %q, %v", name, said, err)
+		}
+	}
 }
