@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -271,7 +272,7 @@ func (o *nodeOptions) dataDir() (string, error) {
 
 // open listens, and tells under which base address others reach the node. An
 // address that is not loopback is refused: nodes have no credentials yet.
-func (o *nodeOptions) open() (listener net.Listener, url string, err error) {
+func (o *nodeOptions) open() (listener net.Listener, base string, err error) {
 	if o.listenFD > 0 {
 		f := os.NewFile(uintptr(o.listenFD), "socket")
 		defer f.Close()
@@ -289,18 +290,44 @@ func (o *nodeOptions) open() (listener net.Listener, url string, err error) {
 	address := listener.Addr().(*net.TCPAddr)
 	switch {
 	case o.advertise != "":
-		url = "http://" + o.advertise
+		if _, _, err := net.SplitHostPort(o.advertise); err != nil {
+			listener.Close()
+			return nil, "", client.Usage(fmt.Errorf("--advertise %s: write it as HOST:PORT", o.advertise))
+		}
+		base = "http://" + o.advertise
 	case address.IP.IsUnspecified():
-		host, err := os.Hostname()
+		ip, err := outward(o.join)
 		if err != nil {
 			listener.Close()
-			return nil, "", fmt.Errorf("%w; name the address with --advertise", err)
+			return nil, "", fmt.Errorf("%w; name the address under which others reach this node with --advertise", err)
 		}
-		url = "http://" + net.JoinHostPort(host, fmt.Sprint(address.Port))
+		base = "http://" + net.JoinHostPort(ip.String(), fmt.Sprint(address.Port))
 	default:
-		url = "http://" + address.String()
+		base = "http://" + address.String()
 	}
-	return listener, url, nil
+	return listener, base, nil
+}
+
+// outward is this machine's address as others see it: the one that leads to
+// the grid that is joined, else the first that is not loopback.
+func outward(join string) (net.IP, error) {
+	if u, err := url.Parse(join); err == nil && u.Port() != "" {
+		// Connecting a UDP socket only asks the routing table.
+		if c, err := net.Dial("udp", u.Host); err == nil {
+			defer c.Close()
+			return c.LocalAddr().(*net.UDPAddr).IP, nil
+		}
+	}
+	addresses, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range addresses {
+		if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() {
+			return n.IP, nil
+		}
+	}
+	return nil, errors.New("this machine has no address but loopback")
 }
 
 func (o *nodeOptions) mayListen() error {
