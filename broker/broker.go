@@ -110,6 +110,7 @@ type Service struct {
 	jitter  func(time.Duration) time.Duration
 
 	ready chan struct{}   // closed when the journal has been read
+	over  chan struct{}   // closed when Run returns
 	ctx   context.Context // ends with Run; set before ready is closed
 
 	scheduler *scheduler
@@ -193,6 +194,7 @@ func New(c Config) (*Service, error) {
 		clock:   c.Clock,
 		jitter:  c.Jitter,
 		ready:   make(chan struct{}),
+		over:    make(chan struct{}),
 		jobs:    map[string]*job{},
 		tokens:  map[string]*accept{},
 		active:  map[*job]struct{}{},
@@ -211,6 +213,7 @@ func New(c Config) (*Service, error) {
 // holds is enough to go on. Call it once.
 func (b *Service) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
+	defer close(b.over)
 	defer func() {
 		stop()
 		b.mu.Lock()
@@ -243,17 +246,16 @@ func (b *Service) spawn(f func()) bool {
 
 // up waits until the broker can answer.
 func (b *Service) up(ctx context.Context) error {
+	stopping := wsdl.NewFault(wsdl.FaultCodeUnavailable, "the broker is stopping", "call again in a moment")
 	select {
 	case <-b.ready:
-	default:
-		select {
-		case <-b.ready:
-		case <-ctx.Done():
-			return wsdl.NewFault(wsdl.FaultCodeUnavailable, "the broker is still reading its journal", "call again in a moment")
-		}
+	case <-b.over:
+		return stopping
+	case <-ctx.Done():
+		return wsdl.NewFault(wsdl.FaultCodeUnavailable, "the broker is still reading its journal", "call again in a moment")
 	}
 	if b.ctx.Err() != nil {
-		return wsdl.NewFault(wsdl.FaultCodeUnavailable, "the broker is stopping", "call again in a moment")
+		return stopping
 	}
 	return nil
 }

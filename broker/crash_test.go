@@ -147,3 +147,98 @@ func (g *grid) live(token string, profile *wsdl.Job, want wsdl.JobState, cancel 
 		return crashed
 	}
 }
+
+// TestRestartsUnderChaos stops and starts the broker again and again, at any
+// moment, while calls are lost, repeated and late: each accepted job still ends
+// once, as it should.
+func TestRestartsUnderChaos(t *testing.T) {
+	g := newGrid(t, func(c *Config) { c.Patience = 50 * time.Millisecond })
+	g.chaos = true
+	for i := range 4 {
+		g.node(fmt.Sprintf("n%d", i+1), 3)
+	}
+	g.start()
+	stop := make(chan struct{})
+	var restarts sync.WaitGroup
+	n := 0
+	restarts.Go(func() {
+		for n < 40 {
+			g.mu.Lock()
+			pause := time.Duration(g.rng.IntN(120)) * time.Millisecond
+			g.mu.Unlock()
+			select {
+			case <-stop:
+				return
+			case <-time.After(pause):
+				g.stop()
+				g.start()
+				n++
+			}
+		}
+	})
+	broker := func() *Service {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return g.broker
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	var clients sync.WaitGroup
+	for i := range 40 {
+		clients.Go(func() {
+			kind := []string{"sleep=20ms", "once", "exit=4"}[i%3]
+			want := []wsdl.JobState{wsdl.JobStateSucceeded, wsdl.JobStateSucceeded, wsdl.JobStateFailed}[i%3]
+			id := ""
+			for {
+				if ctx.Err() != nil {
+					j, err := broker().GetJobContext(context.Background(), &wsdl.GetJob{Id: id})
+					if err == nil {
+						t.Errorf("job %d, %q, has not ended: %s in attempt %d: %s", i, id, *j.Job.State, *j.Job.Attempt, j.Job.Reason)
+						for _, p := range j.Job.Process {
+							t.Errorf("%s %s %s", p.Task, *p.State, p.Node)
+						}
+					}
+					return
+				}
+				b := broker()
+				if b == nil {
+					time.Sleep(time.Millisecond)
+					continue
+				}
+				var s *wsdl.WaitJobResponse
+				j := profileOf("trial", task("a", 1+i%4), task("b", 1, kind))
+				if i%3 < 2 {
+					j.Policy = &wsdl.JobPolicy{Retries: wsdl.Of(wsdl.Number("50"))}
+				}
+				answer, err := b.SubmitJobContext(ctx, &wsdl.SubmitJob{Token: fmt.Sprint("t", i), Job: j})
+				if err == nil {
+					if id != "" && id != answer.Id {
+						t.Errorf("job %d got the ids %s and %s", i, id, answer.Id)
+						return
+					}
+					id = answer.Id
+					s, err = b.WaitJobContext(ctx, &wsdl.WaitJob{Id: id, TimeoutMillis: 100})
+				}
+				if err != nil {
+					if c := wsdl.CodeOf(err); c != wsdl.FaultCodeUnavailable {
+						t.Errorf("job %d: %v", i, err)
+						return
+					}
+					time.Sleep(time.Millisecond)
+					continue
+				}
+				if final(*s.Job.State) {
+					if *s.Job.State != want {
+						t.Errorf("job %d, %s, is %s, expected %s: %s", i, id, *s.Job.State, want, s.Job.Reason)
+					}
+					return
+				}
+			}
+		})
+	}
+	clients.Wait()
+	close(stop)
+	restarts.Wait()
+	t.Logf("the broker was started %d times", n+1)
+	g.settled()
+}
