@@ -113,6 +113,8 @@ type Service struct {
 	over  chan struct{}   // closed when Run returns
 	ctx   context.Context // ends with Run; set before ready is closed
 
+	stop      context.CancelCauseFunc
+	epoch     int64 // revision of epochKey when this broker took over
 	scheduler *scheduler
 	profiles  *registry
 	pins      *pins
@@ -210,12 +212,14 @@ func New(c Config) (*Service, error) {
 
 // Run reads the journal, goes on with every job that has not ended, and serves
 // until ctx ends. It then stops where it is, as a crash would: what the journal
-// holds is enough to go on. Call it once.
+// holds is enough to go on. It returns an error when the journal cannot be read,
+// or when another broker has taken it over. Call it once.
 func (b *Service) Run(ctx context.Context) error {
-	ctx, stop := context.WithCancel(ctx)
+	ctx, stop := context.WithCancelCause(ctx)
+	b.stop = stop
 	defer close(b.over)
 	defer func() {
-		stop()
+		stop(nil)
 		b.mu.Lock()
 		b.closed = true
 		b.mu.Unlock()
@@ -223,12 +227,18 @@ func (b *Service) Run(ctx context.Context) error {
 	}()
 	b.ctx = ctx
 	changes := b.journal.WatchNodes(ctx)
+	if err := b.takeOver(ctx); err != nil {
+		return err
+	}
 	if err := b.recover(ctx); err != nil {
 		return err
 	}
 	close(b.ready)
 	b.spawn(func() { b.forget(ctx) })
 	b.scheduler.run(ctx, changes)
+	if errors.Is(context.Cause(ctx), errDeposed) {
+		return errDeposed
+	}
 	return nil
 }
 

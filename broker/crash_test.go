@@ -242,3 +242,33 @@ func TestRestartsUnderChaos(t *testing.T) {
 	t.Logf("the broker was started %d times", n+1)
 	g.settled()
 }
+
+// Of two brokers over one journal, the one that came first stops before it can
+// write again.
+func TestTakeOver(t *testing.T) {
+	g := newGrid(t, nil)
+	g.node("n1", 2)
+	first := g.start()
+	id := g.submit(first, "t", profileOf("trial", task("a", 1, "hang")))
+	until(t, "its run", func() bool { return *g.get(first, id).State == wsdl.JobStateRunning })
+	second, err := New(g.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- second.Run(ctx) }()
+	if s := g.get(second, id); *s.State != wsdl.JobStateRunning {
+		t.Errorf("the second broker finds it %s", *s.State)
+	}
+	if _, err := first.CancelJobContext(context.Background(), &wsdl.CancelJob{Id: id}); wsdl.CodeOf(err) != wsdl.FaultCodeUnavailable {
+		t.Errorf("the first broker still cancels: %v", err)
+	}
+	if s := g.get(second, id); *s.State != wsdl.JobStateRunning {
+		t.Errorf("it is %s, though nobody who may has cancelled it", *s.State)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("the second broker ends with %v", err)
+	}
+}

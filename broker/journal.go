@@ -67,6 +67,10 @@ const (
 	attemptsPrefix = "broker/attempts/"
 	profilesPrefix = "broker/profiles/"
 
+	// epochKey is written by each broker that takes the journal over; every
+	// transaction is on the condition that nobody has since.
+	epochKey = "broker-epoch"
+
 	bulky  = 256 << 10 // bytes; bigger values are blobs: etcd holds state, not bulk
 	maxOps = 120       // in one transaction: etcd's default limit is 128
 )
@@ -209,13 +213,32 @@ func (b *Service) load(ctx context.Context, key string, v any) error {
 // given, so that whoever reads half of them can tell.
 func (b *Service) write(ctx context.Context, ops []store.Op) error {
 	for len(ops) > maxOps {
-		if err := b.journal.Commit(ctx, ops[:maxOps]...); err != nil {
+		if err := b.commit(ctx, ops[:maxOps]...); err != nil {
 			return err
 		}
 		ops = ops[maxOps:]
 	}
-	return b.journal.Commit(ctx, ops...)
+	return b.commit(ctx, ops...)
 }
+
+// commit is one transaction, refused when another broker has taken over: what
+// this one had under way when it was stopped must not land behind the other's
+// back.
+func (b *Service) commit(ctx context.Context, ops ...store.Op) error {
+	return b.journal.Commit(ctx, append([]store.Op{store.IfRevision(epochKey, b.epoch)}, ops...)...)
+}
+
+// takeOver makes this broker the journal's only writer.
+func (b *Service) takeOver(ctx context.Context) error {
+	if err := b.journal.Commit(ctx, store.Put(epochKey, []byte(b.clock.Now().UTC().Format(time.RFC3339Nano)))); err != nil {
+		return err
+	}
+	_, revision, err := b.journal.Get(ctx, epochKey)
+	b.epoch = revision
+	return err
+}
+
+var errDeposed = errors.New("broker: another broker has taken over the journal")
 
 // persist writes until it is written or the broker ends. Everything that goes
 // through it may be written twice.
@@ -227,6 +250,11 @@ func (b *Service) persist(ops []store.Op) error {
 			return err
 		}
 		if errors.Is(err, store.ErrClosed) {
+			return err
+		}
+		if errors.Is(err, store.ErrConflict) {
+			b.log.Error("another broker has taken over the journal; this one stops")
+			b.stop(errDeposed)
 			return err
 		}
 		b.log.WithError(err).Error("the journal does not take a record; trying again")

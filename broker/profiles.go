@@ -135,12 +135,12 @@ func (b *Service) RegisterProfileContext(ctx context.Context, request *wsdl.Regi
 			return nil, err
 		}
 		where := profileKey(kind, name, int(newest))
-		err = b.journal.Commit(ctx, store.IfAbsent(where), store.Put(where, value))
+		err = b.commit(ctx, store.IfAbsent(where), store.Put(where, value))
 		if errors.Is(err, store.ErrConflict) {
 			// A former try whose answer was lost, or another broker.
 			var there registered
 			if err := b.load(ctx, where, &there); err != nil {
-				return nil, err
+				return nil, wsdl.NewFault(wsdl.FaultCodeUnavailable, "the profile could not be journalled: "+err.Error(), "register it again")
 			}
 			if err := r.put(kind, name, newest, &there); err != nil {
 				return nil, err

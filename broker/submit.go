@@ -119,7 +119,7 @@ func (b *Service) journalJob(ctx context.Context, j *job, s *spec) error {
 		return err
 	}
 	token := j.fixed.Token
-	return b.journal.Commit(ctx,
+	return b.commit(ctx,
 		store.IfAbsent(tokenKey(token)), store.IfAbsent(jobsPrefix+j.id),
 		store.Put(jobsPrefix+j.id, what), store.Put(tokenKey(token), []byte(`"`+j.id+`"`)), store.Put(statusPrefix+j.id, stands))
 }
