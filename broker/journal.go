@@ -3,6 +3,7 @@ package broker
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -230,12 +231,19 @@ func (b *Service) commit(ctx context.Context, ops ...store.Op) error {
 
 // takeOver makes this broker the journal's only writer.
 func (b *Service) takeOver(ctx context.Context) error {
-	if err := b.journal.Commit(ctx, store.Put(epochKey, []byte(b.clock.Now().UTC().Format(time.RFC3339Nano)))); err != nil {
+	mine := rand.Text()
+	if err := b.journal.Commit(ctx, store.Put(epochKey, []byte(mine))); err != nil {
 		return err
 	}
-	_, revision, err := b.journal.Get(ctx, epochKey)
+	value, revision, err := b.journal.Get(ctx, epochKey)
+	if err != nil {
+		return err
+	}
+	if string(value) != mine {
+		return errDeposed
+	}
 	b.epoch = revision
-	return err
+	return nil
 }
 
 var errDeposed = errors.New("broker: another broker has taken over the journal")
