@@ -214,6 +214,7 @@ func TestBusyNode(t *testing.T) {
 // begins when its lease has run out.
 func TestLostNode(t *testing.T) {
 	g := newGrid(t, nil)
+	g.ttl = time.Second
 	g.node("n1", 1)
 	dying := g.node("n2", 1)
 	b := g.start()

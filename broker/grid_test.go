@@ -27,6 +27,7 @@ type grid struct {
 	store  *store.Store
 	images *image.Store
 	config Config
+	ttl    time.Duration // of the nodes' leases
 
 	mu      sync.Mutex // guards all below
 	broker  *Service
@@ -55,7 +56,7 @@ func newGrid(t testing.TB, change func(*Config)) *grid {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &grid{t: t, store: s, images: images, nodes: map[string]*fakeNode{}, running: map[string]int{}, count: map[string]int{}, starts: map[string]int{}, rng: rand.New(rand.NewPCG(1, 2))}
+	g := &grid{t: t, ttl: 10 * time.Second, store: s, images: images, nodes: map[string]*fakeNode{}, running: map[string]int{}, count: map[string]int{}, starts: map[string]int{}, rng: rand.New(rand.NewPCG(1, 2))}
 	g.config = Config{
 		Journal: s, Blobs: images, Caller: g, URL: func() string { return brokerURL },
 		Lease: 2 * time.Second, Grace: 20 * time.Millisecond, Drift: 20 * time.Millisecond, Drop: 300 * time.Millisecond, Flush: 300 * time.Millisecond,
@@ -227,7 +228,7 @@ func (n *fakeNode) join() {
 	if err != nil {
 		n.grid.t.Fatal(err)
 	}
-	if err := n.grid.store.PutNode(ctx, n.id, incarnation, record, []byte("{}"), time.Second); err != nil {
+	if err := n.grid.store.PutNode(ctx, n.id, incarnation, record, []byte("{}"), n.grid.ttl); err != nil {
 		n.grid.t.Fatal(err)
 	}
 	go func() {
