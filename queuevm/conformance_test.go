@@ -314,6 +314,26 @@ func TestKilledTaker(t *testing.T) {
 	}
 }
 
+// A taker that ends as soon as it has the last item is no error to the giver.
+// On one processor a taker that is woken often runs to its end before the giver
+// goes on.
+func TestTakerOfTheLastItem(t *testing.T) {
+	for name, program := range map[string][]string{"c": built.c, "go": built.golang} {
+		t.Run(name, func(t *testing.T) {
+			program := append([]string{"taskset", "-c", "0"}, program...)
+			vm := start(t, Config{})
+			for i := range 100 {
+				processes(t, vm, 2*i, 2*i+1)
+				wire(t, uint32(i+1), 4096, vm, Endpoint{Process: 2 * i, Port: "next"}, vm, Endpoint{Process: 2*i + 1, Port: "prev"})
+				r := spawn(t, vm, 2*i+1, program, "take", "prev")
+				s := spawn(t, vm, 2*i, program, "send", "next", "1", "8")
+				s.result()
+				r.result()
+			}
+		})
+	}
+}
+
 func TestCutLinkLosesAndDoublesNothing(t *testing.T) {
 	for _, plain := range []bool{true, false} {
 		t.Run(fmt.Sprint("plain=", plain), func(t *testing.T) {

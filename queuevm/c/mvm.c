@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "rings are little-endian");
 
@@ -165,16 +166,19 @@ static int state_code(uint32_t state, int plain) {
     return state & STATE_BROKEN ? MVM_BROKEN : state & STATE_LOST ? MVM_LOST : plain;
 }
 
-/* After tail moved: wakes a sleeping consumer, notices one that is gone. The
- * fence orders our tail before our look at the word; the consumer's fence
- * orders its word before its look at tail. One of the two sees the other. */
-static inline int tell_consumer(struct end *o) {
+/* After tail moved: wakes a sleeping consumer. The fence orders our tail before
+ * our look at the word; the consumer's fence orders its word before its look at
+ * tail. One of the two sees the other. */
+static inline void tell_consumer(struct end *o) {
     atomic_thread_fence(memory_order_seq_cst);
-    uint64_t both = atomic_load_explicit((_Atomic uint64_t *)&o->header->consumer_waits, memory_order_relaxed);
-    if (likely(both == 0)) return MVM_OK;
-    wake(&o->header->consumer_waits);
-    uint32_t state = (uint32_t)(both >> 32);
-    return state ? state_code(state, MVM_CLOSED) : MVM_OK;
+    if (unlikely(atomic_load_explicit(&o->header->consumer_waits, memory_order_relaxed) != AWAKE)) wake(&o->header->consumer_waits);
+}
+
+/* Before tail moves, and only then: a consumer that takes the last item and
+ * ends has taken it, and whoever enqueued it must not hear of an error. */
+static inline int consumer_gone(struct end *o) {
+    uint32_t state = atomic_load_explicit(&o->header->consumer_state, memory_order_relaxed);
+    return unlikely(state) ? state_code(state, MVM_CLOSED) : MVM_OK;
 }
 
 static void tell_producer(struct end *i) {
@@ -286,10 +290,10 @@ static inline int await_room(struct end *o, uint64_t need, int64_t deadline) {
 
 /* ---- enqueue ---- */
 
-static inline int publish(struct end *o) {
+static inline void publish(struct end *o) {
     atomic_store_explicit(&o->header->items_in, o->items, memory_order_relaxed);
     atomic_store_explicit(&o->header->tail, o->mine, memory_order_release);
-    return tell_consumer(o);
+    tell_consumer(o);
 }
 
 static inline void put_header(unsigned char *to, uint32_t length, uint32_t meta) {
@@ -299,12 +303,15 @@ static inline void put_header(unsigned char *to, uint32_t length, uint32_t meta)
 
 /* Writes a record that fits and publishes it. */
 static inline int put_whole(struct end *o, const void *item, size_t length) {
+    int code = consumer_gone(o);
+    if (unlikely(code)) return code;
     unsigned char *to = at(o, o->mine);
     put_header(to, (uint32_t)length, 0);
     if (length) memcpy(to + RECORD_HEADER, item, length); /* item may be NULL */
     o->mine += record_size(length);
     o->items++;
-    return publish(o);
+    publish(o);
+    return MVM_OK;
 }
 
 /* Writes a record piece by piece, publishing each, as room comes free. total
@@ -320,13 +327,13 @@ static int put_stream(struct end *o, uint32_t flags, const uint64_t *total, cons
     while (length > 0) {
         uint64_t part = o->capacity / 4 < CHUNK ? o->capacity / 4 : CHUNK;
         if (part > length) part = length;
-        if ((code = await_room(o, (part + 7) & ~(uint64_t)7, -1))) return code;
+        if ((code = await_room(o, (part + 7) & ~(uint64_t)7, -1)) || (code = consumer_gone(o))) return code;
         memcpy(at(o, o->mine), item, part);
         o->mine += (part + 7) & ~(uint64_t)7;
         item += part;
         length -= part;
         if (length == 0 && !(flags & FLAG_MORE)) o->items++;
-        if ((code = publish(o))) return code;
+        publish(o);
     }
     return MVM_OK;
 }
@@ -386,10 +393,13 @@ int mvm_commit(mvm_port *port, size_t length) {
     if (!o->header) return MVM_DIRECTION;
     if (!o->holding || length > o->held) return MVM_MISUSE;
     o->holding = 0;
+    int code = consumer_gone(o);
+    if (code) return code;
     put_header(at(o, o->mine), (uint32_t)length, 0);
     o->mine += record_size(length);
     o->items++;
-    return publish(o);
+    publish(o);
+    return MVM_OK;
 }
 
 /* ---- dequeue ---- */

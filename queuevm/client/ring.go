@@ -136,19 +136,25 @@ func stateError(state uint32, plain error) error {
 
 // ---- the way out ----
 
-// publish moves tail, wakes a sleeping consumer and notices one that is gone.
-// Go's atomic store is a full fence, so that either the consumer sees the new
-// tail or this sees that it sleeps.
-func (e *end) publish() error {
+// gone says whether the consumer is. It is asked before tail moves, and only
+// then: a consumer that takes the last item and ends has taken it, and whoever
+// enqueued it must not hear of an error.
+func (e *end) gone() error {
+	if state := atomic.LoadUint32(&e.header.consumerState); state != 0 {
+		return stateError(state, ErrClosed)
+	}
+	return nil
+}
+
+// publish moves tail and wakes a sleeping consumer. Go's atomic store is a
+// full fence, so that either the consumer sees the new tail or this sees that
+// it sleeps.
+func (e *end) publish() {
 	atomic.StoreUint64(&e.header.itemsIn, e.items)
 	atomic.StoreUint64(&e.header.tail, e.mine)
 	if atomic.LoadUint32(&e.header.consumerWaits) != awake {
 		e.wake(&e.header.consumerWaits)
 	}
-	if state := atomic.LoadUint32(&e.header.consumerState); state != 0 {
-		return stateError(state, ErrClosed)
-	}
-	return nil
 }
 
 // putHeader writes a record's header at tail.
@@ -170,11 +176,15 @@ func (e *end) enqueue(item []byte, until deadline) error {
 		if err := e.awaitRoom(recordSize(len(item)), until); err != nil {
 			return err
 		}
+		if err := e.gone(); err != nil {
+			return err
+		}
 		e.putHeader(len(item), 0)
 		copy(e.at(e.mine+recordHeader, len(item)), item)
 		e.mine += recordSize(len(item))
 		e.items++
-		return e.publish()
+		e.publish()
+		return nil
 	case len(item) <= e.largest():
 		return e.putStream(0, nil, item)
 	}
@@ -211,14 +221,15 @@ func (e *end) putStream(flags uint32, total, item []byte) error {
 		if err := e.awaitRoom(size, never); err != nil {
 			return err
 		}
+		if err := e.gone(); err != nil {
+			return err
+		}
 		copy(e.at(e.mine, len(part)), part)
 		e.mine += size
 		if len(item) == 0 && flags&flagMore == 0 {
 			e.items++
 		}
-		if err := e.publish(); err != nil {
-			return err
-		}
+		e.publish()
 	}
 	return nil
 }
@@ -249,10 +260,14 @@ func (e *end) commit(length int) error {
 		return ErrMisuse
 	}
 	e.holding = false
+	if err := e.gone(); err != nil {
+		return err
+	}
 	e.putHeader(length, 0)
 	e.mine += recordSize(length)
 	e.items++
-	return e.publish()
+	e.publish()
+	return nil
 }
 
 // ---- the way in ----

@@ -44,6 +44,13 @@ static int do_send(char **a) {
 }
 
 /* receive PORT MOST: prints how many items came until END, all checked. */
+/* Takes one item and ends at once. */
+static int do_take(char **args) {
+    mvm_port *p = must(args[0]);
+    char item[64];
+    return mvm_dequeue(p, item, sizeof item) < 0;
+}
+
 static int do_receive(char **a) {
     mvm_port *p = must(a[0]);
     size_t most = strtoull(a[1], NULL, 10);
@@ -271,6 +278,7 @@ int main(int argc, char **argv) {
     char *verb = argv[1], **rest = argv + 2;
     if (!strcmp(verb, "send")) return do_send(rest);
     if (!strcmp(verb, "receive")) return do_receive(rest);
+    if (!strcmp(verb, "take")) return do_take(rest);
     if (!strcmp(verb, "echo")) return do_echo(rest);
     if (!strcmp(verb, "both")) return do_both(rest);
     if (!strcmp(verb, "forms")) return do_forms();

@@ -69,6 +69,9 @@ func main() {
 		_, err := p.Dequeue()
 		check(errors.Is(err, client.ErrEnd), fmt.Sprint("END stays, not ", err))
 		fmt.Println(k)
+	case "take":
+		_, err := open(args[0]).Dequeue()
+		must(err)
 	case "forms":
 		forms()
 	case "wait":
