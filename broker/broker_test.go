@@ -557,6 +557,29 @@ func TestRecoverySweeps(t *testing.T) {
 	g.settled()
 }
 
+// A graph that was uploaded is kept for as long as its job may be compiled anew.
+func TestUploadedGraphIsKept(t *testing.T) {
+	g := newGrid(t, nil)
+	b := g.start()
+	graph, _, err := g.images.Put(context.Background(), strings.NewReader("a b\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := profileOf("wired", task("a", 2))
+	j.Topology = []*wsdl.Topology{{Kind: wsdl.Of(wsdl.TopologyKindGraph), Graph: &wsdl.Graph{Format: wsdl.Of(wsdl.GraphFormatEdgeList), Digest: graph}}}
+	id := g.submit(b, "t", j) // no node is there: it waits
+	g.stop()
+	if _, err := g.images.Sweep(time.Now().Add(24 * time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	b = g.start()
+	g.node("n1", 2)
+	if s := g.wait(b, id); *s.State != wsdl.JobStateSucceeded {
+		t.Errorf("it is %s: %s", *s.State, s.Reason)
+	}
+	g.settled()
+}
+
 // Jobs are forgotten by age also when no other job ends.
 func TestForgetByAge(t *testing.T) {
 	g := newGrid(t, func(c *Config) { c.KeepFor = 80 * time.Millisecond })

@@ -250,7 +250,7 @@ func (b *Service) putBlob(ctx context.Context, digest string, data []byte) error
 	return nil
 }
 
-// digestsOf are the blobs that a job needs at its nodes.
+// digestsOf are the blobs that must be here for as long as the job is not over.
 func digestsOf(j *profile.Job) map[string]bool {
 	digests := map[string]bool{}
 	for _, s := range j.Sources {
@@ -261,6 +261,11 @@ func digestsOf(j *profile.Job) map[string]bool {
 	for i := range j.Processes {
 		for _, f := range j.Processes[i].Inputs {
 			digests[f.Digest] = true
+		}
+	}
+	for _, t := range j.Topologies {
+		if t.Graph != "" {
+			digests[t.Graph] = true // compiled anew after a restart
 		}
 	}
 	return digests
