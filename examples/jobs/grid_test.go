@@ -69,7 +69,11 @@ func (n *node) start(listen string) {
 		n.t.Fatal(err)
 	}
 	n.log = log
-	n.cmd = exec.Command(binary, append([]string{"node", "--name", n.name, "--listen", listen, "--data", filepath.Join(n.dir, "data")}, n.args...)...)
+	args := []string{"node", "--name", n.name, "--listen", listen, "--data", filepath.Join(n.dir, "data")}
+	if cache, err := os.UserCacheDir(); err == nil {
+		args = append(args, "--go-cache", filepath.Join(cache, "mvm", "go")) // as `mvm lab` does
+	}
+	n.cmd = exec.Command(binary, append(args, n.args...)...)
 	n.cmd.Stderr = log
 	stdout, err := n.cmd.StdoutPipe()
 	if err != nil {
