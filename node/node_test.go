@@ -288,6 +288,11 @@ func testALostMVMProcess(t *testing.T, p parts) {
 	mark := "lost-" + random(6)
 	m.run("j", "echo before; sh -c 'sleep 1000; : "+mark+"' & sh -c 'sleep 1000; : "+mark+"'")
 	eventually(t, "the program runs", func() bool { return len(pids(t, mark)) >= 2 })
+	// What is still in the pipe when the MVM process is killed is lost with it.
+	eventually(t, "what it printed is kept", func() bool {
+		answer, err := m.queue.ReadStreamContext(t.Context(), &wsdl.ReadStream{Attempt: m.attempt("j", 1), Process: wsdl.Of(int32(0)), Name: "stdout"})
+		return err == nil && string(wsdl.Or(answer.Data, nil)) == "before\n"
+	})
 	m.mu.Lock()
 	pid := m.runners[key{"j", 1}].process.PID()
 	m.mu.Unlock()
