@@ -528,7 +528,7 @@ func collapse(k kind, text []byte) []byte {
 	if k != kindBase64 {
 		return bytes.Trim(text, " \t\r\n")
 	}
-	if bytes.IndexAny(text, " \t\r\n") < 0 {
+	if !bytes.ContainsAny(text, " \t\r\n") {
 		return text
 	}
 	kept := text[:0]

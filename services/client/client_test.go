@@ -54,7 +54,6 @@ type fakeGrid struct {
 	submits  []*wsdl.SubmitJob
 	blobs    map[string][]byte
 	files    map[string][]byte // by name
-	profiles []*wsdl.Profile
 }
 
 func (g *fakeGrid) dial(t *testing.T) *Client {
