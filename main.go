@@ -38,6 +38,9 @@ import (
 // Version is the program's, as nodes tell it to the grid.
 const Version = "0.1.0"
 
+// defaultPort is where a node listens when it is not told.
+const defaultPort = "7480"
+
 // lease is what the information service gives nodes, and the broker counts on:
 // how long after it sent a heartbeat a node may keep what the answer named.
 const lease = 10 * time.Second
@@ -130,7 +133,7 @@ the broker, worker runs jobs. A front end that is no back end needs --state.
 A node has no credentials yet, so it listens on loopback only; --insecure lets
 it listen elsewhere, where whoever reaches it can run programs on it.`,
 		Example: `  mvm node
-  mvm node --listen 127.0.0.1:0 --join http://127.0.0.1:7480 --slots 8
+  mvm node --listen 127.0.0.1:7481 --join http://127.0.0.1:7480 --slots 8
   mvm node --listen 10.0.0.7:7480 --insecure --data /var/lib/mvm --log-format json`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -141,8 +144,8 @@ it listen elsewhere, where whoever reaches it can run programs on it.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.listen, "listen", "127.0.0.1:7480", "`HOST:PORT` to listen on; port 0 is any free one")
-	f.StringVar(&o.data, "data", "", "data `DIR` (default: mvm below $XDG_STATE_HOME or ~/.local/state)")
+	f.StringVar(&o.listen, "listen", "127.0.0.1:"+defaultPort, "`HOST:PORT` to listen on; port 0 is any free one")
+	f.StringVar(&o.data, "data", "", "data `DIR` (default: mvm, or mvm-PORT for another port than 7480, below $XDG_STATE_HOME or ~/.local/state)")
 	f.StringSliceVar(&o.roles, "roles", nil, "`backend,frontend,worker` (default: all without --join, worker with it)")
 	f.IntVar(&o.slots, "slots", 0, "processes it runs at once (default: as many as cores)")
 	f.StringVar(&o.join, "join", "", "`URL` of any node of the grid to join")
@@ -184,6 +187,11 @@ func (o *nodeOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	listener, url, err := o.open()
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
 	dir, err := o.dataDir()
 	if err != nil {
 		return err
@@ -191,11 +199,6 @@ func (o *nodeOptions) run(cmd *cobra.Command) error {
 	if o.temporary {
 		defer os.RemoveAll(dir)
 	}
-	listener, url, err := o.open()
-	if err != nil {
-		return err
-	}
-	defer listener.Close()
 	caller := &watcher{Caller: soap.NewClient(soap.ClientConfig{})}
 	if o.join != "" {
 		caller.bootstrap = strings.TrimSuffix(o.join, "/") + "/services/bootstrap"
@@ -263,7 +266,18 @@ func (o *nodeOptions) dataDir() (string, error) {
 			}
 			state = filepath.Join(home, ".local", "state")
 		}
-		dir = filepath.Join(state, "mvm")
+		// A folder for each port, so that several nodes of one user need no flag
+		// to tell them apart, and each finds its own again.
+		switch _, port, err := net.SplitHostPort(o.listen); {
+		case err != nil:
+			return "", err // open has refused it before
+		case port == "0":
+			return "", client.Usage(errors.New("a node on a port that changes keeps its data in no place of its own; name one with --data"))
+		case port == defaultPort:
+			dir = filepath.Join(state, "mvm")
+		default:
+			dir = filepath.Join(state, "mvm-"+port)
+		}
 	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {

@@ -47,13 +47,13 @@ type fakeGrid struct {
 	wsdl.BrokerContext
 	wsdl.ImageContext
 
-	mu       sync.Mutex // guards the fields below
-	states   []*wsdl.JobStatus
-	at       int
-	down     int // so many broker calls fail before one goes through
-	submits  []*wsdl.SubmitJob
-	blobs    map[string][]byte
-	files    map[string][]byte // by name
+	mu      sync.Mutex // guards the fields below
+	states  []*wsdl.JobStatus
+	at      int
+	down    int // so many broker calls fail before one goes through
+	submits []*wsdl.SubmitJob
+	blobs   map[string][]byte
+	files   map[string][]byte // by name
 }
 
 func (g *fakeGrid) dial(t *testing.T) *Client {
