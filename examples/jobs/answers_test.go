@@ -143,24 +143,24 @@ func checkMandelbrot(t *testing.T, stdout string, picture []byte, width, height,
 	for y := range height {
 		for x := range width {
 			c := complex((float64(x)+0.5)/float64(width)*3.2-2.2, (float64(y)+0.5)/float64(height)*2.4-1.2)
-			black := true
 			var z complex128
-			for range limit {
+			steps := 0
+			for ; steps < limit; steps++ {
 				z = z*z + c
 				if real(z)*real(z)+imag(z)*imag(z) > 4 {
-					black = false
 					break
 				}
 			}
-			if black {
+			want := color.RGBA{A: 255}
+			if steps == limit {
 				inside++
+			} else if t := float64(steps%64) / 64; t < 0.5 {
+				want = color.RGBA{uint8(510 * t), uint8(510 * t), uint8(100 + 310*t), 255}
+			} else {
+				want = color.RGBA{255, uint8(255 - 180*(t-0.5)), uint8(255 - 470*(t-0.5)), 255}
 			}
-			r, g, b, _ := got.At(x, y).RGBA()
-			if isBlack := r|g|b == 0; isBlack != black && !black {
-				// Only the points inside are black, but for the dark start of each colour cycle.
-				continue
-			} else if isBlack != black {
-				t.Fatalf("point %d,%d is black: %v, want %v", x, y, isBlack, black)
+			if p := color.RGBAModel.Convert(got.At(x, y)); p != want {
+				t.Fatalf("point %d,%d is %v, want %v", x, y, p, want)
 			}
 		}
 	}

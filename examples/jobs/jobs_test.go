@@ -4,6 +4,7 @@
 package jobs
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 
@@ -38,10 +39,12 @@ func TestHeat(t *testing.T) {
 }
 
 func TestMandelbrot(t *testing.T) {
-	g := startGrid(t, 4, 2)
-	job := g.run(request(t, "mandelbrot/mandelbrot.xml", "width=120", "height=80", "limit=100"))
-	checkMandelbrot(t, string(g.file(job, "master", 0, "stdout")), g.file(job, "master", 0, "mandelbrot.png"), 120, 80, 100)
-	g.crossed(job, 4)
+	g := startGrid(t, 4, 3)
+	for _, workers := range []string{"3", "9"} {
+		job := g.run(request(t, "mandelbrot/mandelbrot.xml", "workers="+workers, "width=120", "height=80", "limit=100"))
+		checkMandelbrot(t, string(g.file(job, "master", 0, "stdout")), g.file(job, "master", 0, "mandelbrot.png"), 120, 80, 100)
+		g.crossed(job, 4)
+	}
 }
 
 func TestCannon(t *testing.T) {
@@ -61,10 +64,17 @@ func TestCannon(t *testing.T) {
 }
 
 func TestPipeline(t *testing.T) {
-	g := startGrid(t, 3, 1)
-	job := g.run(request(t, "pipeline/pipeline.xml", "top=5"))
-	checkPipeline(t, string(g.file(job, "count", 0, "stdout")), g.file(job, "count", 0, "words.txt"), 5)
-	g.crossed(job, 3)
+	g := startGrid(t, 3, 3)
+	var before []string
+	for _, nodes := range []int{3, 1} {
+		job := g.run(request(t, "pipeline/pipeline.xml", "top=5", fmt.Sprintf("nodes=%d", nodes)))
+		checkPipeline(t, string(g.file(job, "count", 0, "stdout")), g.file(job, "count", 0, "words.txt"), 5)
+		g.crossed(job, nodes)
+		if before != nil && !slices.Equal(before, digests(job)) {
+			t.Errorf("builds differ between node counts: %v and %v", before, digests(job))
+		}
+		before = digests(job)
+	}
 }
 
 // digests are the builds of a job, without repetition.

@@ -139,42 +139,6 @@ func TestNothingLeft(t *testing.T) {
 	}
 }
 
-// A worker that has nothing to do is small, also after it had something to do.
-func TestIdleWorkerIsSlim(t *testing.T) {
-	g := startGrid(t, 2, 4)
-	worker := g.nodes[1]
-	resident := func() int {
-		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", worker.cmd.Process.Pid))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, line := range strings.Split(string(status), "\n") {
-			if kib, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-				n, err := strconv.Atoi(strings.Fields(kib)[0])
-				if err != nil {
-					t.Fatal(err)
-				}
-				return n
-			}
-		}
-		t.Fatal("no VmRSS")
-		return 0
-	}
-	before := resident()
-	g.run(request(t, "sunspots/sunspots.xml", "nodes=2"))
-	g.eventually("the worker is small again", func() (bool, string) {
-		after := resident()
-		return after <= 30<<10, fmt.Sprintf("%d KiB before the job, %d after", before, after)
-	})
-	t.Logf("resident: %d KiB before a job, %d KiB after", before, resident())
-	if before > 30<<10 {
-		t.Errorf("an idle worker has %d KiB resident, want at most %d", before, 30<<10)
-	}
-	if left := g.left(); len(left) > 0 {
-		t.Errorf("left over: %s", strings.Join(left, ", "))
-	}
-}
-
 // processes are the pids whose command line has the text in it.
 func processes(t testing.TB, text string) []int {
 	t.Helper()
