@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"unsafe"
@@ -77,4 +78,14 @@ func TestClientFilesAreWhole(t *testing.T) {
 			t.Errorf("%s is embedded otherwise than it is", name)
 		}
 	}
+}
+
+// What is embedded goes into the keys of builds: only what is meant to.
+func TestClientFilesAreOnlySources(t *testing.T) {
+	must(t, fs.WalkDir(ClientFiles(), ".", func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && !entry.IsDir() && filepath.Dir(path) != "c/lib" && !slices.Contains([]string{".h", ".c", ".py", ".go"}, filepath.Ext(path)) {
+			t.Errorf("%s is among the client files", path)
+		}
+		return err
+	}))
 }

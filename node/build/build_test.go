@@ -290,6 +290,20 @@ func TestKey(t *testing.T) {
 			}
 			r.Clients = other
 		},
+		"what Python leaves": func(r *Request) {
+			other := t.TempDir()
+			err := copyTree(b.clients, other, func(string) bool { return true })
+			if err == nil {
+				err = os.Mkdir(filepath.Join(other, "c/__pycache__"), 0o755)
+			}
+			if err == nil {
+				err = os.WriteFile(filepath.Join(other, "c/__pycache__/x.pyc"), nil, 0o644)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Clients = other
+		},
 	} {
 		if got := key(change); got != want {
 			t.Errorf("%s changes the key", name)

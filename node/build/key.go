@@ -69,6 +69,9 @@ func clientFolder(language string) string {
 func treeDigest(dir string) (string, error) {
 	h := sha256.New()
 	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.IsDir() && entry.Name() == "__pycache__" {
+			return filepath.SkipDir // Python leaves it wherever it runs
+		}
 		if err != nil || entry.IsDir() {
 			return err
 		}
