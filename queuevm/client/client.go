@@ -41,8 +41,9 @@ var (
 // session is this process's side of its talk with MVM.
 type session struct {
 	started time.Time
-	owing   atomic.Bool // some port's consumer end owes a look at its producer
-	mu      sync.Mutex  // guards everything below
+	owing   atomic.Bool  // some port's consumer end owes a look at its producer
+	noYield atomic.Int64 // when yields may be tried again after one met a hog: a matter of the machine, so one word for all ports
+	mu      sync.Mutex   // guards everything below
 	ports   map[string]*Port
 	bell    int // the daemon's eventfd, -1 before the first port
 	control int // the socket to the daemon

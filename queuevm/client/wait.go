@@ -109,10 +109,6 @@ func (e *end) awaitRoom(need uint64, until deadline) error {
 	return await(&e.header.producerWaits, until, func() (bool, error) { return e.hasRoom(need) })
 }
 
-// noYieldUntil is when yields may be tried again after one met a hog: a matter
-// of the machine, so one word for all ports.
-var noYieldUntil atomic.Int64
-
 // linger looks again for a while before sleeping: a short spin if cores are
 // free, then yields while they are quick.
 func linger(enough func() (bool, error)) (bool, error) {
@@ -122,7 +118,7 @@ func linger(enough func() (bool, error)) (bool, error) {
 		}
 	}
 	before := now()
-	if before < noYieldUntil.Load() {
+	if before < current.noYield.Load() {
 		return false, nil
 	}
 	for range yields {
@@ -132,7 +128,7 @@ func linger(enough func() (bool, error)) (bool, error) {
 		}
 		after := now()
 		if after-before > int64(slowYield) {
-			noYieldUntil.Store(after + int64(yieldPenalty))
+			current.noYield.Store(after + int64(yieldPenalty))
 			break
 		}
 		before = after
