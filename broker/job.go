@@ -110,6 +110,9 @@ func (j *job) drain() {
 		moved := j.life.changes != before
 		j.mu.Unlock()
 
+		if _, planned := p.event.(placed); planned && actions == nil {
+			j.broker.scheduler.untaken(j.id, j.life.Members)
+		}
 		err := j.perform(actions)
 		j.mu.Lock()
 		if err != nil {

@@ -116,6 +116,16 @@ func (s *scheduler) bookLocked(id string, members []member) {
 	s.booked[id] = held
 }
 
+// untaken frees what a round has booked for a job that did not want it any
+// more: its attempt holds what it held.
+func (s *scheduler) untaken(id string, members []member) {
+	if len(members) == 0 {
+		s.release(id, "")
+		return
+	}
+	s.book(id, slices.DeleteFunc(slices.Clone(members), func(m member) bool { return m.Gone }))
+}
+
 // avoid leaves a node alone for a moment after it refused an attempt, so that
 // the next plan is another one where there is another.
 func (s *scheduler) avoid(node string, code wsdl.FaultCode) {
@@ -300,6 +310,8 @@ func (s *scheduler) round() {
 	}
 	told := 0
 	now := s.broker.clock.Now()
+	// A back-off may end just after the job did.
+	s.pending = slices.DeleteFunc(s.pending, func(j *job) bool { return j.profile() == nil })
 	for _, j := range s.pending {
 		size := j.fixed.Size
 		if size > room && now.Sub(j.explained) < fresh {

@@ -1,0 +1,53 @@
+package broker
+
+import (
+	"context"
+	"testing"
+
+	"mvm/wsdl"
+)
+
+// scheduled is how many jobs hold room, and how many wait for room.
+func (g *grid) scheduled(b *Service) (booked, waiting int) {
+	b.scheduler.mu.Lock()
+	defer b.scheduler.mu.Unlock()
+	return len(b.scheduler.booked), len(b.scheduler.pending)
+}
+
+// A job that ends while its back-off runs out neither waits for room nor holds
+// any, whichever of the two comes first.
+func TestEndedJobHoldsNothing(t *testing.T) {
+	g := newGrid(t, nil)
+	g.node("n1", 2)
+	b := g.start()
+	big := profileOf("big", task("a", 4))
+	id := g.submit(b, "t", big)
+	j, err := b.job(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.CancelJobContext(context.Background(), &wsdl.CancelJob{Id: id}); err != nil {
+		t.Fatal(err)
+	}
+	g.wait(b, id)
+
+	// The back-off's end comes after the job's.
+	b.scheduler.add(j)
+	until(t, "a queue without the ended job", func() bool {
+		_, waiting := g.scheduled(b)
+		return waiting == 0
+	})
+
+	// A round placed it just before it ended.
+	members := []member{{Node: "n1", Name: "n1", Slots: 2, Processes: []int{0, 1}}}
+	b.scheduler.book(id, members)
+	if err := j.ask(context.Background(), placed{Members: members}); err != nil {
+		t.Fatal(err)
+	}
+	if booked, _ := g.scheduled(b); booked != 0 {
+		t.Errorf("a job that has ended holds slots of n1 for good")
+	}
+	if s := g.wait(b, g.submit(b, "next", profileOf("next", task("a", 2)))); *s.State != wsdl.JobStateSucceeded {
+		t.Errorf("the next job is %s: %s", *s.State, s.Reason)
+	}
+}
