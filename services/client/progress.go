@@ -112,7 +112,9 @@ func (v *jobView) changed(job *wsdl.JobStatus) {
 		case state == wsdl.JobStatePending && job.Reason != "":
 			v.p.step("pending: %s", job.Reason)
 		case state == wsdl.JobStateAwakening && try > 1:
-			v.p.step("attempt %d", try)
+			v.p.step("attempt %d: building for %s", try, spreadText(job))
+		case state == wsdl.JobStateAwakening && state != v.state:
+			v.p.step("building for %s", spreadText(job))
 		case state == wsdl.JobStateRunning && state != v.state:
 			if text := buildsText(job); text != "" {
 				v.p.step("%s", text)
