@@ -31,7 +31,7 @@ type scheduler struct {
 	nodes   []node               // workers that live, by id
 	known   map[string]node      // every node, by id
 	later   bool                 // a look is due when reasons are no longer fresh
-	avoided map[string]time.Time // nodes that refused an attempt, until when
+	avoided map[string]refusal   // nodes that refused an attempt
 }
 
 // booking is what an attempt holds on a node.
@@ -50,6 +50,12 @@ type node struct {
 	raw                        []byte
 }
 
+// refusal says for how long a node is left alone.
+type refusal struct {
+	pause time.Duration
+	until time.Time
+}
+
 const (
 	avoidance = 2 * time.Second // how long a node that cannot take an attempt is left alone
 	fresh     = time.Second     // how long a reason is not worked out anew
@@ -57,7 +63,7 @@ const (
 )
 
 func newScheduler(b *Service) *scheduler {
-	return &scheduler{broker: b, wake: make(chan struct{}, 1), booked: map[string][]booking{}, known: map[string]node{}, avoided: map[string]time.Time{}}
+	return &scheduler{broker: b, wake: make(chan struct{}, 1), booked: map[string][]booking{}, known: map[string]node{}, avoided: map[string]refusal{}}
 }
 
 // kick makes the scheduler look again.
@@ -137,7 +143,7 @@ func (s *scheduler) avoid(node string, code wsdl.FaultCode) {
 		return // that is the job's fault
 	}
 	s.mu.Lock()
-	s.avoided[node] = s.broker.clock.Now().Add(pause)
+	s.avoided[node] = refusal{pause, s.broker.clock.Now().Add(pause)}
 	s.mu.Unlock()
 	s.broker.clock.AfterFunc(pause, s.kick)
 }
@@ -282,14 +288,15 @@ func (s *scheduler) free() ([]node, []place.Node) {
 	var nodes []node
 	var views []place.Node
 	for _, n := range s.nodes {
-		if until, there := s.avoided[n.id]; there {
-			if now.Before(until) {
-				continue
-			}
+		v := viewOf(n.record, held[n.id])
+		if r, there := s.avoided[n.id]; there && now.Before(r.until) {
+			// It is known all the same: a reason must not say otherwise.
+			v.Shunned, v.FreeSlots = r.pause, 0
+		} else {
 			delete(s.avoided, n.id)
 		}
 		nodes = append(nodes, n)
-		views = append(views, viewOf(n.record, held[n.id]))
+		views = append(views, v)
 	}
 	return nodes, views
 }

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"strings"
 	"testing"
 
 	"mvm/wsdl"
@@ -49,5 +50,30 @@ func TestEndedJobHoldsNothing(t *testing.T) {
 	}
 	if s := g.wait(b, g.submit(b, "next", profileOf("next", task("a", 2)))); *s.State != wsdl.JobStateSucceeded {
 		t.Errorf("the next job is %s: %s", *s.State, s.Reason)
+	}
+}
+
+// A node that is left alone after a refusal is still a node that is known.
+func TestReasonKnowsRefusers(t *testing.T) {
+	g := newGrid(t, nil)
+	g.node("n1", 1)
+	g.fault = func(node, operation string) error {
+		if operation == "Awaken" {
+			return wsdl.Faultf(wsdl.FaultCodeInternal, "its disk is full")
+		}
+		return nil
+	}
+	b := g.start()
+	id := g.submit(b, "t", profileOf("trial", task("a", 1)))
+	until(t, "a reason after the refusal", func() bool {
+		s := g.get(b, id)
+		if strings.Contains(s.Reason, "no node is known") {
+			t.Fatalf("it waits since %s", s.Reason)
+		}
+		return strings.Contains(s.Reason, "1 node known: 1 is left alone for 2s after a refusal")
+	})
+	plan, err := b.PlanJobContext(context.Background(), &wsdl.PlanJob{Job: profileOf("other", task("a", 1))})
+	if err != nil || *plan.Fits || len(plan.Rejection) != 1 || !strings.Contains(plan.Rejection[0].Reason, "left alone") {
+		t.Errorf("a dry run now: %+v, %v", plan, err)
 	}
 }

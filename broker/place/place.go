@@ -12,6 +12,7 @@ package place
 
 import (
 	"fmt"
+	"time"
 
 	"mvm/broker/profile"
 )
@@ -35,6 +36,7 @@ type Node struct {
 	Compilers     []string
 	QEMU          bool
 	Cleaning      string
+	Shunned       time.Duration // it refused an attempt and takes nothing for so long; 0 = it did not
 }
 
 // Plan is the answer of Place.

@@ -105,9 +105,11 @@ func newSupply(d *demand, nodes []Node, empty bool) *supply {
 	s := &supply{demand: d, nodes: nodes, free: make([]room, len(nodes)), barred: make([][]phrase, len(d.classes))}
 	for i := range nodes {
 		n := &nodes[i]
-		s.free[i] = room{n.FreeSlots, n.FreeCores, n.FreeMemoryMiB}
-		if empty {
+		switch {
+		case empty:
 			s.free[i] = room{n.Slots, n.Cores, n.MemoryMiB}
+		case n.Shunned == 0:
+			s.free[i] = room{n.FreeSlots, n.FreeCores, n.FreeMemoryMiB}
 		}
 	}
 	for c := range d.classes {
