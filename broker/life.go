@@ -26,6 +26,7 @@ type life struct {
 	Attempt   int // number of the newest attempt; 0 before the first
 	Failures  int // attempts that ran and failed
 	Refusals  int // attempts in a row that ended before they ran; sets the back-off
+	Rebuffs   int // refusals in a row that waiting does not mend
 	Outcome   outcome
 	Cause     string // of the outcome, in words
 	Gone      bool   // conclude was reached: no attempt exists

@@ -98,7 +98,7 @@ func (l *life) awoke(now time.Time, e awoke) []action {
 		}
 	}
 	l.Phase, l.Running = wsdl.JobStateRunning, true
-	l.Refusals = 0
+	l.Refusals, l.Rebuffs = 0, 0
 	if l.Started.IsZero() {
 		l.Started = now
 	}
@@ -131,8 +131,19 @@ func (l *life) refused(now time.Time, e refused) []action {
 		}
 		return l.decide(now, fail, fmt.Sprintf("node %s refused: %s", m.label(), reason))
 	}
-	return l.decide(now, requeue, fmt.Sprintf("node %s could not be awakened: %s", m.label(), e.Message))
+	cause := fmt.Sprintf("node %s could not be awakened: %s", m.label(), e.Message)
+	if e.Code != wsdl.FaultCodeBusy && !transient(e.Code) {
+		if l.Rebuffs++; l.Rebuffs == maxRebuffs {
+			l.Rebuffs = 0
+			return l.failed(now, fmt.Sprintf("%d times in a row the job was refused; the last time %s", maxRebuffs, cause))
+		}
+	}
+	return l.decide(now, requeue, cause)
 }
+
+// maxRebuffs is how many refusals for other reasons than want of room or of an
+// answer are one failed attempt.
+const maxRebuffs = 5
 
 func (l *life) instantiated(e instantiated) []action {
 	if l.Phase != wsdl.JobStateRunning {
