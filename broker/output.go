@@ -132,14 +132,15 @@ func (b *Service) readLive(ctx context.Context, j *job, s status, m *member, req
 // goes on without a break.
 func (b *Service) readBlob(f file, offset int64, length int) (*wsdl.GetOutputResponse, error) {
 	answer := &wsdl.GetOutputResponse{Digest: f.Digest}
-	at, limit, total := offset, f.Size, f.Size
+	at, total := offset, f.Size
 	if f.Size > 0 {
 		blob, size, err := b.images.Open(f.Digest)
 		if err != nil {
 			return nil, err
 		}
 		defer blob.Close()
-		limit, total = size, size
+		limit := size
+		total = size
 		if f.Dropped > 0 {
 			at, offset, limit, total = gap(blob, size, f.Dropped, offset)
 			length = max(length, 64) // the line that stands for the gap is whole
