@@ -10,6 +10,7 @@ import (
 
 	"mvm/broker/profile"
 	"mvm/services/store"
+	"mvm/wsdl"
 )
 
 // noBlobs is an image store with nothing in it.
@@ -104,6 +105,12 @@ func TestTail(t *testing.T) {
 		"1\n2\n3\n4\n5\n6\n7\n\n": "3\n4\n5\n6\n7",
 		"bell\a and \xff\n":       "bell and ?",
 		strings.Repeat("x", 9000): "..." + strings.Repeat("x", tailBytes),
+		// Lines are whole: as many of the last as there is room for.
+		strings.Repeat("x", 500) + "\n" + strings.Repeat("y", 500) + "\n  and\nmore\n":             strings.Repeat("y", 500) + "\n  and\nmore",
+		strings.Repeat("one\n", 9000) + strings.Repeat("z", 4*tailBytes-6) + "\nlast\n":            "last",
+		"Traceback (most recent call last):\n  File \"a.py\", line 9\n    main()\nValueError: 7\n": "Traceback (most recent call last):\n  File \"a.py\", line 9\n    main()\nValueError: 7",
+		"a\nb\nc\n  File \"a.py\"\n    main()\n      ^^^\nValueError\n":                            "c\n  File \"a.py\"\n    main()\n      ^^^\nValueError",
+		"\n\n  indented\nless\n": "  indented\nless",
 	} {
 		digest, size, err := g.images.Put(context.Background(), strings.NewReader(text))
 		if err != nil {
@@ -157,5 +164,25 @@ func TestReadAcrossGap(t *testing.T) {
 	plain, err := b.readBlob(f, 0, 4096)
 	if err != nil || int64(len(*plain.Data)) != size || !*plain.End {
 		t.Errorf("another blob: %v %v", plain, err)
+	}
+}
+
+// A failure's reason says once how the process ended, and shows its last words
+// as they stood.
+func TestDescribe(t *testing.T) {
+	one, l := 1, &life{Members: []member{{Node: "n1", Name: "ada"}}}
+	for _, c := range []struct {
+		message, tail, want string
+	}{
+		{"exit status 1", "", "w on node ada exited with 1"},
+		{"exit status 1", "no such file", "w on node ada exited with 1: no such file"},
+		{"exit status 1; its output x is missing", "", "w on node ada exited with 1: its output x is missing"},
+		{"", "  File a\n    main()\nValueError", "w on node ada exited with 1:\n  File a\n    main()\nValueError"},
+		{"exit status 10", "", "w on node ada exited with 1: exit status 10"},
+	} {
+		p := process{Task: "w", Count: 1, Node: "n1", State: wsdl.ProcessStateExited, ExitCode: &one, Message: c.message, Tail: c.tail}
+		if got := l.describe(p); got != c.want {
+			t.Errorf("%q and %q make %q, expected %q", c.message, c.tail, got, c.want)
+		}
 	}
 }

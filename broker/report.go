@@ -135,7 +135,7 @@ const (
 	tailBytes  = 600
 )
 
-// tail is the last lines of a stream, for the reason of a failure.
+// tail is the last lines of a stream, whole ones, for the reason of a failure.
 func (b *Service) tail(f file) string {
 	blob, size, err := b.images.Open(f.Digest)
 	if err != nil {
@@ -147,9 +147,20 @@ func (b *Service) tail(f file) string {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return ""
 	}
-	text := strings.TrimSpace(clean(string(data[:n])))
+	text := string(data[:n])
+	if int64(len(data)) < size {
+		// The first line is cut, unless it is all there is.
+		if _, rest, ok := strings.Cut(strings.TrimRight(text, "\n"), "\n"); ok {
+			text = rest
+		}
+	}
+	text = strings.TrimRight(strings.TrimLeft(clean(text), "\n"), "\n\t ")
 	lines := strings.Split(text, "\n")
-	text = strings.Join(lines[max(0, len(lines)-tailLines):], "\n")
+	lines = lines[max(0, len(lines)-tailLines):]
+	for left := len(strings.Join(lines, "\n")); left > tailBytes && len(lines) > 1; lines = lines[1:] {
+		left -= len(lines[0]) + 1
+	}
+	text = strings.Join(lines, "\n")
 	if len(text) > tailBytes {
 		text = "..." + strings.ToValidUTF8(text[len(text)-tailBytes:], "")
 	}

@@ -243,11 +243,21 @@ func (l *life) describe(p process) string {
 	default:
 		s += " failed"
 	}
-	if p.Message != "" && (p.ExitCode == nil || p.Message != fmt.Sprintf("exit status %d", *p.ExitCode)) {
-		s += ": " + p.Message
+	message := p.Message
+	if p.ExitCode != nil {
+		// The node says that too, before whatever else it has to say.
+		if more, ok := strings.CutPrefix(message, fmt.Sprintf("exit status %d", *p.ExitCode)); ok && (more == "" || strings.HasPrefix(more, "; ")) {
+			message = strings.TrimPrefix(more, "; ")
+		}
 	}
-	if p.Tail != "" {
-		s += ": " + p.Tail
+	if message != "" {
+		s += ": " + message
+	}
+	switch {
+	case strings.Contains(p.Tail, "\n"):
+		s += ":\n" + p.Tail
+	case p.Tail != "":
+		s += ": " + strings.TrimSpace(p.Tail)
 	}
 	return s
 }
