@@ -3,9 +3,11 @@ package queuevm
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"sync/atomic"
+	"time"
 )
 
 // outside is an end of a channel that callers from outside the job use. turn
@@ -17,7 +19,10 @@ type outside struct {
 	nudge   chan struct{} // the loop says: look again
 	giver   giver
 	taker   taker
-	failure error // sticky: the ring is broken
+	failure error  // sticky: the ring is broken
+	item    []byte // what is taken of an item that has not come whole yet
+	total   uint64 // bytes that it will have
+	begun   bool   // there is one
 }
 
 func newOutside(c *channel) *outside {
@@ -43,33 +48,36 @@ func (o *outside) ends() bool {
 	return atomic.LoadUint32(&h.producerState)|atomic.LoadUint32(&h.consumerState) != 0
 }
 
-// enter waits for the turn.
-func (vm *VM) enter(ctx context.Context, queue string, ends map[string]*channel, end func(*channel) *outside) (*outside, error) {
+// find is a queue's end that leads one way.
+func (vm *VM) find(queue string, ends map[string]*channel, end func(*channel) *outside) (*outside, error) {
 	vm.mu.Lock()
-	c := ends[queue]
-	closed := vm.closed
-	vm.mu.Unlock()
-	if closed {
+	defer vm.mu.Unlock()
+	if vm.closed {
 		return nil, ErrDown
 	}
+	c := ends[queue]
 	if c == nil {
 		return nil, fmt.Errorf("outside queue %q that leads this way: %w", queue, ErrUnknown)
 	}
-	o := end(c)
+	return end(c), nil
+}
+
+// enter waits for the turn.
+func (o *outside) enter(ctx context.Context, vm *VM) error {
 	select {
 	case o.turn <- struct{}{}:
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return ctx.Err()
 	case <-vm.done:
-		return nil, ErrDown
+		return ErrDown
 	}
 	select {
 	case <-vm.done:
 		<-o.turn
-		return nil, ErrDown
+		return ErrDown
 	default:
 	}
-	return o, nil
+	return nil
 }
 
 // wait blocks until ready says so, announcing the sleep on word.
@@ -107,42 +115,71 @@ func stateError(state uint32, plain error) error {
 func intoJob(c *channel) *outside  { return c.give }
 func outOfJob(c *channel) *outside { return c.take }
 
+// LeadsIn is nil when an outside queue leads into the job, ErrUnknown when
+// none of this name does.
+func (vm *VM) LeadsIn(queue string) error {
+	_, err := vm.find(queue, vm.givers, intoJob)
+	return err
+}
+
 // Enqueue puts one item into an outside queue (a channel whose From is Outside)
 // and blocks while it is full. An item over half the capacity goes in
-// fragments, and once begun it is not given up when ctx ends. ErrClosed when
-// the taker is gone, ErrTooBig over Config.MaxItem.
+// fragments. Once the first is in, the others follow as room comes: when ctx
+// ends meanwhile, the item counts as taken, and must not be changed. ErrClosed
+// when the taker is gone, ErrTooBig over Config.MaxItem.
 func (vm *VM) Enqueue(ctx context.Context, queue string, item []byte) error {
 	if len(item) > vm.config.MaxItem {
 		return fmt.Errorf("enqueue %d bytes to %q: %w: at most %d", len(item), queue, ErrTooBig, vm.config.MaxItem)
 	}
-	o, err := vm.enter(ctx, queue, vm.givers, intoJob)
+	o, err := vm.find(queue, vm.givers, intoJob)
+	if err == nil {
+		err = o.enter(ctx, vm)
+	}
 	if err != nil {
 		return err
 	}
-	defer func() { <-o.turn }()
-	if err := o.put(ctx, vm, item); err != nil {
+	rest, err := o.begin(ctx, vm, item)
+	if err == nil && len(rest) > 0 {
+		whole := make(chan error, 1)
+		go func() {
+			err := o.finish(vm, rest)
+			<-o.turn
+			whole <- err
+		}()
+		select {
+		case err = <-whole:
+		case <-ctx.Done():
+		}
+	} else {
+		<-o.turn
+	}
+	if err != nil {
 		return fmt.Errorf("enqueue to %q: %w", queue, err)
 	}
 	return nil
 }
 
-func (o *outside) put(ctx context.Context, vm *VM, item []byte) error {
-	g := &o.giver
-	if len(item) <= largest(g.capacity) {
-		return o.putRecord(ctx, vm, 0, 0, item)
+// begin puts a whole item or the first fragment of it, and gives what is left.
+func (o *outside) begin(ctx context.Context, vm *VM, item []byte) (rest []byte, err error) {
+	if len(item) <= largest(o.giver.capacity) {
+		return nil, o.putRecord(ctx, vm, 0, 0, item)
 	}
-	total, step := uint64(len(item)), fragment(g.capacity)-totalHeader
-	for cont := uint32(0); len(item) > 0; cont = flagCont {
-		part := item[:min(step, len(item))]
-		item = item[len(part):]
-		more := uint32(0)
-		if len(item) > 0 {
-			more = flagMore
+	step := o.step()
+	return item[step:], o.putRecord(ctx, vm, flagMore, uint64(len(item)), item[:step])
+}
+
+func (o *outside) step() int { return fragment(o.giver.capacity) - totalHeader }
+
+// finish puts the fragments after the first, and waits for as long as it takes.
+func (o *outside) finish(vm *VM, rest []byte) error {
+	for flags := uint32(flagCont | flagMore); len(rest) > 0; {
+		part := rest[:min(o.step(), len(rest))]
+		if rest = rest[len(part):]; len(rest) == 0 {
+			flags = flagCont
 		}
-		if err := o.putRecord(ctx, vm, cont|more, total, part); err != nil {
+		if err := o.putRecord(context.Background(), vm, flags, 0, part); err != nil {
 			return err
 		}
-		ctx = context.Background() // begun
 	}
 	return nil
 }
@@ -176,7 +213,10 @@ func (o *outside) putRecord(ctx context.Context, vm *VM, flags uint32, total uin
 // waiting for it until ctx ends. io.EOF is END, and stays. An item over
 // Config.MaxItem is ErrTooBig, and the channel is of no more use.
 func (vm *VM) Dequeue(ctx context.Context, queue string) ([]byte, error) {
-	o, err := vm.enter(ctx, queue, vm.takers, outOfJob)
+	o, err := vm.find(queue, vm.takers, outOfJob)
+	if err == nil {
+		err = o.enter(ctx, vm)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -191,33 +231,31 @@ func (vm *VM) Dequeue(ctx context.Context, queue string) ([]byte, error) {
 	return item, err
 }
 
-// get takes an item. Nothing is taken of one that is not there whole or begun:
-// a ctx that ends in the middle of a big one does not end the taking.
+// get takes an item. What came of one when ctx ends is kept for the next call.
 func (o *outside) get(ctx context.Context, vm *VM) ([]byte, error) {
-	var item []byte
-	var total uint64
-	for cont := false; ; cont = true {
+	for {
 		r, err := o.record(ctx, vm)
 		if err != nil {
 			return nil, err
 		}
-		if r.cont != cont {
+		if r.cont != o.begun {
 			return nil, o.spoil(vm, fmt.Errorf("%w: a fragment out of turn", ErrBroken))
 		}
 		payload := r.payload
-		if !cont && r.more {
-			total = binary.LittleEndian.Uint64(payload)
+		if !r.cont && r.more {
+			o.total = binary.LittleEndian.Uint64(payload)
 			payload = payload[totalHeader:]
-			if total > uint64(vm.config.MaxItem) {
-				return nil, o.spoil(vm, fmt.Errorf("%w: %d bytes, at most %d", ErrTooBig, total, vm.config.MaxItem))
+			if o.total > uint64(vm.config.MaxItem) {
+				return nil, o.spoil(vm, fmt.Errorf("%w: %d bytes, at most %d", ErrTooBig, o.total, vm.config.MaxItem))
 			}
 		}
 		// Grown as it comes: the total is only what a child said.
-		item = append(item, payload...)
-		if uint64(len(item)) > uint64(vm.config.MaxItem) || cont && uint64(len(item)) > total {
+		o.item = append(o.item, payload...)
+		size := uint64(len(o.item))
+		if size > uint64(vm.config.MaxItem) || r.cont && size > o.total {
 			return nil, o.spoil(vm, fmt.Errorf("%w: an item longer than it said, or than %d bytes", ErrTooBig, vm.config.MaxItem))
 		}
-		if cont && !r.more && uint64(len(item)) != total {
+		if r.cont && !r.more && size != o.total {
 			return nil, o.spoil(vm, fmt.Errorf("%w: an item shorter than it said", ErrBroken))
 		}
 		t := &o.taker
@@ -226,13 +264,14 @@ func (o *outside) get(ctx context.Context, vm *VM) ([]byte, error) {
 			t.items++
 		}
 		t.release(vm.bell)
+		o.begun = r.more
 		if !r.more {
-			if item == nil {
+			item := o.item
+			if o.item = nil; item == nil {
 				item = []byte{}
 			}
 			return item, nil
 		}
-		ctx = context.Background()
 	}
 }
 
@@ -260,14 +299,27 @@ func (o *outside) record(ctx context.Context, vm *VM) (r record, err error) {
 	return r, err
 }
 
-// CloseOutside says END on an outside queue that leads into the job.
+// CloseOutside says END on an outside queue that leads into the job: after the
+// items of those who are enqueueing, for whom it does not wait.
 func (vm *VM) CloseOutside(queue string) error {
-	o, err := vm.enter(context.Background(), queue, vm.givers, intoJob)
+	o, err := vm.find(queue, vm.givers, intoJob)
 	if err != nil {
 		return err
 	}
-	defer func() { <-o.turn }()
-	o.channel.ring.endProducer(stateClosed, vm.bell)
-	ring1(vm.bell)
+	end := func(ctx context.Context) error {
+		err := o.enter(ctx, vm)
+		if err == nil {
+			o.channel.ring.endProducer(stateClosed, vm.bell)
+			ring1(vm.bell)
+			<-o.turn
+		}
+		return err
+	}
+	soon, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+	defer cancel()
+	if err := end(soon); !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	go func() { _ = end(context.Background()) }()
 	return nil
 }

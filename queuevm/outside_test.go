@@ -91,6 +91,45 @@ func TestOutsideWaitsEndWithTheirContext(t *testing.T) {
 	}
 }
 
+// TestBegunItemsOutliveTheirCallers: a big item whose first fragment is in the
+// queue gets there whole, and one that comes late is taken by who asks next.
+func TestBegunItemsOutliveTheirCallers(t *testing.T) {
+	vm := start(t, Config{})
+	wire(t, 1, 4096, vm, Endpoint{Outside: "q"}, vm, Endpoint{Outside: "q"})
+	big := suiteItem(7, 30000)
+	if len(big) < 8192 {
+		t.Fatal(len(big))
+	}
+	must(t, vm.Enqueue(within(t, 20*time.Millisecond), "q", big))
+	if err := vm.Enqueue(within(t, 20*time.Millisecond), "q", big); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a second one, of which nothing is in: %v", err)
+	}
+	must(t, vm.CloseOutside("q")) // it does not wait for room
+	late, cancel := context.WithCancel(context.Background())
+	cancel()
+	for { // in as many pieces as there are
+		got, err := vm.Dequeue(late, "q")
+		if errors.Is(err, context.Canceled) {
+			continue
+		}
+		must(t, err)
+		if !bytes.Equal(got, big) {
+			t.Errorf("got another item, of %d bytes", len(got))
+		}
+		break
+	}
+	if _, err := vm.Dequeue(within(t, 10*time.Second), "q"); err != io.EOF {
+		t.Errorf("got %v, not END", err)
+	}
+	// A giver that is in the middle does not hold Close up.
+	wire(t, 2, 4096, vm, Endpoint{Outside: "r"}, vm, Endpoint{Outside: "r"})
+	must(t, vm.Enqueue(within(t, 20*time.Millisecond), "r", big))
+	must(t, vm.CloseOutside("r"))
+	if err := vm.LeadsIn("none"); !errors.Is(err, ErrUnknown) {
+		t.Errorf("an unknown queue: %v", err)
+	}
+}
+
 func TestCloseWakesEveryWaiter(t *testing.T) {
 	vm, err := New(Config{Listen: "127.0.0.1:0", Self: "a", Plain: true})
 	must(t, err)
@@ -233,5 +272,23 @@ func TestPlainSocketLinesAndTokens(t *testing.T) {
 	}
 	if got := talk(t, vm, "MVM1 "+strings.Repeat("x", 1000)+"\n"); !strings.HasPrefix(got, "ERROR a line is longer") {
 		t.Errorf("a long hello: %q", got)
+	}
+}
+
+// What was sent is counted when it is sent, not when the peer says so, which it
+// does for few items late or never.
+func TestSentItemsAreCounted(t *testing.T) {
+	a, b := pair(t, Config{Plain: true})
+	wire(t, 1, 0, a, Endpoint{Outside: "in"}, b, Endpoint{Outside: "out"})
+	for n := range uint64(100) {
+		must(t, a.Enqueue(within(t, time.Second), "in", []byte("few")))
+		_, err := b.Dequeue(within(t, 10*time.Second), "out")
+		must(t, err)
+		if sent := state(a, 1).ItemsOut; sent != n+1 {
+			t.Fatalf("%d items were sent; %d are counted", n+1, sent)
+		}
+		if came := state(b, 1).ItemsIn; came != n+1 {
+			t.Fatalf("%d items came; %d are counted", n+1, came)
+		}
 	}
 }

@@ -101,7 +101,9 @@ type Terminate struct {
 	Reason string
 }
 
-// Enqueue puts items from outside the job into an outside queue.
+// Enqueue puts items from outside the job into an outside queue. The answer
+// counts those that are in when Timeout ends, from the first; END follows only
+// the last.
 type Enqueue struct {
 	Queue   string
 	Items   [][]byte
@@ -110,7 +112,7 @@ type Enqueue struct {
 }
 
 // Dequeue takes up to Limit items from an outside queue; it waits up to
-// Timeout for the first.
+// Timeout for the first, and then answers that there is none.
 type Dequeue struct {
 	Queue   string
 	Limit   int

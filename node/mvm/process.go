@@ -353,14 +353,25 @@ func (p *process) inspect() *Inspection {
 	return found
 }
 
+// enqueue takes items until the queue has been full for too long, and says how
+// many it took; END follows only the last one.
 func (p *process) enqueue(r *Enqueue) (taken int, err error) {
+	if err := p.vm.LeadsIn(r.Queue); err != nil {
+		return 0, err
+	}
+	for _, item := range r.Items {
+		if len(item) > itemMax {
+			return 0, &Error{Code: "tooLarge", Message: fmt.Sprintf("queue %s: an item of %d bytes is over the %d that are allowed", r.Queue, len(item), itemMax)}
+		}
+	}
 	ctx, cancel := context.WithTimeout(p.life, max(r.Timeout, time.Millisecond))
 	defer cancel()
 	for _, item := range r.Items {
-		if len(item) > itemMax {
-			return taken, &Error{Code: "tooLarge", Message: fmt.Sprintf("queue %s: an item of %d bytes is over the %d that are allowed", r.Queue, len(item), itemMax)}
+		err := p.vm.Enqueue(ctx, r.Queue, item)
+		if errors.Is(err, context.DeadlineExceeded) {
+			return taken, nil
 		}
-		if err := p.vm.Enqueue(ctx, r.Queue, item); err != nil {
+		if err != nil {
 			return taken, fmt.Errorf("queue %s, item %d of %d: %w", r.Queue, taken+1, len(r.Items), err)
 		}
 		taken++
@@ -371,7 +382,8 @@ func (p *process) enqueue(r *Enqueue) (taken int, err error) {
 	return taken, err
 }
 
-// dequeue waits for the first item only: with it come those that are there.
+// dequeue waits for the first item only: with it come those that are there. No
+// item in time is no failure.
 func (p *process) dequeue(r *Dequeue) (*Dequeued, error) {
 	ctx, cancel := context.WithTimeout(p.life, max(r.Timeout, time.Millisecond))
 	defer cancel()
@@ -385,7 +397,7 @@ func (p *process) dequeue(r *Dequeue) (*Dequeued, error) {
 		case errors.Is(err, io.EOF):
 			got.End = true
 			return &got, nil
-		case len(got.Items) > 0 && ctx.Err() != nil:
+		case errors.Is(err, context.DeadlineExceeded), len(got.Items) > 0 && ctx.Err() != nil:
 			return &got, nil
 		default:
 			return nil, fmt.Errorf("queue %s: %w", r.Queue, err)

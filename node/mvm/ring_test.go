@@ -191,7 +191,7 @@ func TestRingAcrossMVMProcesses(t *testing.T) {
 				}
 				for _, l := range g {
 					l.terminate()
-					if len(l.other) != 1 || l.other[0].Traffic == nil || l.other[0].Traffic.Items < 3*(rounds-1) || l.other[0].Traffic.Bytes < 8*3*(rounds-1) {
+					if len(l.other) != 1 || l.other[0].Traffic == nil || l.other[0].Traffic.Items != 3*rounds || l.other[0].Traffic.Bytes < 8*3*(rounds-1) {
 						t.Errorf("other events: %+v", l.other)
 					} else {
 						t.Logf("traffic: %+v", *l.other[0].Traffic)
@@ -252,13 +252,19 @@ func TestOutside(t *testing.T) {
 			{ID: 2, From: queuevm.Endpoint{Process: 0, Port: "next"}, To: queuevm.Endpoint{Outside: "out"}},
 		},
 	}})
-	_, err := l.call(Request{Dequeue: &Dequeue{Queue: "out", Limit: 5, Timeout: 20 * time.Millisecond}})
-	if e := new(Error); !errors.As(err, &e) || e.Code != "timeout" {
-		t.Errorf("an empty queue: %v", err)
+	if d := l.must(Request{Dequeue: &Dequeue{Queue: "out", Limit: 5, Timeout: 20 * time.Millisecond}}).Dequeue; len(d.Items) != 0 || d.End {
+		t.Errorf("an empty queue: %+v", d)
 	}
-	_, err = l.call(Request{Enqueue: &Enqueue{Queue: "nowhere", Items: [][]byte{{1}}, Timeout: time.Second}})
-	if e := new(Error); !errors.As(err, &e) || e.Code != "notFound" {
-		t.Errorf("an unknown queue: %v", err)
+	for _, unknown := range []Request{
+		{Enqueue: &Enqueue{Queue: "nowhere", Items: [][]byte{{1}}, Timeout: time.Second}},
+		{Enqueue: &Enqueue{Queue: "nowhere", Timeout: time.Second}},
+		{Enqueue: &Enqueue{Queue: "out", End: true}},
+		{Dequeue: &Dequeue{Queue: "nowhere", Timeout: time.Second}},
+	} {
+		_, err := l.call(unknown)
+		if e := new(Error); !errors.As(err, &e) || e.Code != "notFound" {
+			t.Errorf("an unknown queue: %v", err)
+		}
 	}
 	item := func(n byte) []byte { return []byte{n, 0, 0, 0, 0, 0, 0, 0} }
 	if n := l.must(Request{Enqueue: &Enqueue{Queue: "in", Items: [][]byte{item(1), item(10), item(20)}, Timeout: time.Second}}).Count; n != 3 {
@@ -282,6 +288,60 @@ func TestOutside(t *testing.T) {
 		t.Errorf("socket %+v", s)
 	}
 	l.await(0)
+	l.terminate()
+}
+
+// TestFullQueue: who enqueues to a queue that nobody empties learns how many of
+// the items are in, and those are there, in order, with END only after the last.
+func TestFullQueue(t *testing.T) {
+	binary := slim(t)
+	l := launch(t, binary, Probe(binary), nil)
+	q := queuevm.Endpoint{Outside: "q"}
+	l.must(Request{Instantiate: &Instantiate{Channels: []queuevm.Channel{{ID: 1, Capacity: 4096, From: q, To: q}}}})
+	var items [][]byte
+	for k := range 10 {
+		items = append(items, []byte(strings.Repeat(strconv.Itoa(k), 1000)))
+	}
+	enqueue := func(r Enqueue) int {
+		t.Helper()
+		r.Queue, r.Timeout = "q", 20*time.Millisecond
+		return l.must(Request{Enqueue: &r}).Count
+	}
+	var got []string
+	dequeue := func(n int) (end bool) {
+		t.Helper()
+		for n > 0 {
+			d := l.must(Request{Dequeue: &Dequeue{Queue: "q", Limit: n, Timeout: 5 * time.Second}}).Dequeue
+			for _, item := range d.Items {
+				got = append(got, string(item))
+			}
+			n -= len(d.Items)
+			if d.End {
+				return true
+			}
+		}
+		return false
+	}
+	for _, step := range []struct{ from, want, take int }{{0, 4, 0}, {4, 0, 2}, {4, 2, 4}, {6, 4, 1}} {
+		if n := enqueue(Enqueue{Items: items[step.from:], End: step.from < 6}); n != step.want {
+			t.Fatalf("%d items from %d on are in, want %d", n, step.from, step.want)
+		}
+		if dequeue(step.take) {
+			t.Error("END before the last item")
+		}
+	}
+	big := strings.Repeat("b", 9000)
+	if n := enqueue(Enqueue{Items: [][]byte{[]byte(big)}, End: true}); n != 1 {
+		t.Errorf("%d of one item whose beginning fits is in", n)
+	}
+	if !dequeue(5) {
+		t.Error("there is no END")
+	}
+	for k, item := range append(items, []byte(big)) {
+		if k >= len(got) || got[k] != string(item) {
+			t.Errorf("item %d of %d is wrong", k, len(got))
+		}
+	}
 	l.terminate()
 }
 
