@@ -105,13 +105,13 @@ func (c *channel) stepOut(vm *VM) bool {
 		return false
 	}
 	state := atomic.LoadUint32(&o.header.producerState) // before tail: END comes after what was published
-	items := atomic.LoadUint64(&o.header.itemsIn)
 	if !c.broken {
 		if _, err := o.ready(); err != nil {
 			vm.breaks(c, err)
 			state = stateClosed | stateBroken
 		}
 	}
+	items := atomic.LoadUint64(&o.header.itemsIn) // after tail: of what is sent, none is left uncounted
 	tail := o.taker.tail
 	if n := min(tail, o.limit) - o.sent; n > 0 && o.sent < o.limit && o.sent < tail {
 		n = min(n, maxFrameData)

@@ -172,6 +172,9 @@ func (vm *VM) Inspect() []ChannelState {
 			Broken: c.broken || (giver|taker)&stateBroken != 0,
 			Lost:   c.lost || (giver|taker)&stateLost != 0,
 		}
+		if c.out != nil {
+			s.ItemsOut = c.out.items // the ring hears of them when the peer has them
+		}
 		if depth := tail - head; depth <= c.ring.capacity {
 			s.Depth = int(depth)
 		}

@@ -109,7 +109,7 @@ type ChannelState struct {
 	Capacity     int    // bytes
 	Depth        int    // bytes waiting in this node's ring, record headers included
 	ItemsIn      uint64 // items whose last byte was published
-	ItemsOut     uint64 // items taken
+	ItemsOut     uint64 // items taken; where the proxy takes them, those that it sent
 	BytesIn      uint64 // ring bytes, record headers and padding included
 	BytesOut     uint64
 	Carried      uint64 // bytes that crossed the proxy for this channel, without frame headers
