@@ -21,8 +21,12 @@ import (
 	"mvm/wsdl"
 )
 
-// inlineMax is the size up to which a result travels inside the report.
-const inlineMax = 16 << 10
+const (
+	// inlineMax is the size up to which a result travels inside the report.
+	inlineMax = 16 << 10
+	// inlineTotal bounds what travels so of one process.
+	inlineTotal = 1 << 20
+)
 
 // processFolder is where a process runs, below its attempt's work folder.
 func processFolder(work string, process int) string {
@@ -113,15 +117,16 @@ func openOutput(dir, name string) (*os.File, error) {
 
 var errNotRegular = errors.New("it is no regular file")
 
-// keep stores a result and describes it: small ones travel inside the report.
-func keep(ctx context.Context, images *image.Store, name string, from io.Reader) (*wsdl.File, error) {
-	head := make([]byte, inlineMax+1)
+// keep stores a result and describes it: one of up to inline bytes travels
+// inside the report.
+func keep(ctx context.Context, images *image.Store, name string, from io.Reader, inline int) (*wsdl.File, error) {
+	head := make([]byte, inline+1)
 	n, err := io.ReadFull(from, head)
 	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
 		return nil, err
 	}
 	head = head[:n]
-	if n <= inlineMax {
+	if n <= inline {
 		return &wsdl.File{Name: name, Digest: image.Digest(sha256.Sum256(head)), Size: wsdl.Of(int64(n)), Data: wsdl.Of(wsdl.Binary(head))}, nil
 	}
 	digest, size, err := images.Put(ctx, io.MultiReader(bytes.NewReader(head), from))
@@ -163,9 +168,17 @@ func (s *streamReader) Read(p []byte) (int, error) {
 // is named in trouble; what is missing without being optional, in missing.
 func collect(ctx context.Context, images *image.Store, work string, spec *wsdl.ProcessSpec) (files []*wsdl.File, missing, trouble []string) {
 	id := int(wsdl.Or(spec.Id, 0))
+	left := inlineTotal
+	take := func(name string, from io.Reader) (*wsdl.File, error) {
+		f, err := keep(ctx, images, name, from, min(left, inlineMax))
+		if err == nil && f.Data != nil {
+			left -= len(*f.Data)
+		}
+		return f, err
+	}
 	for _, name := range []string{"stdout", "stderr"} {
 		s := &streamReader{work: work, process: id, name: name}
-		f, err := keep(ctx, images, name, s)
+		f, err := take(name, s)
 		if err != nil {
 			trouble = append(trouble, fmt.Sprintf("its %s cannot be kept: %v", name, err))
 			continue
@@ -186,7 +199,7 @@ func collect(ctx context.Context, images *image.Store, work string, spec *wsdl.P
 		}
 		var f *wsdl.File
 		if err == nil {
-			f, err = keep(ctx, images, o.Name, from)
+			f, err = take(o.Name, from)
 			from.Close()
 		}
 		if err != nil {

@@ -77,7 +77,8 @@ type grid struct {
 	down       bool // the information service does not answer
 	forgotten  bool // it does not know the node: register again
 	brokerDown bool
-	refuse     *wsdl.Fault // what Report is answered with
+	refuse     *wsdl.Fault                    // what Report is answered with
+	judge      func(*wsdl.Report) *wsdl.Fault // if set, says whether a report is taken
 	reports    []*wsdl.Report
 	duplicates int
 	acked      map[string]int64
@@ -186,6 +187,11 @@ func (b broker) ReportContext(_ context.Context, r *wsdl.Report) (*wsdl.ReportRe
 	}
 	if b.refuse != nil {
 		return nil, b.refuse
+	}
+	if b.judge != nil {
+		if f := b.judge(r); f != nil {
+			return nil, f
+		}
 	}
 	for _, digest := range blobsOf(r) {
 		if !b.images.Has(digest) {

@@ -202,7 +202,7 @@ func newNode(config Config, p parts) (_ *Node, err error) {
 	if n.cache, err = openCache(f.builds); err != nil {
 		return nil, fmt.Errorf("open the build cache: %w", err)
 	}
-	n.spool, err = openSpool(&spool{dir: f.spool, deliver: n.deliver, dropped: n.delivered, pause: p.retry, log: n.log})
+	n.spool, err = openSpool(&spool{dir: f.spool, node: n.id, deliver: n.deliver, dropped: n.delivered, pause: p.retry, log: n.log})
 	if err != nil {
 		return nil, fmt.Errorf("open the spool of reports: %w", err)
 	}

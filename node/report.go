@@ -119,9 +119,17 @@ func (r *runner) gather(s *wsdl.ProcessStatus) (failures []string) {
 		if s.Message != "" {
 			trouble = append([]string{s.Message}, trouble...)
 		}
-		s.Message = strings.Join(trouble, "; ")
+		s.Message = clip(strings.Join(trouble, "; "))
 	}
 	return failures
+}
+
+// clip bounds words whose number a job decides.
+func clip(words string) string {
+	if len(words) > mostWords {
+		words = strings.ToValidUTF8(words[:mostWords], "") + "..."
+	}
+	return words
 }
 
 // finish reports what became of the processes that nobody spoke for.
@@ -149,8 +157,46 @@ func (r *runner) finish(order end) {
 	}
 }
 
-// report spools one report.
+const (
+	// reportBytes bounds a report, about. A server takes messages of 16 MiB.
+	reportBytes = 4 << 20
+	// reportProcesses bounds the processes in one report.
+	reportProcesses = 256
+	// mostWords bounds each text in a report, in bytes.
+	mostWords = 4 << 10
+)
+
+// report spools what is to be told: as one report, or as several when it is
+// much. The first one carries the failure, so that nobody takes the attempt for
+// well before it is told.
 func (r *runner) report(processes []*wsdl.ProcessStatus, failure string, durable bool) {
+	for first := true; first || len(processes) > 0; first = false {
+		n := portion(processes)
+		r.reportOne(processes[:n], clip(failure), durable)
+		processes, failure = processes[n:], ""
+	}
+}
+
+// portion is how many processes, from the first, fit into one report.
+func portion(processes []*wsdl.ProcessStatus) int {
+	size := 0
+	for i, s := range processes {
+		size += 1024 + 2*len(s.Message)
+		for _, f := range s.File {
+			size += 256 + 2*len(f.Name)
+			if f.Data != nil {
+				size += len(*f.Data) * 4 / 3 // base64
+			}
+		}
+		if i > 0 && size > reportBytes || i == reportProcesses {
+			return i
+		}
+	}
+	return len(processes)
+}
+
+// reportOne spools one report.
+func (r *runner) reportOne(processes []*wsdl.ProcessStatus, failure string, durable bool) {
 	r.mu.Lock()
 	r.sequence++
 	r.untold = false
@@ -201,23 +247,29 @@ func (n *Node) deliver(ctx context.Context, s *spooled) (int64, error) {
 			withdraw(s.Report, digest, "no image service was named to take it")
 		} else if !n.images.Has(digest) {
 			withdraw(s.Report, digest, "it is not on node "+n.id+" any more")
-		} else if err := n.images.Push(ctx, n.caller, s.Image[0], digest); err != nil {
+		} else if err := n.images.Push(ctx, n.caller, s.Image[0], digest); refusal(err) && wsdl.CodeOf(err) != wsdl.FaultCodeConflict { // that is another's upload
+			withdraw(s.Report, digest, err.Error())
+		} else if err != nil {
 			return 0, err
 		}
 	}
 	broker := s.Broker
+	if broker == "" { // of an earlier life's report nothing but its number is left
+		broker = n.Broker()
+	}
 	for range 3 { // as far as it is sent on
 		ctx, cancel := context.WithTimeout(ctx, n.callTimeout)
 		answer, err := wsdl.NewBrokerClient(n.caller, broker).ReportContext(ctx, s.Report)
 		cancel()
-		if err == nil {
-			return answer.Acknowledged, nil
-		}
 		var fault *wsdl.Fault
-		switch wsdl.CodeOf(err) {
-		case wsdl.FaultCodeStale, wsdl.FaultCodeNotFound, wsdl.FaultCodeInvalidRequest, wsdl.FaultCodeConflict:
-			return 0, fmt.Errorf("%w: %w", errRefused, err)
-		case wsdl.FaultCodeWrongNode:
+		switch {
+		case err == nil:
+			return answer.Acknowledged, nil
+		case wsdl.CodeOf(err) == wsdl.FaultCodeStale:
+			return 0, fmt.Errorf("%w: %w", errStale, err)
+		case refusal(err):
+			return 0, fmt.Errorf("%w (%s): %w", errRefused, wsdl.CodeOf(err), err)
+		case wsdl.CodeOf(err) == wsdl.FaultCodeWrongNode:
 			if errors.As(err, &fault) && fault.Address != "" && fault.Address != broker {
 				broker = fault.Address
 				continue
@@ -226,6 +278,49 @@ func (n *Node) deliver(ctx context.Context, s *spooled) (int64, error) {
 		return 0, err
 	}
 	return 0, fmt.Errorf("report %d is sent on in circles", s.Report.Sequence)
+}
+
+// refusal tells whether the same message would be refused again, by whoever
+// takes such messages. That something is not found is none: a broker that does
+// not know the job says stale, and a 404 comes from a server that is no broker
+// (yet).
+func refusal(err error) bool {
+	switch wsdl.CodeOf(err) {
+	case wsdl.FaultCodeInvalidRequest, wsdl.FaultCodeTooLarge, wsdl.FaultCodeConflict, wsdl.FaultCodeUnsupported, wsdl.FaultCodeForbidden:
+		return true
+	}
+	return false
+}
+
+// substitute is the small report that goes in the place of one that cannot be
+// delivered: what that one said has ended is lost. It needs why put in.
+func substitute(s *spooled) *spooled {
+	old := s.Report
+	report := &wsdl.Report{Attempt: old.Attempt, Sequence: old.Sequence, ProxyBytes: old.ProxyBytes, ProxyItems: old.ProxyItems}
+	for _, p := range old.Process {
+		if terminal(p) {
+			report.Process = append(report.Process, &wsdl.ProcessStatus{Id: p.Id, Task: p.Task, Index: p.Index, Node: p.Node,
+				State: wsdl.Of(wsdl.ProcessStateLost), Started: p.Started, Ended: p.Ended})
+		}
+	}
+	if len(report.Process) > 0 || old.Failure != "" {
+		report.Failure = fmt.Sprintf("report %d of node %s is lost", old.Sequence, old.Attempt.Node)
+		if old.Failure != "" {
+			report.Failure = clip(old.Failure) + "; " + report.Failure
+		}
+	}
+	return &spooled{Broker: s.Broker, Owner: s.Owner, Report: report}
+}
+
+// because puts into a substitute why it is sent.
+func (s *spooled) because(why error) {
+	words := clip(why.Error())
+	if s.Report.Failure != "" {
+		s.Report.Failure += ": " + words
+	}
+	for _, p := range s.Report.Process {
+		p.Message = "what became of it is lost: " + words
+	}
 }
 
 // withdraw takes a result that cannot be delivered out of a report and says so:

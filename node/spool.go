@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 
 	"mvm/wsdl"
 )
@@ -29,6 +30,7 @@ import (
 // sequence number.
 type spool struct {
 	dir     string
+	node    string // its id
 	deliver func(ctx context.Context, s *spooled) (acknowledged int64, err error)
 	dropped func(s *spooled) // after a report left the spool, however it left
 	pause   time.Duration    // the first between two tries; it doubles up to thirtyfold
@@ -45,6 +47,14 @@ type lane struct {
 	waiting []int64            // sequence numbers, in order
 	busy    bool               // a goroutine delivers
 	memory  map[int64]*spooled // those that the disk would not take
+	// substitutes is what goes in the place of reports that cannot be read or
+	// are refused. Those of an earlier life's have none.
+	substitutes map[int64]*spooled
+	replaced    int64 // the report whose substitute is being delivered
+}
+
+func newLane() *lane {
+	return &lane{memory: map[int64]*spooled{}, substitutes: map[int64]*spooled{}}
 }
 
 // spooled is a report with what its delivery needs. It is written as XML, like
@@ -57,8 +67,14 @@ type spooled struct {
 	Report  *wsdl.Report
 }
 
-// errRefused marks a delivery that can never succeed.
-var errRefused = errors.New("the broker does not want it")
+var (
+	// errStale marks a report that nobody waits for any more.
+	errStale = errors.New("the broker does not want it")
+	// errRefused marks a report that is refused as it is.
+	errRefused = errors.New("the broker refuses it")
+	// errUnread marks a report that is in the spool and cannot be read.
+	errUnread = errors.New("it cannot be read from the spool")
+)
 
 // openSpool reads what is undelivered. Nothing is delivered until start.
 func openSpool(s *spool) (*spool, error) {
@@ -75,7 +91,7 @@ func openSpool(s *spool) (*spool, error) {
 		if err != nil {
 			return nil, err
 		}
-		l := &lane{memory: map[int64]*spooled{}}
+		l := newLane()
 		for _, f := range files {
 			number, ok := strings.CutSuffix(f.Name(), ".xml")
 			sequence, err := strconv.ParseInt(number, 10, 64)
@@ -140,34 +156,89 @@ func laneName(a *wsdl.Attempt) string {
 	return fmt.Sprintf("%s.%d.%s", url.QueryEscape(a.Job), a.Number, url.QueryEscape(a.Incarnation))
 }
 
+// attemptOf reads a lane's name. An incarnation of this program has no dots.
+func attemptOf(name, node string) (*wsdl.Attempt, error) {
+	rest, incarnation, _ := cutLast(name)
+	job, number, ok := cutLast(rest)
+	n, err := strconv.ParseInt(number, 10, 32)
+	if !ok || err != nil {
+		return nil, fmt.Errorf("%q is no folder of an attempt's reports", name)
+	}
+	if job, err = url.QueryUnescape(job); err == nil {
+		incarnation, err = url.QueryUnescape(incarnation)
+	}
+	return &wsdl.Attempt{Job: job, Number: int32(n), Node: node, Incarnation: incarnation}, err
+}
+
+func cutLast(s string) (before, after string, ok bool) {
+	i := strings.LastIndexByte(s, '.')
+	if i < 0 {
+		return s, "", false
+	}
+	return s[:i], s[i+1:], true
+}
+
 // put keeps a report and has it delivered. When it returns nil, the report
 // survives the node's process; when durable, the machine's crash as well. On
 // an error the report waits in memory only.
 func (s *spool) put(r *spooled, durable bool) error {
-	text, err := xml.Marshal(r)
-	if err != nil {
-		return fmt.Errorf("write a report: %w", err)
-	}
 	name := laneName(r.Report.Attempt)
-	dir := filepath.Join(s.dir, name)
 	s.mu.Lock() // also against send, which removes an empty folder
 	defer s.mu.Unlock()
-	err = os.MkdirAll(dir, 0o700)
-	if err == nil {
-		err = writeFile(s.path(name, r.Report.Sequence), text, durable)
-	}
+	err := s.write(name, r, durable)
 	l := s.lanes[name]
 	if l == nil {
-		l = &lane{memory: map[int64]*spooled{}}
+		l = newLane()
 		s.lanes[name] = l
 	}
 	if err != nil {
 		l.memory[r.Report.Sequence] = r
 		err = fmt.Errorf("keep a report: %w", err)
 	}
+	l.substitutes[r.Report.Sequence] = substitute(r)
 	l.waiting = append(l.waiting, r.Report.Sequence)
 	s.send(name, l)
 	return err
+}
+
+// write puts a report on disk. The caller holds mu.
+func (s *spool) write(name string, r *spooled, durable bool) error {
+	text, err := xml.Marshal(r)
+	if err == nil {
+		err = os.MkdirAll(filepath.Join(s.dir, name), 0o700)
+	}
+	if err == nil {
+		err = writeFile(s.path(name, r.Report.Sequence), text, durable)
+	}
+	return err
+}
+
+// replace puts a small report in the place of one that cannot be delivered: the
+// broker must hear of it, or it would wait for ever. This is done once: should
+// the substitute be refused too, it is sent until it is stale.
+func (s *spool) replace(name string, l *lane, sequence int64, r *spooled, why error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l.replaced == sequence {
+		return why
+	}
+	small := l.substitutes[sequence]
+	if small == nil && r != nil {
+		small = substitute(r)
+	}
+	if small == nil {
+		attempt, err := attemptOf(name, s.node)
+		if err != nil {
+			return errors.Join(errStale, err) // not a folder of ours: nobody waits
+		}
+		small = substitute(&spooled{Report: &wsdl.Report{Attempt: attempt, Sequence: sequence, Failure: "the node was started again"}})
+	}
+	small.because(why)
+	l.memory[sequence], l.replaced = small, sequence
+	if err := s.write(name, small, true); err != nil {
+		s.log.WithError(err).WithField("attempt", name).Warn("a report's substitute is not on disk")
+	}
+	return nil
 }
 
 // writeFile replaces a file as a whole.
@@ -238,31 +309,36 @@ func (s *spool) drain(ctx context.Context, name string, l *lane) {
 			report, err = s.read(name, sequence)
 		}
 		var acknowledged int64
-		switch {
-		case err != nil:
-			s.log.WithError(err).WithField("attempt", name).Error("a spooled report cannot be read; it is dropped")
-			acknowledged = sequence
-		default:
-			acknowledged, err = s.deliver(ctx, report)
-			if errors.Is(err, errRefused) {
-				s.log.WithError(err).WithField("attempt", name).Warn("a report is dropped")
-				acknowledged = sequence
-			} else if err == nil && acknowledged < sequence {
-				err = fmt.Errorf("the broker acknowledged report %d, not %d", acknowledged, sequence)
+		if err != nil {
+			if !errors.Is(err, unix.EMFILE) && !errors.Is(err, unix.ENFILE) && !errors.Is(err, unix.ENOMEM) {
+				err = fmt.Errorf("%w: %w", errUnread, err)
 			}
-			if acknowledged < sequence {
-				s.log.WithError(err).WithField("attempt", name).Debug("a report is not delivered yet")
-				select {
-				case <-ctx.Done():
-					s.mu.Lock()
-					l.busy = false
-					s.mu.Unlock()
-					return
-				case <-time.After(pause + rand.N(pause)):
-				}
-				pause = min(2*pause, 30*s.pause)
+		} else if acknowledged, err = s.deliver(ctx, report); err == nil && acknowledged < sequence {
+			err = fmt.Errorf("the broker acknowledged report %d, not %d", acknowledged, sequence)
+		}
+		if errors.Is(err, errRefused) || errors.Is(err, errUnread) {
+			refused := err
+			if err = s.replace(name, l, sequence, report, refused); err == nil {
+				s.log.WithError(refused).WithFields(logrus.Fields{"attempt": name, "report": sequence}).Error("a report cannot be delivered; the broker is told so")
 				continue
 			}
+		}
+		if errors.Is(err, errStale) {
+			s.log.WithError(err).WithField("attempt", name).Warn("a report is dropped")
+			acknowledged = sequence
+		}
+		if acknowledged < sequence {
+			s.log.WithError(err).WithField("attempt", name).Debug("a report is not delivered yet")
+			select {
+			case <-ctx.Done():
+				s.mu.Lock()
+				l.busy = false
+				s.mu.Unlock()
+				return
+			case <-time.After(pause + rand.N(pause)):
+			}
+			pause = min(2*pause, 30*s.pause)
+			continue
 		}
 		pause = s.pause
 		s.mu.Lock()
@@ -280,6 +356,7 @@ func (s *spool) drain(ctx context.Context, name string, l *lane) {
 				done = append(done, r)
 			}
 			delete(l.memory, n)
+			delete(l.substitutes, n)
 			if err := os.Remove(s.path(name, n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				s.log.WithError(err).Warn("a delivered report stays in the spool")
 			}
