@@ -74,7 +74,13 @@ func (vm *VM) welcome(conn net.Conn, proven func()) {
 		_ = conn.Close()
 		return
 	}
-	secured, id, err := vm.key.accept(&replayed{Conn: conn, head: head}, vm.config.Self, vm.mayDial, vm.knows)
+	plain := string(head) == greetingMagic // else it is TLS, or nonsense
+	if plain && !(vm.config.Plain && stays(conn)) {
+		vm.logf("a connection from %v is refused: it is not encrypted", conn.RemoteAddr())
+		_ = conn.Close()
+		return
+	}
+	secured, id, err := vm.key.accept(&replayed{Conn: conn, head: head}, plain, vm.config.Self, vm.mayDial, vm.knows)
 	if err == nil {
 		if r, ok := secured.(*replayed); ok {
 			secured = r.Conn // nothing is left of what was read ahead

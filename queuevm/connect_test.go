@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestPeersAreWhoTheBrokerNamed(t *testing.T) {
@@ -38,6 +40,50 @@ func TestPeersAreWhoTheBrokerNamed(t *testing.T) {
 		go func() { _ = c.Connect(ctx, []Peer{{"a", a.Address(), a.Fingerprint()}}) }()
 		if err := a.Connect(ctx, []Peer{{"b", c.Address(), b.Fingerprint()}}); err == nil {
 			t.Error("a link to another than b is made")
+		}
+	}
+}
+
+// outward is an address of this machine that is none of the loopback.
+func outward(t *testing.T) string {
+	addresses, err := net.InterfaceAddrs()
+	must(t, err)
+	for _, a := range addresses {
+		if ip, ok := a.(*net.IPNet); ok && ip.IP.To4() != nil && !ip.IP.IsLoopback() {
+			return ip.IP.String()
+		}
+	}
+	t.Skip("SKIPPED: this machine has no IPv4 address but the loopback's")
+	return ""
+}
+
+// TestLinksAreEncryptedEachForItself: plain only where the bytes stay on the
+// machine and both sides say so, and a group of all kinds connects.
+func TestLinksAreEncryptedEachForItself(t *testing.T) {
+	out := outward(t) + ":0"
+	group := map[string]*VM{
+		"a": start(t, Config{Listen: "127.0.0.1:0", Self: "a", Plain: true}),
+		"b": start(t, Config{Listen: out, Self: "b"}),
+		"c": start(t, Config{Listen: "127.0.0.1:0", Self: "c", Plain: true}),
+		"d": start(t, Config{Listen: "127.0.0.1:0", Self: "d"}),
+		"e": start(t, Config{Listen: out, Self: "e", Plain: true}),
+		"f": start(t, Config{Listen: out, Self: "f", Plain: true}),
+	}
+	join(t, group)
+	for one, a := range group {
+		for other := range group {
+			if one == other {
+				continue
+			}
+			a.mu.Lock()
+			fd := a.peers[other].fd
+			name, err := unix.Getsockname(fd)
+			a.mu.Unlock()
+			must(t, err)
+			_, encrypted := name.(*unix.SockaddrUnix) // the socket pair before TLS
+			if want := !strings.Contains("a c", one) || !strings.Contains("a c", other); encrypted != want {
+				t.Errorf("%s to %s: encrypted is %v", one, other, encrypted)
+			}
 		}
 	}
 }
@@ -191,7 +237,7 @@ func FuzzSocketItem(f *testing.F) {
 }
 
 func FuzzGreeting(f *testing.F) {
-	k, err := newKey(true)
+	k, err := newKey()
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"sync"
 	"time"
 )
 
@@ -25,10 +26,10 @@ type key struct {
 	private     *ecdsa.PrivateKey
 	public      []byte // SubjectPublicKeyInfo
 	fingerprint string
-	certificate *tls.Certificate // nil when links are plain
+	certificate func() (*tls.Certificate, error) // made at the first link that is encrypted
 }
 
-func newKey(plain bool) (*key, error) {
+func newKey() (*key, error) {
 	// P-256 and not Ed25519, whose tables Go computes at first use: a
 	// millisecond that every job would pay.
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -40,16 +41,26 @@ func newKey(plain bool) (*key, error) {
 		return nil, fmt.Errorf("make a key: %w", err)
 	}
 	k.fingerprint = fingerprint(k.public)
-	if plain {
-		return k, nil
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(10 * 365 * 24 * time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
-	if err != nil {
-		return nil, fmt.Errorf("make a certificate: %w", err)
-	}
-	k.certificate = &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: private}
+	k.certificate = sync.OnceValues(func() (*tls.Certificate, error) {
+		template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(10 * 365 * 24 * time.Hour)}
+		der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+		if err != nil {
+			return nil, fmt.Errorf("make a certificate: %w", err)
+		}
+		return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: private}, nil
+	})
 	return k, nil
+}
+
+// stays says that both ends of a connection are loopback addresses, so that
+// what goes over it never leaves the machine.
+func stays(conn net.Conn) bool {
+	for _, end := range []net.Addr{conn.LocalAddr(), conn.RemoteAddr()} {
+		if tcp, ok := end.(*net.TCPAddr); !ok || !tcp.IP.IsLoopback() {
+			return false
+		}
+	}
+	return true
 }
 
 func fingerprint(spki []byte) string {
@@ -58,10 +69,14 @@ func fingerprint(spki []byte) string {
 }
 
 // pinned is TLS 1.3 that trusts exactly the keys that ok accepts.
-func (k *key) pinned(ok func(fingerprint string) bool) *tls.Config {
+func (k *key) pinned(ok func(fingerprint string) bool) (*tls.Config, error) {
+	certificate, err := k.certificate()
+	if err != nil {
+		return nil, err
+	}
 	return &tls.Config{
 		MinVersion:             tls.VersionTLS13,
-		Certificates:           []tls.Certificate{*k.certificate},
+		Certificates:           []tls.Certificate{*certificate},
 		ClientAuth:             tls.RequireAnyClientCert,
 		InsecureSkipVerify:     true, // no names and no chains here: VerifyConnection pins the key itself
 		SessionTicketsDisabled: true,
@@ -71,7 +86,7 @@ func (k *key) pinned(ok func(fingerprint string) bool) *tls.Config {
 			}
 			return errors.New("the peer's key is not the one that the broker named")
 		},
-	}
+	}, nil
 }
 
 // The greeting that follows on every link, encrypted or not: each side names
@@ -163,11 +178,15 @@ func readField(r io.Reader) ([]byte, error) {
 }
 
 // dial proves both sides to each other on a fresh connection to a peer. The
-// connection that it returns is the one to speak on.
-func (k *key) dial(raw net.Conn, self string, p Peer) (net.Conn, error) {
+// connection that it returns is the one to speak on: raw itself if plain.
+func (k *key) dial(raw net.Conn, plain bool, self string, p Peer) (net.Conn, error) {
 	conn := raw
-	if k.certificate != nil {
-		conn = tls.Client(raw, k.pinned(func(f string) bool { return f == p.Fingerprint }))
+	if !plain {
+		config, err := k.pinned(func(f string) bool { return f == p.Fingerprint })
+		if err != nil {
+			return nil, err
+		}
+		conn = tls.Client(raw, config)
 	}
 	mine, err := k.greeting(self)
 	if err != nil {
@@ -203,10 +222,14 @@ func (k *key) dial(raw net.Conn, self string, p Peer) (net.Conn, error) {
 
 // accept is the other side of dial. find names the fingerprint of a peer that
 // may dial this node. It returns the peer's id.
-func (k *key) accept(raw net.Conn, self string, find func(id string) (fingerprint string, ok bool), known func(fingerprint string) bool) (net.Conn, string, error) {
+func (k *key) accept(raw net.Conn, plain bool, self string, find func(id string) (fingerprint string, ok bool), known func(fingerprint string) bool) (net.Conn, string, error) {
 	conn := raw
-	if k.certificate != nil {
-		conn = tls.Server(raw, k.pinned(known))
+	if !plain {
+		config, err := k.pinned(known)
+		if err != nil {
+			return nil, "", err
+		}
+		conn = tls.Server(raw, config)
 	}
 	theirs, err := readGreeting(conn)
 	if err != nil {

@@ -160,11 +160,15 @@ func (vm *VM) link(limit context.Context, p *peer) error {
 		}
 	}
 	wait := 2 * time.Millisecond
+	plain := vm.config.Plain
 	for {
-		err := vm.dial(limit, p)
+		err := vm.dial(limit, p, plain)
 		if err == nil {
 			return nil
 		}
+		// A peer that wants all links encrypted hangs up on a plain greeting.
+		hungUp := errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)
+		plain = vm.config.Plain && !(plain && hungUp)
 		select {
 		case <-time.After(wait):
 			wait = min(2*wait, 200*time.Millisecond)
@@ -176,7 +180,8 @@ func (vm *VM) link(limit context.Context, p *peer) error {
 	}
 }
 
-func (vm *VM) dial(limit context.Context, p *peer) error {
+// dial makes one connection, unencrypted if plain and where that is safe.
+func (vm *VM) dial(limit context.Context, p *peer, plain bool) error {
 	attempt, cancel := context.WithTimeout(limit, 5*time.Second)
 	defer cancel()
 	var dialer net.Dialer
@@ -186,7 +191,7 @@ func (vm *VM) dial(limit context.Context, p *peer) error {
 	}
 	deadline, _ := attempt.Deadline()
 	_ = conn.SetDeadline(deadline)
-	secured, err := vm.key.dial(conn, vm.config.Self, p.Peer)
+	secured, err := vm.key.dial(conn, plain && stays(conn), vm.config.Self, p.Peer)
 	if err != nil {
 		_ = conn.Close()
 		return err

@@ -43,8 +43,9 @@ type Config struct {
 	// Self is this node's id within the job group. Ids are compared as strings;
 	// of two peers the lower one dials.
 	Self string
-	// Plain leaves the bytes between proxies unencrypted (loopback, or where the
-	// domain says so). Peers prove their keys either way.
+	// Plain leaves the bytes between proxies unencrypted on connections whose
+	// two ends are loopback addresses, when the peer does so too. All others are
+	// encrypted, and peers prove their keys either way.
 	Plain bool
 	// Redial is how long a cut link may stay down before the peer is reported
 	// lost. Zero means 10 s.
@@ -198,7 +199,7 @@ func (vm *VM) open() (err error) {
 	if vm.config.Listen == "" {
 		return nil
 	}
-	if vm.key, err = newKey(vm.config.Plain); err != nil {
+	if vm.key, err = newKey(); err != nil {
 		return err
 	}
 	if vm.listener, err = net.Listen("tcp", vm.config.Listen); err != nil {
