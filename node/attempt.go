@@ -47,7 +47,6 @@ type runner struct {
 	statuses  map[int]*wsdl.ProcessStatus
 	specs     map[int]*wsdl.ProcessSpec
 	sequence  int64
-	failure   string // told once, with the next report
 	traffic   mvm.Traffic
 	untold    bool   // traffic changed since the last report
 	reason    string // why it ends, once it does
@@ -311,9 +310,6 @@ func endpoint(e *wsdl.ChannelEnd) queuevm.Endpoint {
 func (r *runner) end(order end) int64 {
 	r.mu.Lock()
 	r.ending, r.reason = true, order.reason
-	if !order.asked && r.failure == "" {
-		r.failure = order.reason
-	}
 	r.mu.Unlock()
 	r.log.WithFields(logrus.Fields{"reason": order.reason, "grace": order.grace}).Info("attempt ends")
 	if order.grace == 0 {

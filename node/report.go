@@ -132,11 +132,15 @@ func clip(words string) string {
 	return words
 }
 
-// finish reports what became of the processes that nobody spoke for.
+// finish reports what became of the processes that nobody spoke for. It is a
+// failure that the attempt ends unasked, unless all of them had ended before:
+// then their reports say all that there is to say.
 func (r *runner) finish(order end) {
 	var changed []*wsdl.ProcessStatus
 	r.mu.Lock()
+	owing := len(r.statuses) == 0
 	for _, s := range r.statuses {
+		owing = owing || !terminal(s)
 		if terminal(s) || *s.State == wsdl.ProcessStateWaiting && order.asked {
 			continue
 		}
@@ -144,8 +148,8 @@ func (r *runner) finish(order end) {
 		changed = append(changed, s)
 	}
 	untold, failure := r.untold, ""
-	if r.failure != "" {
-		failure, r.failure = r.failure, ""
+	if owing && !order.asked {
+		failure = order.reason
 	}
 	r.mu.Unlock()
 	slices.SortFunc(changed, func(a, b *wsdl.ProcessStatus) int { return int(*a.Id - *b.Id) })

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"mvm/wsdl"
 )
@@ -205,4 +206,42 @@ type refusingImages struct{ wsdl.ImageContext }
 
 func (refusingImages) StatBlobContext(context.Context, *wsdl.StatBlob) (*wsdl.StatBlobResponse, error) {
 	return nil, wsdl.Faultf(wsdl.FaultCodeTooLarge, "too much")
+}
+
+// What has ended well stays so when the lease runs out after it, because the
+// grid is away: the node owes nothing any more.
+func TestALeaseThatEndsAfterTheWork(t *testing.T) {
+	for _, test := range []struct {
+		name, second string
+		failed       bool
+	}{
+		{"all has ended", "exit 0", false},
+		{"one still runs", "sleep 1000", true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			g := newGrid(t)
+			g.lease = 700 * time.Millisecond
+			m := g.node()
+			if _, err := m.awaken("j", 1, 2, m.source("main", wsdl.LanguageShell, `case $1 in 0) echo result > result; exit 0;; esac; `+test.second)); err != nil {
+				t.Fatal(err)
+			}
+			first := spec(0, "main", "0")
+			first.Output = []*wsdl.OutputFile{{Name: "result"}}
+			g.set(func() { g.brokerDown = true })
+			if err := m.instantiate("j", 1, first, spec(1, "main", "1")); err != nil {
+				t.Fatal(err)
+			}
+			g.set(func() { g.down = true })
+			eventually(t, "the lease is over", func() bool { return !m.started("j") })
+			g.set(func() { g.brokerDown, g.down = false, false })
+			eventually(t, "the spool is empty", m.spool.empty)
+			if s := g.status("j", 0); wsdl.Or(s.ExitCode, -1) != 0 || g.text(s, "result") != "result\n" {
+				t.Errorf("process 0 is %+v", s)
+			}
+			if f := g.failures("j"); (f != "") != test.failed {
+				t.Errorf("the failure is %q", f)
+			}
+			m.clean()
+		})
+	}
 }
