@@ -113,6 +113,13 @@ type load struct {
 	Slots  *int32 `json:"slots,omitempty"`
 	Memory *int64 `json:"memory,omitempty"`
 	Cores  *int32 `json:"cores,omitempty"`
+	Held   []held `json:"held"` // null: no heartbeat has told yet
+}
+
+// held is an attempt that a node holds.
+type held struct {
+	Job    string `json:"job"`
+	Number int    `json:"n"`
 }
 
 // encode cannot fail: only plain fields are in it.
@@ -146,7 +153,7 @@ func (s *Service) RegisterContext(ctx context.Context, request *wsdl.Register) (
 	if len(value) > recordLimit {
 		return nil, wsdl.Faultf(wsdl.FaultCodeTooLarge, "node %s describes itself in %d bytes, more than %d", n.Id, len(value), recordLimit)
 	}
-	l := load{n.FreeSlots, n.FreeMemory, n.FreeCores}
+	l := load{Slots: n.FreeSlots, Memory: n.FreeMemory, Cores: n.FreeCores}
 	if err := s.c.Store.PutNode(ctx, n.Id, n.Incarnation, value, l.encode(), s.c.Lease+s.c.Margin); err != nil {
 		return nil, fault("register node "+n.Id, err,
 			"another node has registered under this id since; if that was not a later start of this one, give this node another data folder")
@@ -189,7 +196,15 @@ func check(n *wsdl.Node) error {
 
 // HeartbeatContext keeps a node's lease, then says what is live on it.
 func (s *Service) HeartbeatContext(ctx context.Context, request *wsdl.Heartbeat) (*wsdl.HeartbeatResponse, error) {
-	l := load{request.FreeSlots, request.FreeMemory, request.FreeCores}
+	l := load{Slots: request.FreeSlots, Memory: request.FreeMemory, Cores: request.FreeCores, Held: []held{}}
+	for _, a := range request.Attempt {
+		if a != nil && a.Incarnation == request.Incarnation {
+			l.Held = append(l.Held, held{a.Job, int(a.Number)})
+		}
+	}
+	if len(l.encode()) > recordLimit {
+		l.Held = nil // as good as not told
+	}
 	if err := s.c.Store.KeepNode(ctx, request.Node, request.Incarnation, l.encode()); err != nil {
 		return nil, fault("heartbeat of node "+request.Node, err, "register again")
 	}
@@ -251,6 +266,21 @@ func Decode(r store.NodeRecord) (*wsdl.Node, error) {
 		n.FreeSlots, n.FreeMemory, n.FreeCores = l.Slots, l.Memory, l.Cores
 	}
 	return n, nil
+}
+
+// Held reads from a node's record which attempts its last heartbeat said it
+// holds. It is false while none has told under this incarnation, or when the
+// node is lost.
+func Held(r store.NodeRecord) ([]store.Attempt, bool) {
+	var l load
+	if !r.Alive || json.Unmarshal(r.Load, &l) != nil || l.Held == nil {
+		return nil, false
+	}
+	all := make([]store.Attempt, 0, len(l.Held))
+	for _, h := range l.Held {
+		all = append(all, store.Attempt{Job: h.Job, Number: h.Number, Node: r.ID, Incarnation: r.Incarnation})
+	}
+	return all, true
 }
 
 // fault gives a store's error its code.

@@ -311,3 +311,46 @@ func BenchmarkHeartbeat(b *testing.B) {
 		}
 	}
 }
+
+// What a node holds is told by its heartbeats, and by nothing else.
+func TestHeld(t *testing.T) {
+	s, state := newService(t, nil)
+	register(t, s, someNode("n1"))
+	held := func() string {
+		t.Helper()
+		all, err := state.Nodes(context.Background())
+		if err != nil || len(all) != 1 {
+			t.Fatalf("%v, %v", all, err)
+		}
+		attempts, told := Held(all[0])
+		return fmt.Sprint(attempts, told)
+	}
+	beat := func(attempts ...*wsdl.Attempt) {
+		t.Helper()
+		if _, err := s.Heartbeat(&wsdl.Heartbeat{Node: "n1", Incarnation: "i1", Attempt: attempts}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	attempt := func(job string, number int32, incarnation string) *wsdl.Attempt {
+		return &wsdl.Attempt{Job: job, Number: number, Node: "n1", Incarnation: incarnation}
+	}
+	var many []*wsdl.Attempt
+	for i := range 4000 {
+		many = append(many, attempt(fmt.Sprintf("j-%08d", i), 1, "i1"))
+	}
+	for _, c := range []struct {
+		does func()
+		want string
+	}{
+		{func() {}, "[] false"},
+		{func() { beat() }, "[] true"},
+		{func() { beat(attempt("j-1", 2, "i1"), attempt("j-2", 1, "i0"), nil) }, "[{j-1 2 n1 i1}] true"},
+		{func() { beat(many...) }, "[] false"},
+		{func() { beat() }, "[] true"},
+		{func() { register(t, s, someNode("n1")) }, "[] false"},
+	} {
+		if c.does(); held() != c.want {
+			t.Errorf("it holds %s, expected %s", held(), c.want)
+		}
+	}
+}
