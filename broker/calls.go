@@ -97,7 +97,7 @@ func (j *job) callInstantiate(number, i int) {
 			if f := faultOf(err); f != nil {
 				message = f.Message
 			}
-			j.post(unstarted{Attempt: number, Member: i, Message: message}, nil)
+			j.post(unstarted{Attempt: number, Member: i, Code: wsdl.CodeOf(err), Message: message}, nil)
 		default:
 			j.post(instantiated{Attempt: number, Member: i}, nil)
 		}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"mvm/services/image"
+	"mvm/services/information"
 	"mvm/services/store"
 	"mvm/wsdl"
 )
@@ -26,6 +27,7 @@ type grid struct {
 	t      testing.TB
 	store  *store.Store
 	images *image.Store
+	info   *information.Service
 	config Config
 	ttl    time.Duration // of the nodes' leases
 
@@ -56,7 +58,11 @@ func newGrid(t testing.TB, change func(*Config)) *grid {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &grid{t: t, ttl: 10 * time.Second, store: s, images: images, nodes: map[string]*fakeNode{}, running: map[string]int{}, count: map[string]int{}, starts: map[string]int{}, rng: rand.New(rand.NewPCG(1, 2))}
+	info, err := information.New(information.Config{Store: s})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &grid{t: t, ttl: 10 * time.Second, store: s, images: images, info: info, nodes: map[string]*fakeNode{}, running: map[string]int{}, count: map[string]int{}, starts: map[string]int{}, rng: rand.New(rand.NewPCG(1, 2))}
 	g.config = Config{
 		Journal: s, Blobs: images, Caller: g, URL: func() string { return brokerURL },
 		Lease: 2 * time.Second, Grace: 20 * time.Millisecond, Drift: 20 * time.Millisecond, Drop: 300 * time.Millisecond, Flush: 300 * time.Millisecond,
@@ -196,6 +202,7 @@ type fakeAttempt struct {
 	sequence int64
 	spool    []*wsdl.Report // made and not acknowledged
 	sending  bool
+	mute     bool // what it would report is lost
 }
 
 // node adds a node to the grid.
@@ -236,7 +243,13 @@ func (n *fakeNode) join() {
 			select {
 			case <-ctx.Done():
 			case <-time.After(100 * time.Millisecond):
-				_ = n.grid.store.KeepNode(ctx, n.id, incarnation, []byte("{}"))
+				beat := &wsdl.Heartbeat{Node: n.id, Incarnation: incarnation}
+				n.mu.Lock()
+				for job, a := range n.attempts {
+					beat.Attempt = append(beat.Attempt, &wsdl.Attempt{Job: job, Number: int32(a.number), Node: n.id, Incarnation: incarnation})
+				}
+				n.mu.Unlock()
+				_, _ = n.grid.info.HeartbeatContext(ctx, beat)
 			}
 		}
 	}()
@@ -409,8 +422,16 @@ func (n *fakeNode) run(a *fakeAttempt, fence *wsdl.Attempt, p *wsdl.ProcessSpec)
 		status.ExitCode = wsdl.Of(int32(exit))
 	}
 	a.mu.Lock()
-	a.sequence++
-	a.spool = append(a.spool, &wsdl.Report{Attempt: fence, Sequence: a.sequence, Process: []*wsdl.ProcessStatus{status}})
+	// What comes while another report is under way is one report.
+	if n := len(a.spool); n > 1 {
+		a.spool[n-1].Process = append(a.spool[n-1].Process, status)
+	} else {
+		a.sequence++
+		a.spool = append(a.spool, &wsdl.Report{Attempt: fence, Sequence: a.sequence, Process: []*wsdl.ProcessStatus{status}})
+	}
+	if a.mute {
+		a.spool = nil
+	}
 	send := !a.sending
 	a.sending = true
 	a.mu.Unlock()
@@ -419,6 +440,21 @@ func (n *fakeNode) run(a *fakeAttempt, fence *wsdl.Attempt, p *wsdl.ProcessSpec)
 	if send {
 		n.deliver(a)
 	}
+}
+
+// forget lets go of an attempt, and of what it has to report too when reports.
+func (n *fakeNode) forget(job string, reports bool) {
+	n.mu.Lock()
+	a := n.attempts[job]
+	delete(n.attempts, job)
+	n.free += a.slots
+	n.mu.Unlock()
+	if reports {
+		a.mu.Lock()
+		a.mute = true
+		a.mu.Unlock()
+	}
+	a.end()
 }
 
 // deliver sends what is spooled, in order, until each was acknowledged.
@@ -433,13 +469,7 @@ func (n *fakeNode) deliver(a *fakeAttempt) {
 			a.mu.Unlock()
 			return
 		}
-		// What came together is one report, which stays the same until it is taken.
-		report := *a.spool[0]
-		for _, more := range a.spool[1:] {
-			report.Sequence = more.Sequence
-			report.Process = append(report.Process[:len(report.Process):len(report.Process)], more.Process...)
-		}
-		a.spool = []*wsdl.Report{&report}
+		report := *a.spool[0] // the first is never added to
 		a.mu.Unlock()
 		err := n.grid.Call(context.Background(), brokerURL+"/services/broker", "Report", &report, new(wsdl.ReportResponse))
 		switch wsdl.CodeOf(err) {

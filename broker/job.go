@@ -180,6 +180,10 @@ func (j *job) perform(actions []action) error {
 				return err
 			}
 			j.tell(a)
+			if a.Go {
+				// What nodes hold matters from now on.
+				b.scheduler.tell(j)
+			}
 		case awaken:
 			if j.calls == nil {
 				j.begin()
@@ -202,7 +206,7 @@ func (j *job) perform(actions []action) error {
 		case release:
 			b.scheduler.release(j.id, l.Members[a.Member].Node)
 		case wait:
-			e := elapsed{Attempt: l.Attempt, Timer: a.Timer, Members: a.Members}
+			e := elapsed{Attempt: l.Attempt, Timer: a.Timer, Members: a.Members, Turn: a.Turn}
 			j.timers = append(j.timers, b.clock.AfterFunc(a.For, func() { j.post(e, nil) }))
 		case queue:
 			j.rest()

@@ -75,8 +75,13 @@ type member struct {
 	Address     string // of its proxy
 	Fingerprint string
 	Reported    int64 // sequence of the last report taken
+	Resumed     bool  // by a broker started anew, which knows of reports that told an end only
 	ProxyBytes  int64
 	ProxyItems  int64
+
+	Unstarted string // why a repeated Instantiate was stale; its reports are waited for
+	Absent    bool   // its heartbeats do not name the attempt
+	Absences  int    // how often that began
 
 	Lost    bool  // the information service says that its lease ran out
 	Acked   bool  // it acknowledged Terminate
@@ -192,6 +197,7 @@ type (
 	// unstarted: a member answered Instantiate with a fault, or did not answer.
 	unstarted struct {
 		Attempt, Member int
+		Code            wsdl.FaultCode
 		Message         string
 	}
 	// reported: a member's report, its files already in the image store.
@@ -204,6 +210,10 @@ type (
 		Attempt, Member int
 		Sequence        int64
 	}
+	// absent: a member's heartbeat did not name the attempt.
+	absent struct{ Attempt, Member int }
+	// present: it did again.
+	present struct{ Attempt, Member int }
 	// lost: a member's lease ran out.
 	lost struct{ Attempt, Member int }
 	// rejoined: a member's node is back under another incarnation.
@@ -213,6 +223,7 @@ type (
 		Attempt int
 		Timer   timer
 		Members []int // those that the timer was set for, where it is for some
+		Turn    int   // as the wait had it
 	}
 	// cancelled: somebody wants the job to end.
 	cancelled struct{ Reason string }
@@ -229,6 +240,8 @@ func (e instantiated) attempt() int { return e.Attempt }
 func (e unstarted) attempt() int    { return e.Attempt }
 func (e reported) attempt() int     { return e.Attempt }
 func (e terminated) attempt() int   { return e.Attempt }
+func (e absent) attempt() int       { return e.Attempt }
+func (e present) attempt() int      { return e.Attempt }
 func (e lost) attempt() int         { return e.Attempt }
 func (e rejoined) attempt() int     { return e.Attempt }
 func (e elapsed) attempt() int      { return e.Attempt }
@@ -265,6 +278,7 @@ type (
 		Timer   timer
 		For     time.Duration
 		Members []int
+		Turn    int // which of several waits for the same
 	}
 	// queue: the job waits for room, after a back-off that grows with Refusals.
 	queue struct{ Refusals int }
@@ -294,6 +308,8 @@ const (
 	dropTimer   timer = "drop"   // Terminate went unanswered for long
 	expireTimer timer = "expire" // whoever was dropped has lost its lease
 	flushTimer  timer = "flush"  // the last reports are not coming
+	startTimer  timer = "start"  // nor are those of a node that had ended before the broker was back
+	absentTimer timer = "absent" // nor are those of a node that does not hold the attempt any more
 )
 
 // final says whether a phase is a job's end.

@@ -102,6 +102,7 @@ func crash(l *life) {
 	for i := range l.Members {
 		m := &l.Members[i]
 		m.Acked, m.Gone, m.Settled, m.Lost, m.Dropped, m.Last = false, false, false, false, false, 0
+		m.Unstarted, m.Absent, m.Absences, m.Resumed = "", false, 0, true
 		m.Awake = l.Running
 	}
 	for i := range l.Processes {
@@ -183,7 +184,11 @@ func parseEvent(t *testing.T, l *life, words []string) event {
 	case "instantiated":
 		return instantiated{Attempt: number, Member: at1()}
 	case "unstarted":
-		return unstarted{Attempt: number, Member: at1(), Message: rest(2)}
+		return unstarted{Attempt: number, Member: at1(), Code: wsdl.FaultCode(words[2]), Message: rest(3)}
+	case "absent":
+		return absent{Attempt: number, Member: at1()}
+	case "present":
+		return present{Attempt: number, Member: at1()}
 	case "reported":
 		e := reported{Attempt: number, Member: at1()}
 		e.Report.Sequence, _ = strconv.ParseInt(words[2], 10, 64)
@@ -219,6 +224,10 @@ func parseEvent(t *testing.T, l *life, words []string) event {
 		return rejoined{Attempt: number, Member: at1()}
 	case "elapsed":
 		e := elapsed{Attempt: number, Timer: timer(words[1])}
+		if name, turn, ok := strings.Cut(words[1], "#"); ok {
+			e.Timer = timer(name)
+			e.Turn, _ = strconv.Atoi(turn)
+		}
 		for _, name := range words[2:] {
 			e.Members = append(e.Members, slices.IndexFunc(l.Members, func(m member) bool { return m.Node == name }))
 		}
@@ -274,7 +283,11 @@ func (l *life) print(a action) string {
 	case release:
 		return "release " + name(a.Member)
 	case wait:
-		s := fmt.Sprintf("wait %s %s", a.Timer, a.For)
+		label := string(a.Timer)
+		if a.Turn > 0 {
+			label += fmt.Sprintf("#%d", a.Turn)
+		}
+		s := fmt.Sprintf("wait %s %s", label, a.For)
 		for _, i := range a.Members {
 			s += " " + name(i)
 		}

@@ -244,6 +244,9 @@ func (b *Service) restoreAttempt(j *job, s status, records []store.KV) error {
 			m.Awake, m.Address, m.Fingerprint = true, start.Proxies[i].Address, start.Proxies[i].Fingerprint
 		}
 	}
+	for i := range l.Members {
+		l.Members[i].Resumed = true
+	}
 	slices.SortStableFunc(reports, func(a, b memberReport) int { return cmp.Compare(a.Report.Sequence, b.Report.Sequence) })
 	for _, r := range reports {
 		if r.Member >= len(l.Members) || !within(r.Report, len(l.Processes)) {

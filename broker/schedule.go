@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"mvm/broker/place"
 	"mvm/broker/profile"
 	"mvm/services/information"
+	"mvm/services/store"
 	"mvm/wsdl"
 )
 
@@ -47,7 +49,27 @@ type node struct {
 	id, name, incarnation, url string
 	alive                      bool
 	record                     *wsdl.Node
-	raw                        []byte
+	raw, load                  []byte
+	held                       map[store.Attempt]bool // nil: not told
+}
+
+// holds says whether an attempt is among those that the node's last heartbeat
+// named; told is false when that is not known.
+func (n *node) holds(job string, number int) (yes, told bool) {
+	return n.held[store.Attempt{Job: job, Number: number, Node: n.id, Incarnation: n.incarnation}], n.held != nil
+}
+
+// heldBy reads what a node's last heartbeat named.
+func heldBy(r store.NodeRecord) map[store.Attempt]bool {
+	attempts, told := information.Held(r)
+	if !told {
+		return nil
+	}
+	held := make(map[store.Attempt]bool, len(attempts))
+	for _, a := range attempts {
+		held[a] = true
+	}
+	return held
 }
 
 // refusal says for how long a node is left alone.
@@ -203,14 +225,21 @@ func (s *scheduler) refresh(ctx context.Context) error {
 	known := make(map[string]node, len(records))
 	var nodes []node
 	changed := len(records) != len(s.known)
+	moved := false // what nodes hold is another
 	for _, r := range records {
 		was, there := s.known[r.ID]
-		n := node{id: r.ID, incarnation: r.Incarnation, alive: r.Alive, raw: r.Value}
+		n := node{id: r.ID, incarnation: r.Incarnation, alive: r.Alive, raw: r.Value, load: r.Load}
 		if there && bytes.Equal(was.raw, r.Value) {
 			n.record = was.record
 		} else if n.record, err = information.Decode(r); err != nil {
 			s.broker.log.WithError(err).WithField("node", r.ID).Error("a node's record cannot be read")
 			continue
+		}
+		if there && was.alive && n.alive && was.incarnation == n.incarnation && bytes.Equal(was.load, r.Load) {
+			n.held = was.held
+		} else {
+			n.held = heldBy(r)
+			moved = moved || (was.held == nil) != (n.held == nil) || !maps.Equal(was.held, n.held)
 		}
 		n.name, n.url = cmp.Or(n.record.Name, r.ID), n.record.Url
 		known[r.ID] = n
@@ -223,13 +252,14 @@ func (s *scheduler) refresh(ctx context.Context) error {
 	}
 	s.known, s.nodes = known, nodes
 	s.mu.Unlock()
-	if !changed {
-		return nil
+	if changed || moved {
+		for _, j := range s.broker.activeJobs() {
+			j.compare(known)
+		}
 	}
-	for _, j := range s.broker.activeJobs() {
-		j.compare(known)
+	if changed {
+		s.kick()
 	}
-	s.kick()
 	return nil
 }
 
@@ -241,7 +271,8 @@ func (s *scheduler) tell(j *job) {
 	j.compare(known)
 }
 
-// compare tells the life which of its members are lost or back as others.
+// compare tells the life which of its members are lost, or back as others, or
+// do not hold the attempt any more.
 func (j *job) compare(known map[string]node) {
 	j.mu.Lock()
 	number := j.life.Attempt
@@ -252,8 +283,18 @@ func (j *job) compare(known map[string]node) {
 		case m.Gone:
 		case there && n.incarnation != m.Incarnation:
 			events = append(events, rejoined{Attempt: number, Member: i})
-		case !m.Lost && (!there || !n.alive):
-			events = append(events, lost{Attempt: number, Member: i})
+		case !there || !n.alive:
+			if !m.Lost {
+				events = append(events, lost{Attempt: number, Member: i})
+			}
+		case j.life.Phase == wsdl.JobStateRunning:
+			switch yes, told := n.holds(j.id, number); {
+			case !told || yes != m.Absent:
+			case yes:
+				events = append(events, present{Attempt: number, Member: i})
+			default:
+				events = append(events, absent{Attempt: number, Member: i})
+			}
 		}
 	}
 	j.mu.Unlock()

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -27,14 +28,16 @@ func (l *life) step(now time.Time, e event) []action {
 	case instantiated:
 		return l.instantiated(e)
 	case unstarted:
-		if l.Phase != wsdl.JobStateRunning {
-			return nil
-		}
-		return l.failed(now, fmt.Sprintf("node %s did not start its processes: %s", l.Members[e.Member].label(), e.Message))
+		return l.unstarted(now, e)
 	case reported:
 		return l.reported(now, e)
 	case terminated:
 		return l.terminated(now, e)
+	case absent:
+		return l.absent(e.Member)
+	case present:
+		l.Members[e.Member].Absent = false
+		return nil
 	case lost:
 		return l.lost(now, e.Member)
 	case rejoined:
@@ -158,8 +161,49 @@ func (l *life) instantiated(e instantiated) []action {
 	return nil
 }
 
+func (l *life) unstarted(now time.Time, e unstarted) []action {
+	m := &l.Members[e.Member]
+	if l.Phase != wsdl.JobStateRunning {
+		return nil
+	}
+	cause := fmt.Sprintf("node %s did not start its processes: %s", m.label(), e.Message)
+	if e.Code != wsdl.FaultCodeStale {
+		return l.failed(now, cause)
+	}
+	// The attempt is over there. It may have ended well while the broker was
+	// away: then its reports are on their way.
+	if m.Unstarted != "" || l.complete(m) {
+		return nil
+	}
+	m.Unstarted = cause
+	return []action{wait{Timer: startTimer, Members: []int{e.Member}, For: l.Rules.Flush}}
+}
+
+// absent: a heartbeat may have been sent before the node was awakened, and
+// reports may be on their way. Those that do not come within a lease are lost.
+func (l *life) absent(i int) []action {
+	m := &l.Members[i]
+	if l.Phase != wsdl.JobStateRunning || m.Absent || l.complete(m) {
+		return nil
+	}
+	m.Absent = true
+	m.Absences++
+	return []action{wait{Timer: absentTimer, Members: []int{i}, For: l.Rules.Lease, Turn: m.Absences}}
+}
+
+// complete says whether every process of a member has ended.
+func (l *life) complete(m *member) bool {
+	for _, id := range m.Processes {
+		if !l.Processes[id].ended() {
+			return false
+		}
+	}
+	return true
+}
+
 // reported takes a report once. Reports come in the order in which the node
-// made them; one that came before changes nothing.
+// made them, each after the one before was acknowledged: one that came before
+// changes nothing, and one that is missing never comes.
 func (l *life) reported(now time.Time, e reported) []action {
 	m := &l.Members[e.Member]
 	r := e.Report
@@ -167,6 +211,10 @@ func (l *life) reported(now time.Time, e reported) []action {
 		return nil
 	}
 	l.changes++
+	gap := ""
+	if next := m.Reported + 1; r.Sequence > next && !m.Resumed {
+		gap = fmt.Sprintf("node %s: report %d came where report %d was due: what that said is lost", m.label(), r.Sequence, next)
+	}
 	m.Reported = r.Sequence
 	m.ProxyBytes = max(m.ProxyBytes, r.ProxyBytes)
 	m.ProxyItems = max(m.ProxyItems, r.ProxyItems)
@@ -185,6 +233,7 @@ func (l *life) reported(now time.Time, e reported) []action {
 	if r.Failure != "" && cause == "" {
 		cause = fmt.Sprintf("node %s: %s", m.label(), r.Failure)
 	}
+	cause = cmp.Or(cause, gap)
 	var actions []action
 	save := commit{}
 	if r.terminal() {
@@ -405,6 +454,20 @@ func (l *life) elapsed(now time.Time, e elapsed) []action {
 	switch t := e.Timer; {
 	case t == wallTimer && l.Phase == wsdl.JobStateRunning:
 		return l.failed(now, fmt.Sprintf("the wall time of %s is over", l.WallTime))
+	case t == startTimer && l.Phase == wsdl.JobStateRunning:
+		for _, i := range e.Members {
+			if m := &l.Members[i]; !l.complete(m) {
+				return l.failed(now, m.Unstarted+"; and no report of the end of all came")
+			}
+		}
+		return nil
+	case t == absentTimer && l.Phase == wsdl.JobStateRunning:
+		for _, i := range e.Members {
+			if m := &l.Members[i]; m.Absent && m.Absences == e.Turn && !l.complete(m) {
+				return l.failed(now, fmt.Sprintf("node %s does not hold the attempt any more, and no report of the end of all its processes came", m.label()))
+			}
+		}
+		return nil
 	case l.Phase != wsdl.JobStateTerminating:
 		return nil
 	case t == dropTimer:
