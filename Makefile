@@ -43,7 +43,7 @@ $(LIB)/libmvm.so: $(CLIENT)
 	$(CC) -std=gnu11 -O2 -fPIC -pthread -Wall -Wextra -shared -Wl,-soname,libmvm.so queuevm/c/mvm.c -o $@
 
 test: setup lint fresh build ## set up, lint, check generated code, run every test
-	$(GO) test -timeout $(TEST_TIMEOUT) ./...
+	$(GO) tool gotestsum --format pkgname -- -timeout $(TEST_TIMEOUT) ./...
 
 race: setup build ## every test under the race detector, a package at a time
 	$(GO) test -race -p 1 -timeout 60m ./...
@@ -88,7 +88,7 @@ setup: ## install what is missing from Debian, or say what to install
 	@missing=""; \
 	need() { command -v "$$1" >/dev/null || missing="$$missing $$2"; }; \
 	need gcc gcc; need g++ g++; need python3 python3; need xmllint libxml2-utils; \
-	need curl curl; need git git; need ar binutils; \
+	need curl curl; need git git; need ar binutils; need taskset util-linux; need scotch_gpart scotch; \
 	[ -e /usr/include/stdio.h ] || missing="$$missing libc6-dev"; \
 	[ -e /etc/ssl/certs/ca-certificates.crt ] || missing="$$missing ca-certificates"; \
 	/usr/bin/python3 -c 'import zeep' 2>/dev/null || missing="$$missing python3-zeep"; \
