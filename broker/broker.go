@@ -228,6 +228,7 @@ func (b *Service) Run(ctx context.Context) error {
 	b.ctx = ctx
 	changes := b.journal.WatchNodes(ctx)
 	if err := b.takeOver(ctx); err != nil {
+		stop(err)
 		return err
 	}
 	if err := b.recover(ctx); err != nil {
@@ -236,8 +237,8 @@ func (b *Service) Run(ctx context.Context) error {
 	close(b.ready)
 	b.spawn(func() { b.forget(ctx) })
 	b.scheduler.run(ctx, changes)
-	if errors.Is(context.Cause(ctx), errDeposed) {
-		return errDeposed
+	if d := new(deposed); errors.As(context.Cause(ctx), &d) {
+		return d
 	}
 	return nil
 }
@@ -256,18 +257,33 @@ func (b *Service) spawn(f func()) bool {
 
 // up waits until the broker can answer.
 func (b *Service) up(ctx context.Context) error {
-	stopping := wsdl.NewFault(wsdl.FaultCodeUnavailable, "the broker is stopping", "call again in a moment")
 	select {
 	case <-b.ready:
 	case <-b.over:
-		return stopping
+		return b.stopping()
 	case <-ctx.Done():
 		return wsdl.NewFault(wsdl.FaultCodeUnavailable, "the broker is still reading its journal", "call again in a moment")
 	}
 	if b.ctx.Err() != nil {
-		return stopping
+		return b.stopping()
 	}
 	return nil
+}
+
+// stopping is the fault of a broker that has ended, or is about to.
+func (b *Service) stopping() error {
+	if d := new(deposed); errors.As(context.Cause(b.ctx), &d) {
+		return d.fault()
+	}
+	return wsdl.NewFault(wsdl.FaultCodeUnavailable, "the broker is stopping", "call again in a moment")
+}
+
+// unwritten is the fault for what could not be journalled.
+func (b *Service) unwritten(what, advice string) error {
+	if b.ctx.Err() != nil {
+		return b.stopping()
+	}
+	return wsdl.NewFault(wsdl.FaultCodeUnavailable, what, advice)
 }
 
 // sleep waits for d; it is false when the broker ended before.

@@ -3,7 +3,9 @@ package broker
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -243,15 +245,52 @@ func TestRestartsUnderChaos(t *testing.T) {
 	g.settled()
 }
 
-// Of two brokers over one journal, the one that came first stops before it can
-// write again.
+// tally is a caller that counts what goes through it.
+type tally struct {
+	wsdl.Caller
+	calls atomic.Int64
+}
+
+func (c *tally) Call(ctx context.Context, url, operation string, request, response any) error {
+	c.calls.Add(1)
+	return c.Caller.Call(ctx, url, operation, request, response)
+}
+
+// Of two brokers over one journal, the one that came first stops: it writes
+// nothing any more, says who came instead, and calls no node.
 func TestTakeOver(t *testing.T) {
-	g := newGrid(t, nil)
-	g.node("n1", 2)
+	g := newGrid(t, func(c *Config) { c.Drop = time.Minute })
+	g.node("n1", 1)
+	silent := g.node("n2", 1)
+	theirs := &tally{Caller: g}
+	g.config.Caller = theirs
 	first := g.start()
 	id := g.submit(first, "t", profileOf("trial", task("a", 1, "hang")))
 	until(t, "its run", func() bool { return *g.get(first, id).State == wsdl.JobStateRunning })
-	second, err := New(g.config)
+	// One that is on its way out, and whose node does not answer.
+	other := g.submit(first, "u", profileOf("other", task("a", 1, "hang")))
+	until(t, "its run", func() bool { return *g.get(first, other).State == wsdl.JobStateRunning })
+	if g.get(first, id).Process[0].Node != "n1" {
+		id, other = other, id
+	}
+	silent.mu.Lock()
+	silent.dead = true
+	silent.mu.Unlock()
+	if _, err := first.CancelJobContext(context.Background(), &wsdl.CancelJob{Id: other}); err != nil {
+		t.Fatal(err)
+	}
+	wait, stop := context.WithTimeout(context.Background(), 20*time.Second)
+	defer stop()
+	waiting := make(chan error, 1)
+	go func() {
+		s := g.get(first, id)
+		_, err := first.WaitJobContext(wait, &wsdl.WaitJob{Id: id, Revision: s.Revision})
+		waiting <- err
+	}()
+
+	mine := g.config
+	mine.Caller, mine.URL = g, func() string { return "http://second" }
+	second, err := New(mine)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -261,11 +300,32 @@ func TestTakeOver(t *testing.T) {
 	if s := g.get(second, id); *s.State != wsdl.JobStateRunning {
 		t.Errorf("the second broker finds it %s", *s.State)
 	}
-	if _, err := first.CancelJobContext(context.Background(), &wsdl.CancelJob{Id: id}); wsdl.CodeOf(err) != wsdl.FaultCodeUnavailable {
-		t.Errorf("the first broker still cancels: %v", err)
+	<-g.stopped // though it had nothing to write
+	calls := theirs.calls.Load()
+	for name, err := range map[string]error{
+		"it cancels": func() error {
+			_, err := first.CancelJobContext(context.Background(), &wsdl.CancelJob{Id: id})
+			return err
+		}(),
+		"it reads":      func() error { _, err := first.GetJobContext(context.Background(), &wsdl.GetJob{Id: id}); return err }(),
+		"who waited":    <-waiting,
+		"it takes jobs": func() error { _, err := first.SubmitJobContext(context.Background(), &wsdl.SubmitJob{}); return err }(),
+		"it takes reports": func() error {
+			_, err := first.ReportContext(context.Background(), &wsdl.Report{Attempt: &wsdl.Attempt{Job: id, Number: 1, Node: "n1"}, Sequence: 1})
+			return err
+		}(),
+	} {
+		f := faultOf(err)
+		if f == nil || wsdl.CodeOf(f) != wsdl.FaultCodeWrongNode || f.Address != "http://second/services/broker" || !strings.Contains(f.Message, "another broker has taken over") {
+			t.Errorf("the first broker, %s: %v", name, err)
+		}
 	}
 	if s := g.get(second, id); *s.State != wsdl.JobStateRunning {
 		t.Errorf("it is %s, though nobody who may has cancelled it", *s.State)
+	}
+	time.Sleep(time.Second) // of its pauses between two calls, the longest by then
+	if more := theirs.calls.Load() - calls; more != 0 {
+		t.Errorf("the first broker has made %d calls since", more)
 	}
 	cancel()
 	if err := <-ended; err != nil {

@@ -90,7 +90,7 @@ func (g *grid) start() *Service {
 	g.mu.Unlock()
 	go func() {
 		defer close(stopped)
-		if err := b.Run(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, errDeposed) {
+		if err := b.Run(ctx); err != nil && ctx.Err() == nil && !errors.As(err, new(*deposed)) {
 			g.t.Errorf("the broker does not run: %v", err)
 		}
 	}()

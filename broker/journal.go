@@ -30,6 +30,8 @@ type Journal interface {
 	Nodes(ctx context.Context) ([]store.NodeRecord, error)
 	// WatchNodes holds a token whenever something about nodes has changed.
 	WatchNodes(ctx context.Context) <-chan struct{}
+	// Watch tells each change, from when it returns, to keys with the prefix.
+	Watch(ctx context.Context, prefix string) (<-chan store.Change, error)
 	// LiveOn are the attempts that heartbeats of the node are answered with.
 	LiveOn(ctx context.Context, node string) ([]store.Attempt, error)
 }
@@ -68,8 +70,9 @@ const (
 	attemptsPrefix = "broker/attempts/"
 	profilesPrefix = "broker/profiles/"
 
-	// epochKey is written by each broker that takes the journal over; every
-	// transaction is on the condition that nobody has since.
+	// epochKey is written by each broker that takes the journal over: something
+	// random, a space, and its base address. Every transaction is on the
+	// condition that nobody has since.
 	epochKey = "broker-epoch"
 
 	bulky  = 256 << 10 // bytes; bigger values are blobs: etcd holds state, not bulk
@@ -229,9 +232,14 @@ func (b *Service) commit(ctx context.Context, ops ...store.Op) error {
 	return b.journal.Commit(ctx, append([]store.Op{store.IfRevision(epochKey, b.epoch)}, ops...)...)
 }
 
-// takeOver makes this broker the journal's only writer.
+// takeOver makes this broker the journal's only writer, until another takes it
+// over.
 func (b *Service) takeOver(ctx context.Context) error {
-	mine := rand.Text()
+	changes, err := b.journal.Watch(ctx, epochKey)
+	if err != nil {
+		return err
+	}
+	mine := rand.Text() + " " + b.url()
 	if err := b.journal.Commit(ctx, store.Put(epochKey, []byte(mine))); err != nil {
 		return err
 	}
@@ -240,13 +248,73 @@ func (b *Service) takeOver(ctx context.Context) error {
 		return err
 	}
 	if string(value) != mine {
-		return errDeposed
+		return &deposed{by: value}
 	}
 	b.epoch = revision
+	b.spawn(func() {
+		// One that has nothing to write must learn of it too.
+		for c := range changes {
+			if c.Revision > b.epoch {
+				b.depose(c.Value)
+			}
+		}
+	})
 	return nil
 }
 
-var errDeposed = errors.New("broker: another broker has taken over the journal")
+// reign finds out whether this broker may still write. Where it may not, it
+// stops, and the fault says who came instead.
+func (b *Service) reign(ctx context.Context) error {
+	value, revision, err := b.journal.Get(ctx, epochKey)
+	switch {
+	case err == nil && revision == b.epoch:
+		return nil
+	case err != nil && !errors.Is(err, store.ErrNotFound):
+		return wsdl.NewFault(wsdl.FaultCodeUnavailable, "the journal cannot be read: "+err.Error(), "try again")
+	}
+	b.depose(value)
+	return b.up(ctx)
+}
+
+// depose stops this broker, since another has taken over the journal: nothing
+// of what it would call or answer is true any more.
+func (b *Service) depose(by []byte) {
+	d := &deposed{by: by}
+	if b.ctx.Err() == nil {
+		b.log.WithField("broker", d.base()).Error("another broker has taken over the journal; this one stops")
+	}
+	b.stop(d)
+}
+
+// deposed is why a broker stopped when another has taken over the journal.
+type deposed struct {
+	by []byte // what stands under epochKey; empty when nothing does
+}
+
+// base is the other broker's base address, "" when it is not known.
+func (d *deposed) base() string {
+	_, base, _ := strings.Cut(string(d.by), " ")
+	return base
+}
+
+func (d *deposed) Error() string {
+	s := "broker: another broker has taken over the journal"
+	if base := d.base(); base != "" {
+		s += "; it is at " + base
+	}
+	return s
+}
+
+// fault is what callers are told.
+func (d *deposed) fault() error {
+	const what = "another broker has taken over the journal, and this one has stopped"
+	if d.base() == "" {
+		return wsdl.NewFault(wsdl.FaultCodeUnavailable, what, "ask the bootstrap service where the broker is")
+	}
+	f := wsdl.NewFault(wsdl.FaultCodeWrongNode, what, "ask "+d.base()+"/services/broker")
+	f.Address = d.base() + "/services/broker"
+	return f
+}
 
 // persist writes until it is written or the broker ends. Everything that goes
 // through it may be written twice.
@@ -261,8 +329,9 @@ func (b *Service) persist(ops []store.Op) error {
 			return err
 		}
 		if errors.Is(err, store.ErrConflict) {
-			b.log.Error("another broker has taken over the journal; this one stops")
-			b.stop(errDeposed)
+			// Nothing but the epoch is a condition of what goes through here.
+			value, _, _ := b.journal.Get(b.ctx, epochKey)
+			b.depose(value)
 			return err
 		}
 		b.log.WithError(err).Error("the journal does not take a record; trying again")

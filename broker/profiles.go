@@ -137,10 +137,13 @@ func (b *Service) RegisterProfileContext(ctx context.Context, request *wsdl.Regi
 		where := profileKey(kind, name, int(newest))
 		err = b.commit(ctx, store.IfAbsent(where), store.Put(where, value))
 		if errors.Is(err, store.ErrConflict) {
-			// A former try whose answer was lost, or another broker.
+			if err := b.reign(ctx); err != nil {
+				return nil, err
+			}
+			// A former try whose answer was lost.
 			var there registered
 			if err := b.load(ctx, where, &there); err != nil {
-				return nil, wsdl.NewFault(wsdl.FaultCodeUnavailable, "the profile could not be journalled: "+err.Error(), "register it again")
+				return nil, b.unwritten("the profile could not be journalled: "+err.Error(), "register it again")
 			}
 			if err := r.put(kind, name, newest, &there); err != nil {
 				return nil, err
@@ -151,7 +154,7 @@ func (b *Service) RegisterProfileContext(ctx context.Context, request *wsdl.Regi
 			continue
 		}
 		if err != nil {
-			return nil, wsdl.NewFault(wsdl.FaultCodeUnavailable, "the profile could not be journalled: "+err.Error(), "register it again")
+			return nil, b.unwritten("the profile could not be journalled: "+err.Error(), "register it again")
 		}
 		if err := r.put(kind, name, newest, p); err != nil {
 			return nil, err

@@ -50,6 +50,9 @@ func (b *Service) WaitJobContext(ctx context.Context, request *wsdl.WaitJob) (*w
 	b.await(ctx, j, limit, func(s status) bool {
 		return final(s.Phase) || request.Revision > 0 && s.Revision > request.Revision
 	})
+	if b.ctx.Err() != nil && !final(j.status().Phase) {
+		return nil, b.stopping() // what is known here may be old
+	}
 	s, err := j.describe(ctx)
 	if err != nil {
 		return nil, err
@@ -233,7 +236,7 @@ func (b *Service) CancelJobContext(ctx context.Context, request *wsdl.CancelJob)
 	}
 	if !final(j.status().Phase) {
 		if err := j.ask(ctx, cancelled{Reason: clip(clean(request.Reason), maxMessage)}); err != nil {
-			return nil, wsdl.NewFault(wsdl.FaultCodeUnavailable, "the cancel could not be journalled", "cancel again")
+			return nil, b.unwritten("the cancel could not be journalled", "cancel again")
 		}
 	}
 	return &wsdl.CancelJobResponse{State: wsdl.Of(j.status().Phase)}, nil

@@ -65,7 +65,7 @@ func (b *Service) ReportContext(ctx context.Context, request *wsdl.Report) (*wsd
 		return nil, err
 	}
 	if err := j.ask(ctx, reported{Attempt: int(a.Number), Member: i, Report: r}); err != nil {
-		return nil, wsdl.NewFault(wsdl.FaultCodeUnavailable, "the report could not be journalled", "report again")
+		return nil, b.unwritten("the report could not be journalled", "report again")
 	}
 	return &wsdl.ReportResponse{Acknowledged: request.Sequence}, nil
 }

@@ -99,9 +99,12 @@ func (b *Service) accept(ctx context.Context, request *wsdl.SubmitJob) (string, 
 			return known, b.adopt(known)
 		}
 		if !errors.Is(err, store.ErrConflict) {
-			return "", wsdl.NewFault(wsdl.FaultCodeUnavailable, "the job could not be journalled: "+err.Error(), "send it again with the same token")
+			return "", b.unwritten("the job could not be journalled: "+err.Error(), "send it again with the same token")
 		}
-		// Another broker took the id: the next one.
+		if err := b.reign(ctx); err != nil {
+			return "", err
+		}
+		// The id is taken: the next one.
 	}
 	return "", wsdl.Faultf(wsdl.FaultCodeUnavailable, "no free job id was found")
 }
