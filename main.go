@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -95,12 +96,38 @@ run time, connect the processes, run them, and leave nothing behind.`,
 	}
 	root.SetVersionTemplate("mvm {{.Version}}\n")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return client.Usage(fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath()))
+		// pflag tells which function of Go's could not read a value.
+		text := regexp.MustCompile(`strconv\.\w+: parsing ".*": `).ReplaceAllString(err.Error(), "")
+		return client.Usage(fmt.Errorf("%s; see `%s --help`", text, cmd.CommandPath()))
 	})
 	root.SuggestionsMinimumDistance = 2
 	root.AddCommand(client.Commands()...)
 	root.AddCommand(nodeCommand())
+	root.SetHelpCommand(helpCommand(root))
 	return root
+}
+
+// helpCommand is cobra's help, but for a topic that is not there: that is wrong
+// usage, not a reason to print everything.
+func helpCommand(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [VERB]",
+		Short: "Help about any verb",
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			var names []string
+			for _, c := range root.Commands() {
+				names = append(names, c.Name())
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(_ *cobra.Command, args []string) error {
+			verb, rest, err := root.Find(args)
+			if err != nil || len(rest) > 0 {
+				return client.Usage(fmt.Errorf("there is no help on %q; `mvm help` lists the verbs", strings.Join(args, " ")))
+			}
+			return verb.Help()
+		},
+	}
 }
 
 // nodeOptions are the flags of `mvm node`.

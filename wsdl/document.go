@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"unicode/utf8"
 )
 
 // Limits bound what a document may ask of whoever reads it; a zero field means
@@ -58,6 +59,18 @@ func NewDocument(data []byte, limits Limits) (*Document, error) {
 	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))
 	if len(data) >= 2 && (data[0] == 0xfe && data[1] == 0xff || data[0] == 0xff && data[1] == 0xfe || data[0] == 0 || data[1] == 0) {
 		return nil, documentFault(FaultCodeInvalidRequest, 1, "the document is not in UTF-8 but looks like UTF-16 or UTF-32; send UTF-8")
+	}
+	if !utf8.Valid(data) {
+		at := 0
+		for at < len(data) {
+			r, n := utf8.DecodeRune(data[at:])
+			if r == utf8.RuneError && n == 1 {
+				break
+			}
+			at += n
+		}
+		return nil, documentFault(FaultCodeInvalidRequest, 1+bytes.Count(data[:at], []byte("\n")),
+			"byte 0x%02x is not UTF-8; send an XML document in UTF-8", data[at])
 	}
 	if err := scan(data, limits.withDefaults()); err != nil {
 		return nil, err

@@ -73,6 +73,9 @@ be finished, or failed with a reason, whatever is restarted meanwhile.`,
 		Args:              between(0, "a PROFILE file"),
 		ValidArgsFunction: completeFiles("xml"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if timeout < 0 {
+				return usagef("--timeout %v: write how long to wait, for example 90s", timeout)
+			}
 			if timeout != 0 && !wait {
 				return usagef("--timeout is for --wait: a job's own limit is its profile's policy wallTime")
 			}
@@ -84,7 +87,7 @@ be finished, or failed with a reason, whatever is restarted meanwhile.`,
 			if err != nil {
 				return err
 			}
-			shown := newProgress(cmd.ErrOrStderr(), false)
+			shown := newProgress(cmd.ErrOrStderr(), wait && !v.json)
 			defer shown.close()
 			r.Uploaded = shown.uploads()
 			id, err := c.Submit(cmd.Context(), r)

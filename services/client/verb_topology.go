@@ -33,8 +33,11 @@ registered topology: then --grid or MVM_GRID says where it is registered.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if format == "" {
 				format = drawings[0]
-				if ending := strings.TrimPrefix(filepath.Ext(out), "."); slices.Contains(drawings, ending) {
+				switch ending := strings.TrimPrefix(filepath.Ext(out), "."); {
+				case slices.Contains(drawings, ending):
 					format = ending
+				case ending != "" && ending != "txt":
+					return usagef("-o %s: its ending names no format that is drawn; end it in .txt, .svg or .dot, or say --format", out)
 				}
 			}
 			if !slices.Contains(drawings, format) {
