@@ -256,10 +256,11 @@ func (c *tally) Call(ctx context.Context, url, operation string, request, respon
 	return c.Caller.Call(ctx, url, operation, request, response)
 }
 
-// Of two brokers over one journal, the one that came first stops: it writes
+// Of two brokers over one etcd, as two front ends have it, the one that came first stops: it writes
 // nothing any more, says who came instead, and calls no node.
 func TestTakeOver(t *testing.T) {
-	g := newGrid(t, func(c *Config) { c.Drop = time.Minute })
+	etcd := store.Config{Endpoints: []string{startEtcd(t)}}
+	g := newGridOver(t, openStore(t, etcd), func(c *Config) { c.Drop = time.Minute })
 	g.node("n1", 1)
 	silent := g.node("n2", 1)
 	theirs := &tally{Caller: g}
@@ -289,7 +290,7 @@ func TestTakeOver(t *testing.T) {
 	}()
 
 	mine := g.config
-	mine.Caller, mine.URL = g, func() string { return "http://second" }
+	mine.Journal, mine.Caller, mine.URL = openStore(t, etcd), g, func() string { return "http://second" }
 	second, err := New(mine)
 	if err != nil {
 		t.Fatal(err)

@@ -7,12 +7,16 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
 
 	"mvm/services/image"
 	"mvm/services/information"
@@ -49,11 +53,40 @@ const brokerURL = "http://broker"
 
 func newGrid(t testing.TB, change func(*Config)) *grid {
 	t.Helper()
-	s, err := store.Open(context.Background(), store.Config{Dir: t.TempDir()})
+	return newGridOver(t, openStore(t, store.Config{Dir: t.TempDir()}), change)
+}
+
+func openStore(t testing.TB, c store.Config) *store.Store {
+	t.Helper()
+	s, err := store.Open(context.Background(), c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
+	return s
+}
+
+// startEtcd runs an etcd that is nobody's in particular, as --state names one.
+func startEtcd(t testing.TB) (endpoint string) {
+	t.Helper()
+	somewhere := []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
+	c := embed.NewConfig()
+	c.Dir = t.TempDir()
+	c.ListenClientUrls, c.AdvertiseClientUrls = somewhere, somewhere
+	c.ListenPeerUrls, c.AdvertisePeerUrls = somewhere, somewhere
+	c.InitialCluster = c.InitialClusterFromName(c.Name)
+	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
+	e, err := embed.StartEtcd(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(e.Close)
+	<-e.Server.ReadyNotify()
+	return e.Clients[0].Addr().String()
+}
+
+func newGridOver(t testing.TB, s *store.Store, change func(*Config)) *grid {
+	t.Helper()
 	images, err := image.New(image.Config{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
