@@ -64,7 +64,7 @@ func TestServerAnswersInTheVersionAsked(t *testing.T) {
 		{"entity", "text/xml", envelope11(`<GetBroker xmlns="urn:mvm:1">&b;</GetBroker>`), 500, media11, []string{"invalid character entity"}},
 		{"UTF-16", "text/xml", "\xff\xfe<\x00a\x00", 500, media11, []string{"UTF-16"}},
 		{"declared Latin-1", "text/xml", `<?xml version="1.0" encoding="ISO-8859-1"?>` + envelope11(getBroker), 500, media11, []string{"send UTF-8"}},
-		{"not UTF-8", "text/xml", envelope11("<GetBroker xmlns='urn:mvm:1'>\xff</GetBroker>"), 500, media11, []string{"invalid UTF-8"}},
+		{"not UTF-8", "text/xml", envelope11("<GetBroker xmlns='urn:mvm:1'>\xff</GetBroker>"), 500, media11, []string{"is not UTF-8"}},
 		{"unknown prefix", "text/xml", envelope11("<m:GetBroker/>"), 500, media11, []string{"no namespace declaration"}},
 		{"depth", "text/xml", envelope11(strings.Repeat("<a>", 100) + strings.Repeat("</a>", 100)), 500, media11, []string{"tooLarge", "64 deep"}},
 		{"attributes", "text/xml", envelope11("<a" + manyAttributes(100) + "/>"), 500, media11, []string{"tooLarge", "64 attributes"}},
