@@ -332,7 +332,7 @@ func (s *scheduler) free() ([]node, []place.Node) {
 		v := viewOf(n.record, held[n.id])
 		if r, there := s.avoided[n.id]; there && now.Before(r.until) {
 			// It is known all the same: a reason must not say otherwise.
-			v.Shunned, v.FreeSlots = r.pause, 0
+			v.Shunned, v.FreeSlots = fmt.Sprintf("left alone for %v after a refusal", r.pause), 0
 		} else {
 			delete(s.avoided, n.id)
 		}

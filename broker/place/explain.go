@@ -38,8 +38,8 @@ const maxRejections = 10_000
 func (s *supply) full(class, node int) phrase {
 	need, free := s.classes[class].need, s.free[node]
 	switch shunned := s.nodes[node].Shunned; {
-	case shunned > 0:
-		return phrase{"are", fmt.Sprintf("left alone for %v after a refusal", shunned)}
+	case shunned != "":
+		return phrase{"are", shunned}
 	case free.slots < 1:
 		return phrase{"have", "no free slot"}
 	case free.memory < need.memory:

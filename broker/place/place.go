@@ -12,7 +12,6 @@ package place
 
 import (
 	"fmt"
-	"time"
 
 	"mvm/broker/profile"
 )
@@ -36,7 +35,7 @@ type Node struct {
 	Compilers     []string
 	QEMU          bool
 	Cleaning      string
-	Shunned       time.Duration // it refused an attempt and takes nothing for so long; 0 = it did not
+	Shunned       string // why it takes nothing for now: "left alone for 2s after a refusal"; "" = it takes
 }
 
 // Plan is the answer of Place.

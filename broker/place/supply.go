@@ -108,7 +108,7 @@ func newSupply(d *demand, nodes []Node, empty bool) *supply {
 		switch {
 		case empty:
 			s.free[i] = room{n.Slots, n.Cores, n.MemoryMiB}
-		case n.Shunned == 0:
+		case n.Shunned == "":
 			s.free[i] = room{n.FreeSlots, n.FreeCores, n.FreeMemoryMiB}
 		}
 	}
