@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -43,7 +44,8 @@ const runner = `
 #include <unistd.h>
 int main(void) { for (;;) { pid_t p = fork(); if (p > 0) _exit(0); if (p == 0) { setsid(); usleep(50); } } }`
 
-func TestForkChainEnds(t *testing.T) {
+func compileRunner(t *testing.T) string {
+	t.Helper()
 	gcc, err := exec.LookPath("gcc")
 	if err != nil {
 		t.Skip("SKIPPED: gcc is needed to make a program that forks; install it")
@@ -54,16 +56,41 @@ func TestForkChainEnds(t *testing.T) {
 	if out, err := compile.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	return dir + "/runner-that-forks"
+}
+
+func TestForkChainEnds(t *testing.T) {
+	runner := compileRunner(t)
 	levels(t, func(t *testing.T, binary *os.File, cleaning string) {
 		l := launch(t, binary, cleaning, nil)
-		l.run(ProcessSpec{ID: 0, Command: []string{dir + "/runner-that-forks"}}, ProcessSpec{ID: 1, Command: []string{dir + "/runner-that-forks"}})
+		l.run(ProcessSpec{ID: 0, Command: []string{runner}}, ProcessSpec{ID: 1, Command: []string{runner}})
 		l.await(0)
 		l.await(1)
 		began := time.Now()
 		l.terminate()
-		nothingLeft(t, dir)
+		nothingLeft(t, runner)
 		t.Logf("ended in %v", time.Since(began))
 	})
+}
+
+// TestKillAllLooksAgain: however busy the reaper is, killing goes on, and gives
+// up in the end.
+func TestKillAllLooksAgain(t *testing.T) {
+	s := &spawner{} // without a reaper, which would take this program's children
+	s.changed = sync.NewCond(&s.mu)
+	s.mu.Lock()
+	over := make(chan error, 1)
+	go func() { over <- s.killAll(false, 100*time.Millisecond) }()
+	time.Sleep(50 * time.Millisecond) // longer than until the next look
+	s.mu.Unlock()
+	select {
+	case err := <-over:
+		if err == nil {
+			t.Error("nothing is left, though nobody said so")
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("it does not look again")
+	}
 }
 
 // FuzzParent: a program cannot name itself into another family.

@@ -149,14 +149,19 @@ func (s *spawner) killAll(namespace bool, limit time.Duration) error {
 		} else {
 			killDescendants(unix.Getpid())
 		}
-		again := time.AfterFunc(5*time.Millisecond, s.changed.Broadcast)
 		s.mu.Lock()
 		if !s.none {
+			// It broadcasts under the lock, so not before the wait.
+			again := time.AfterFunc(5*time.Millisecond, func() {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				s.changed.Broadcast()
+			})
 			s.changed.Wait()
+			again.Stop()
 		}
 		none := s.none
 		s.mu.Unlock()
-		again.Stop()
 		if none {
 			return nil
 		}
