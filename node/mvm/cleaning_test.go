@@ -50,7 +50,7 @@ func TestNothingDetachedStays(t *testing.T) {
 				digits := strconv.FormatInt(time.Now().UnixNano(), 10)
 				mode := "hide"
 				if cleaning == Subreaper && name == "killed" {
-					mode = "show" // who hides is found in the other level only: that is why it is the better one
+					mode = "show" // who hides is found in the other levels only: that is why they are better
 				}
 				l.run(detacher(t, 0, mode, digits, "0"), detacher(t, 1, mode, digits, "1000"), sh(2, "sleep 1000 & trap '' TERM; wait"))
 				for id := range 2 {
@@ -72,7 +72,7 @@ func nodeToKill() int {
 	dir := os.Getenv("MVM_TEST_NODE")
 	h, err := Launch(LaunchConfig{Cleaning: os.Getenv("MVM_TEST_CLEANING"), Mark: os.Getenv("MVM_TEST_MARK"), Start: Start{Attempt: "orphan/1", WorkDir: dir}})
 	if err == nil {
-		_, err = h.Call(context.Background(), Request{Instantiate: &Instantiate{Processes: []ProcessSpec{sh(0, "touch running; sleep 1000"), sh(1, "setsid sleep 1000 & wait")}}})
+		_, err = h.Call(context.Background(), Request{Instantiate: &Instantiate{Processes: []ProcessSpec{sh(0, "touch running; sleep 1000"), sh(1, "setsid sleep 1000 & setsid env -i sleep 1000.0"+os.Getenv("MVM_TEST_MARK")[len("orphan-"):]+" & wait")}}})
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -94,6 +94,64 @@ func TestNodeKilled(t *testing.T) {
 		node.Process.Kill()
 		node.Wait()
 		eventually(t, "nothing is left", func() bool { return len(withMark(mark)) == 0 })
+		// The node's next life removes the group that nobody lives in any more.
+		if left := groupsLeft(forKilling, mark); (len(left) == 1) != (cleaning == CGroup) {
+			t.Errorf("groups: %v", left)
+		}
+		if _, err := Sweep(mark); err != nil {
+			t.Error(err)
+		}
+		if left := groupsLeft(forKilling, mark); len(left) > 0 {
+			t.Errorf("left behind: %v", left)
+		}
+	})
+}
+
+// TestNodeAndMVMProcessKilled: the node's next life finds what neither of the
+// two could end any more, also who hid.
+func TestNodeAndMVMProcessKilled(t *testing.T) {
+	levels(t, func(t *testing.T, _ *os.File, cleaning string) {
+		dir, digits := t.TempDir(), strconv.FormatInt(time.Now().UnixNano(), 10)
+		mark := "orphan-" + digits
+		node := exec.Command("/proc/self/exe")
+		node.Env = append(os.Environ(), "MVM_TEST_NODE="+dir, "MVM_TEST_CLEANING="+cleaning, "MVM_TEST_MARK="+mark)
+		node.Stderr = os.Stderr
+		if err := node.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { node.Process.Kill(); node.Wait() })
+		hidden := func() (found []int) {
+			for _, pid := range pids() {
+				if command, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); string(command) == "sleep\x001000.0"+digits+"\x00" {
+					found = append(found, pid)
+				}
+			}
+			return found
+		}
+		eventually(t, "a hidden program runs", func() bool { return len(hidden()) == 1 })
+		node.Process.Signal(syscall.SIGSTOP)
+		for _, pid := range descendants(node.Process.Pid) {
+			if parent, _ := parentOf(pid); parent == node.Process.Pid {
+				syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+		node.Process.Kill()
+		node.Wait()
+		if _, err := Sweep(mark); err != nil {
+			t.Error(err)
+		}
+		if cleaning == Subreaper { // that is why it is the last choice
+			if len(hidden()) != 1 {
+				t.Error("who hides is found at this level too: say so where it is described")
+			}
+			for _, pid := range hidden() {
+				syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+		eventually(t, "nothing is left", func() bool { return len(withMark(digits)) == 0 })
+		if left := groupsLeft(forKilling, mark); len(left) > 0 {
+			t.Errorf("left behind: %v", left)
+		}
 	})
 }
 

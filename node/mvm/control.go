@@ -37,7 +37,7 @@ type Ready struct {
 	Error       string // "" = ready
 	Address     string // the proxy's host:port
 	Fingerprint string
-	Cleaning    string // how leftovers are ended here: pidNamespace or subreaper
+	Cleaning    string // how leftovers are ended here: pidNamespace, cgroup or subreaper
 }
 
 // Request is one call from the node. Exactly one of the pointers is set.

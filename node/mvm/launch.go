@@ -20,7 +20,7 @@ type LaunchConfig struct {
 	Binary *os.File
 	// Start is the first message.
 	Start Start
-	// Cleaning is what Probe answered; "" tries the better level first.
+	// Cleaning is what Probe answered; "" tries the better levels first.
 	Cleaning string
 	// Mark is put into the environment of all that is started, for Sweep. ""
 	// means a random one. No mark may begin with another that is in use.
@@ -53,19 +53,33 @@ func Executable(program []byte) (*os.File, error) {
 	return os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
 }
 
-// Probe finds the level of cleaning that works on this machine: PIDNamespace
-// or Subreaper. It starts the program once; ask once and keep the answer.
+// Probe finds the best level of cleaning that works on this machine. It starts
+// the program once or twice; ask once and keep the answer.
 func Probe(binary *os.File) string {
-	p, err := begin(&LaunchConfig{Binary: binary, Cleaning: PIDNamespace}, nil, "probe")
-	if err == nil {
-		if state, err := p.Wait(); err == nil && state.Success() {
-			return PIDNamespace
+	for _, cleaning := range []string{PIDNamespace, CGroup} {
+		if probe(binary, cleaning) {
+			return cleaning
 		}
 	}
 	return Subreaper
 }
 
-// begin starts the program in the namespaces that its level of cleaning needs.
+func probe(binary *os.File, cleaning string) (works bool) {
+	config := &LaunchConfig{Binary: binary, Cleaning: cleaning, Mark: "probe." + rand.Text()}
+	p, err := begin(config, nil, "probe")
+	if err == nil {
+		state, err := p.Wait()
+		works = err == nil && state.Success()
+	}
+	if cleaning == CGroup {
+		works = endGroups(groupName(config.Mark), time.Now().Add(endLimit)) == nil && works
+	}
+	return works
+}
+
+// begin starts the program in the namespaces that its level of cleaning needs,
+// or makes the control group for it, which the caller ends with endGroups, also
+// after a failure.
 //
 // There is no parent death signal: it follows the OS thread that started the
 // program, and Go's threads come and go. That the node died shows as end of
@@ -104,6 +118,13 @@ func begin(config *LaunchConfig, control *os.File, arguments ...string) (*os.Pro
 		return a
 	}
 	argv := append([]string{ProcessName, config.Cleaning}, arguments...)
+	if config.Cleaning == CGroup {
+		group, err := enclose(config.Mark)
+		if err != nil {
+			return nil, err
+		}
+		argv[1] += "=" + group
+	}
 	if config.Cleaning != PIDNamespace {
 		return os.StartProcess(path, argv, attributes())
 	}
@@ -168,6 +189,7 @@ func Launch(config LaunchConfig) (*Handle, error) {
 	process, err := begin(&config, theirs)
 	if err != nil {
 		control.Close()
+		_ = endGroups(groupName(config.Mark), time.Now())
 		return nil, fmt.Errorf("start the MVM process (cleaning %s): %w", config.Cleaning, err)
 	}
 	theirs.Close() // or its end would not show as end of file
@@ -188,6 +210,7 @@ func Launch(config LaunchConfig) (*Handle, error) {
 		process.Wait()
 		control.Close()
 		sweep(markName+"="+config.Mark, time.Now().Add(time.Second))
+		_ = endGroups(groupName(config.Mark), time.Now().Add(time.Second))
 		return nil, fmt.Errorf("start the MVM process: it does not become ready: %w", err)
 	}
 	control.SetDeadline(time.Time{})
@@ -306,11 +329,11 @@ func (h *Handle) receive() {
 	if err == nil && !state.Success() {
 		err = fmt.Errorf("the MVM process ended with %s", state)
 	}
+	err = errors.Join(err, endGroups(groupName(h.mark), time.Now().Add(endLimit)))
 	if h.ready.Cleaning != PIDNamespace {
 		_, left := sweep(markName+"="+h.mark, time.Now().Add(endLimit))
 		err = errors.Join(err, left)
 	}
-	findGroups().remove(groupName(h.mark) + "-")
 	h.mu.Lock()
 	h.failed = err
 	if state != nil {

@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"unsafe"
@@ -34,6 +35,7 @@ const ProcessName = "mvm-process"
 // Levels of cleaning: how an MVM process ends what programs leave.
 const (
 	PIDNamespace = "pidNamespace" // it is PID 1 of a namespace, which the kernel ends with it
+	CGroup       = "cgroup"       // it lives with all that it starts in a control group, which the node ends after it; a program gets out only with the right to move itself to another
 	Subreaper    = "subreaper"    // it inherits orphans and searches /proc; a program can hide from the node when the MVM process itself is killed
 )
 
@@ -45,7 +47,8 @@ func IsProcess(args []string) bool {
 
 // Main is the MVM process: it serves the node at the other end of ControlFD
 // until Terminate or end of file, and returns the exit code. args[1] is the
-// level of cleaning; with a third argument it only tries whether that works.
+// level of cleaning, followed by "=" and the control group to enter if it needs
+// one; with a third argument it only tries whether that works.
 func Main(args []string) int {
 	fail := func(err error) int {
 		fmt.Fprintln(os.Stderr, ProcessName+":", err)
@@ -56,8 +59,8 @@ func Main(args []string) int {
 	}
 	// It would be called by the number of the descriptor it was run from.
 	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(unsafe.StringData(ProcessName+"\x00"))), 0, 0, 0)
-	cleaning := args[1]
-	isolated := isolate(cleaning)
+	cleaning, group, _ := strings.Cut(args[1], "=")
+	isolated := isolate(cleaning, group)
 	if len(args) > 2 {
 		if isolated != nil {
 			return fail(isolated)
@@ -90,7 +93,7 @@ func Main(args []string) int {
 }
 
 // isolate makes this process the one that ends all others.
-func isolate(cleaning string) error {
+func isolate(cleaning, group string) error {
 	// Handlers, not SIG_IGN: that would pass to the programs. As PID 1 it is
 	// out of the reach of their signals but for those that have a handler.
 	signals := make(chan os.Signal, 1)
@@ -99,7 +102,12 @@ func isolate(cleaning string) error {
 		return fmt.Errorf("forbid core dumps: %w", err)
 	}
 	switch cleaning {
-	case Subreaper:
+	case Subreaper, CGroup:
+		if cleaning == CGroup {
+			if err := join(group); err != nil {
+				return err
+			}
+		}
 		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 			return fmt.Errorf("become the reaper of orphans: %w", err)
 		}
@@ -116,7 +124,7 @@ func isolate(cleaning string) error {
 		}
 		return nil
 	}
-	return fmt.Errorf("the level of cleaning %q is none of %s, %s", cleaning, PIDNamespace, Subreaper)
+	return fmt.Errorf("the level of cleaning %q is none of %s, %s, %s", cleaning, PIDNamespace, CGroup, Subreaper)
 }
 
 func newProcess(start Start, w *wire, cleaning string) (*process, error) {

@@ -69,13 +69,16 @@ func slim(t testing.TB) *os.File {
 	return f
 }
 
-// levels runs a test under both levels of cleaning.
+// levels runs a test under all levels of cleaning.
 
 func levels(t *testing.T, test func(t *testing.T, binary *os.File, cleaning string)) {
 	binary := slim(t)
 	best := Probe(binary)
-	for _, cleaning := range []string{PIDNamespace, Subreaper} {
+	for _, cleaning := range []string{PIDNamespace, CGroup, Subreaper} {
 		t.Run(cleaning, func(t *testing.T) {
+			if cleaning == CGroup && !probe(binary, CGroup) {
+				t.Skip("SKIPPED: this user may make no control group that can be killed: run as root, or in a delegated group")
+			}
 			if cleaning == PIDNamespace && best != PIDNamespace {
 				t.Skip("SKIPPED: this machine lets nobody make a PID namespace with a /proc of its own")
 			}
@@ -169,6 +172,9 @@ func (l *launched) over() {
 		}
 	}
 	nothingLeft(l.t, l.mark)
+	if left := append(groupsLeft(forKilling, l.mark), groupsLeft(forMemory, l.mark)...); len(left) > 0 {
+		l.t.Errorf("left behind: %v", left)
+	}
 }
 
 func (l *launched) terminate() {

@@ -2,6 +2,7 @@ package mvm
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -18,15 +19,16 @@ const markName = "MVM_ATTEMPT"
 // Sweep kills every process on this machine that belongs to a launch whose
 // LaunchConfig.Mark begins with prefix, and returns how many processes there
 // were. A node calls it when it starts, to end what its former life left. A
-// program that hid its environment is found only through its PID namespace,
-// which ends with its MVM process.
+// program that hid its environment is found through its control group, or its
+// PID namespace ended it with its MVM process; at the level Subreaper it is not.
 func Sweep(prefix string) (int, error) {
 	if prefix == "" {
 		return 0, fmt.Errorf("sweep: an empty prefix would end every job on this machine")
 	}
 	killed, err := sweep(markName+"="+prefix, time.Now().Add(10*time.Second))
-	findGroups().remove(groupName(prefix))
-	return killed, err
+	// A prefix ends within a mark: not as the name of one launch's groups does.
+	groups := strings.TrimSuffix(groupName(prefix), "-")
+	return killed, errors.Join(err, endGroups(groups, time.Now().Add(10*time.Second)))
 }
 
 // sweep kills until nothing carries the mark any more.
@@ -101,6 +103,7 @@ func descendants(root int) []int {
 	for next := children[root]; len(next) > 0; {
 		pid := next[len(next)-1]
 		next = append(next[:len(next)-1], children[pid]...)
+		delete(children, pid) // numbers that are used again can make a circle
 		all = append(all, pid)
 	}
 	return all

@@ -1,0 +1,216 @@
+package mvm
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// groups is where control groups can be made on this machine, if anywhere. Two
+// kinds are: at the level CGroup one for the MVM process and all that it
+// starts, made by the node; and one for each program with a memory limit, made
+// by the MVM process. All of a launch are ended and removed by the node.
+type groups struct {
+	parent  string // folder to make them in, "" if there is none
+	unified bool   // version 2
+}
+
+// The controllers of version 1 that groups are made for. In version 2 freezing
+// and killing belong to every group.
+const (
+	forMemory  = "memory"
+	forKilling = "freezer"
+)
+
+// findGroups looks for a place that this process may use: below its own group
+// in version 1; in version 2 beside it, because a group cannot hold both
+// processes and groups with a memory limit, or for killing below it too.
+func findGroups(controller string) groups {
+	return findGroupsIn("/sys/fs/cgroup", "/proc/self/cgroup", controller)
+}
+
+func findGroupsIn(root, membership, controller string) groups {
+	text, err := os.ReadFile(membership)
+	if err != nil {
+		return groups{}
+	}
+	for _, line := range strings.Split(string(text), "\n") {
+		fields := strings.SplitN(line, ":", 3) // number:controllers:path
+		if len(fields) < 3 {
+			continue
+		}
+		var places []groups
+		if slices.Contains(strings.Split(fields[1], ","), controller) {
+			g := groups{parent: filepath.Join(root, controller, fields[2])}
+			if _, err := os.Stat(g.parent); err != nil { // a container's view of it
+				g.parent = filepath.Join(root, controller)
+			}
+			places = append(places, g)
+		}
+		if fields[0] == "0" && fields[1] == "" {
+			beside := groups{parent: filepath.Join(root, filepath.Dir(fields[2])), unified: true}
+			if controller == forKilling {
+				mixed := filepath.Join(root, "unified") // where version 1 has the rest
+				places = append(places, beside, groups{filepath.Join(root, fields[2]), true},
+					groups{filepath.Join(mixed, filepath.Dir(fields[2])), true}, groups{filepath.Join(mixed, fields[2]), true})
+			} else if enabled, _ := os.ReadFile(filepath.Join(beside.parent, "cgroup.subtree_control")); slices.Contains(strings.Fields(string(enabled)), controller) {
+				places = append(places, beside)
+			}
+		}
+		for _, g := range places {
+			_, err := os.Stat(filepath.Join(g.parent, "cgroup.procs"))
+			if err == nil && unix.Access(g.parent, unix.W_OK) == nil {
+				return g
+			}
+		}
+	}
+	return groups{}
+}
+
+// add makes a group.
+func (g groups) add(name string) (group string, err error) {
+	if g.parent == "" {
+		return "", errors.New("this process may make no control group for it")
+	}
+	group = filepath.Join(g.parent, name)
+	return group, os.Mkdir(group, 0o755)
+}
+
+// groupName is the name of all groups of one launch, less what tells them apart
+// at its end.
+func groupName(mark string) string { return "mvm." + strings.ReplaceAll(mark, "/", "_") + "-" }
+
+// enclose makes the group for all of a launch.
+func enclose(mark string) (group string, err error) {
+	g := findGroups(forKilling)
+	if group, err = g.add(groupName(mark) + "all"); err != nil {
+		return "", err
+	}
+	if g.unified {
+		if _, err := os.Stat(filepath.Join(group, "cgroup.kill")); err != nil { // before Linux 5.14
+			_ = os.Remove(group)
+			return "", fmt.Errorf("this kernel does not kill control groups: %w", err)
+		}
+	}
+	return group, nil
+}
+
+// join moves this process into a group; all that it starts is born there.
+func join(group string) error {
+	if err := os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte("0"), 0); err != nil {
+		return fmt.Errorf("enter the control group: %w", err)
+	}
+	return nil
+}
+
+// endGroups ends all that lives in the groups whose name begins so, and removes
+// them.
+func endGroups(prefix string, deadline time.Time) error {
+	var failed error
+	for _, controller := range []string{forKilling, forMemory} {
+		parent := findGroups(controller).parent
+		if parent == "" {
+			continue
+		}
+		entries, _ := os.ReadDir(parent) // what cannot be read was not made either
+		for _, e := range entries {
+			if e.IsDir() && strings.HasPrefix(e.Name(), prefix) {
+				failed = errors.Join(failed, endGroup(filepath.Join(parent, e.Name()), deadline))
+			}
+		}
+	}
+	return failed
+}
+
+// endGroup kills until nothing lives in a group, nor in any that was made below
+// it, and removes it. Version 2 kills all at once. In version 1 the group is
+// frozen while it is killed, so that nothing forks faster than it is found;
+// where it cannot be frozen (a group for memory), killing goes on until none is
+// left.
+func endGroup(group string, deadline time.Time) error {
+	for {
+		left := members(group)
+		if len(left) == 0 {
+			return removeGroup(group)
+		}
+		if os.WriteFile(filepath.Join(group, "cgroup.kill"), []byte("1"), 0) != nil {
+			freeze(group)
+			for _, pid := range members(group) {
+				if pid > 0 { // 0 is one that this process has no number for
+					unix.Kill(pid, unix.SIGKILL)
+				}
+			}
+			for _, each := range tree(group) { // also one that a program froze
+				_ = os.WriteFile(filepath.Join(each, "freezer.state"), []byte("THAWED"), 0)
+			}
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("processes %v of the control group %s do not end although they were killed", left, group)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// freeze waits a moment until all of a group stand still.
+func freeze(group string) {
+	file := filepath.Join(group, "freezer.state")
+	if os.WriteFile(file, []byte("FROZEN"), 0) != nil {
+		return
+	}
+	for range 50 {
+		if state, err := os.ReadFile(file); err != nil || string(state) == "FROZEN\n" {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// members lists the processes of a group and of all below it.
+func members(group string) []int {
+	var all []int
+	for _, each := range tree(group) {
+		text, _ := os.ReadFile(filepath.Join(each, "cgroup.procs")) // gone is empty
+		for _, word := range strings.Fields(string(text)) {
+			if pid, err := strconv.Atoi(word); err == nil {
+				all = append(all, pid)
+			}
+		}
+	}
+	return all
+}
+
+// tree lists a group and all below it, each before what is in it.
+func tree(group string) []string {
+	var all []string
+	_ = filepath.WalkDir(group, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.IsDir() {
+			all = append(all, path)
+		}
+		return nil // what is gone meanwhile holds nothing
+	})
+	return all
+}
+
+// removeGroup waits a moment where the kernel has not let go of the dead yet.
+func removeGroup(group string) error {
+	var failed error
+	for _, each := range slices.Backward(tree(group)) {
+		err := os.Remove(each)
+		for tries := 0; errors.Is(err, unix.EBUSY) && tries < 100; tries++ {
+			time.Sleep(time.Millisecond)
+			err = os.Remove(each)
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			failed = errors.Join(failed, err)
+		}
+	}
+	return failed
+}

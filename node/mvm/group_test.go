@@ -1,0 +1,113 @@
+package mvm
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+)
+
+// groupsLeft lists the control groups of a launch.
+func groupsLeft(controller, mark string) []string {
+	parent := findGroups(controller).parent
+	if parent == "" {
+		return nil
+	}
+	found, _ := filepath.Glob(filepath.Join(parent, groupName(mark)+"*"))
+	return found
+}
+
+// TestEndGroup ends programs that fork faster than they are found, and groups
+// that a program made below and froze, in each kind of group.
+func TestEndGroup(t *testing.T) {
+	runner := compileRunner(t)
+	for name, g := range map[string]groups{
+		"version 2":     {"/sys/fs/cgroup", true},
+		"version 2 too": {"/sys/fs/cgroup/unified", true},
+		"freezer":       {"/sys/fs/cgroup/freezer", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			group, err := g.add("mvm.test-" + strconv.Itoa(os.Getpid()))
+			if err != nil {
+				t.Skipf("SKIPPED: no such groups can be made here: %v", err)
+			}
+			defer removeGroup(group)
+			file := map[bool]string{true: "cgroup.kill", false: "freezer.state"}[g.unified]
+			if _, err := os.Stat(filepath.Join(group, file)); err != nil {
+				t.Skipf("SKIPPED: such groups cannot be ended: %v", err)
+			}
+			inner := filepath.Join(group, "inner")
+			if err := os.Mkdir(inner, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			start := func(group, script string) {
+				command := exec.Command("/bin/sh", "-c", "echo 0 > "+group+"/cgroup.procs; "+script)
+				if err := command.Start(); err != nil {
+					t.Fatal(err)
+				}
+				go command.Wait()
+			}
+			start(group, "exec "+runner)
+			start(group, "exec "+runner)
+			start(inner, "sleep 1000 & sleep 1000")
+			eventually(t, "all live there", func() bool { return len(members(group)) >= 4 && len(members(inner)) == 3 })
+			freeze := map[string]string{"cgroup.freeze": "1", "freezer.state": "FROZEN"}
+			for file, text := range freeze {
+				if _, err := os.Stat(filepath.Join(inner, file)); err == nil {
+					if err := os.WriteFile(filepath.Join(inner, file), []byte(text), 0); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			if err := endGroup(group, time.Now().Add(10*time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			nothingLeft(t, runner)
+			if _, err := os.Stat(group); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("the group is still there: %v", err)
+			}
+		})
+	}
+}
+
+func TestFindGroups(t *testing.T) {
+	root := t.TempDir()
+	for _, dir := range []string{"memory/jobs/a", "slice/node.service", "freezer", "unified/session"} {
+		err := os.MkdirAll(filepath.Join(root, dir), 0o755)
+		for each := dir; err == nil && each != "."; each = filepath.Dir(each) { // as the kernel has it
+			err = os.WriteFile(filepath.Join(root, each, "cgroup.procs"), nil, 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, "slice/cgroup.subtree_control"), []byte("cpu memory pids\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	place := func(unified bool, path ...string) groups {
+		return groups{filepath.Join(append([]string{root}, path...)...), unified}
+	}
+	for text, want := range map[string]map[string]groups{
+		"":                                   {},
+		"nonsense\n1:2":                      {},
+		"5:freezer:/x\n4:cpu,memory:/jobs/a": {forMemory: place(false, "memory/jobs/a"), forKilling: place(false, "freezer")},
+		"4:memory:/elsewhere":                {forMemory: place(false, "memory")},
+		"0::/slice/node.service\n":           {forMemory: place(true, "slice"), forKilling: place(true, "slice")},
+		"0::/slice/node.service/deeper":      {forKilling: place(true, "slice/node.service")},
+		"0::/elsewhere/none":                 {},
+		"4:memory:/\n0::/session":            {forMemory: place(false, "memory"), forKilling: place(true, "unified")},
+	} {
+		membership := filepath.Join(t.TempDir(), "cgroup")
+		if err := os.WriteFile(membership, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for _, controller := range []string{forMemory, forKilling} {
+			if got := findGroupsIn(root, membership, controller); got != want[controller] {
+				t.Errorf("%q for %s: %+v, want %+v", text, controller, got, want[controller])
+			}
+		}
+	}
+}
