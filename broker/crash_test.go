@@ -298,9 +298,9 @@ func TestTakeOver(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- second.Run(ctx) }()
-	if s := g.get(second, id); *s.State != wsdl.JobStateRunning {
-		t.Errorf("the second broker finds it %s", *s.State)
-	}
+	g.mu.Lock()
+	g.broker = second
+	g.mu.Unlock()
 	<-g.stopped // though it had nothing to write
 	calls := theirs.calls.Load()
 	for name, err := range map[string]error{
@@ -321,8 +321,9 @@ func TestTakeOver(t *testing.T) {
 			t.Errorf("the first broker, %s: %v", name, err)
 		}
 	}
-	if s := g.get(second, id); *s.State != wsdl.JobStateRunning {
-		t.Errorf("it is %s, though nobody who may has cancelled it", *s.State)
+	// Its node would report to the first broker's address for ever.
+	if s := g.wait(second, id); *s.State != wsdl.JobStateFailed || !strings.Contains(s.Reason, "the broker has moved: the attempt's nodes report to "+brokerURL) {
+		t.Errorf("at the second broker it is %s: %s", *s.State, s.Reason)
 	}
 	time.Sleep(time.Second) // of its pauses between two calls, the longest by then
 	if more := theirs.calls.Load() - calls; more != 0 {

@@ -134,7 +134,10 @@ type status struct {
 }
 
 // attemptRecord is an attempt before its first Awaken.
-type attemptRecord struct{ Members []memberRecord }
+type attemptRecord struct {
+	Members []memberRecord
+	Base    string `json:",omitempty"` // the broker's base address, as its nodes are told it
+}
 
 // memberRecord is the part of a member that does not change.
 type memberRecord struct {
@@ -361,7 +364,7 @@ func (j *job) ops(c commit) ([]store.Op, error) {
 	}
 	prefix := attemptKey(l.Job, l.Attempt)
 	if c.Attempt {
-		record := attemptRecord{}
+		record := attemptRecord{Base: b.url()}
 		for _, m := range l.Members {
 			record.Members = append(record.Members, m.record())
 		}

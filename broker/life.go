@@ -31,6 +31,7 @@ type life struct {
 	Cause     string // of the outcome, in words
 	Gone      bool   // conclude was reached: no attempt exists
 	Running   bool   // the attempt's go is journalled
+	Former    string // where the attempt's nodes report to, when the broker is no longer there
 	Members   []member
 	Processes []process
 	Builds    []build

@@ -32,15 +32,15 @@ func playAnyOrder(t *testing.T, seed uint64) {
 			}
 		} else {
 			i := pick()
-			switch rng.IntN(14) {
+			switch rng.IntN(15) {
 			case 0, 1:
 				e = awoke{Attempt: number, Member: i}
 			case 2:
-				e = refused{Attempt: number, Member: i, Code: []wsdl.FaultCode{wsdl.FaultCodeBusy, wsdl.FaultCodeUnavailable, wsdl.FaultCodeStale}[rng.IntN(3)]}
+				e = refused{Attempt: number, Member: i, Code: []wsdl.FaultCode{wsdl.FaultCodeBusy, wsdl.FaultCodeUnavailable, wsdl.FaultCodeStale, wsdl.FaultCodeInternal}[rng.IntN(4)]}
 			case 3:
 				e = instantiated{Attempt: number, Member: i}
 			case 4:
-				e = unstarted{Attempt: number, Member: i}
+				e = unstarted{Attempt: number, Member: i, Code: []wsdl.FaultCode{wsdl.FaultCodeStale, wsdl.FaultCodeInternal}[rng.IntN(2)]}
 			case 5, 6, 7, 8:
 				m := l.Members[i]
 				if rng.IntN(3) > 0 {
@@ -70,9 +70,16 @@ func playAnyOrder(t *testing.T, seed uint64) {
 				if number == l.Attempt {
 					holds[l.Members[i].Node] = 0
 				}
+			case 13:
+				if e = (absent{Attempt: number, Member: i}); rng.IntN(2) == 0 {
+					e = present{Attempt: number, Member: i}
+				}
 			default:
-				timers := []timer{wallTimer, dropTimer, flushTimer, expireTimer}
-				x := elapsed{Attempt: number, Timer: timers[rng.IntN(4)]}
+				timers := []timer{wallTimer, dropTimer, flushTimer, expireTimer, startTimer, absentTimer}
+				x := elapsed{Attempt: number, Timer: timers[rng.IntN(len(timers))], Turn: rng.IntN(3)}
+				if x.Timer == startTimer || x.Timer == absentTimer {
+					x.Members = []int{i}
+				}
 				if x.Timer == expireTimer {
 					if number != l.Attempt || !l.Members[i].Dropped {
 						continue // no such timer was set

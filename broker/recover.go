@@ -209,6 +209,9 @@ func (b *Service) restoreAttempt(j *job, s status, records []store.KV) error {
 				l.Processes = blank(members)
 			}
 			l.placed(placed{Members: members})
+			if record.Base != "" && record.Base != b.url() {
+				l.Former = record.Base
+			}
 		case rest == "go":
 			start = new(goRecord)
 			if err := b.unpack(kv.Value, start); err != nil {

@@ -70,7 +70,7 @@ func (l *life) placed(e placed) []action {
 	l.Phase = wsdl.JobStateAwakening
 	l.Reason = ""
 	l.Outcome, l.Cause = undecided, ""
-	l.Gone, l.Running = false, false
+	l.Gone, l.Running, l.Former = false, false, ""
 	l.Members = e.Members
 	l.Builds = nil
 	for i := range l.Processes {
@@ -456,7 +456,7 @@ func (l *life) elapsed(now time.Time, e elapsed) []action {
 		return l.failed(now, fmt.Sprintf("the wall time of %s is over", l.WallTime))
 	case t == startTimer && l.Phase == wsdl.JobStateRunning:
 		for _, i := range e.Members {
-			if m := &l.Members[i]; !l.complete(m) {
+			if m := &l.Members[i]; m.Unstarted != "" && !l.complete(m) {
 				return l.failed(now, m.Unstarted+"; and no report of the end of all came")
 			}
 		}
@@ -529,6 +529,9 @@ func (l *life) recovered(now time.Time) []action {
 		return append(actions, l.conclude(now)...)
 	case !l.Running:
 		return l.decide(now, requeue, "the broker was started anew before the processes were")
+	case l.Former != "":
+		// Their ends would never be heard of.
+		return l.failed(now, fmt.Sprintf("the broker has moved: the attempt's nodes report to %s", l.Former))
 	}
 	return l.start()
 }
