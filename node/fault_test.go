@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -17,8 +18,9 @@ import (
 // faulty is a launcher whose MVM processes are real and misbehave.
 type faulty struct {
 	launcher
-	refuse error
-	call   func(ctx context.Context, next process, r mvm.Request) (mvm.Reply, error)
+	refuse   error
+	launched func()
+	call     func(ctx context.Context, next process, r mvm.Request) (mvm.Reply, error)
 }
 
 type faultyProcess struct {
@@ -27,6 +29,9 @@ type faultyProcess struct {
 }
 
 func (f *faulty) Launch(ctx context.Context, start mvm.Start) (process, error) {
+	if f.launched != nil {
+		f.launched()
+	}
 	if f.refuse != nil {
 		return nil, f.refuse
 	}
@@ -157,4 +162,32 @@ func TestASpoolWithoutADisk(t *testing.T) {
 	}
 	m.terminate("j", 1, 0)
 	eventually(t, "the spool is empty", m.spool.empty)
+}
+
+// Anyone can send an Awaken. One of which no heartbeat's answer knows has
+// nothing fetched, built or started, and nothing told to whom it names.
+func TestAForgedAwaken(t *testing.T) {
+	g := newGrid(t)
+	launched := 0
+	m := g.faulty(&faulty{launched: func() { launched++ }})
+	build := m.source("main", wsdl.LanguageShell, "exit 0")
+	for _, down := range []bool{false, true} {
+		g.set(func() { g.down = down })
+		_, err := m.queue.AwakenContext(context.Background(), &wsdl.Awaken{Attempt: m.attempt(fmt.Sprint("forged", down), 1), Broker: g.url + "/services/broker",
+			Image: []string{g.url}, Slots: 4, Proxy: wsdl.Of(true), Build: []*wsdl.Build{build}})
+		if code(err) != "stale" {
+			t.Errorf("Awaken: %v", err)
+		}
+		m.clean()
+	}
+	g.set(func() { g.down = false })
+	if launched > 0 {
+		t.Errorf("%d MVM processes were started", launched)
+	}
+	if m.images.Has(build.File[0].Digest) {
+		t.Error("its source was fetched")
+	}
+	if f := g.failures("forgedfalse") + g.failures("forgedtrue"); f != "" || !m.spool.empty() {
+		t.Errorf("it was reported: %q", f)
+	}
 }

@@ -63,7 +63,7 @@ func serveAlone(join, dir string) error {
 // a real blob store, with a bookkeeping that the test writes.
 type grid struct {
 	wsdl.BootstrapWithoutContext
-	t      *testing.T
+	t      testing.TB
 	url    string
 	images *image.Store
 	caller *soap.Client
@@ -90,7 +90,7 @@ type broker struct {
 	*grid
 }
 
-func newGrid(t *testing.T) *grid {
+func newGrid(t testing.TB) *grid {
 	g := &grid{t: t, live: map[key]bool{}, acked: map[string]int64{}, lease: 2 * time.Second, beat: 100 * time.Millisecond}
 	g.Server = g
 	var err error
@@ -105,7 +105,7 @@ func newGrid(t *testing.T) *grid {
 }
 
 // serve publishes contracts and a blob store on a free port.
-func serve(t *testing.T, images *image.Store, contracts ...wsdl.Contract) string {
+func serve(t testing.TB, images *image.Store, contracts ...wsdl.Contract) string {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -282,7 +282,7 @@ func (g *grid) text(s *wsdl.ProcessStatus, name string) string {
 	return ""
 }
 
-func eventually(t *testing.T, what string, holds func() bool) {
+func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !holds(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -294,7 +294,7 @@ func eventually(t *testing.T, what string, holds func() bool) {
 // member is a real node in the grid, served by real SOAP.
 type member struct {
 	*Node
-	t     *testing.T
+	t     testing.TB
 	grid  *grid
 	dir   string
 	queue *wsdl.QueueClient

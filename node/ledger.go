@@ -77,7 +77,8 @@ type fence struct {
 type phase int
 
 const (
-	awakening     phase = iota // load was ordered
+	booked        phase = iota // waits to be named live: nothing was begun
+	awakening                  // load was ordered
 	ready                      // loaded; waits for Instantiate
 	instantiating              // spawn was ordered
 	running
@@ -85,7 +86,7 @@ const (
 )
 
 func (p phase) String() string {
-	return [...]string{"awakening", "ready", "running", "running", "terminating"}[p]
+	return [...]string{"awakening", "awakening", "ready", "running", "running", "terminating"}[p]
 }
 
 // jobRecord is what is known of one job. It outlives its attempts.
@@ -175,6 +176,8 @@ type (
 
 // Actions.
 type (
+	// book keeps what an Awaken asks for; nothing may be begun before load.
+	book  struct{ key }
 	load  struct{ key }
 	spawn struct{ key }
 	// end removes the attempt: SIGTERM, SIGKILL after grace, collect, remove.
@@ -183,7 +186,7 @@ type (
 		key
 		grace  time.Duration
 		reason string
-		asked  bool // by the broker; else it is reported as a failure
+		asked  bool // by the broker, or nothing was begun; else it is reported as a failure
 	}
 	// kill cuts the grace of an ordered end short.
 	kill struct{ key }
@@ -374,7 +377,7 @@ func (l *ledger) awaken(e awakenCall) []any {
 			return append(actions, answer{call: e.call, fault: wsdl.NewFault(wsdl.FaultCodeBusy,
 				fmt.Sprintf("attempt %s waits until attempt %d is removed", e.key, a.number), "try again later")})
 		}
-		if a.phase == awakening || a.phase == terminating {
+		if a.phase == booked || a.phase == awakening || a.phase == terminating {
 			a.awakens = append(a.awakens, e.call)
 			return nil
 		}
@@ -386,7 +389,9 @@ func (l *ledger) awaken(e awakenCall) []any {
 	j.held = &attempt{key: e.key, need: e.need, born: l.sent, until: e.at + l.lease, awakens: []uint64{e.call}}
 	l.held = append(l.held, j.held)
 	l.idle = slices.DeleteFunc(l.idle, func(s string) bool { return s == e.job })
-	return []any{beat{}, load{e.key}}
+	// Anyone can send an Awaken; that it is the broker's shows in the answer to
+	// a heartbeat. Until then it costs this node nothing but room.
+	return []any{book{e.key}, beat{}}
 }
 
 func (l *ledger) instantiate(e instantiateCall) []any {
@@ -408,7 +413,7 @@ func (l *ledger) instantiate(e instantiateCall) []any {
 	switch a.phase {
 	case running:
 		return no(nil)
-	case awakening, ready:
+	case booked, awakening, ready:
 		if len(a.instantiates) == 0 {
 			a.giveUp = e.at + l.patience
 		}
@@ -421,13 +426,19 @@ func (l *ledger) instantiate(e instantiateCall) []any {
 	return actions
 }
 
-// proceed spawns once everything that a spawn needs is there.
+// proceed loads once the attempt is named live, and spawns once everything
+// that a spawn needs is there.
 func (l *ledger) proceed(a *attempt, now time.Duration) []any {
-	if a.phase != ready || !a.named || len(a.instantiates) == 0 || now >= a.until {
-		return nil
+	switch {
+	case !a.named || now >= a.until:
+	case a.phase == booked:
+		a.phase = awakening
+		return []any{load{a.key}}
+	case a.phase == ready && len(a.instantiates) > 0:
+		a.phase = instantiating
+		return []any{spawn{a.key}}
 	}
-	a.phase = instantiating
-	return []any{spawn{a.key}}
+	return nil
 }
 
 func (l *ledger) terminate(e terminateCall) []any {
@@ -465,6 +476,7 @@ func (l *ledger) end(a *attempt, grace time.Duration, reason string, asked bool)
 	if a.phase == terminating {
 		return nil
 	}
+	asked = asked || a.phase == booked
 	a.phase, a.reason, a.killed = terminating, reason, grace == 0
 	return []any{end{a.key, grace, reason, asked}}
 }
@@ -503,7 +515,11 @@ func (l *ledger) answeredBeat(e beatAnswered) []any {
 			a.until = max(a.until, e.sent+e.lease)
 			actions = append(actions, l.proceed(a, e.at)...)
 		case e.beat > a.born:
-			actions = append(actions, l.end(a, 0, "the grid no longer names it live", false)...)
+			reason := "the grid no longer names it live"
+			if !a.named {
+				reason = "the grid does not name it live"
+			}
+			actions = append(actions, l.end(a, 0, reason, false)...)
 		}
 	}
 	return actions

@@ -79,6 +79,8 @@ func show(l *ledger) string {
 
 func describe(action any) string {
 	switch a := action.(type) {
+	case book:
+		return "book " + a.key.String()
 	case load:
 		return "load " + a.key.String()
 	case spawn:
@@ -192,9 +194,9 @@ func parseEvent(line string) (any, error) {
 }
 
 // Any order of events at all must keep the promises: every call is answered
-// once, never more room is booked than there is, load, spawn and end are
-// ordered at most once an attempt and in that order, and nothing is spawned
-// that was not named live or whose lease is over.
+// once, never more room is booked than there is, book, load, spawn and end are
+// ordered at most once an attempt and in that order, and nothing is loaded or
+// spawned that was not named live or whose lease is over.
 func TestAnyOrder(t *testing.T) {
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 1))
@@ -213,9 +215,17 @@ func TestAnyOrder(t *testing.T) {
 						t.Fatalf("seed %d: call %d is answered twice or was never made", seed, a.call)
 					}
 					delete(open, a.call)
-				case load:
+				case book:
 					if state[a.key] != "" {
+						t.Fatalf("seed %d: %s is booked after %s", seed, a.key, state[a.key])
+					}
+					state[a.key] = "book"
+				case load:
+					if state[a.key] != "book" {
 						t.Fatalf("seed %d: %s is loaded after %s", seed, a.key, state[a.key])
+					}
+					if h := l.find(a.key); !h.named || now >= h.until {
+						t.Fatalf("seed %d: %s is loaded without a lease", seed, a.key)
 					}
 					state[a.key] = "load"
 					pending = append(pending, func() any { return loaded{at: now, key: a.key, fault: chance(r, 5)} })

@@ -374,9 +374,10 @@ func (n *Node) stepLocked(event any, request *wsdl.Awaken) {
 				delete(n.calls, a.call)
 				c <- a
 			}
+		case book:
+			n.runners[a.key] = newRunner(n, a.key, request)
 		case load:
-			r := newRunner(n, a.key, request)
-			n.runners[a.key] = r
+			r := n.runners[a.key]
 			r.busy.Add(1)
 			n.running.Go(func() {
 				fault := r.load()

@@ -622,3 +622,26 @@ func TestShutdown(t *testing.T) {
 		t.Errorf("the failure is %q", f)
 	}
 }
+
+// BenchmarkAwaken is one Awaken whose build is cached, with its Terminate.
+func BenchmarkAwaken(b *testing.B) {
+	g := newGrid(b)
+	m := g.node()
+	source := m.source("main", wsdl.LanguageShell, "exit 0")
+	var awakening time.Duration
+	for i := range b.N + 1 {
+		if i == 1 { // the first one builds
+			awakening = 0
+			b.ResetTimer()
+		}
+		job := fmt.Sprint("j", i)
+		began := time.Now()
+		if _, err := m.awaken(job, 1, 1, source); err != nil {
+			b.Fatal(err)
+		}
+		awakening += time.Since(began)
+		m.terminate(job, 1, 0)
+		g.set(func() { delete(g.live, key{job, 1}) })
+	}
+	b.ReportMetric(float64(awakening.Microseconds())/float64(b.N), "awaken-µs")
+}
