@@ -306,8 +306,10 @@ func endpoint(e *wsdl.ChannelEnd) queuevm.Endpoint {
 }
 
 // end removes the attempt and returns the number of its last report. It is the
-// one path for every ending.
-func (r *runner) end(order end) int64 {
+// one path for every ending. It returns when nothing is left; only a node that
+// shuts down gives up before, and leaves the rest to its next life, which sweeps
+// before it registers.
+func (r *runner) end(order end) (sequence int64, gone bool) {
 	r.mu.Lock()
 	r.ending, r.reason = true, order.reason
 	r.mu.Unlock()
@@ -325,6 +327,17 @@ func (r *runner) end(order end) int64 {
 		r.listening.Wait()
 	}
 	r.finish(order)
+	for pause := 100 * time.Millisecond; p != nil; pause = min(2*pause, 5*time.Second) {
+		err := p.Clean()
+		if err == nil {
+			break
+		}
+		r.log.WithError(err).Error("processes of it are left; trying again and again to end them")
+		if r.node.unclean(r.key, err) {
+			return 0, false
+		}
+		time.Sleep(pause)
+	}
 	for delay := 10 * time.Millisecond; ; delay *= 2 {
 		err := removeTree(r.work)
 		if err == nil {
@@ -341,7 +354,7 @@ func (r *runner) end(order end) int64 {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.sequence
+	return r.sequence, true
 }
 
 // kill cuts the grace short.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,12 +21,13 @@ type faulty struct {
 	launcher
 	refuse   error
 	launched func()
+	clean    func() error
 	call     func(ctx context.Context, next process, r mvm.Request) (mvm.Reply, error)
 }
 
 type faultyProcess struct {
 	process
-	call func(ctx context.Context, next process, r mvm.Request) (mvm.Reply, error)
+	faulty *faulty
 }
 
 func (f *faulty) Launch(ctx context.Context, start mvm.Start) (process, error) {
@@ -36,14 +38,24 @@ func (f *faulty) Launch(ctx context.Context, start mvm.Start) (process, error) {
 		return nil, f.refuse
 	}
 	p, err := f.launcher.Launch(ctx, start)
-	if err == nil && f.call != nil {
-		p = &faultyProcess{p, f.call}
+	if err == nil && (f.call != nil || f.clean != nil) {
+		p = &faultyProcess{p, f}
 	}
 	return p, err
 }
 
 func (p *faultyProcess) Call(ctx context.Context, r mvm.Request) (mvm.Reply, error) {
-	return p.call(ctx, p.process, r)
+	if p.faulty.call == nil {
+		return p.process.Call(ctx, r)
+	}
+	return p.faulty.call(ctx, p.process, r)
+}
+
+func (p *faultyProcess) Clean() error {
+	if p.faulty.clean == nil {
+		return p.process.Clean()
+	}
+	return p.faulty.clean()
 }
 
 // faulty starts a node whose MVM processes misbehave.
@@ -190,4 +202,36 @@ func TestAForgedAwaken(t *testing.T) {
 	if f := g.failures("forgedfalse") + g.failures("forgedtrue"); f != "" || !m.spool.empty() {
 		t.Errorf("it was reported: %q", f)
 	}
+}
+
+// Terminate is acknowledged when nothing is left, not before.
+func TestProcessesThatDoNotEnd(t *testing.T) {
+	g := newGrid(t)
+	var stuck atomic.Bool
+	stuck.Store(true)
+	m := g.faulty(&faulty{clean: func() error {
+		if stuck.Load() {
+			return errors.New("process 7 does not end")
+		}
+		return nil
+	}})
+	m.run("j", "sleep 1000")
+	for range 2 {
+		_, err := m.queue.TerminateContext(context.Background(), &wsdl.Terminate{Attempt: m.attempt("j", 1)})
+		if code(err) != "unavailable" || !strings.Contains(err.Error(), "process 7") {
+			t.Fatalf("Terminate: %v", err)
+		}
+	}
+	m.mu.Lock()
+	if free := m.ledger.free(); free == m.total {
+		t.Error("its room is free again")
+	}
+	m.mu.Unlock()
+	stuck.Store(false)
+	m.terminate("j", 1, 0)
+	m.clean()
+	// A node that shuts down does not wait for what never ends.
+	stuck.Store(true)
+	m.run("k", "sleep 1000")
+	m.stop()
 }

@@ -45,8 +45,26 @@ type process interface {
 	Events() <-chan mvm.Event
 	// Kill ends the process and all it started, at once.
 	Kill()
-	// Done is closed when the process and all it started are gone.
+	// Done is closed when the process is gone and what it started was ended, as
+	// far as that worked: Clean says so.
 	Done() <-chan struct{}
+	// Clean is nil when nothing of the process is left. Else it has tried again
+	// to end what is. To be called after Done.
+	Clean() error
+}
+
+// launched is a real MVM process.
+type launched struct {
+	*mvm.Handle
+	mark string
+}
+
+func (l *launched) Clean() error {
+	if l.Err() == nil || l.Ready().Cleaning == mvm.PIDNamespace { // the kernel ended all
+		return nil
+	}
+	_, err := mvm.Sweep(l.mark)
+	return err
 }
 
 // starter is the launcher of real MVM processes.
@@ -89,11 +107,12 @@ func (s *starter) Launch(ctx context.Context, start mvm.Start) (process, error) 
 	if err != nil {
 		return nil, err
 	}
-	h, err := mvm.Launch(mvm.LaunchConfig{Binary: binary, Start: start, Cleaning: s.cleaning, Mark: s.prefix + random(12)})
+	mark := s.prefix + random(12)
+	h, err := mvm.Launch(mvm.LaunchConfig{Binary: binary, Start: start, Cleaning: s.cleaning, Mark: mark})
 	if err != nil {
-		return nil, err // not h: a nil *Handle is a process that is not nil
+		return nil, err
 	}
-	return h, nil
+	return &launched{h, mark}, nil
 }
 
 func (s *starter) Sweep() (int, error) { return mvm.Sweep(s.prefix) }

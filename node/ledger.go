@@ -164,6 +164,12 @@ type (
 		key
 		reason string
 	}
+	// unclean tells that processes of an ending attempt are still there although
+	// they were killed. Their end is tried again and again.
+	unclean struct {
+		key
+		why string
+	}
 	// removed tells that nothing of the attempt is left.
 	removed struct {
 		key
@@ -267,6 +273,12 @@ func (l *ledger) step(event any) []any {
 	case lost:
 		if a := l.find(e.key); a != nil && a.phase != terminating {
 			return l.end(a, 0, e.reason, false)
+		}
+	case unclean:
+		// An answer to Terminate is proof that nothing is left.
+		if a := l.find(e.key); a != nil {
+			return answerAll(nil, &a.terminates, wsdl.NewFault(wsdl.FaultCodeUnavailable,
+				fmt.Sprintf("not all of attempt %s is gone from node %s yet: %s", e.key, l.node, e.why), "call again: the node goes on ending it"), 0)
 		}
 	case removed:
 		return l.remove(e)

@@ -181,6 +181,8 @@ func parseEvent(line string) (any, error) {
 		e = spawned{key: attempt(arg(0)), fault: fault}
 	case "lost":
 		e = lost{key: attempt(arg(0)), reason: "the MVM process is gone"}
+	case "unclean":
+		e = unclean{key: attempt(arg(0)), why: "process 7 does not end"}
 	case "removed":
 		e = removed{key: attempt(arg(0)), sequence: int64(number(values["sequence"]))}
 	case "leave":

@@ -395,7 +395,10 @@ func (n *Node) stepLocked(event any, request *wsdl.Awaken) {
 		case end:
 			r := n.runners[a.key]
 			n.running.Go(func() {
-				sequence := r.end(a)
+				sequence, gone := r.end(a)
+				if !gone {
+					return
+				}
 				n.mu.Lock()
 				defer n.mu.Unlock()
 				delete(n.runners, r.key)
@@ -414,6 +417,15 @@ func (n *Node) stepLocked(event any, request *wsdl.Awaken) {
 	case leave:
 		n.idle.Stop()
 	}
+}
+
+// unclean tells the ledger of what does not end, and says whether the node shuts
+// down.
+func (n *Node) unclean(k key, why error) (leaving bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.stepLocked(unclean{k, why.Error()}, nil)
+	return n.ledger.leaving
 }
 
 // idleAfter is how long a node holds nothing before it gives memory back.
