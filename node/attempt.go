@@ -213,7 +213,7 @@ func (r *runner) build(ctx context.Context, i int, b *wsdl.Build) (*wsdl.BuildSt
 		request.Files = append(request.Files, build.File{Name: f.Name, Digest: f.Digest})
 	}
 	if err := build.Check(request.Language, request.Flags, request.Files); err != nil {
-		return nil, wsdl.NewFault(wsdl.FaultCodeBuildFailed, fmt.Sprintf("source %s: %v", b.Source, err), "")
+		return nil, wsdl.NewFault(wsdl.FaultCodeBuildFailed, fmt.Sprintf("source %s: %v", b.Source, err), advice(wsdl.FaultCodeBuildFailed))
 	}
 	digest, err := build.Key(request)
 	if err != nil {
@@ -258,7 +258,7 @@ func (r *runner) spawn() *wsdl.Fault {
 	}
 	for _, c := range plan.Channel {
 		if c.From == nil || c.To == nil {
-			return wsdl.Faultf(wsdl.FaultCodeInvalidRequest, "channel %d lacks an end", wsdl.Or(c.Id, 0))
+			return wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("channel %d lacks an end", wsdl.Or(c.Id, 0)), "give it from and to")
 		}
 		message.Channels = append(message.Channels, queuevm.Channel{
 			ID: uint32(wsdl.Or(c.Id, 0)), Capacity: int(c.Capacity), From: endpoint(c.From), To: endpoint(c.To),
@@ -285,7 +285,7 @@ func (r *runner) specify(s *wsdl.ProcessSpec, artifacts map[string]string) (mvm.
 	id := int(wsdl.Or(s.Id, 0))
 	artifact, ok := artifacts[s.Source]
 	if !ok {
-		return mvm.ProcessSpec{}, wsdl.Faultf(wsdl.FaultCodeInvalidRequest, "process %d runs source %q, which Awaken did not name", id, s.Source)
+		return mvm.ProcessSpec{}, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("process %d runs source %q, which Awaken did not name", id, s.Source), "name every source in Awaken")
 	}
 	command, err := build.Command(artifact, s.Argument)
 	if err != nil {
@@ -430,14 +430,34 @@ func (r *runner) fault(what string, err error) *wsdl.Fault {
 	}
 	var refused *mvm.Error
 	if errors.As(err, &refused) {
-		f := wsdl.NewFault(wsdl.FaultCode(refused.Code), refused.Message, "")
-		f.Output = refused.Output
-		if f.Code == nil || *f.Code == "" {
-			f.Code = wsdl.Of(wsdl.FaultCodeInternal)
+		code := wsdl.FaultCode(refused.Code)
+		if code == "" {
+			code = wsdl.FaultCodeInternal
 		}
+		f := wsdl.NewFault(code, refused.Message, advice(code))
+		f.Output = refused.Output
 		return f
 	}
 	return r.internal(what, err)
+}
+
+// advice is what to do about an error that an MVM process answered.
+func advice(code wsdl.FaultCode) string {
+	switch code {
+	case wsdl.FaultCodeBuildFailed:
+		return "mend the source or its flags"
+	case wsdl.FaultCodeNotFound:
+		return "the job's status names its outside queues and their directions"
+	case wsdl.FaultCodeTooLarge:
+		return "send smaller items, or give the edge a larger capacity"
+	case wsdl.FaultCodeConflict:
+		return "ask the broker for the job's state: the queue is closed or the attempt is ending"
+	case wsdl.FaultCodeUnavailable:
+		return "ask the broker for the job's state: the attempt is ending, or has lost a node"
+	case wsdl.FaultCodeTimeout:
+		return "try again, or wait longer"
+	}
+	return "look into the node's log, or place the job elsewhere"
 }
 
 func (r *runner) internal(what string, err error) *wsdl.Fault {

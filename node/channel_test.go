@@ -3,6 +3,7 @@ package node
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -103,8 +104,15 @@ print("relayed", n)
 			got++
 		}
 	}
-	if _, err := a.queue.EnqueueContext(ctx, &wsdl.Enqueue{Job: "j", Queue: "nope", Item: items}); code(err) != "notFound" {
-		t.Errorf("an unknown queue: %v", err)
+	for _, given := range [][]*wsdl.Binary{items, nil} {
+		_, err := a.queue.EnqueueContext(ctx, &wsdl.Enqueue{Job: "j", Queue: "nope", Item: given})
+		var fault *wsdl.Fault
+		if code(err) != "notFound" || !errors.As(err, &fault) || fault.Advice == "" {
+			t.Errorf("an unknown queue, %d items: %v", len(given), err)
+		}
+	}
+	if empty, err := b.queue.DequeueContext(ctx, &wsdl.Dequeue{Job: "j", Queue: "out", Limit: 4, TimeoutMillis: 10}); err != nil || len(empty.Item) > 0 || wsdl.Or(empty.End, true) {
+		t.Errorf("an empty queue: %+v, %v", empty, err)
 	}
 	// The states, as people see them.
 	for _, m := range []*member{a, b} {
@@ -161,4 +169,35 @@ print("relayed", n)
 	if f := g.failures("j"); f != "" {
 		t.Errorf("failures: %s", f)
 	}
+}
+
+// A queue that fills says how much it took, and what it has is not lost.
+func TestAFullQueue(t *testing.T) {
+	g := newGrid(t)
+	m := g.node()
+	if _, err := m.awaken("j", 1, 1, m.source("main", wsdl.LanguageShell, "sleep 1000")); err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.Background()
+	_, err := m.queue.InstantiateContext(ctx, &wsdl.Instantiate{Attempt: m.attempt("j", 1), Process: []*wsdl.ProcessSpec{spec(0, "main")},
+		Channel: []*wsdl.Channel{{Id: wsdl.Of(int32(0)), Capacity: 4096, From: &wsdl.ChannelEnd{Outside: "in"}, To: &wsdl.ChannelEnd{Process: wsdl.Of(int32(0)), Port: "source"}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var items []*wsdl.Binary
+	for range 10 {
+		items = append(items, wsdl.Of(wsdl.Binary(strings.Repeat("x", 1000))))
+	}
+	put, err := m.queue.EnqueueContext(ctx, &wsdl.Enqueue{Job: "j", Queue: "in", Item: items, TimeoutMillis: 50})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := wsdl.Or(put.Accepted, -1); n < 1 || n > 4 {
+		t.Errorf("a queue of 4096 bytes took %d items of 1000", n)
+	}
+	if put, err = m.queue.EnqueueContext(ctx, &wsdl.Enqueue{Job: "j", Queue: "in", Item: items, TimeoutMillis: 50}); err != nil || wsdl.Or(put.Accepted, -1) != 0 {
+		t.Errorf("a full queue: %+v, %v", put, err)
+	}
+	m.terminate("j", 1, 0)
+	m.clean()
 }

@@ -235,3 +235,28 @@ func TestProcessesThatDoNotEnd(t *testing.T) {
 	m.run("k", "sleep 1000")
 	m.stop()
 }
+
+// What a queue took before something kept the rest out is told.
+func TestAnEnqueueThatFailsHalfway(t *testing.T) {
+	g := newGrid(t)
+	m := g.faulty(&faulty{call: func(ctx context.Context, next process, r mvm.Request) (mvm.Reply, error) {
+		if r.Enqueue != nil {
+			failed := &mvm.Error{Code: "conflict", Message: "queue q is closed"}
+			return mvm.Reply{Count: len(r.Enqueue.Items) / 2, Error: failed}, failed
+		}
+		return next.Call(ctx, r)
+	}})
+	m.run("j", "sleep 1000")
+	item := wsdl.Of(wsdl.Binary("x"))
+	put, err := m.queue.EnqueueContext(context.Background(), &wsdl.Enqueue{Job: "j", Queue: "q", Item: []*wsdl.Binary{item, item}})
+	if err != nil || wsdl.Or(put.Accepted, -1) != 1 {
+		t.Errorf("half an Enqueue: %+v, %v", put, err)
+	}
+	_, err = m.queue.EnqueueContext(context.Background(), &wsdl.Enqueue{Job: "j", Queue: "q", Item: []*wsdl.Binary{item}})
+	var fault *wsdl.Fault
+	if code(err) != "conflict" || !errors.As(err, &fault) || fault.Advice == "" {
+		t.Errorf("the other half: %v", err)
+	}
+	m.terminate("j", 1, 0)
+	m.clean()
+}

@@ -352,7 +352,7 @@ func stale(k key, what, advice string) *wsdl.Fault {
 func (j *jobRecord) over(k key) *wsdl.Fault {
 	switch {
 	case k.number < j.highest:
-		return stale(k, fmt.Sprintf("is older than attempt %d, which this node has seen", j.highest), "")
+		return stale(k, fmt.Sprintf("is older than attempt %d, which this node has seen", j.highest), "go on with the newest attempt")
 	case k.number == j.ended && j.fault != nil:
 		return j.fault
 	case k.number == j.ended:
@@ -375,7 +375,7 @@ func (l *ledger) awaken(e awakenCall) []any {
 		return no(wsdl.NewFault(wsdl.FaultCodeUnavailable, "node "+l.node+" has not joined the grid yet", "try again later"))
 	}
 	if e.need.Slots < 0 || e.need.Memory < 0 || e.need.Cores < 0 {
-		return no(wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("attempt %s asks for less than nothing", e.key), ""))
+		return no(wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("attempt %s asks for less than nothing", e.key), "give slots, memory and cores from 0"))
 	}
 	j := l.record(e.job)
 	if f := j.over(e.key); f != nil {

@@ -172,7 +172,7 @@ func (q *queue) ReadStreamContext(ctx context.Context, request *wsdl.ReadStream)
 		_, known := r.specs[id]
 		r.mu.Unlock()
 		if !known {
-			return nil, wsdl.NewFault(wsdl.FaultCodeNotFound, fmt.Sprintf("process %d of attempt %s is not on node %s", id, f.key, n.id), "")
+			return nil, wsdl.NewFault(wsdl.FaultCodeNotFound, fmt.Sprintf("process %d of attempt %s is not on node %s", id, f.key, n.id), "the job's status names the node of each process")
 		}
 		data, next, end, _, err := mvm.ReadStream(r.work, id, request.Name, request.Offset, length)
 		if err != nil {
@@ -187,7 +187,7 @@ func (q *queue) ReadStreamContext(ctx context.Context, request *wsdl.ReadStream)
 		}
 		select { // the writer is another process and rings no bell
 		case <-ctx.Done():
-			return nil, wsdl.NewFault(wsdl.FaultCodeTimeout, "the caller did not wait", "")
+			return nil, wsdl.NewFault(wsdl.FaultCodeTimeout, "the caller did not wait", "read again at the same offset")
 		case <-time.After(min(50*time.Millisecond, max(time.Until(deadline), time.Millisecond))):
 		}
 	}
@@ -294,9 +294,11 @@ func (q *queue) EnqueueContext(ctx context.Context, request *wsdl.Enqueue) (*wsd
 		message.Items = append(message.Items, []byte(*item))
 	}
 	reply, err := q.outside(ctx, request.Job, message.Timeout, mvm.Request{Enqueue: message})
-	if err != nil {
+	if err != nil && (reply.Count == 0 || reply.Count >= len(message.Items)) {
 		return nil, err
 	}
+	// What is in the queue must not be sent again: that something kept the
+	// others out is heard by whoever sends them.
 	return &wsdl.EnqueueResponse{Accepted: wsdl.Of(int32(reply.Count))}, nil
 }
 
@@ -326,7 +328,7 @@ func (q *queue) OpenSocketContext(ctx context.Context, request *wsdl.OpenSocket)
 		return nil, err
 	}
 	if reply.Socket == nil {
-		return nil, wsdl.Faultf(wsdl.FaultCodeInternal, "the MVM process of job %q opened no socket", request.Job)
+		return nil, wsdl.NewFault(wsdl.FaultCodeInternal, fmt.Sprintf("the MVM process of job %q opened no socket", request.Job), "look into the node's log")
 	}
 	return &wsdl.OpenSocketResponse{Address: q.node.reachable(reply.Socket.Address), Token: reply.Socket.Token}, nil
 }
