@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -259,4 +262,29 @@ func TestAnEnqueueThatFailsHalfway(t *testing.T) {
 	}
 	m.terminate("j", 1, 0)
 	m.clean()
+}
+
+// A file that nobody can remove does not keep a machine out of the grid.
+func TestAFileThatStays(t *testing.T) {
+	dir := t.TempDir()
+	left := filepath.Join(dir, "work", "j-old-1", "process-0")
+	if err := os.MkdirAll(left, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(left, "immutable")
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("chattr", "+i", file).CombinedOutput(); err != nil {
+		t.Skipf("SKIPPED: no file can be made immutable here: %v %s", err, out)
+	}
+	t.Cleanup(func() { exec.Command("chattr", "-i", file).Run() })
+	g := newGrid(t)
+	m := g.with(dir, quickParts(), nil)
+	m.run("j", "echo fine")
+	eventually(t, "the job's end is reported", func() bool { s := g.status("j", 0); return s != nil && terminal(s) })
+	if s := g.status("j", 0); *s.State != wsdl.ProcessStateExited || g.text(s, "stdout") != "fine\n" {
+		t.Errorf("the process is %+v", s)
+	}
+	m.terminate("j", 1, 0)
 }

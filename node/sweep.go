@@ -192,8 +192,10 @@ func sweep(f folders, l launcher, grace time.Duration, log *logrus.Entry) error 
 	if marked+under > 0 {
 		log.WithField("processes", marked+under).Warn("ended processes of this node's earlier life")
 	}
+	// A file that cannot be removed (an immutable one, say) must not keep the
+	// machine out of the grid: attempts work in folders of new names.
 	if err := removeTree(f.work); err != nil {
-		return fmt.Errorf("remove what an earlier life left: %w", err)
+		log.WithError(err).Error("files of this node's earlier life stay: remove them by hand")
 	}
 	for _, dir := range []string{f.work, f.records} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
