@@ -25,8 +25,12 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
+	"mvm/broker/profile"
+	"mvm/node/build"
+	"mvm/wsdl"
 )
 
 // TestMain builds the real program once for the tests that run it.
@@ -709,5 +713,35 @@ func TestRolesApart(t *testing.T) {
 		if err != nil || string(said) != "hello" {
 			t.Errorf("through the %s the job printed %q, %v", name, said, err)
 		}
+	}
+}
+
+// TestNamesThatTheBrokerTakesTheNodeTakes holds two rooms that must not know
+// each other to one rule: what a profile may call a file, a build accepts.
+func TestNamesThatTheBrokerTakesTheNodeTakes(t *testing.T) {
+	t.Parallel()
+	names := []string{"a/b/c.c", "a b.c", "ä.c", "...", "a/.b", ".a", "~a", "a/~b", "@a", "a/@b", "-a", "a/-b", "a//b", "a/./b", "a/../b", "/a", "a/",
+		strings.Repeat("a/", 127) + "b", strings.Repeat("a/", 130) + "b", strings.Repeat("a", 255), strings.Repeat("a", 256)}
+	for r := rune(1); r < 0x180; r++ {
+		names = append(names, "a"+string(r)+"b", string(r)+"b")
+	}
+	accepted := 0
+	for _, name := range names {
+		job := &wsdl.Job{
+			Name:   "j",
+			Source: []*wsdl.Source{{Name: "s", Language: wsdl.Of(wsdl.LanguageShell), File: []*wsdl.SourceFile{{Name: name, Text: "true"}}}},
+			Input:  []*wsdl.InputFile{{Name: name, Text: "in"}},
+			Task:   []*wsdl.Task{{Name: "t", Source: "s"}},
+		}
+		if _, err := profile.Compile(job, nil, nil, nil); err != nil {
+			continue
+		}
+		accepted++
+		if err := build.CheckName(name); err != nil {
+			t.Errorf("the broker takes the file name %q, but a node: %v", name, err)
+		}
+	}
+	if accepted < 300 {
+		t.Errorf("only %d of %d names are accepted: the test shows little", accepted, len(names))
 	}
 }

@@ -2,6 +2,7 @@ package profile
 
 import (
 	"path"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 )
@@ -72,7 +73,25 @@ func unfit(name string) string {
 	return ""
 }
 
-const fileRule = "a relative path without '..'"
+const fileRule = "a relative path of at most 255 bytes without '..', parts that begin with '-', '@', '.' or '~', and any of \"'`$*?;|&<>"
+
+// mistakable says what in a fit name a compiler or a program could take for
+// something else than a file, or "". Nodes refuse the same (node/build).
+func mistakable(name string) string {
+	if len(name) > 255 {
+		return "is longer than 255 bytes"
+	}
+	if i := strings.IndexAny(name, "\"'`$*?;|&<>\uFFFD"); i >= 0 {
+		r, _ := utf8.DecodeRuneInString(name[i:])
+		return "contains " + strconv.QuoteRune(r)
+	}
+	for part := range strings.SplitSeq(name, "/") {
+		if strings.ContainsRune("-@.~", rune(part[0])) {
+			return "has a part that begins with " + strconv.QuoteRune(rune(part[0]))
+		}
+	}
+	return ""
+}
 
 // files keeps track of the file names used in one folder.
 type files map[string]bool
@@ -80,7 +99,11 @@ type files map[string]bool
 // claim reports a name that is unfit, taken, or is a folder of another; others
 // are taken in the same folder too.
 func (p *problems) claim(taken, others files, at place, name, what string) bool {
-	if fault := unfit(name); fault != "" {
+	fault := unfit(name)
+	if fault == "" {
+		fault = mistakable(name)
+	}
+	if fault != "" {
 		p.add(at, name, fileRule, "%s is named %s, which %s; expected %s", what, quote(name), fault, fileRule)
 		return false
 	}
