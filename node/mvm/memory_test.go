@@ -1,11 +1,21 @@
 package mvm
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestMemoryLimit(t *testing.T) {
@@ -40,4 +50,185 @@ func TestMemoryLimit(t *testing.T) {
 	}
 	l.Kill()
 	l.over()
+}
+
+// TestMemoryLimitOfChildren starts programs whose first deed is to fork, so
+// that the child that takes the memory is there before anything can be done to
+// a program that runs.
+func TestMemoryLimitOfChildren(t *testing.T) {
+	python, err := exec.LookPath("python3")
+	if err != nil {
+		t.Skip("SKIPPED: python3 is needed to take memory; install it")
+	}
+	take := fmt.Sprintf("%s -c \"x = bytearray(400 << 20); x[::4096] = b'x' * len(x[::4096]); print('taken')\"", python)
+	path := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}
+	var specs []ProcessSpec
+	for id, program := range []struct {
+		mebibytes int64
+		script    string
+	}{
+		{100, take + "; exit $?"},
+		{100, "(" + take + "; exit $?) & wait $!"},
+		{100, "((" + take + "; : > gone) &); until [ -e gone ]; do sleep 0.05; done"}, // an orphan
+		{0, "echo free"},
+		{1, ":"}, // hardly enough to start with: it may fail, but nothing else may
+	} {
+		spec := sh(id, program.script)
+		spec.Environment, spec.MemoryMiB = path, program.mebibytes
+		specs = append(specs, spec)
+	}
+	grouped := findGroups(forMemory).parent != ""
+	levels(t, func(t *testing.T, binary *os.File, cleaning string) {
+		l := launch(t, binary, cleaning, nil)
+		l.run(specs...)
+		for id := range 3 {
+			s, printed, complaint := l.await(id), l.printed(id, "stdout"), l.printed(id, "stderr")
+			if printed != "" || grouped && s.Message != "memory limit of 100 MiB exceeded" ||
+				!grouped && !strings.Contains(complaint, "MemoryError") {
+				t.Errorf("program %d: %+v, printed %q\n%s", id, s, printed, complaint)
+			}
+		}
+		if s := l.await(3); s.ExitCode != 0 || s.Message != "" {
+			t.Errorf("a program without a limit: %+v", s)
+		}
+		l.await(4)
+		l.terminate()
+	})
+}
+
+// TestStuckInCell: while the starting thread cannot leave a cell, nothing is
+// started that would share a limit that is not its own.
+func TestStuckInCell(t *testing.T) {
+	stuck := errors.New("stuck")
+	s := &spawner{children: map[int]func(syscall.WaitStatus, *syscall.Rusage){}, leave: func() error { return stuck }}
+	s.changed = sync.NewCond(&s.mu)
+	start := func() error { return s.start([]string{"/bin/true"}, nil, "/", nil, nil, nil, nil) }
+	if err := start(); !errors.Is(err, stuck) || len(s.children) != 0 {
+		t.Errorf("%v, and %d programs started", err, len(s.children))
+	}
+	s.leave = func() error { return nil }
+	if err := start(); err != nil || len(s.children) != 1 {
+		t.Errorf("%v, and %d programs started", err, len(s.children))
+	}
+	for pid := range s.children { // no reaper is at work here
+		if _, err := syscall.Wait4(pid, nil, 0, nil); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestCell starts programs inside a group of each kind, and puts programs there
+// that have forked already.
+func TestCell(t *testing.T) {
+	for name, g := range map[string]groups{
+		"version 2":     {"/sys/fs/cgroup", true},
+		"version 2 too": {"/sys/fs/cgroup/unified", true},
+		"memory":        {"/sys/fs/cgroup/memory", false},
+		"own memory":    findGroups(forMemory),
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := os.Stat(filepath.Join(g.parent, "cgroup.procs")); err != nil {
+				t.Skipf("SKIPPED: there are no such groups here: %v", err)
+			}
+			group, err := g.add("mvm.test-cell-" + strconv.Itoa(os.Getpid()))
+			if err != nil {
+				t.Skipf("SKIPPED: no such groups can be made here: %v", err)
+			}
+			c := &cell{g, group}
+			defer func() {
+				if err := endGroup(group, time.Now().Add(10*time.Second)); err != nil {
+					t.Error(err)
+				}
+			}()
+			t.Run("born", func(t *testing.T) {
+				runtime.LockOSThread() // and it ends with the test
+				// To where a thread returns it must have been.
+				if err := os.WriteFile(filepath.Join(g.parent, "tasks"), []byte("0"), 0); !g.unified && err != nil {
+					t.Fatal(err)
+				}
+				where := func() string {
+					text, err := os.ReadFile("/proc/thread-self/cgroup")
+					if err != nil {
+						t.Fatal(err)
+					}
+					return string(text)
+				}
+				before := where()
+				// Its child tells where it is: most is told of who forks first.
+				command := exec.Command("/bin/sh", "-c", "cat /proc/self/cgroup; exit $?")
+				command.SysProcAttr = &syscall.SysProcAttr{}
+				leave, err := c.enter(command.SysProcAttr)
+				if err != nil {
+					t.Fatal(err)
+				}
+				out, failed := command.Output()
+				if err := leave(); err != nil {
+					t.Fatal(err)
+				}
+				if failed != nil || !strings.Contains(string(out), filepath.Base(group)) {
+					t.Errorf("a child is not in the group: %v\n%s", failed, out)
+				}
+				if after := where(); after != before {
+					t.Errorf("the starting thread was in\n%sand is in\n%s", before, after)
+				}
+				if command.SysProcAttr.UseCgroupFD {
+					t.Error("the next child would be born there too")
+				}
+			})
+			t.Run("late", func(t *testing.T) {
+				pid := family(t)
+				if err := throughout(pid, c.take); err != nil {
+					t.Fatal(err)
+				}
+				inside := members(group)
+				for _, each := range session(pid) {
+					if !slices.Contains(inside, each) {
+						t.Errorf("process %d of %v is not among %v", each, session(pid), inside)
+					}
+				}
+			})
+		})
+	}
+}
+
+// TestDataLimitOfChildren limits a program that has forked already.
+func TestDataLimitOfChildren(t *testing.T) {
+	pid := family(t)
+	if err := new(process).limitMemory(&program{state: ProcessState{PID: pid}}, 100, nil, false); err != nil {
+		t.Fatal(err)
+	}
+	for _, each := range session(pid) {
+		var limit unix.Rlimit
+		if err := unix.Prlimit(each, unix.RLIMIT_DATA, nil, &limit); err != nil || limit.Max != 100<<20 || limit.Cur != 100<<20 {
+			t.Errorf("process %d of %v: %+v, %v", each, session(pid), limit, err)
+		}
+	}
+}
+
+// family starts a program with a child, an orphan, and one in a session of its
+// own.
+func family(t *testing.T) (leader int) {
+	t.Helper()
+	command := exec.Command("/bin/sh", "-c", "sleep 1000 & (sleep 1000 &); setsid sleep 1000 & wait")
+	command.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	leader = command.Process.Pid
+	var all []int
+	eventually(t, "the program has forked", func() bool {
+		all = slices.Compact(slices.Sorted(slices.Values(session(leader))))
+		alone := slices.ContainsFunc(all, func(pid int) bool {
+			id, err := unix.Getsid(pid)
+			return err == nil && id == pid && id != leader
+		})
+		return len(all) == 4 && alone
+	})
+	t.Cleanup(func() {
+		for _, pid := range all {
+			unix.Kill(pid, unix.SIGKILL)
+		}
+		command.Wait()
+	})
+	return leader
 }

@@ -163,10 +163,11 @@ func (p *process) spawn(s ProcessSpec) error {
 		err = errors.New("the attempt is ending: " + p.ending)
 	} else {
 		var refused error
-		err = p.spawner.start(s.Command, p.environment(dir, s.Environment, told), dir, files, func(pid, pidfd int) {
+		cell := p.memoryCell(s.ID, s.MemoryMiB)
+		err = p.spawner.start(s.Command, p.environment(dir, s.Environment, told), dir, files, cell, func(pid, pidfd int, inside bool) {
 			program.state.PID, program.state.Started = pid, time.Now()
 			if refused = p.vm.Started(s.ID, pidfd); refused == nil {
-				refused = p.limitMemory(program, s.MemoryMiB)
+				refused = p.limitMemory(program, s.MemoryMiB, cell, inside)
 			}
 			if refused != nil {
 				unix.Kill(pid, unix.SIGKILL)
@@ -177,6 +178,8 @@ func (p *process) spawn(s ProcessSpec) error {
 			p.running++
 			p.tell(Event{Process: new(program.state)})
 			err = refused
+		} else if cell != nil {
+			_ = os.Remove(cell.path) // or the node does
 		}
 	}
 	if err != nil && program.state.PID == 0 {
@@ -440,8 +443,8 @@ func (p *process) Run(ctx context.Context, s build.Step) (int, error) {
 	output := s.Output.Fd()
 	var err error
 	p.spawner.do(func() {
-		err = p.spawner.start(s.Argv, append(s.Environment, mark, markName+"="+p.mark), s.Dir, []uintptr{p.null.Fd(), output, output},
-			func(pid, _ int) {
+		err = p.spawner.start(s.Argv, append(s.Environment, mark, markName+"="+p.mark), s.Dir, []uintptr{p.null.Fd(), output, output}, nil,
+			func(pid, _ int, _ bool) {
 				e.pid = pid
 				if e.failed = build.Limited(pid); e.failed != nil {
 					unix.Kill(-pid, unix.SIGKILL)

@@ -17,6 +17,7 @@ import (
 type spawner struct {
 	deathSignal syscall.Signal // what children get when the MVM process dies; 0 where the namespace sees to it
 	works       chan func()    // done on one OS thread that never ends
+	leave       func() error   // takes that thread out of the cell that it is stuck in; nil while it is in none; used by works only
 
 	mu       sync.Mutex // guards what follows; held from before a fork until the child is known, and while one is reaped
 	children map[int]func(syscall.WaitStatus, *syscall.Rusage)
@@ -32,14 +33,23 @@ func newSpawner(deathSignal syscall.Signal) *spawner {
 		none:        true,
 	}
 	s.changed = sync.NewCond(&s.mu)
-	go func() {
-		runtime.LockOSThread()
-		for work := range s.works {
-			work()
-		}
-	}()
+	go s.work()
 	go s.reap()
 	return s
+}
+
+// work has one OS thread for itself. It is not the first one of the process,
+// which must not enter a cell: that one is kept from everyone, so that it is not
+// taken again.
+func (s *spawner) work() {
+	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		go s.work()
+		select {}
+	}
+	for work := range s.works {
+		work()
+	}
 }
 
 // do has work done on the thread that starts all children, and waits for it:
@@ -55,30 +65,64 @@ func (s *spawner) do(work func()) {
 }
 
 // start, called in do, runs a program in a session of its own. files become its descriptors 0,
-// 1, ... ended is called once, after the program and what was left of its
+// 1, ... in is the cell for it to be born in, or nil; where that does not work
+// it is started outside. ended is called once, after the program and what was left of its
 // process group are gone; it must not wait for another child. before, unless
-// nil, is called with the pid and a pidfd (closed afterwards) before ended can be.
-func (s *spawner) start(argv, environment []string, dir string, files []uintptr, before func(pid, pidfd int), ended func(syscall.WaitStatus, *syscall.Rusage)) error {
+// nil, is called before ended can be, with the pid, a pidfd (closed afterwards)
+// and whether the program was born in its cell.
+func (s *spawner) start(argv, environment []string, dir string, files []uintptr, in *cell, before func(pid, pidfd int, inside bool), ended func(syscall.WaitStatus, *syscall.Rusage)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	pidfd := -1
-	pid, err := syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{
+	attributes := &syscall.ProcAttr{
 		Dir: dir, Env: environment, Files: files,
 		Sys: &syscall.SysProcAttr{Setsid: true, Pdeathsig: s.deathSignal, PidFD: &pidfd},
-	})
+	}
+	// A child of a thread that is stuck would share another program's limit.
+	if err := s.outside(); err != nil {
+		return err
+	}
+	var pid int
+	inside := false
+	if in != nil {
+		if leave, err := in.enter(attributes.Sys); err == nil {
+			s.leave = leave
+			pid, err = syscall.ForkExec(argv[0], argv, attributes)
+			inside = err == nil
+			stuck := s.outside() // no fault of a child that was born well: the next start says it
+			if !inside && stuck != nil {
+				return stuck
+			}
+		}
+	}
+	if !inside {
+		var err error
+		if pid, err = syscall.ForkExec(argv[0], argv, attributes); err != nil {
+			return err
+		}
+	}
 	if pidfd >= 0 {
 		defer unix.Close(pidfd)
 	}
-	if err != nil {
-		return err
-	}
 	if before != nil {
-		before(pid, pidfd)
+		before(pid, pidfd, inside)
 	}
 	s.children[pid] = ended
 	s.none = false
 	s.changed.Broadcast()
 	return nil
+}
+
+// outside brings the thread that starts children out of every cell.
+func (s *spawner) outside() error {
+	if s.leave == nil {
+		return nil
+	}
+	err := s.leave()
+	if err == nil {
+		s.leave = nil
+	}
+	return err
 }
 
 // reap collects the dead, one at a time and for ever.

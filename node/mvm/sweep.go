@@ -91,16 +91,20 @@ func killDescendants(root int) {
 	}
 }
 
-// descendants lists what descends from a process, as /proc has it now.
-func descendants(root int) []int {
+// descendants lists what descends from processes, as /proc has it now.
+func descendants(roots ...int) []int {
 	children := map[int][]int{}
 	for _, pid := range pids() {
 		if parent, ok := parentOf(pid); ok {
 			children[parent] = append(children[parent], pid)
 		}
 	}
-	var all []int
-	for next := children[root]; len(next) > 0; {
+	var all, next []int
+	for _, root := range roots {
+		next = append(next, children[root]...)
+		delete(children, root)
+	}
+	for len(next) > 0 {
 		pid := next[len(next)-1]
 		next = append(next[:len(next)-1], children[pid]...)
 		delete(children, pid) // numbers that are used again can make a circle
