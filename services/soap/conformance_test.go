@@ -35,20 +35,21 @@ func (g withOutput) WaitJobContext(ctx context.Context, r *wsdl.WaitJob) (*wsdl.
 
 func conformance(t *testing.T, script string, arguments ...string) string {
 	t.Helper()
-	v := start(t, Config{Contracts: []wsdl.Contract{}})
-	grid := withOutput{v.grid}
-	for _, c := range []wsdl.Contract{
-		wsdl.BootstrapContract(grid), wsdl.BrokerContract(grid), wsdl.ImageContract(grid), wsdl.QueueContract(grid), wsdl.InformationContract(grid),
-	} {
-		var err error
-		if v.services[c.Name], err = newService(c); err != nil {
-			t.Fatal(err)
+	v := start(t, Config{Contracts: []wsdl.Contract{}}, func(v *running) {
+		grid := withOutput{v.grid}
+		for _, c := range []wsdl.Contract{
+			wsdl.BootstrapContract(grid), wsdl.BrokerContract(grid), wsdl.ImageContract(grid), wsdl.QueueContract(grid), wsdl.InformationContract(grid),
+		} {
+			var err error
+			if v.services[c.Name], err = newService(c); err != nil {
+				t.Fatal(err)
+			}
 		}
-	}
-	v.Router().HandleFunc("/services/image/blobs/{digest}", func(w http.ResponseWriter, r *http.Request) {
-		grid.mu.Lock()
-		defer grid.mu.Unlock()
-		_, _ = w.Write(grid.blobs[path.Base(r.URL.Path)])
+		v.Router().HandleFunc("/services/image/blobs/{digest}", func(w http.ResponseWriter, r *http.Request) {
+			grid.mu.Lock()
+			defer grid.mu.Unlock()
+			_, _ = w.Write(grid.blobs[path.Base(r.URL.Path)])
+		})
 	})
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()

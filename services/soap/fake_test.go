@@ -233,7 +233,8 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-func start(t testing.TB, config Config) *running {
+// start serves until the test ends. mount is called before.
+func start(t testing.TB, config Config, mount ...func(*running)) *running {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -249,6 +250,9 @@ func start(t testing.TB, config Config) *running {
 	config.Log.SetFormatter(&logrus.JSONFormatter{})
 	if v.Server, err = NewServer(config); err != nil {
 		t.Fatal(err)
+	}
+	for _, m := range mount {
+		m(v)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
