@@ -13,6 +13,8 @@ import (
 	"net/http"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"mvm/wsdl"
 )
@@ -82,7 +84,8 @@ func (e *callError) Unwrap() []error { return []error{e.Fault, e.cause} }
 
 // Call performs one call. An error has a *wsdl.Fault in its chain: the
 // server's own, or unavailable (no connection, or one that broke: the call may
-// have been carried out), timeout, tooLarge, internal (an answer that is none).
+// have been carried out; or what answers is no SOAP server), timeout, tooLarge,
+// internal (an answer that is none to this call).
 // When ctx was cancelled, the error wraps context.Canceled instead.
 func (c *Client) Call(ctx context.Context, url, operation string, request, response any) error {
 	if _, ok := ctx.Deadline(); !ok {
@@ -90,14 +93,17 @@ func (c *Client) Call(ctx context.Context, url, operation string, request, respo
 		ctx, cancel = context.WithTimeout(ctx, c.config.Timeout)
 		defer cancel()
 	}
-	status, media, data, err := c.post(ctx, url, operation, request)
+	got, err := c.post(ctx, url, operation, request)
 	if err != nil {
 		return c.broken(ctx, url, operation, err)
 	}
-	if media != media11 && media != media12 {
-		return c.odd(url, operation, status, data)
+	if got.media != media11 && got.media != media12 {
+		return c.odd(url, operation, got)
 	}
-	err = c.answer(operation, data, response)
+	err = c.answer(operation, got.data, response)
+	if errors.Is(err, errNoEnvelope) {
+		return c.odd(url, operation, got)
+	}
 	var fault *wsdl.Fault
 	if err != nil && !errors.As(err, &fault) {
 		return c.nonsense(url, operation, err.Error())
@@ -105,15 +111,23 @@ func (c *Client) Call(ctx context.Context, url, operation string, request, respo
 	return err
 }
 
-func (c *Client) post(ctx context.Context, url, operation string, request any) (status int, media string, data []byte, err error) {
+// received is what HTTP brought back from a call.
+type received struct {
+	status int
+	media  string // "" without a content type
+	node   bool   // whether it has the header that a Server's answers have
+	data   []byte
+}
+
+func (c *Client) post(ctx context.Context, url, operation string, request any) (got received, err error) {
 	var b bytes.Buffer
 	err = writeEnvelope(&b, c.version, "", func(b *bytes.Buffer) error { return writeElement(b, request) })
 	if err != nil {
-		return 0, "", nil, err
+		return got, err
 	}
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(b.Bytes()))
 	if err != nil {
-		return 0, "", nil, err
+		return got, err
 	}
 	action := wsdl.Namespace + "#" + operation
 	if c.config.SOAP12 {
@@ -125,20 +139,21 @@ func (c *Client) post(ctx context.Context, url, operation string, request any) (
 	if id := RequestID(ctx); id != "" {
 		r.Header.Set("X-Request-Id", id)
 	}
-	answer, err := c.http.Do(r)
+	response, err := c.http.Do(r)
 	if err != nil {
-		return 0, "", nil, err
+		return got, err
 	}
-	defer answer.Body.Close()
-	data, err = io.ReadAll(io.LimitReader(answer.Body, c.config.Response+1))
+	defer response.Body.Close()
+	got.data, err = io.ReadAll(io.LimitReader(response.Body, c.config.Response+1))
 	if err != nil {
-		return 0, "", nil, err
+		return got, err
 	}
-	if int64(len(data)) > c.config.Response {
-		return 0, "", nil, wsdl.Faultf(wsdl.FaultCodeTooLarge, "%s of %s answered with more than %d bytes", operation, url, c.config.Response)
+	if int64(len(got.data)) > c.config.Response {
+		return got, wsdl.Faultf(wsdl.FaultCodeTooLarge, "%s of %s answered with more than %d bytes", operation, url, c.config.Response)
 	}
-	media, _, _ = mime.ParseMediaType(answer.Header.Get("Content-Type"))
-	return answer.StatusCode, media, data, nil
+	got.status, got.node = response.StatusCode, response.Header.Get("X-Request-Id") != ""
+	got.media, _, _ = mime.ParseMediaType(response.Header.Get("Content-Type"))
+	return got, nil
 }
 
 // broken makes the error of a call that got no answer.
@@ -154,7 +169,7 @@ func (c *Client) broken(ctx context.Context, url, operation string, err error) e
 		fault = wsdl.Faultf(wsdl.FaultCodeTimeout, "%s of %s did not answer in time", operation, url)
 		return &callError{fault, errors.Join(err, context.DeadlineExceeded)}
 	}
-	fault = wsdl.Faultf(wsdl.FaultCodeUnavailable, "%s of %s cannot be called: %s", operation, url, rootOf(err))
+	fault = wsdl.Faultf(wsdl.FaultCodeUnavailable, "%s of %s cannot be called: %s", operation, url, line([]byte(rootOf(err).Error()), 200))
 	return &callError{fault, err}
 }
 
@@ -170,39 +185,81 @@ func rootOf(err error) error {
 	return err
 }
 
-// odd makes the error of an answer that is not SOAP.
-func (c *Client) odd(url, operation string, status int, data []byte) error {
-	code := wsdl.FaultCodeInternal
-	switch status {
+// odd makes the error of an answer that is not SOAP: a Server's refusal, or
+// from something that is none.
+func (c *Client) odd(url, operation string, got received) error {
+	code := wsdl.FaultCodeUnavailable
+	switch got.status {
 	case http.StatusRequestEntityTooLarge:
 		code = wsdl.FaultCodeTooLarge
 	case http.StatusRequestTimeout, http.StatusGatewayTimeout:
 		code = wsdl.FaultCodeTimeout
 	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
 		code = wsdl.FaultCodeBusy
-	case http.StatusBadGateway:
-		code = wsdl.FaultCodeUnavailable
 	case http.StatusUnauthorized:
 		code = wsdl.FaultCodeUnauthenticated
 	case http.StatusForbidden:
 		code = wsdl.FaultCodeForbidden
-	case http.StatusNotFound:
-		code = wsdl.FaultCodeNotFound
-	case http.StatusUnsupportedMediaType, http.StatusBadRequest:
-		code = wsdl.FaultCodeInvalidRequest
 	}
-	said := strings.ToValidUTF8(string(data[:min(len(data), 200)]), "?")
-	return wsdl.Faultf(code, "%s of %s answered with HTTP status %d: %s", operation, url, status, strings.TrimSpace(said))
+	if got.node && got.media == "text/plain" {
+		switch got.status {
+		case http.StatusNotFound:
+			code = wsdl.FaultCodeNotFound
+		case http.StatusUnsupportedMediaType, http.StatusBadRequest:
+			code = wsdl.FaultCodeInvalidRequest
+		case http.StatusInternalServerError:
+			code = wsdl.FaultCodeInternal
+		}
+		return wsdl.Faultf(code, "%s of %s answered with HTTP status %d: %s", operation, url, got.status, line(got.data, 200))
+	}
+	media := line([]byte(got.media), 80)
+	if media == "" {
+		media = "no content type"
+	}
+	said := line(got.data, 80)
+	if said == "" {
+		said = "nothing readable"
+	}
+	return wsdl.Faultf(code, "%s of %s was not answered by a SOAP server: HTTP status %d, %s: %s", operation, url, got.status, media, said)
+}
+
+// line makes one line of what somebody else wrote: its first printable
+// characters, limit at most, with a space for each run of others.
+func line(data []byte, limit int) string {
+	var b strings.Builder
+	n, gap := 0, false
+	for len(data) > 0 && n < limit {
+		r, size := utf8.DecodeRune(data)
+		data = data[size:]
+		if r == utf8.RuneError || r == ' ' || !unicode.IsPrint(r) {
+			gap = n > 0
+			continue
+		}
+		if gap {
+			b.WriteByte(' ')
+			n++
+			gap = false
+		}
+		b.WriteRune(r)
+		n++
+	}
+	return b.String()
 }
 
 func (c *Client) nonsense(url, operation, why string) error {
 	return wsdl.Faultf(wsdl.FaultCodeInternal, "the answer to %s of %s cannot be understood: %s", operation, url, why)
 }
 
+// errNoEnvelope: an answer that says it is XML and is not of SOAP.
+var errNoEnvelope = errors.New("the answer is no SOAP envelope")
+
 // answer decodes an envelope into response, or returns the fault in it.
 func (c *Client) answer(operation string, data []byte, response any) error {
-	m, err := openMessage(data, wsdl.Limits{}, c.version)
-	if err != nil {
+	m, err := openMessage(data, wsdl.Limits{}, version{})
+	switch {
+	case err != nil && m.version == version{}:
+		return errNoEnvelope
+	case err != nil:
 		return plain(err)
 	}
 	if m.body.Name == (xml.Name{Space: m.version.namespace, Local: "Fault"}) {
@@ -265,5 +322,5 @@ func (m *message) fault() error {
 	case "Client", "Sender", "MustUnderstand", "VersionMismatch":
 		code = wsdl.FaultCodeInvalidRequest
 	}
-	return wsdl.NewFault(code, strings.TrimSpace(body.String11+body.Reason12.Text), "")
+	return wsdl.NewFault(code, line([]byte(body.String11+body.Reason12.Text), 300), "")
 }

@@ -6,9 +6,12 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"mvm/wsdl"
 )
@@ -185,6 +188,55 @@ func TestElsewhereNamesTheNodeToAsk(t *testing.T) {
 		var f *wsdl.Fault
 		if !errors.As(err, &f) || *f.Code != wsdl.FaultCodeWrongNode || f.Address != "http://other/services/broker" {
 			t.Errorf("SOAP %s: %v", number, err)
+		}
+	}
+}
+
+// Something else than a grid's node at an address is a service that is not
+// there, told in one short line.
+func TestClientMeetsNoSOAPServer(t *testing.T) {
+	page := "<!DOCTYPE html>\r\n<html>\x00\x1b[31m<title>It works!</title>\n" + strings.Repeat("<p>more</p>\n", 500)
+	for name, c := range map[string]struct {
+		status      int
+		media, body string
+		want        wsdl.FaultCode
+		say         string
+	}{
+		"page":         {200, "text/html; charset=utf-8", page, wsdl.FaultCodeUnavailable, "HTTP status 200, text/html: <!DOCTYPE html> <html> [31m<title>It works!</title>"},
+		"error page":   {500, "text/html", page, wsdl.FaultCodeUnavailable, "HTTP status 500, text/html"},
+		"lost page":    {404, "text/html", page, wsdl.FaultCodeUnavailable, "HTTP status 404, text/html"},
+		"lost text":    {404, "text/plain", "404 page not found\n", wsdl.FaultCodeUnavailable, "HTTP status 404, text/plain: 404 page not found"},
+		"odd method":   {405, "", "", wsdl.FaultCodeUnavailable, "HTTP status 405, no content type: nothing readable"},
+		"redirect":     {302, "text/html", "", wsdl.FaultCodeUnavailable, "HTTP status 302"},
+		"JSON":         {200, "application/json", `{"error":"no"}`, wsdl.FaultCodeUnavailable, `{"error":"no"}`},
+		"other XML":    {200, "text/xml", "<rss>\n" + strings.Repeat("<item/>\n", 500) + "</rss>", wsdl.FaultCodeUnavailable, "HTTP status 200, text/xml: <rss> <item/>"},
+		"not even XML": {200, "text/xml", "\xff\xfe" + page, wsdl.FaultCodeUnavailable, "HTTP status 200, text/xml"},
+		"proxy":        {503, "text/html", page, wsdl.FaultCodeBusy, "HTTP status 503"},
+		"slow proxy":   {504, "text/html", page, wsdl.FaultCodeTimeout, "HTTP status 504"},
+		"other fault": {500, "text/xml", envelope11("<e:Fault><faultcode>e:Server</faultcode><faultstring>oops\n" + strings.Repeat("\tat java.lang.Thread\n", 500) + "</faultstring></e:Fault>"),
+			wsdl.FaultCodeInternal, "oops at java.lang.Thread"},
+	} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header()["Content-Type"] = nil
+			if c.media != "" {
+				w.Header().Set("Content-Type", c.media)
+			}
+			w.WriteHeader(c.status)
+			_, _ = w.Write([]byte(c.body))
+		}))
+		client := NewClient(ClientConfig{})
+		_, err := wsdl.NewBrokerClient(client, server.URL).GetJob(&wsdl.GetJob{Id: "x"})
+		client.Close()
+		server.Close()
+		if err == nil {
+			t.Errorf("%s: no error", name)
+			continue
+		}
+		if wsdl.CodeOf(err) != c.want || !strings.Contains(err.Error(), c.say) {
+			t.Errorf("%s: %s %q", name, wsdl.CodeOf(err), err)
+		}
+		if len(err.Error()) > 400 || strings.ContainsFunc(err.Error(), func(r rune) bool { return !unicode.IsPrint(r) }) {
+			t.Errorf("%s: no short line: %q", name, err)
 		}
 	}
 }
