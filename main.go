@@ -56,7 +56,11 @@ func main() {
 
 // run is main with everything that it touches given to it.
 func run(args []string, stdout, stderr io.Writer) int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // as nohup(1) leaves it
+		signals = append(signals, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), signals...)
 	defer stop()
 	root := rootCommand()
 	root.SetArgs(args)
@@ -206,6 +210,9 @@ func (o *nodeOptions) run(cmd *cobra.Command) error {
 	if o.slots < 0 {
 		return client.Usage(fmt.Errorf("--slots %d: write how many processes run at once", o.slots))
 	}
+	if o.join != "" && !isGridURL(o.join) {
+		return client.Usage(fmt.Errorf("--join %s: write it as http://host:port, the address of any node of the grid", o.join))
+	}
 	roles, err := o.chosenRoles()
 	if err != nil {
 		return err
@@ -277,6 +284,11 @@ func (o *nodeOptions) log(w io.Writer) (*logrus.Logger, error) {
 		return nil, client.Usage(fmt.Errorf("--log-format %s: there are text and json", o.logFormat))
 	}
 	return log, nil
+}
+
+func isGridURL(text string) bool {
+	u, err := url.Parse(text)
+	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != ""
 }
 
 func (o *nodeOptions) dataDir() (string, error) {

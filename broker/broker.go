@@ -308,7 +308,7 @@ func (b *Service) job(id string) (*job, error) {
 	b.mu.Unlock()
 	if j == nil {
 		return nil, wsdl.NewFault(wsdl.FaultCodeNotFound, fmt.Sprintf("no job %q is known", id),
-			"look at the ids that ListJobs answers; jobs that ended long ago are forgotten")
+			"look at the ids that ListJobs answers (`mvm jobs`); jobs that ended long ago are forgotten")
 	}
 	return j, nil
 }

@@ -49,7 +49,7 @@ func noProfile(kind wsdl.ProfileKind, name string, version int32) error {
 	if version > 0 {
 		what = fmt.Sprintf("no version %d of the %s profile %q is registered", version, kind, name)
 	}
-	return wsdl.NewFault(wsdl.FaultCodeNotFound, what, "look at what ListProfiles answers, or register it")
+	return wsdl.NewFault(wsdl.FaultCodeNotFound, what, "look at what ListProfiles answers (`mvm profiles list`), or register it")
 }
 
 // find returns a version of a profile, the newest for 0. Treat it as read-only.
