@@ -23,7 +23,10 @@ import (
 // Limits bound what callers may cost. A zero field means its default.
 type Limits struct {
 	Body     int64         // bytes of one request; default 16 MiB
-	Bodies   int64         // bytes of all requests above 64 KiB that are being read; more wait; default 256 MiB
+	Bodies   int64         // bytes of all requests above 64 KiB, of what arrived of them; more wait; default 256 MiB
+	Wait     time.Duration // of a request above 64 KiB for such bytes, before it is refused as busy; default 5 s
+	Rate     int64         // bytes a second at which a request above 64 KiB must arrive; default 64 KiB
+	Grace    time.Duration // in which the Rate is measured; default 2 s
 	Document wsdl.Limits   // what is in a request
 	Headers  int           // bytes of a request's HTTP headers; default 64 KiB
 	Header   time.Duration // to send the HTTP headers; default 10 s
@@ -37,6 +40,9 @@ type Limits struct {
 func (l Limits) withDefaults() Limits {
 	set(&l.Body, 16<<20)
 	set(&l.Bodies, 256<<20)
+	set(&l.Wait, 5*time.Second)
+	set(&l.Rate, 64<<10)
+	set(&l.Grace, 2*time.Second)
 	set(&l.Headers, 64<<10)
 	set(&l.Header, 10*time.Second)
 	set(&l.Read, time.Minute)
@@ -90,7 +96,7 @@ func NewServer(config Config) (*Server, error) {
 		config.Registry = prometheus.NewRegistry()
 	}
 	s := &Server{config: config, limits: config.Limits.withDefaults(), services: map[string]*service{}, quiet: map[string]bool{}}
-	s.memory = newMemory(max(s.limits.Bodies, s.limits.Body))
+	s.memory = newMemory(max(s.limits.Bodies, s.limits.Body), s.limits.Body)
 	for _, operation := range config.Quiet {
 		s.quiet[operation] = true
 	}

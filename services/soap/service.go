@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"time"
 
 	"mvm/wsdl"
 )
@@ -73,7 +72,11 @@ func (s *Server) call(w http.ResponseWriter, r *http.Request, x *exchange, v *se
 	version, response, err := s.perform(w, r, x, v)
 	var refused *refusal
 	if errors.As(err, &refused) {
+		s.drain(x)
 		w.Header().Set("Connection", "close") // the rest of the body is not wanted
+		if refused.status == http.StatusServiceUnavailable {
+			w.Header().Set("Retry-After", "2")
+		}
 		refuse(w, refused.status, "%s", refused.why)
 		return
 	}
@@ -151,7 +154,7 @@ func (s *Server) read(w http.ResponseWriter, r *http.Request, x *exchange, v *se
 	body := s.buffer()
 	defer s.recycle(body)
 	held, err := s.readBody(w, r, body)
-	defer s.memory.give(held)
+	defer held.release()
 	if err != nil {
 		return ctx, nil, version, nil, err
 	}
@@ -191,36 +194,6 @@ func (s *Server) read(w http.ResponseWriter, r *http.Request, x *exchange, v *se
 		err = invalid(problems)
 	}
 	return ctx, operation, version, request, err
-}
-
-// readBody reads the whole request into body, within the limits. held is what
-// it took of the memory for requests, to be given back.
-func (s *Server) readBody(w http.ResponseWriter, r *http.Request, body *bytes.Buffer) (held int, err error) {
-	tooLarge := &refusal{http.StatusRequestEntityTooLarge, fmt.Sprintf("the request is larger than %d bytes", s.limits.Body)}
-	if r.ContentLength > s.limits.Body {
-		return 0, tooLarge
-	}
-	late := exchangeOf(r.Context()).started.Add(s.limits.Read)
-	expected := r.ContentLength
-	if expected < 0 {
-		expected = s.limits.Body
-	}
-	if expected > smallBody {
-		if held = s.memory.take(r.Context(), expected, time.Until(late)); held == 0 {
-			return 0, &refusal{http.StatusServiceUnavailable, "too many large requests at once; try again later"}
-		}
-	}
-	_, err = body.ReadFrom(http.MaxBytesReader(w, r.Body, s.limits.Body))
-	var over *http.MaxBytesError
-	switch {
-	case errors.As(err, &over):
-		return held, tooLarge
-	case isTimeout(err):
-		return held, &refusal{http.StatusRequestTimeout, fmt.Sprintf("the request did not arrive within %s", s.limits.Read)}
-	case err != nil:
-		return held, &refusal{http.StatusBadRequest, "the request's body ended too early"}
-	}
-	return held, nil
 }
 
 func (s *Server) buffer() *bytes.Buffer {
