@@ -380,7 +380,7 @@ func TestBigPlansAreFast(t *testing.T) {
 		t.Fatal(plan.Reason)
 	}
 	check(t, job, nodes, plan)
-	if took > time.Second {
+	if took > time.Second && !raceDetector {
 		t.Errorf("10,000 processes on 1,000 nodes took %v of processor time, expected less than a second", took)
 	}
 	t.Logf("10,000 processes on 1,000 nodes: %v of processor time", took)
