@@ -477,6 +477,7 @@ func startDaemon(t *testing.T, flags ...string) *daemon {
 	t.Helper()
 	d := &daemon{Cmd: exec.Command("mvm", append([]string{"node"}, flags...)...), log: new(bytes.Buffer)}
 	d.Stderr = d.log
+	d.Env = append(os.Environ(), "TMPDIR="+t.TempDir()) // it is killed: nobody else removes its data
 	stdout, err := d.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
