@@ -247,11 +247,9 @@ func channelState(c queuevm.ChannelState) *wsdl.ChannelState {
 	return s
 }
 
-// crossed is what a remote channel has carried. Its sending side hears late
-// what was taken: where all that was published is on its way, that is the
-// count.
+// crossed is what a remote channel has carried, as its end on this node counts.
 func crossed(c queuevm.ChannelState) (items, bytes int64) {
-	if c.From.Peer != "" || c.Carried >= c.BytesIn {
+	if c.From.Peer != "" {
 		return int64(c.ItemsIn), int64(c.Carried)
 	}
 	return int64(c.ItemsOut), int64(c.Carried)
