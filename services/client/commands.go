@@ -67,6 +67,16 @@ func (v *gridVerb) dial(cmd *cobra.Command) (*Client, error) {
 	return c, err
 }
 
+// job dials the grid and asks for the job that a verb is about.
+func (v *gridVerb) job(cmd *cobra.Command, id string) (*Client, *wsdl.JobStatus, error) {
+	c, err := v.dial(cmd)
+	if err != nil {
+		return nil, nil, err
+	}
+	job, err := c.Job(cmd.Context(), id)
+	return c, job, err
+}
+
 // arguments is the -p flag: name=value, repeatable.
 type arguments []string
 

@@ -73,11 +73,7 @@ func jobCommand() *cobra.Command {
   mvm job j-3f2a --json`,
 		Args: exactly("a job's ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := v.dial(cmd)
-			if err != nil {
-				return err
-			}
-			job, err := c.Job(cmd.Context(), args[0])
+			c, job, err := v.job(cmd, args[0])
 			if err != nil {
 				return err
 			}

@@ -31,11 +31,7 @@ task.index. Each file is verified against its digest. -o - writes to stdout.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := v.dial(cmd)
-			if err != nil {
-				return err
-			}
-			job, err := c.Job(cmd.Context(), args[0])
+			c, job, err := v.job(cmd, args[0])
 			if err != nil {
 				return err
 			}
