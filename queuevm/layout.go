@@ -17,6 +17,8 @@ const (
 	awake       = 0
 	waitsFutex  = 1 // on the word itself, by FUTEX_WAIT
 	waitsDaemon = 2 // the daemon, on its bell (an eventfd)
+	waitsOnly   = 3 // as waitsFutex, and nothing but the other end ends the wait
+	waitsOnlyGo = 4 // as waitsOnly, in a program with Go's runtime
 )
 
 // Bits of a state word.

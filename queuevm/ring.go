@@ -97,14 +97,14 @@ func (r *ring) at(offset uint64, n uint64) []byte {
 func wake(word *uint32, bell int) {
 	switch value := atomic.LoadUint32(word); value {
 	case awake:
-	case waitsFutex:
-		if atomic.CompareAndSwapUint32(word, value, awake) {
-			// Raw: it never blocks, and telling the scheduler costs more than the call.
-			_, _, _ = syscall.RawSyscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(word)), 1 /* FUTEX_WAKE */, 1<<30, 0, 0, 0)
-		}
 	case waitsDaemon:
 		if atomic.CompareAndSwapUint32(word, value, awake) {
 			ring1(bell)
+		}
+	default:
+		if atomic.CompareAndSwapUint32(word, value, awake) {
+			// Raw: it never blocks, and telling the scheduler costs more than the call.
+			_, _, _ = syscall.RawSyscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(word)), 1 /* FUTEX_WAKE */, 1<<30, 0, 0, 0)
 		}
 	}
 }

@@ -33,6 +33,7 @@ enum {
     AWAKE = 0,
     WAITS_FUTEX = 1,
     WAITS_DAEMON = 2,
+    WAITS_ONLY = 3, /* as WAITS_FUTEX, and nothing but the other end ends the wait: no time limit does */
     STATE_CLOSED = 1,
     STATE_LOST = 2,
     STATE_BROKEN = 4,
@@ -110,6 +111,7 @@ static struct {
 
 static _Thread_local char error_text[512];
 static _Thread_local int64_t no_yield_until;
+static _Thread_local int sliced; /* the limit of the call under way is only a slice of a wait without one */
 
 static void fail(const char *format, ...) {
     va_list arguments;
@@ -154,7 +156,7 @@ static int64_t deadline_of(long ms) { return ms < 0 ? -1 : ms == 0 ? 0 : now() +
 static void wake(_Atomic uint32_t *word) {
     uint32_t value = atomic_load_explicit(word, memory_order_relaxed);
     if (value == AWAKE || !atomic_compare_exchange_strong(word, &value, AWAKE)) return;
-    if (value == WAITS_FUTEX) {
+    if (value != WAITS_DAEMON) {
         syscall(SYS_futex, word, FUTEX_WAKE, 1 << 30, NULL, NULL, 0);
     } else {
         uint64_t one = 1;
@@ -260,8 +262,9 @@ static int await(struct end *e, uint64_t need, int (*enough)(struct end *, uint6
             if (after - before > SLOW_YIELD_NS) { no_yield_until = after + YIELD_PENALTY_NS; break; }
             before = after;
         }
+    uint32_t waits = deadline < 0 || sliced ? WAITS_ONLY : WAITS_FUTEX;
     for (;;) {
-        atomic_store_explicit(word, WAITS_FUTEX, memory_order_seq_cst);
+        atomic_store_explicit(word, waits, memory_order_seq_cst);
         atomic_thread_fence(memory_order_seq_cst);
         if ((got = enough(e, need))) break;
         struct timespec left, *limit = NULL;
@@ -272,7 +275,7 @@ static int await(struct end *e, uint64_t need, int (*enough)(struct end *, uint6
             left.tv_nsec = ns % 1000000000;
             limit = &left;
         }
-        syscall(SYS_futex, word, FUTEX_WAIT, WAITS_FUTEX, limit, NULL, 0);
+        syscall(SYS_futex, word, FUTEX_WAIT, waits, limit, NULL, 0);
     }
     atomic_store_explicit(word, AWAKE, memory_order_relaxed);
     return got > 0 ? MVM_OK : got;
@@ -594,12 +597,12 @@ struct waiter { /* struct futex_waitv, which older headers lack */
     uint32_t flags, reserved;
 };
 
-static void sleep_on(mvm_port *const *ports, int n, int64_t deadline, long *nap) {
+static void sleep_on(mvm_port *const *ports, int n, uint32_t waits, int64_t deadline, long *nap) {
     struct timespec t;
     if (n <= 128) {
         struct waiter waiters[128];
         for (int k = 0; k < n; k++)
-            waiters[k] = (struct waiter){WAITS_FUTEX, (uintptr_t)&ports[k]->in.header->consumer_waits, 2 /* 32-bit, shared */, 0};
+            waiters[k] = (struct waiter){waits, (uintptr_t)&ports[k]->in.header->consumer_waits, 2 /* 32-bit, shared */, 0};
         if (deadline > 0) t = (struct timespec){deadline / 1000000000, deadline % 1000000000};
         if (syscall(SYS_futex_waitv, waiters, n, 0, deadline > 0 ? &t : NULL, CLOCK_MONOTONIC) >= 0 || errno != ENOSYS) return;
     }
@@ -627,17 +630,32 @@ int mvm_wait(mvm_port *const *ports, int n, long ms) {
             before = after;
         }
     int found = -1;
+    uint32_t waits = deadline < 0 || sliced ? WAITS_ONLY : WAITS_FUTEX;
     while (found == -1) {
-        for (int k = 0; k < n; k++) atomic_store_explicit(&ports[k]->in.header->consumer_waits, WAITS_FUTEX, memory_order_seq_cst);
+        for (int k = 0; k < n; k++) atomic_store_explicit(&ports[k]->in.header->consumer_waits, waits, memory_order_seq_cst);
         atomic_thread_fence(memory_order_seq_cst);
         for (int k = 0; k < n && found == -1; k++)
             if (ready(ports[k])) found = k;
         if (found != -1) break;
         if (deadline > 0 && now() >= deadline) { found = MVM_TIMEOUT; break; }
-        sleep_on(ports, n, deadline, &nap);
+        sleep_on(ports, n, waits, deadline, &nap);
     }
     for (int k = 0; k < n; k++) atomic_store_explicit(&ports[k]->in.header->consumer_waits, AWAKE, memory_order_relaxed);
     return found;
+}
+
+int mvm_wait_slice(mvm_port *const *ports, int n, long ms) {
+    sliced = 1;
+    int found = mvm_wait(ports, n, ms);
+    sliced = 0;
+    return found;
+}
+
+int mvm_enqueue_slice(mvm_port *port, const void *item, size_t length, long ms) {
+    sliced = 1;
+    int code = mvm_enqueue_timed(port, item, length, ms);
+    sliced = 0;
+    return code;
 }
 
 /* ---- opening ---- */

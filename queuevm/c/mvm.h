@@ -115,6 +115,13 @@ int mvm_release(mvm_port *port);
  * 128 ports, look every millisecond instead of sleeping. */
 int mvm_wait(mvm_port *const *ports, int n, long ms);
 
+/* For libraries of other languages, whose blocking calls must look after their
+ * own affairs now and then: mvm_wait and mvm_enqueue_timed for at most ms
+ * milliseconds, as a slice of a wait without a limit, which the caller takes up
+ * again at once. To whoever looks for deadlocks it is such a wait. */
+int mvm_wait_slice(mvm_port *const *ports, int n, long ms);
+int mvm_enqueue_slice(mvm_port *port, const void *item, size_t length, long ms);
+
 /* The task's name in the profile ("" outside a job), this process's index
  * within the task, and how many processes the task has (both over all nodes;
  * -1 outside a job). */

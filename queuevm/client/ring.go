@@ -15,6 +15,8 @@ const (
 	version      = 1
 	awake        = 0
 	waitsFutex   = 1
+	waitsDaemon  = 2
+	waitsOnly    = 4 // as waitsFutex, and nothing but the other end ends the wait, in a program with Go's runtime
 	stateClosed  = 1
 	stateLost    = 2
 	stateBroken  = 4

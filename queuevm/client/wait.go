@@ -46,6 +46,15 @@ func (d deadline) left() (t *syscall.Timespec, over bool) {
 	return &spec, false
 }
 
+// waits is how a sleep is announced: MVM looks for deadlocks among those that
+// nothing ends but the other end.
+func (d deadline) waits() uint32 {
+	if d == never {
+		return waitsOnly
+	}
+	return waitsFutex
+}
+
 // wake ends the sleep that a waits word announces: of a process on the word
 // itself, of the daemon on its bell.
 func (e *end) wake(word *uint32) {
@@ -53,7 +62,7 @@ func (e *end) wake(word *uint32) {
 	if value == awake || !atomic.CompareAndSwapUint32(word, value, awake) {
 		return
 	}
-	if value == waitsFutex {
+	if value != waitsDaemon {
 		_, _, _ = syscall.RawSyscall6(syscall.SYS_FUTEX, uintptr(unsafe.Pointer(word)), 1 /* FUTEX_WAKE */, 1<<30, 0, 0, 0)
 		return
 	}
@@ -151,8 +160,9 @@ func await(word *uint32, until deadline, enough func() (bool, error)) error {
 		return err
 	}
 	defer atomic.StoreUint32(word, awake)
+	waits := until.waits()
 	for {
-		atomic.StoreUint32(word, waitsFutex)
+		atomic.StoreUint32(word, waits)
 		if ok, err := enough(); ok || err != nil {
 			return err
 		}
@@ -160,7 +170,7 @@ func await(word *uint32, until deadline, enough func() (bool, error)) error {
 		if over {
 			return ErrTimeout
 		}
-		_, _, _ = syscall.Syscall6(syscall.SYS_FUTEX, uintptr(unsafe.Pointer(word)), 0 /* FUTEX_WAIT */, waitsFutex, uintptr(unsafe.Pointer(limit)), 0, 0)
+		_, _, _ = syscall.Syscall6(syscall.SYS_FUTEX, uintptr(unsafe.Pointer(word)), 0 /* FUTEX_WAIT */, uintptr(waits), uintptr(unsafe.Pointer(limit)), 0, 0)
 	}
 }
 
@@ -243,7 +253,7 @@ func Wait(limit time.Duration, ports ...*Port) (*Port, error) {
 	}
 	defer announce(awake)
 	for nap := 50 * time.Microsecond; ; nap = min(2*nap, time.Millisecond) {
-		announce(waitsFutex)
+		announce(until.waits())
 		if ok, _ := look(); ok {
 			return found, nil
 		}
@@ -269,7 +279,7 @@ func sleepOn(ports []*Port, until deadline) bool {
 	}
 	waiters := make([]waiter, len(ports))
 	for k, p := range ports {
-		waiters[k] = waiter{waitsFutex, uint64(uintptr(unsafe.Pointer(&p.in.header.consumerWaits))), 2 /* 32-bit, shared */, 0}
+		waiters[k] = waiter{uint64(until.waits()), uint64(uintptr(unsafe.Pointer(&p.in.header.consumerWaits))), 2 /* 32-bit, shared */, 0}
 	}
 	var limit *syscall.Timespec
 	if until != never {

@@ -87,7 +87,8 @@ def _load():
             ("dequeue_alloc", ssize, [p, ctypes.POINTER(p)]), ("next_length", ssize, [p]),
             ("reserve", i, [p, size, ctypes.POINTER(p)]), ("commit", i, [p, size]),
             ("peek", ssize, [p, ctypes.POINTER(p)]), ("release", i, [p]),
-            ("wait", i, [ctypes.POINTER(p), i, long]),
+            ("enqueue_slice", i, [p, ctypes.c_char_p, size, long]),
+            ("wait", i, [ctypes.POINTER(p), i, long]), ("wait_slice", i, [ctypes.POINTER(p), i, long]),
             ("task", ctypes.c_char_p, []), ("index", i, []), ("count", i, []),
             ("ports", ctypes.POINTER(ctypes.c_char_p), []),
             ("strerror", ctypes.c_char_p, [i]), ("error", ctypes.c_char_p, [])):
@@ -147,7 +148,7 @@ class Port:
                 return
             code = self._lib.mvm_try_enqueue(self._p, item, len(item))
             while code in (-5, -6):
-                code = self._lib.mvm_enqueue_timed(self._p, item, len(item), _SLICE_MS)
+                code = self._lib.mvm_enqueue_slice(self._p, item, len(item), _SLICE_MS)
             _check(code)
 
     def try_enqueue(self, item):
@@ -177,12 +178,14 @@ class Port:
 
     def _await(self, timeout):
         left = None if timeout is None else int(timeout * 1000)
-        while left is None or left > 0:
-            part = _SLICE_MS if left is None else min(left, _SLICE_MS)
+        while left is None:
+            if self._lib.mvm_wait_slice(self._handles, 1, _SLICE_MS) >= 0:
+                return
+        while left > 0:
+            part = min(left, _SLICE_MS)
             if self._lib.mvm_wait(self._handles, 1, part) >= 0:
                 return
-            if left is not None:
-                left -= part
+            left -= part
         raise Timeout("nothing came to %s within %s seconds" % (self.name, timeout))
 
     def _whole(self):
@@ -264,7 +267,7 @@ def wait(ports, timeout=None):
     left = None if timeout is None else int(timeout * 1000)
     while True:
         part = _SLICE_MS if left is None else min(left, _SLICE_MS)
-        k = lib.mvm_wait(handles, len(ports), part)
+        k = (lib.mvm_wait_slice if left is None else lib.mvm_wait)(handles, len(ports), part)
         if k >= 0:
             return ports[k]
         if left is not None:
