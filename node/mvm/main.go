@@ -139,7 +139,7 @@ func newProcess(start Start, w *wire, cleaning string) (*process, error) {
 		return nil, err
 	}
 	p := &process{start: start, namespace: cleaning == PIDNamespace, mark: os.Getenv(markName),
-		vm: vm, wire: w, programs: map[int]*program{}, builds: make(chan struct{}, concurrentBuilds())}
+		vm: vm, wire: w, programs: map[int]*program{}, builds: make(chan struct{}, concurrentBuilds()), wired: make(chan struct{})}
 	p.idle = sync.NewCond(&p.mu)
 	p.life, p.die = context.WithCancel(context.Background())
 	if p.null, err = os.Open(os.DevNull); err != nil {
@@ -212,8 +212,7 @@ func (p *process) answer(r *Request, over chan<- struct{}) {
 	case r.Dequeue != nil:
 		reply.Dequeue, err = p.dequeue(r.Dequeue)
 	case r.OpenSocket != nil:
-		reply.Socket = &Socket{}
-		reply.Socket.Address, reply.Socket.Token, err = p.vm.OpenSocket(r.OpenSocket.Queue, r.OpenSocket.TTL)
+		reply.Socket, err = p.openSocket(r.OpenSocket)
 	default:
 		err = &Error{Code: "internal", Message: fmt.Sprintf("request %d asks for nothing that this MVM process knows", r.ID)}
 	}

@@ -28,6 +28,7 @@ const (
 	endLimit     = 10 * time.Second // for killed processes to be gone
 	itemMax      = 32 << 20         // bytes of an item from or to outside: it travels in one message
 	batchMax     = 8 << 20          // bytes of items in one Dequeued, unless one is bigger
+	wireLimit    = 10 * time.Second // for who reaches a queue before Instantiate made it
 )
 
 // process is the MVM process: one attempt's queue-level VM and programs.
@@ -43,6 +44,7 @@ type process struct {
 	builds    chan struct{}   // one token for each build that may run at once
 	life      context.Context // ends with the attempt
 	die       context.CancelFunc
+	wired     chan struct{} // closed when the channels are made
 
 	mu           sync.Mutex // guards what follows
 	instantiated bool
@@ -90,6 +92,7 @@ func (p *process) instantiate(r *Instantiate) (int, error) {
 			return 0, fmt.Errorf("instantiate: %w", err)
 		}
 	}
+	close(p.wired)
 	if len(r.Peers) > 0 {
 		ctx, cancel := context.WithTimeout(p.life, connectLimit)
 		defer cancel()
@@ -356,9 +359,27 @@ func (p *process) inspect() *Inspection {
 	return found
 }
 
+// awaitWiring waits until there are channels: a job is called running as soon as
+// its Instantiate is decided, and who enqueues from outside may be faster.
+func (p *process) awaitWiring() error {
+	timer := time.NewTimer(wireLimit)
+	defer timer.Stop()
+	select {
+	case <-p.wired:
+		return nil
+	case <-p.life.Done():
+		return queuevm.ErrDown
+	case <-timer.C:
+		return &Error{Code: "unavailable", Message: fmt.Sprintf("attempt %s is not instantiated yet", p.start.Attempt)}
+	}
+}
+
 // enqueue takes items until the queue has been full for too long, and says how
 // many it took; END follows only the last one.
 func (p *process) enqueue(r *Enqueue) (taken int, err error) {
+	if err := p.awaitWiring(); err != nil {
+		return 0, err
+	}
 	if err := p.vm.LeadsIn(r.Queue); err != nil {
 		return 0, err
 	}
@@ -388,6 +409,9 @@ func (p *process) enqueue(r *Enqueue) (taken int, err error) {
 // dequeue waits for the first item only: with it come those that are there. No
 // item in time is no failure.
 func (p *process) dequeue(r *Dequeue) (*Dequeued, error) {
+	if err := p.awaitWiring(); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(p.life, max(r.Timeout, time.Millisecond))
 	defer cancel()
 	var got Dequeued
@@ -412,6 +436,15 @@ func (p *process) dequeue(r *Dequeue) (*Dequeued, error) {
 		}
 	}
 	return &got, nil
+}
+
+// openSocket gives a token for a plain socket to an outside queue.
+func (p *process) openSocket(r *OpenSocket) (*Socket, error) {
+	if err := p.awaitWiring(); err != nil {
+		return nil, err
+	}
+	address, token, err := p.vm.OpenSocket(r.Queue, r.TTL)
+	return &Socket{Address: address, Token: token}, err
 }
 
 // build compiles one source, as many at once as there are processors.

@@ -291,6 +291,45 @@ func TestOutside(t *testing.T) {
 	l.terminate()
 }
 
+// TestEarlyOutsiders: who reaches an outside queue before Instantiate makes it
+// waits for it, and whom the attempt's end overtakes is told so.
+func TestEarlyOutsiders(t *testing.T) {
+	binary := slim(t)
+	q := queuevm.Endpoint{Outside: "q"}
+	early := []Request{
+		{Enqueue: &Enqueue{Queue: "q", Items: [][]byte{{1}}}},
+		{Dequeue: &Dequeue{Queue: "q", Timeout: 10 * time.Second}},
+		{OpenSocket: &OpenSocket{Queue: "q", TTL: time.Second}},
+	}
+	for _, instantiated := range []bool{true, false} {
+		l := launch(t, binary, Probe(binary), func(s *Start) { s.Listen, s.Plain = "127.0.0.1:0", true })
+		answers := make(chan error, len(early))
+		for _, r := range early {
+			go func() {
+				_, err := l.call(r)
+				answers <- err
+			}()
+		}
+		l.must(Request{Inspect: new(struct{})}) // the others are on their way
+		if instantiated {
+			l.must(Request{Instantiate: &Instantiate{Channels: []queuevm.Channel{{ID: 1, Capacity: 4096, From: q, To: q}}}})
+		} else {
+			l.terminate()
+		}
+		for range early {
+			err := <-answers
+			e := new(Error)
+			gone := errors.Is(err, errGone) || errors.As(err, &e) && e.Code == "unavailable"
+			if instantiated && err != nil || !instantiated && !gone {
+				t.Errorf("instantiated %t: %v", instantiated, err)
+			}
+		}
+		if instantiated {
+			l.terminate()
+		}
+	}
+}
+
 // TestFullQueue: who enqueues to a queue that nobody empties learns how many of
 // the items are in, and those are there, in order, with END only after the last.
 func TestFullQueue(t *testing.T) {
