@@ -18,7 +18,7 @@ SLIM := node/embedded/mvm-process
 SOURCES := $(shell find . -path ./.git -prune -o \( -name '*.go' -o -name '*.wsdl' -o -name '*.xsd' -o -name '*.py' -o -name '*.c' -o -name '*.h' \) -print) go.mod go.sum
 
 .DEFAULT_GOAL := build
-.PHONY: run build test race lint fresh generate fuzz bench conformance setup clean help
+.PHONY: run build test race lint fresh generate fuzz corpus bench conformance setup clean help
 
 run: setup build ## set up, build, and run PROFILE on NODES local nodes
 	./mvm lab --nodes $(NODES) $(PROFILE)
@@ -66,12 +66,11 @@ fresh: ## fail when generated code is not what its sources give
 	if [ -n "$$stale" ]; then echo "generated code is not fresh, run 'make generate':"; echo "$$stale"; exit 1; fi
 fresh lint: SHELL := /bin/bash
 
-fuzz: setup build ## run each fuzzer for FUZZTIME
-	@for p in $$($(GO) list ./...); do \
-		for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \
-			echo "== $$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p || exit 1; \
-		done; \
-	done
+fuzz: setup build ## run each fuzzer for FUZZTIME, then tell what each did; RESUME=1 goes on
+	@GO="$(GO)" FUZZTIME=$(FUZZTIME) FUZZ="$(FUZZ)" RESUME=$(RESUME) PARALLEL=$(PARALLEL) .ci/fuzz run
+
+corpus: setup build ## keep the least of what fuzzing found that runs all that it ran
+	@GO="$(GO)" FUZZ="$(FUZZ)" .ci/fuzz corpus
 
 bench: setup build ## run the benchmarks
 	$(GO) test -run '^$$' -bench . -benchtime 2s ./...
