@@ -70,15 +70,16 @@ func TestIdleSendersBlockNobody(t *testing.T) {
 
 // A client that sends all before it reads anything reads the refusal.
 func TestRefusalReachesWhoSendsAllFirst(t *testing.T) {
-	const limit = 12 << 20
+	const limit = 4 << 20
+	const sent = 20 * limit
 	v := start(t, Config{Limits: Limits{Body: limit}})
 	for name, head := range map[string]string{
-		"announced": announce(limit + limit/2),
+		"announced": announce(sent),
 		"chunked": "POST /services/bootstrap HTTP/1.1\r\nHost: x\r\nContent-Type: text/xml\r\nTransfer-Encoding: chunked\r\n\r\n" +
-			fmt.Sprintf("%x\r\n", limit+limit/2),
+			fmt.Sprintf("%x\r\n", sent),
 	} {
 		conn := v.dial(t, head)
-		if _, err := io.WriteString(conn, strings.Repeat(" ", limit+limit/2)); err != nil {
+		if _, err := io.WriteString(conn, strings.Repeat(" ", sent)); err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
@@ -101,41 +102,81 @@ func TestRefusalReachesWhoSendsAllFirst(t *testing.T) {
 	}
 }
 
-// A sender that stops holds what it sent only for as long as the grace; one
-// that goes on at the rate may take longer than that.
+// A sender that stops is cut off after the grace; one that goes on slowly is
+// not, however long it takes, while nobody waits for what it holds.
 func TestStalledSendersAreCutOff(t *testing.T) {
-	v := start(t, Config{Limits: Limits{Body: 1 << 20, Bodies: 2 << 20, Rate: 64 << 10, Grace: 250 * time.Millisecond}})
-	begin := time.Now()
-	conn := v.dial(t, announce(1<<20)+strings.Repeat(" ", 300_000))
-	answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if said, err := io.ReadAll(answer.Body); err != nil || answer.StatusCode != http.StatusRequestTimeout || !strings.Contains(string(said), "65536 bytes a second") {
-		t.Errorf("stalled: %s %q, %v", answer.Status, said, err)
-	}
-	if took := time.Since(begin); took > 10*time.Second {
-		t.Errorf("cut off after %s", took)
+	v := start(t, Config{Limits: Limits{Body: 1 << 20, Bodies: 2 << 20, Slow: 8 << 10, Rate: 1 << 40, Grace: 50 * time.Millisecond}})
+	for name, said := range map[string]string{
+		"at once":     announce(1 << 20),
+		"small":       announce(1000) + "<",
+		"large":       announce(1<<20) + strings.Repeat(" ", 300_000),
+		"chunked":     "POST /services/bootstrap HTTP/1.1\r\nHost: x\r\nContent-Type: text/xml\r\nTransfer-Encoding: chunked\r\n\r\n",
+		"in a chunk":  "POST /services/bootstrap HTTP/1.1\r\nHost: x\r\nContent-Type: text/xml\r\nTransfer-Encoding: chunked\r\n\r\nfff\r\n<",
+		"plain route": "POST /services/bootstrap HTTP/1.1\r\nHost: x\r\nContent-Type: text/xml\r\nContent-Length: 5\r\n\r\n<",
+	} {
+		begin := time.Now()
+		conn := v.dial(t, said)
+		answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if said, err := io.ReadAll(answer.Body); err != nil || answer.StatusCode != http.StatusRequestTimeout || !strings.Contains(string(said), "8192 bytes a second; this one did not for 250ms") {
+			t.Errorf("%s: %s %q, %v", name, answer.Status, said, err)
+		}
+		if took := time.Since(begin); took > 10*time.Second {
+			t.Errorf("%s: cut off after %s", name, took)
+		}
 	}
 	v.memoryIsFree(t)
 
 	call := padded(300_000)
-	conn = v.dial(t, announce(len(call)))
-	begin = time.Now()
+	begin := time.Now()
+	if answer := v.slowly(t, call); answer.StatusCode != http.StatusOK {
+		t.Errorf("steady: %s", answer.Status)
+	}
+	if took := time.Since(begin); took < 10*v.limits.Grace {
+		t.Errorf("took only %s, which tests nothing", took)
+	}
+}
+
+// slowly sends a call at 400 kB a second at most, and returns the answer.
+func (v *running) slowly(t *testing.T, call string) *http.Response {
+	t.Helper()
+	conn := v.dial(t, announce(len(call)))
 	for len(call) > 0 {
 		part := call[:min(len(call), 8_000)]
 		call = call[len(part):]
 		if _, err := io.WriteString(conn, part); err != nil {
-			t.Fatal(err)
+			break // the answer says why
 		}
-		time.Sleep(20 * time.Millisecond) // the pace that is tested: at most 400 kB/s
+		time.Sleep(20 * time.Millisecond) // the pace that is tested
 	}
-	if answer, err = http.ReadResponse(bufio.NewReader(conn), nil); err != nil || answer.StatusCode != http.StatusOK {
-		t.Errorf("steady: %v, %v", answer, err)
+	answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if took := time.Since(begin); took < 2*v.limits.Grace {
-		t.Errorf("took only %s, which tests nothing", took)
+	return answer
+}
+
+// Whoever is slow gives way to those who wait for the memory that it holds.
+func TestSlowSendersGiveWay(t *testing.T) {
+	v := start(t, Config{Limits: Limits{Body: 1 << 20, Bodies: 1 << 20, Rate: 1 << 40, Wait: 10 * time.Second, Grace: 50 * time.Millisecond}})
+	slow := make(chan *http.Response, 1)
+	go func() { slow <- v.slowly(t, padded(800_000)) }()
+	until(t, "the slow one holding memory", func() bool {
+		v.memory.mu.Lock()
+		defer v.memory.mu.Unlock()
+		return v.memory.favoured != nil
+	})
+	if got := v.post(t, "bootstrap", "text/xml", padded(900_000)); got.status != http.StatusOK {
+		t.Errorf("a fast one: %+v", got)
 	}
+	answer := <-slow
+	if said, err := io.ReadAll(answer.Body); err != nil || answer.StatusCode != http.StatusRequestTimeout || !strings.Contains(string(said), "others wait for the memory") {
+		t.Errorf("the slow one: %s %q, %v", answer.Status, said, err)
+	}
+	v.memoryIsFree(t)
 }
 
 // memoryIsFree waits for all memory for large requests to be given back.

@@ -27,6 +27,7 @@ type exchange struct {
 	started   time.Time
 	in        countingBody
 	out       *countingWriter
+	aborted   bool // by the handler: nothing more is to be said
 }
 
 type exchangeKey struct{}
@@ -41,15 +42,27 @@ func (s *Server) beginExchange(w http.ResponseWriter, r *http.Request) (*exchang
 	w.Header().Set("X-Request-Id", x.id)
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	x.out = &countingWriter{ResponseWriter: w, control: http.NewResponseController(w), patience: s.limits.Write}
+	x.out.first = x.answering
+	s.connections.enter(r.Context(), phaseWorking)
 	x.request = r.WithContext(WithRequestID(context.WithValue(r.Context(), exchangeKey{}, x), x.id))
 	x.in.ReadCloser = r.Body
 	if r.ContentLength != 0 {
-		// Also where nobody reads it: net/http does, after the answer.
-		_ = x.out.control.SetReadDeadline(x.started.Add(s.limits.Read)) // a recorder in a test has none
+		// An answer does not wait for the rest of a body that nobody wants.
+		_ = x.out.control.EnableFullDuplex()                                      // a recorder in a test cannot
+		_ = x.out.control.SetReadDeadline(x.started.Add(graces * s.limits.Grace)) // readBody gives more once something came
 	}
 	x.request.Body = &x.in
 	s.metrics.flight.Inc()
 	return x, x.out, x.request
+}
+
+// answering is called before the answer's head is written.
+func (x *exchange) answering() {
+	x.server.connections.enter(x.request.Context(), phaseAnswering)
+	if x.request.ContentLength != 0 && !x.in.ended {
+		// What is left of the body must not be taken for the next request.
+		x.out.Header().Set("Connection", "close")
+	}
 }
 
 // end writes the exchange's line and counts it. It is deferred around the
@@ -96,6 +109,7 @@ func (x *exchange) end() {
 		s.config.Log.WithFields(fields).Log(level, "request")
 	}
 	if p == http.ErrAbortHandler {
+		x.aborted = true
 		panic(p)
 	}
 }
@@ -117,12 +131,14 @@ func (x *exchange) panicked(p any) {
 
 type countingBody struct {
 	io.ReadCloser
-	n int64
+	n     int64
+	ended bool // nothing more can be read
 }
 
 func (b *countingBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.n += int64(n)
+	b.ended = b.ended || err != nil
 	return n, err
 }
 
@@ -132,6 +148,7 @@ type countingWriter struct {
 	http.ResponseWriter
 	control  *http.ResponseController
 	patience time.Duration
+	first    func() // called when the answer begins
 	status   int
 	n        int64
 }
@@ -141,6 +158,7 @@ func (w *countingWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter 
 func (w *countingWriter) WriteHeader(status int) {
 	if w.status == 0 && status >= 200 {
 		w.status = status
+		w.first()
 	}
 	w.ResponseWriter.WriteHeader(status)
 }
@@ -148,6 +166,7 @@ func (w *countingWriter) WriteHeader(status int) {
 func (w *countingWriter) begin() {
 	if w.status == 0 {
 		w.status = http.StatusOK
+		w.first()
 	}
 	_ = w.control.SetWriteDeadline(time.Now().Add(w.patience)) // a recorder in a test has none
 }

@@ -91,6 +91,13 @@ func (m *memory) grant() {
 	}
 }
 
+// wanted says whether anybody waits for memory that others hold.
+func (m *memory) wanted() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.waiting) > 0
+}
+
 // release gives everything back.
 func (c *claim) release() {
 	m := c.memory

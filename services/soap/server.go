@@ -8,6 +8,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,31 +26,38 @@ type Limits struct {
 	Body     int64         // bytes of one request; default 16 MiB
 	Bodies   int64         // bytes of all requests above 64 KiB, of what arrived of them; more wait; default 256 MiB
 	Wait     time.Duration // of a request above 64 KiB for such bytes, before it is refused as busy; default 5 s
-	Rate     int64         // bytes a second at which a request above 64 KiB must arrive; default 64 KiB
-	Grace    time.Duration // in which the Rate is measured; default 2 s
+	Slow     int64         // bytes a second at which a request must arrive; default 2 KiB
+	Rate     int64         // the same for one that holds memory others wait for; default 256 KiB
+	Grace    time.Duration // in which the Rate is measured, and Slow in five of it; default 2 s
 	Document wsdl.Limits   // what is in a request
 	Headers  int           // bytes of a request's HTTP headers; default 64 KiB
 	Header   time.Duration // to send the HTTP headers; default 10 s
-	Read     time.Duration // to send the body; default 60 s
+	Read     time.Duration // to send the body; default 15 min
 	Write    time.Duration // to take the next MiB of the answer; default 60 s
 	Idle     time.Duration // of a kept connection; default 2 min
 	Drain    time.Duration // for calls to end by themselves at a shutdown; default 500 ms
 	Shutdown time.Duration // for calls to end once their context did; default 10 s
+
+	// Connections is how many there may be; default 2048, or half of the
+	// descriptors that the process may have if that is less.
+	Connections int
 }
 
 func (l Limits) withDefaults() Limits {
 	set(&l.Body, 16<<20)
 	set(&l.Bodies, 256<<20)
 	set(&l.Wait, 5*time.Second)
-	set(&l.Rate, 64<<10)
+	set(&l.Slow, 2<<10)
+	set(&l.Rate, 256<<10)
 	set(&l.Grace, 2*time.Second)
 	set(&l.Headers, 64<<10)
 	set(&l.Header, 10*time.Second)
-	set(&l.Read, time.Minute)
+	set(&l.Read, 15*time.Minute)
 	set(&l.Write, time.Minute)
 	set(&l.Idle, 2*time.Minute)
 	set(&l.Drain, 500*time.Millisecond)
 	set(&l.Shutdown, 10*time.Second)
+	set(&l.Connections, mostConnections())
 	return l
 }
 
@@ -73,16 +81,17 @@ type Config struct {
 // Server serves contracts at /services/NAME, with ?wsdl and ?xsd=, and
 // /services, /healthz and /metrics beside them. It is an http.Handler, too.
 type Server struct {
-	config   Config
-	limits   Limits
-	services map[string]*service
-	router   *mux.Router
-	metrics  *metrics
-	quiet    map[string]bool
-	buffers  sync.Pool // of *bytes.Buffer
-	memory   *memory   // for large request bodies
-	stopping atomic.Bool
-	flights  flights
+	config      Config
+	limits      Limits
+	services    map[string]*service
+	router      *mux.Router
+	metrics     *metrics
+	quiet       map[string]bool
+	buffers     sync.Pool // of *bytes.Buffer
+	memory      *memory   // for large request bodies
+	connections *connections
+	stopping    atomic.Bool
+	flights     flights
 }
 
 // NewServer returns a Server that listens on nothing yet. It fails when two
@@ -111,6 +120,9 @@ func NewServer(config Config) (*Server, error) {
 	}
 	var err error
 	if s.metrics, err = newMetrics(config.Registry); err != nil {
+		return nil, err
+	}
+	if s.connections, err = newConnections(s.limits.Connections, config.Registry); err != nil {
 		return nil, err
 	}
 	s.router = mux.NewRouter()
@@ -146,6 +158,8 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 		IdleTimeout:       s.limits.Idle,
 		MaxHeaderBytes:    s.limits.Headers,
 		BaseContext:       func(net.Listener) context.Context { return calls },
+		ConnContext:       s.connections.context,
+		ConnState:         s.connections.changed,
 		ErrorLog:          log.New(logWriter{s.config.Log}, "", 0),
 	}
 	served := make(chan error, 1)
@@ -185,6 +199,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.flights.begin()
 	defer s.flights.end()
 	x, w, r := s.beginExchange(w, r)
+	defer s.connections.enter(r.Context(), phaseIdle)
+	defer s.linger(x)
 	defer x.end()
 	s.router.ServeHTTP(w, r)
 }
@@ -248,7 +264,12 @@ func (s *Server) healthz(w http.ResponseWriter, r *http.Request) {
 
 // refuse answers in plain text where SOAP has no say.
 func refuse(w http.ResponseWriter, status int, format string, args ...any) {
-	http.Error(w, fmt.Sprintf(format, args...), status)
+	why := fmt.Sprintf(format, args...) + "\n"
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	// With its length known, the answer is whole before the connection ends.
+	w.Header().Set("Content-Length", strconv.Itoa(len(why)))
+	w.WriteHeader(status)
+	_, _ = io.WriteString(w, why) // a caller that went away is no error of ours
 }
 
 // flights counts calls that are being answered.

@@ -149,7 +149,7 @@ func TestServerRefusesWhatItDoesNotServe(t *testing.T) {
 
 // Senders that are too slow, while others are served.
 func TestServerBoundsSlowSenders(t *testing.T) {
-	v := start(t, Config{Limits: Limits{Header: 200 * time.Millisecond, Read: 600 * time.Millisecond, Body: 1 << 20, Bodies: 1 << 20}})
+	v := start(t, Config{Limits: Limits{Header: 200 * time.Millisecond, Grace: 100 * time.Millisecond, Body: 1 << 20, Bodies: 1 << 20}})
 	slow := []net.Conn{v.dial(t, announce(1_000_000)+"<a"), v.dial(t, announce(1_000_000)+"<a"), v.dial(t, announce(1_000_000)+"<a")}
 	if got := v.post(t, "bootstrap", "text/xml", envelope11(getBroker)); got.status != 200 {
 		t.Errorf("a small request beside slow large ones: %+v", got)

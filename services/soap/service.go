@@ -72,8 +72,7 @@ func (s *Server) call(w http.ResponseWriter, r *http.Request, x *exchange, v *se
 	version, response, err := s.perform(w, r, x, v)
 	var refused *refusal
 	if errors.As(err, &refused) {
-		s.drain(x)
-		w.Header().Set("Connection", "close") // the rest of the body is not wanted
+		w.Header().Set("Connection", "close")
 		if refused.status == http.StatusServiceUnavailable {
 			w.Header().Set("Retry-After", "2")
 		}
