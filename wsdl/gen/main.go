@@ -1,7 +1,7 @@
 // Command gen turns the hand-written contracts (services.wsdl, grid.xsd,
 // profile.xsd) into everything that is derived from them: the published WSDLs,
-// gowsdl's Go types and interfaces, and our dispatch tables, client stubs and
-// schema tables.
+// gowsdl's Go types and interfaces, and our dispatch tables, client stubs, schema
+// tables and codec.
 //
 // Its output depends on its input alone, so that CI can compare it with what
 // is committed. It fails when gowsdl, which accepts anything, made less than
@@ -69,6 +69,13 @@ func generate(dir string) error {
 		return err
 	}
 	if err := write(dir, "grid_gen.go", tables.keepRequired(types)); err != nil {
+		return err
+	}
+	codec, err := tables.codecGo(types)
+	if err != nil {
+		return fmt.Errorf("codec: %w", err)
+	}
+	if err := write(dir, "codec_gen.go", codec); err != nil {
 		return err
 	}
 	dispatch, err := format.Source(dispatchGo(services))

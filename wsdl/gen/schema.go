@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"fmt"
 	"go/format"
+	"maps"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"sort"
 	"strings"
 
@@ -199,13 +201,12 @@ func (s *schemas) resolve() error {
 	return nil
 }
 
+// sorted returns the types' names.
+func (s *schemas) sorted() []string { return slices.Sorted(maps.Keys(s.types)) }
+
 // schemaGo writes the tables by which a Checker judges documents.
 func (s *schemas) schemaGo() ([]byte, error) {
-	names := make([]string, 0, len(s.types))
-	for name := range s.types {
-		names = append(names, name)
-	}
-	sort.Strings(names)
+	names := s.sorted()
 	index := map[string]int{}
 	for i, name := range names {
 		index[name] = i
