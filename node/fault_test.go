@@ -65,8 +65,8 @@ func (p *faultyProcess) Clean() error {
 func (g *grid) faulty(f *faulty) *member {
 	p := quickParts()
 	real := p.launcher
-	p.launcher = func(dir string, log *logrus.Entry) (_ launcher, err error) {
-		f.launcher, err = real(dir, log)
+	p.launcher = func(dir string, limits mvm.Limits, log *logrus.Entry) (_ launcher, err error) {
+		f.launcher, err = real(dir, limits, log)
 		return f, err
 	}
 	return g.with(g.t.TempDir(), p, nil)

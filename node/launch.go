@@ -73,14 +73,15 @@ type starter struct {
 	// into memory at the first need: an idle node does without it.
 	binary   func() (*os.File, error)
 	cleaning string
+	limits   mvm.Limits
 	prefix   string // of the marks of everything that is started from one data folder
 }
 
 // newStarter finds the program to start. dir is the node's data folder, which
 // no other node uses at the same time: it names what is this node's.
-func newStarter(dir string, log *logrus.Entry) (*starter, error) {
+func newStarter(dir string, limits mvm.Limits, log *logrus.Entry) (*starter, error) {
 	sum := sha256.Sum256([]byte(dir))
-	s := &starter{prefix: hex.EncodeToString(sum[:8]) + ".", cleaning: mvm.Probe(nil)}
+	s := &starter{prefix: hex.EncodeToString(sum[:8]) + ".", limits: limits, cleaning: mvm.Probe(nil)}
 	switch _, err := fs.Stat(embedded, slimProgram); {
 	case errors.Is(err, fs.ErrNotExist):
 		log.Info("this program was built without the slim MVM process and starts itself in its place: each job starts some 10 ms of CPU time later (`make build` embeds it)")
@@ -108,7 +109,7 @@ func (s *starter) Launch(ctx context.Context, start mvm.Start) (process, error) 
 		return nil, err
 	}
 	mark := s.prefix + random(12)
-	h, err := mvm.Launch(mvm.LaunchConfig{Binary: binary, Start: start, Cleaning: s.cleaning, Mark: mark})
+	h, err := mvm.Launch(mvm.LaunchConfig{Binary: binary, Start: start, Cleaning: s.cleaning, Mark: mark, Limits: s.limits})
 	if err != nil {
 		return nil, err
 	}

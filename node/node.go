@@ -34,6 +34,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"mvm/node/build"
+	"mvm/node/mvm"
 	"mvm/osvm"
 	"mvm/queuevm"
 	"mvm/services/image"
@@ -116,7 +117,7 @@ type Node struct {
 // parts are what tests replace.
 type parts struct {
 	clock    Clock
-	launcher func(dir string, log *logrus.Entry) (launcher, error)
+	launcher func(dir string, limits mvm.Limits, log *logrus.Entry) (launcher, error)
 	clients  fs.FS         // the client library's files
 	patience time.Duration // how long an Instantiate waits to be named live
 	retry    time.Duration // the spool's first pause
@@ -125,8 +126,10 @@ type parts struct {
 
 func realParts() parts {
 	return parts{
-		clock:    bootClock{},
-		launcher: func(dir string, log *logrus.Entry) (launcher, error) { return newStarter(dir, log) },
+		clock: bootClock{},
+		launcher: func(dir string, limits mvm.Limits, log *logrus.Entry) (launcher, error) {
+			return newStarter(dir, limits, log)
+		},
 		clients:  queuevm.ClientFiles(),
 		patience: 5 * time.Second,
 		retry:    100 * time.Millisecond,
@@ -190,7 +193,10 @@ func newNode(config Config, p parts) (_ *Node, err error) {
 		log = logrus.StandardLogger()
 	}
 	n.log = log.WithField("node", n.id)
-	if n.launcher, err = p.launcher(f.root, n.log); err != nil {
+	if err := n.measure(); err != nil {
+		return nil, err
+	}
+	if n.launcher, err = p.launcher(f.root, n.limits(), n.log); err != nil {
 		return nil, fmt.Errorf("prepare to start MVM processes: %w", err)
 	}
 	if err := sweep(f, n.launcher, p.grace, n.log); err != nil {
@@ -216,9 +222,6 @@ func newNode(config Config, p parts) (_ *Node, err error) {
 	n.proxyListen = net.JoinHostPort(host, "0")
 	ip := net.ParseIP(host)
 	n.plain = host == "localhost" || ip != nil && ip.IsLoopback()
-	if err := n.measure(); err != nil {
-		return nil, err
-	}
 	if n.alarm, err = n.clock.Alarm(); err != nil {
 		return nil, err
 	}
@@ -235,6 +238,9 @@ func (n *Node) measure() error {
 		return fmt.Errorf("measure memory: %w", err)
 	}
 	n.total = room{Slots: n.config.Slots, Memory: int64(info.Totalram) * int64(info.Unit) >> 20, Cores: runtime.NumCPU()}
+	if limit := mvm.OwnLimit(); limit > 0 { // in a container, say
+		n.total.Memory = min(n.total.Memory, limit)
+	}
 	if n.total.Slots == 0 {
 		n.total.Slots = n.total.Cores
 	}
@@ -245,6 +251,12 @@ func (n *Node) measure() error {
 	}
 	n.qemu = q.Version
 	return nil
+}
+
+// limits is what one attempt may take whatever its profile claims: so much that
+// no honest job meets it, and so little that the machine outlives the others.
+func (n *Node) limits() mvm.Limits {
+	return mvm.Limits{MemoryMiB: n.total.Memory - max(n.total.Memory/16, 64), Tasks: 4096 + 64*n.total.Slots}
 }
 
 // layClients writes the client library's files anew: they may be of another

@@ -265,8 +265,8 @@ func levels(t *testing.T, test func(t *testing.T, p parts)) {
 		t.Run(cleaning, func(t *testing.T) {
 			p := quickParts()
 			real := p.launcher
-			p.launcher = func(dir string, log *logrus.Entry) (launcher, error) {
-				l, err := real(dir, log)
+			p.launcher = func(dir string, limits mvm.Limits, log *logrus.Entry) (launcher, error) {
+				l, err := real(dir, limits, log)
 				if err == nil && cleaning == mvm.PIDNamespace && l.Cleaning() != cleaning {
 					t.Skip("this machine makes no PID namespaces for this user: kernel.unprivileged_userns_clone, or run as root")
 				}

@@ -30,6 +30,11 @@ type Start struct {
 	Library   string // libmvm.so for Python programs, "" if there is none
 	Clients   string // folder with the client files (queuevm.ClientFiles), read-only
 	StreamMax int64  // bytes kept of each stdout and stderr (half head, half tail)
+
+	// Launch sets these two: what LaunchConfig.Limits said of memory, and the
+	// control group that has that limit, "" where there can be none.
+	MemoryMiB   int64
+	MemoryGroup string
 }
 
 // Ready answers Start.

@@ -6,18 +6,21 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // groups is where control groups can be made on this machine, if anywhere. Two
-// kinds are: at the level CGroup one for the MVM process and all that it
-// starts, made by the node; and one for each program with a memory limit, made
-// by the MVM process. All of a launch are ended and removed by the node.
+// kinds are: those for the MVM process and all that it starts, made by the node
+// to limit them and, at the level CGroup, to end them; and one for each program
+// with a memory limit, made by the MVM process. All of a launch are ended and
+// removed by the node.
 type groups struct {
 	parent  string // folder to make them in, "" if there is none
 	unified bool   // version 2
@@ -27,14 +30,17 @@ type groups struct {
 // and killing belong to every group.
 const (
 	forMemory  = "memory"
+	forTasks   = "pids"
 	forKilling = "freezer"
 )
+
+const groupRoot = "/sys/fs/cgroup"
 
 // findGroups looks for a place that this process may use: below its own group
 // in version 1; in version 2 beside it, because a group cannot hold both
 // processes and groups with a memory limit, or for killing below it too.
 func findGroups(controller string) groups {
-	return findGroupsIn("/sys/fs/cgroup", "/proc/self/cgroup", controller)
+	return findGroupsIn(groupRoot, "/proc/self/cgroup", controller)
 }
 
 func findGroupsIn(root, membership, controller string) groups {
@@ -88,38 +94,122 @@ func (g groups) add(name string) (group string, err error) {
 // at its end.
 func groupName(mark string) string { return "mvm." + strings.ReplaceAll(mark, "/", "_") + "-" }
 
-// enclose makes the group for all of a launch.
-func enclose(mark string) (group string, err error) {
-	g := findGroups(forKilling)
-	if group, err = g.add(groupName(mark) + "all"); err != nil {
-		return "", err
+// enclose makes the groups for all of a launch: one in version 2, one for each
+// controller in version 1. Those for limits are left out where they cannot be
+// had; the one for killing must be.
+func enclose(mark string, killing bool, limits Limits) (cells []*cell, err error) {
+	var wanted []string
+	if killing {
+		wanted = append(wanted, forKilling)
 	}
-	if g.unified {
-		if _, err := os.Stat(filepath.Join(group, "cgroup.kill")); err != nil { // before Linux 5.14
-			_ = os.Remove(group)
-			return "", fmt.Errorf("this kernel does not kill control groups: %w", err)
+	if limits.MemoryMiB > 0 {
+		wanted = append(wanted, forMemory)
+	}
+	if limits.Tasks > 0 {
+		wanted = append(wanted, forTasks)
+	}
+	for _, controller := range wanted {
+		c, err := enclosure(cells, mark, controller)
+		if err == nil {
+			switch controller {
+			case forKilling:
+				err = c.mustKill()
+			case forMemory:
+				err = c.limitMemory(uint64(limits.MemoryMiB) << 20)
+			case forTasks:
+				err = os.WriteFile(filepath.Join(c.path, "pids.max"), []byte(strconv.Itoa(limits.Tasks)), 0)
+			}
+		}
+		if err != nil {
+			if controller == forKilling {
+				return cells, err // the caller ends the groups by their names
+			}
+			continue
+		}
+		c.controllers = append(c.controllers, controller)
+		if !slices.Contains(cells, c) {
+			cells = append(cells, c)
 		}
 	}
-	return group, nil
+	return cells, nil
 }
 
-// join moves this process into a group; all that it starts is born there.
-func join(group string) error {
-	if err := os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte("0"), 0); err != nil {
-		return fmt.Errorf("enter the control group: %w", err)
+// enclosure is the cell of a launch for a controller: one of those made so far,
+// or a new one.
+func enclosure(cells []*cell, mark, controller string) (*cell, error) {
+	g := findGroups(controller)
+	if i := slices.IndexFunc(cells, func(c *cell) bool { return c.groups == g }); i >= 0 {
+		return cells[i], nil
+	}
+	path, err := g.add(groupName(mark) + "all")
+	if err != nil {
+		return nil, err
+	}
+	return &cell{groups: g, path: path}, nil
+}
+
+// mustKill says whether all of a cell can be killed at once.
+func (c *cell) mustKill() error {
+	if c.unified {
+		if _, err := os.Stat(filepath.Join(c.path, "cgroup.kill")); err != nil { // before Linux 5.14
+			return fmt.Errorf("this kernel does not kill control groups: %w", err)
+		}
 	}
 	return nil
+}
+
+// within has a process started by start with sys born in all of these cells.
+func within(cells []*cell, sys *syscall.SysProcAttr, start func() error) error {
+	if len(cells) == 0 {
+		return start()
+	}
+	done := make(chan error, 1)
+	var onThread func()
+	onThread = func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() { // see cell.enter: another thread is to do it
+			defer runtime.UnlockOSThread()
+			over := make(chan struct{})
+			go func() { defer close(over); onThread() }()
+			<-over
+			return
+		}
+		var failed error
+		stuck := false
+		var leaves []func() error
+		for _, c := range cells {
+			leave, err := c.enter(sys)
+			if failed = err; err != nil {
+				break
+			}
+			leaves = append(leaves, leave)
+		}
+		if failed == nil {
+			failed = start()
+		}
+		for _, leave := range slices.Backward(leaves) {
+			stuck = leave() != nil || stuck
+		}
+		if !stuck { // a thread that cannot leave ends with this goroutine
+			runtime.UnlockOSThread()
+		}
+		done <- failed
+	}
+	go onThread()
+	return <-done
 }
 
 // endGroups ends all that lives in the groups whose name begins so, and removes
 // them.
 func endGroups(prefix string, deadline time.Time) error {
 	var failed error
-	for _, controller := range []string{forKilling, forMemory} {
+	var seen []string
+	for _, controller := range []string{forKilling, forMemory, forTasks} {
 		parent := findGroups(controller).parent
-		if parent == "" {
+		if parent == "" || slices.Contains(seen, parent) {
 			continue
 		}
+		seen = append(seen, parent)
 		entries, _ := os.ReadDir(parent) // what cannot be read was not made either
 		for _, e := range entries {
 			if e.IsDir() && strings.HasPrefix(e.Name(), prefix) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -25,6 +26,8 @@ type LaunchConfig struct {
 	// Mark is put into the environment of all that is started, for Sweep. ""
 	// means a random one. No mark may begin with another that is in use.
 	Mark string
+	// Limits are of all that is started.
+	Limits Limits
 	// Stderr takes the MVM process's own diagnosis; nil means this program's.
 	Stderr *os.File
 	// ReadyLimit bounds the start; 0 means 10 s.
@@ -66,10 +69,12 @@ func Probe(binary *os.File) string {
 
 func probe(binary *os.File, cleaning string) (works bool) {
 	config := &LaunchConfig{Binary: binary, Cleaning: cleaning, Mark: "probe." + rand.Text()}
-	p, err := begin(config, nil, "probe")
+	cells, err := enclose(config.Mark, cleaning == CGroup, Limits{})
 	if err == nil {
-		state, err := p.Wait()
-		works = err == nil && state.Success()
+		if p, err := begin(config, cells, nil, "probe"); err == nil {
+			state, err := p.Wait()
+			works = err == nil && state.Success()
+		}
 	}
 	if cleaning == CGroup {
 		works = endGroups(groupName(config.Mark), time.Now().Add(endLimit)) == nil && works
@@ -78,13 +83,12 @@ func probe(binary *os.File, cleaning string) (works bool) {
 }
 
 // begin starts the program in the namespaces that its level of cleaning needs,
-// or makes the control group for it, which the caller ends with endGroups, also
-// after a failure.
+// and in cells.
 //
 // There is no parent death signal: it follows the OS thread that started the
 // program, and Go's threads come and go. That the node died shows as end of
 // file on the control socket, and what is left even so is for Sweep.
-func begin(config *LaunchConfig, control *os.File, arguments ...string) (*os.Process, error) {
+func begin(config *LaunchConfig, cells []*cell, control *os.File, arguments ...string) (*os.Process, error) {
 	path := "/proc/self/exe"
 	if config.Binary != nil {
 		// A number that the child's own descriptors 0 to 3 do not take.
@@ -118,19 +122,19 @@ func begin(config *LaunchConfig, control *os.File, arguments ...string) (*os.Pro
 		return a
 	}
 	argv := append([]string{ProcessName, config.Cleaning}, arguments...)
-	if config.Cleaning == CGroup {
-		group, err := enclose(config.Mark)
-		if err != nil {
-			return nil, err
-		}
-		argv[1] += "=" + group
+	start := func(a *os.ProcAttr) (p *os.Process, err error) {
+		err = within(cells, a.Sys, func() (err error) {
+			p, err = os.StartProcess(path, argv, a)
+			return err
+		})
+		return p, err
 	}
 	if config.Cleaning != PIDNamespace {
-		return os.StartProcess(path, argv, attributes())
+		return start(attributes())
 	}
 	a := attributes()
 	a.Sys.Cloneflags = unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC
-	p, err := os.StartProcess(path, argv, a)
+	p, err := start(a)
 	if err == nil || !errors.Is(err, unix.EPERM) {
 		return p, err
 	}
@@ -139,7 +143,7 @@ func begin(config *LaunchConfig, control *os.File, arguments ...string) (*os.Pro
 	a.Sys.Cloneflags = unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUSER
 	a.Sys.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
 	a.Sys.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
-	return os.StartProcess(path, argv, a)
+	return start(a)
 }
 
 // Handle is the node's end of one MVM process. All methods may be called from
@@ -186,7 +190,17 @@ func Launch(config LaunchConfig) (*Handle, error) {
 		return nil, fmt.Errorf("start the MVM process: %w", err)
 	}
 	control := os.NewFile(uintptr(pair[0]), "control")
-	process, err := begin(&config, theirs)
+	cells, err := enclose(config.Mark, config.Cleaning == CGroup, config.Limits)
+	config.Start.MemoryMiB, config.Start.MemoryGroup = config.Limits.MemoryMiB, ""
+	for _, c := range cells {
+		if slices.Contains(c.controllers, forMemory) {
+			config.Start.MemoryGroup = c.path
+		}
+	}
+	var process *os.Process
+	if err == nil {
+		process, err = begin(&config, cells, theirs)
+	}
 	if err != nil {
 		control.Close()
 		_ = endGroups(groupName(config.Mark), time.Now())

@@ -18,7 +18,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"sync"
 	"syscall"
 	"unsafe"
@@ -57,10 +56,14 @@ func Main(args []string) int {
 	if len(args) < 2 {
 		return fail(errors.New("a node starts this program; it is not for the command line"))
 	}
+	if args[1] == limitedWord {
+		fail(runLimited(args[2:]))
+		return 127 // as shells say that a program cannot be run
+	}
 	// It would be called by the number of the descriptor it was run from.
 	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(unsafe.StringData(ProcessName+"\x00"))), 0, 0, 0)
-	cleaning, group, _ := strings.Cut(args[1], "=")
-	isolated := isolate(cleaning, group)
+	cleaning := args[1]
+	isolated := isolate(cleaning)
 	if len(args) > 2 {
 		if isolated != nil {
 			return fail(isolated)
@@ -93,7 +96,7 @@ func Main(args []string) int {
 }
 
 // isolate makes this process the one that ends all others.
-func isolate(cleaning, group string) error {
+func isolate(cleaning string) error {
 	// Handlers, not SIG_IGN: that would pass to the programs. As PID 1 it is
 	// out of the reach of their signals but for those that have a handler.
 	signals := make(chan os.Signal, 1)
@@ -103,11 +106,6 @@ func isolate(cleaning, group string) error {
 	}
 	switch cleaning {
 	case Subreaper, CGroup:
-		if cleaning == CGroup {
-			if err := join(group); err != nil {
-				return err
-			}
-		}
 		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 			return fmt.Errorf("become the reaper of orphans: %w", err)
 		}
@@ -122,6 +120,10 @@ func isolate(cleaning, group string) error {
 		if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 			return fmt.Errorf("mount /proc of the namespace: %w", err)
 		}
+		// What programs leave there goes with the namespace.
+		if err := unix.Mount("shm", "/dev/shm", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777"); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("mount a /dev/shm of its own: %w", err)
+		}
 		return nil
 	}
 	return fmt.Errorf("the level of cleaning %q is none of %s, %s, %s", cleaning, PIDNamespace, CGroup, Subreaper)
@@ -130,6 +132,11 @@ func isolate(cleaning, group string) error {
 func newProcess(start Start, w *wire, cleaning string) (*process, error) {
 	if !filepath.IsAbs(start.WorkDir) {
 		return nil, fmt.Errorf("the work folder %q is no absolute path", start.WorkDir)
+	}
+	if start.MemoryMiB > 0 && start.MemoryGroup == "" {
+		if err := limitOwnData(uint64(start.MemoryMiB)); err != nil {
+			return nil, err
+		}
 	}
 	vm, err := queuevm.New(queuevm.Config{Listen: start.Listen, Self: start.Node, Plain: start.Plain, MaxItem: itemMax,
 		Logf: func(format string, args ...any) {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -13,29 +12,76 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cell is a group with a memory limit, made for one program.
-type cell struct {
-	groups
-	path string
+// Limits are of all that one launch starts; 0 is none.
+type Limits struct {
+	MemoryMiB int64 // where there can be no control group: of each process for itself, see RLIMIT_DATA
+	Tasks     int   // processes and threads; only where there can be a control group
 }
 
-// limit makes a cell.
+// OwnLimit is how much memory, in MiB, the control group that this process is in
+// lets it and all that it starts have; 0 is no limit.
+func OwnLimit() int64 {
+	g := findGroups(forMemory)
+	if g.parent == "" {
+		return 0
+	}
+	text, _ := os.ReadFile(filepath.Join(g.parent, "memory.stat")) // what it does not tell limits nothing here
+	for line := range strings.Lines(string(text)) {
+		if n, ok := strings.CutPrefix(line, "hierarchical_memory_limit "); ok { // version 1
+			bytes, _ := strconv.ParseUint(strings.TrimSpace(n), 10, 64)
+			return unlessEndless(bytes)
+		}
+	}
+	least := int64(0)
+	for group := g.parent; strings.HasPrefix(group, groupRoot+"/"); group = filepath.Dir(group) {
+		text, _ := os.ReadFile(filepath.Join(group, "memory.max"))
+		bytes, _ := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64) // "max" is none
+		if limit := unlessEndless(bytes); limit > 0 && (least == 0 || limit < least) {
+			least = limit
+		}
+	}
+	return least
+}
+
+func unlessEndless(bytes uint64) int64 {
+	if bytes >= 1<<60 { // version 1 says "none" with a number
+		return 0
+	}
+	return int64(bytes >> 20)
+}
+
+// cell is a group with limits, for processes to be born in.
+type cell struct {
+	groups
+	path        string
+	controllers []string // of enclose
+}
+
+// limit makes a cell with a limit of memory.
 func (g groups) limit(name string, bytes uint64) (*cell, error) {
 	group, err := g.add(name)
 	if err != nil {
 		return nil, err
 	}
-	file := "memory.limit_in_bytes"
-	if g.unified {
-		file = "memory.max"
-	}
-	if err := os.WriteFile(filepath.Join(group, file), []byte(strconv.FormatUint(bytes, 10)), 0); err != nil {
+	c := &cell{groups: g, path: group}
+	if err := c.limitMemory(bytes); err != nil {
 		_ = os.Remove(group)
 		return nil, err
 	}
+	return c, nil
+}
+
+func (c *cell) limitMemory(bytes uint64) error {
+	file := "memory.limit_in_bytes"
+	if c.unified {
+		file = "memory.max"
+	}
+	if err := os.WriteFile(filepath.Join(c.path, file), []byte(strconv.FormatUint(bytes, 10)), 0); err != nil {
+		return err
+	}
 	// One thing goes wrong late: swap would only make it slow.
-	_ = os.WriteFile(filepath.Join(group, "memory.swap.max"), []byte("0"), 0)
-	return &cell{g, group}, nil
+	_ = os.WriteFile(filepath.Join(c.path, "memory.swap.max"), []byte("0"), 0)
+	return nil
 }
 
 // enter sees to it that what this OS thread forks with sys is born in the cell,
@@ -74,27 +120,41 @@ func (c *cell) enter(sys *syscall.SysProcAttr) (leave func() error, err error) {
 	}, nil
 }
 
-// take puts a process that runs already into the cell. moved is false when it
-// is there.
-func (c *cell) take(pid int) (moved bool, err error) {
-	if slices.Contains(members(c.path), pid) {
-		return false, nil
-	}
-	return true, os.WriteFile(filepath.Join(c.path, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
-}
-
-// exceeded reports whether the kernel ended a process of a group for its
-// memory.
-func exceeded(group string) bool {
+// oomKills is how many processes of a group the kernel has ended for its memory.
+func oomKills(group string) (kills int) {
 	for _, file := range []string{"memory.events", "memory.oom_control"} {
 		text, _ := os.ReadFile(filepath.Join(group, file))
 		for _, line := range strings.Split(string(text), "\n") {
-			if n, ok := strings.CutPrefix(line, "oom_kill "); ok && n != "0" {
-				return true
+			if n, ok := strings.CutPrefix(line, "oom_kill "); ok {
+				kills, _ = strconv.Atoi(n)
+				return kills
 			}
 		}
 	}
-	return false
+	return 0
+}
+
+// exceeded says that a program ended badly because there was no more memory for
+// it, "" when it did not. p.mu is held.
+func (p *process) exceeded(program *program, badly bool) string {
+	if program.group != "" && oomKills(program.group) > 0 {
+		return fmt.Sprintf("memory limit of %d MiB exceeded", program.limit)
+	}
+	if p.start.MemoryGroup == "" || !badly {
+		return ""
+	}
+	if kills := oomKills(p.start.MemoryGroup); kills > p.kills {
+		p.kills = kills
+		return fmt.Sprintf("memory limit of %d MiB exceeded: that is what a job may take on this node; claim what it needs, or spread it over more nodes", p.start.MemoryMiB)
+	}
+	return ""
+}
+
+// rankForKilling has the kernel end programs first when the whole machine is
+// out of memory, not the node or an MVM process.
+func rankForKilling(pid int) {
+	// Only that it must not be done at all could keep it from working.
+	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("1000"), 0)
 }
 
 // memoryCell makes the cell for a program with a limit in MiB, 0 being none. It
@@ -108,77 +168,56 @@ func (p *process) memoryCell(id int, mebibytes int64) *cell {
 	}
 	c, err := p.groups.limit(fmt.Sprintf("%s%d", groupName(p.mark), id), uint64(mebibytes)<<20)
 	if err != nil {
-		return nil // limitMemory has another way
+		return nil // limitData is the other way
 	}
 	return c
 }
 
-// limitMemory bounds what a program may use, in MiB; 0 is no limit. Where there
-// are control groups, the program and all it starts share the limit, and the
-// kernel kills who exceeds it; a program that was born inside its cell needs
-// nothing more. Elsewhere it is RLIMIT_DATA, of each process for itself, and
-// allocations fail; RLIMIT_AS would also count what is only reserved, and a Go
-// program reserves far more than it uses. That is set a moment after the start,
-// also for what the program has started by then: only a process that has both
-// lost its parent and made a session of its own within that moment is not
-// found.
-func (p *process) limitMemory(program *program, mebibytes int64, c *cell, inside bool) error {
-	if mebibytes <= 0 {
-		return nil
+// limitedWord is the first argument of this program when it is to limit itself
+// and then to become another: MEBIBYTES PROGRAM ARGUMENT...
+const limitedWord = "limited"
+
+// limitData bounds what a program, and each one that it starts, may have of
+// private memory, in MiB, where there is no control group for it: then
+// allocations fail (RLIMIT_DATA; RLIMIT_AS would also count what is only
+// reserved, and a Go program reserves far more than it uses). This program
+// itself is started in its place, sets the limit and turns into it: a limit set
+// from outside comes too late for what the program has started by then.
+func (c *child) limitData(mebibytes int64) error {
+	if err := unix.Access(c.argv[0], unix.X_OK); err != nil { // nobody else would say it
+		return fmt.Errorf("run %s: %w", c.argv[0], err)
 	}
-	if c != nil {
-		program.group, program.limit = c.path, mebibytes
-		if inside || throughout(program.state.PID, c.take) == nil {
-			return nil
-		}
-	}
-	bytes := uint64(mebibytes) << 20
-	err := throughout(program.state.PID, func(pid int) (changed bool, err error) {
-		var old unix.Rlimit
-		if err := unix.Prlimit(pid, unix.RLIMIT_DATA, nil, &old); err != nil || old.Max <= bytes {
-			return false, err
-		}
-		return true, unix.Prlimit(pid, unix.RLIMIT_DATA, &unix.Rlimit{Cur: min(old.Cur, bytes), Max: bytes}, nil)
-	})
-	if err != nil {
-		return fmt.Errorf("limit its memory to %d MiB: %w", mebibytes, err)
-	}
+	c.path = "/proc/self/exe"
+	c.argv = append([]string{ProcessName, limitedWord, strconv.FormatInt(mebibytes, 10)}, c.argv...)
 	return nil
 }
 
-// throughout changes a running program, and all that it has started, by a
-// change that children inherit: it looks again until there is nothing left to
-// change.
-func throughout(program int, change func(pid int) (changed bool, err error)) error {
-	found := []int{program}
-	for range 20 {
-		some := false
-		for _, pid := range found {
-			changed, err := change(pid)
-			if err != nil && !errors.Is(err, unix.ESRCH) { // it may be over already
-				return err
-			}
-			some = some || changed
-		}
-		if !some {
-			return nil
-		}
-		found = session(program)
+// runLimited is what limitData has started. It returns only when it fails.
+func runLimited(args []string) error {
+	if len(args) < 2 {
+		return errors.New("it takes a limit and a program")
 	}
-	return errors.New("it starts processes faster than they are found; let it start fewer at once")
+	mebibytes, err := strconv.ParseUint(args[0], 10, 43)
+	if err != nil {
+		return fmt.Errorf("the limit of memory: %w", err)
+	}
+	if err := limitOwnData(mebibytes); err != nil {
+		return err
+	}
+	return fmt.Errorf("run %s: %w", args[1], syscall.Exec(args[1], args[1:], os.Environ()))
 }
 
-// session lists what a program that leads a session has started: what descends
-// from it, and orphans that are in its session, and what descends from these.
-// It counts itself; zombies it does not.
-func session(leader int) []int {
-	var members []int
-	for _, pid := range pids() {
-		if id, err := unix.Getsid(pid); err == nil && id == leader {
-			if _, lives := parentOf(pid); lives {
-				members = append(members, pid)
-			}
-		}
+// limitOwnData bounds the private memory of this process, and of each that it
+// starts from now on.
+func limitOwnData(mebibytes uint64) error {
+	var old unix.Rlimit
+	err := unix.Getrlimit(unix.RLIMIT_DATA, &old)
+	if err == nil {
+		most := min(old.Max, mebibytes<<20)
+		err = unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: most, Max: most})
 	}
-	return append(members, descendants(append(members, leader)...)...)
+	if err != nil {
+		return fmt.Errorf("limit memory to %d MiB: %w", mebibytes, err)
+	}
+	return nil
 }

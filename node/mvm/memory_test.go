@@ -7,15 +7,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 func TestMemoryLimit(t *testing.T) {
@@ -102,7 +99,7 @@ func TestStuckInCell(t *testing.T) {
 	stuck := errors.New("stuck")
 	s := &spawner{children: map[int]func(syscall.WaitStatus, *syscall.Rusage){}, leave: func() error { return stuck }}
 	s.changed = sync.NewCond(&s.mu)
-	start := func() error { return s.start([]string{"/bin/true"}, nil, "/", nil, nil, nil, nil) }
+	start := func() error { return s.start(child{argv: []string{"/bin/true"}, dir: "/"}, nil, nil) }
 	if err := start(); !errors.Is(err, stuck) || len(s.children) != 0 {
 		t.Errorf("%v, and %d programs started", err, len(s.children))
 	}
@@ -134,7 +131,7 @@ func TestCell(t *testing.T) {
 			if err != nil {
 				t.Skipf("SKIPPED: no such groups can be made here: %v", err)
 			}
-			c := &cell{g, group}
+			c := &cell{groups: g, path: group}
 			defer func() {
 				if err := endGroup(group, time.Now().Add(10*time.Second)); err != nil {
 					t.Error(err)
@@ -175,60 +172,42 @@ func TestCell(t *testing.T) {
 					t.Error("the next child would be born there too")
 				}
 			})
-			t.Run("late", func(t *testing.T) {
-				pid := family(t)
-				if err := throughout(pid, c.take); err != nil {
-					t.Fatal(err)
-				}
-				inside := members(group)
-				for _, each := range session(pid) {
-					if !slices.Contains(inside, each) {
-						t.Errorf("process %d of %v is not among %v", each, session(pid), inside)
-					}
-				}
-			})
 		})
 	}
 }
 
-// TestDataLimitOfChildren limits a program that has forked already.
-func TestDataLimitOfChildren(t *testing.T) {
-	pid := family(t)
-	if err := new(process).limitMemory(&program{state: ProcessState{PID: pid}}, 100, nil, false); err != nil {
+// Where there are no control groups, a program is born with its limit.
+func TestDataLimit(t *testing.T) {
+	c := child{argv: []string{"/bin/sh", "-c", "ulimit -d; ulimit -Hd; echo $0 $1; exit 3", "a b", "c"}}
+	if err := c.limitData(100); err != nil {
 		t.Fatal(err)
 	}
-	for _, each := range session(pid) {
-		var limit unix.Rlimit
-		if err := unix.Prlimit(each, unix.RLIMIT_DATA, nil, &limit); err != nil || limit.Max != 100<<20 || limit.Cur != 100<<20 {
-			t.Errorf("process %d of %v: %+v, %v", each, session(pid), limit, err)
+	program, err := os.ReadFile(filepath.Join(os.Getenv("MVM_TEST_DIR"), "slim"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "slim")
+	if err := os.WriteFile(path, program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	command := exec.Cmd{Path: path, Args: c.argv}
+	out, err := command.Output()
+	var exit *exec.ExitError
+	if want := "102400\n102400\na b c\n"; string(out) != want || !errors.As(err, &exit) || exit.ExitCode() != 3 {
+		t.Errorf("it printed %q, want %q: %v", out, want, err)
+	}
+	if err := (&child{argv: []string{"/no/such/program"}}).limitData(100); err == nil || !strings.Contains(err.Error(), "/no/such/program") {
+		t.Errorf("a program that is not there: %v", err)
+	}
+	for _, bad := range [][]string{nil, {"100"}, {"much", "/bin/true"}, {"100", "/no/such/program"}} {
+		if err := runLimitedElsewhere(path, bad); err == nil {
+			t.Errorf("%q works", bad)
 		}
 	}
 }
 
-// family starts a program with a child, an orphan, and one in a session of its
-// own.
-func family(t *testing.T) (leader int) {
-	t.Helper()
-	command := exec.Command("/bin/sh", "-c", "sleep 1000 & (sleep 1000 &); setsid sleep 1000 & wait")
-	command.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := command.Start(); err != nil {
-		t.Fatal(err)
-	}
-	leader = command.Process.Pid
-	var all []int
-	eventually(t, "the program has forked", func() bool {
-		all = slices.Compact(slices.Sorted(slices.Values(session(leader))))
-		alone := slices.ContainsFunc(all, func(pid int) bool {
-			id, err := unix.Getsid(pid)
-			return err == nil && id == pid && id != leader
-		})
-		return len(all) == 4 && alone
-	})
-	t.Cleanup(func() {
-		for _, pid := range all {
-			unix.Kill(pid, unix.SIGKILL)
-		}
-		command.Wait()
-	})
-	return leader
+// runLimitedElsewhere is runLimited in a process that may turn into another.
+func runLimitedElsewhere(path string, args []string) error {
+	command := exec.Cmd{Path: path, Args: append([]string{ProcessName, limitedWord}, args...)}
+	return command.Run()
 }

@@ -100,19 +100,24 @@ type launched struct {
 
 func launch(t *testing.T, binary *os.File, cleaning string, change func(*Start)) *launched {
 	t.Helper()
-	l := &launched{t: t, dir: t.TempDir(), mark: fmt.Sprintf("test-%d-%s-%d", os.Getpid(), t.Name(), time.Now().UnixNano()), ended: map[int]ProcessState{}}
-	start := Start{Attempt: t.Name() + "/1", Node: "a", WorkDir: l.dir}
+	config := LaunchConfig{Binary: binary, Cleaning: cleaning}
 	if change != nil {
-		change(&start)
+		change(&config.Start)
 	}
+	return launchAs(t, config)
+}
+
+func launchAs(t *testing.T, config LaunchConfig) *launched {
+	t.Helper()
+	l := &launched{t: t, dir: t.TempDir(), mark: fmt.Sprintf("test-%d-%s-%d", os.Getpid(), t.Name(), time.Now().UnixNano()), ended: map[int]ProcessState{}}
+	config.Mark, config.Start.Attempt, config.Start.Node, config.Start.WorkDir = l.mark, t.Name()+"/1", "a", l.dir
 	var err error
-	l.Handle, err = Launch(LaunchConfig{Binary: binary, Start: start, Cleaning: cleaning, Mark: l.mark})
-	if err != nil {
+	if l.Handle, err = Launch(config); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Kill(); <-l.Done() })
-	if got := l.Ready().Cleaning; got != cleaning {
-		t.Fatalf("cleaning is %s, want %s", got, cleaning)
+	if got := l.Ready().Cleaning; got != config.Cleaning {
+		t.Fatalf("cleaning is %s, want %s", got, config.Cleaning)
 	}
 	return l
 }
@@ -172,7 +177,7 @@ func (l *launched) over() {
 		}
 	}
 	nothingLeft(l.t, l.mark)
-	if left := append(groupsLeft(forKilling, l.mark), groupsLeft(forMemory, l.mark)...); len(left) > 0 {
+	if left := slices.Concat(groupsLeft(forKilling, l.mark), groupsLeft(forMemory, l.mark), groupsLeft(forTasks, l.mark)); len(left) > 0 {
 		l.t.Errorf("left behind: %v", left)
 	}
 }

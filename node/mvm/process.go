@@ -54,6 +54,7 @@ type process struct {
 	left         int     // programs that run or are to be started
 	told         bool    // the traffic
 	groups       *groups // nil until a program has a limit
+	kills        int     // processes ended for the memory of all, as far as programs were told so
 	lastBuild    int
 	idle         *sync.Cond // running fell to 0
 	wall         *time.Timer
@@ -166,23 +167,37 @@ func (p *process) spawn(s ProcessSpec) error {
 		err = errors.New("the attempt is ending: " + p.ending)
 	} else {
 		var refused error
-		cell := p.memoryCell(s.ID, s.MemoryMiB)
-		err = p.spawner.start(s.Command, p.environment(dir, s.Environment, told), dir, files, cell, func(pid, pidfd int, inside bool) {
-			program.state.PID, program.state.Started = pid, time.Now()
-			if refused = p.vm.Started(s.ID, pidfd); refused == nil {
-				refused = p.limitMemory(program, s.MemoryMiB, cell, inside)
+		c := child{argv: s.Command, environment: p.environment(dir, s.Environment, told), dir: dir, files: files, cell: p.memoryCell(s.ID, s.MemoryMiB)}
+		begin := func() error {
+			return p.spawner.start(c, func(pid, pidfd int) {
+				program.state.PID, program.state.Started = pid, time.Now()
+				rankForKilling(pid)
+				if c.cell != nil {
+					program.group, program.limit = c.cell.path, s.MemoryMiB
+				}
+				if refused = p.vm.Started(s.ID, pidfd); refused != nil {
+					unix.Kill(pid, unix.SIGKILL)
+				}
+			}, func(status syscall.WaitStatus, usage *syscall.Rusage) { p.ended(program, status, usage) })
+		}
+		if s.MemoryMiB > 0 && c.cell == nil {
+			err = c.limitData(s.MemoryMiB)
+		}
+		if err == nil {
+			err = begin()
+		}
+		if errors.Is(err, errNoCell) {
+			_ = os.Remove(c.cell.path) // or the node does
+			c.cell = nil
+			if err = c.limitData(s.MemoryMiB); err == nil {
+				err = begin()
 			}
-			if refused != nil {
-				unix.Kill(pid, unix.SIGKILL)
-			}
-		}, func(status syscall.WaitStatus, usage *syscall.Rusage) { p.ended(program, status, usage) })
+		}
 		if err == nil {
 			p.programs[s.ID] = program
 			p.running++
 			p.tell(Event{Process: new(program.state)})
 			err = refused
-		} else if cell != nil {
-			_ = os.Remove(cell.path) // or the node does
 		}
 	}
 	if err != nil && program.state.PID == 0 {
@@ -233,17 +248,18 @@ func (p *process) ended(program *program, status syscall.WaitStatus, usage *sysc
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := &program.state
-	s.State, s.ExitCode, s.Ended = "exited", status.ExitStatus(), time.Now()
+	// What the clock was set to meanwhile must not make it end before it began.
+	s.State, s.ExitCode, s.Ended = "exited", status.ExitStatus(), s.Started.Add(time.Since(s.Started))
 	if status.Signaled() {
 		s.State, s.ExitCode, s.Signal = "killed", build.Status(status), unix.SignalName(status.Signal())
 		s.Message = "ended by " + s.Signal
 	} else if s.ExitCode != 0 {
 		s.Message = fmt.Sprintf("exit status %d", s.ExitCode)
 	}
+	if why := p.exceeded(program, status.Signaled() || s.ExitCode != 0); why != "" {
+		s.Message = why
+	}
 	if program.group != "" {
-		if exceeded(program.group) {
-			s.Message = fmt.Sprintf("memory limit of %d MiB exceeded", program.limit)
-		}
 		_ = os.Remove(program.group) // or the node does, when what the program left is gone too
 	}
 	if p.ending != "" {
@@ -476,9 +492,10 @@ func (p *process) Run(ctx context.Context, s build.Step) (int, error) {
 	output := s.Output.Fd()
 	var err error
 	p.spawner.do(func() {
-		err = p.spawner.start(s.Argv, append(s.Environment, mark, markName+"="+p.mark), s.Dir, []uintptr{p.null.Fd(), output, output}, nil,
-			func(pid, _ int, _ bool) {
+		err = p.spawner.start(child{argv: s.Argv, environment: append(s.Environment, mark, markName+"="+p.mark), dir: s.Dir, files: []uintptr{p.null.Fd(), output, output}},
+			func(pid, _ int) {
 				e.pid = pid
+				rankForKilling(pid)
 				if e.failed = build.Limited(pid); e.failed != nil {
 					unix.Kill(-pid, unix.SIGKILL)
 				}

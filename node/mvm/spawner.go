@@ -1,7 +1,9 @@
 package mvm
 
 import (
+	"cmp"
 	"errors"
+	"fmt"
 	"runtime"
 	"sync"
 	"syscall"
@@ -64,48 +66,55 @@ func (s *spawner) do(work func()) {
 	<-done
 }
 
-// start, called in do, runs a program in a session of its own. files become its descriptors 0,
-// 1, ... in is the cell for it to be born in, or nil; where that does not work
-// it is started outside. ended is called once, after the program and what was left of its
-// process group are gone; it must not wait for another child. before, unless
-// nil, is called before ended can be, with the pid, a pidfd (closed afterwards)
-// and whether the program was born in its cell.
-func (s *spawner) start(argv, environment []string, dir string, files []uintptr, in *cell, before func(pid, pidfd int, inside bool), ended func(syscall.WaitStatus, *syscall.Rusage)) error {
+// child is a program to start, in a session of its own.
+type child struct {
+	path        string // "" is argv's first
+	argv        []string
+	environment []string
+	dir         string
+	files       []uintptr // become its descriptors 0, 1, ...
+	cell        *cell     // to be born in, or nil
+}
+
+// errNoCell says that a child cannot be born in its cell; it was not started.
+var errNoCell = errors.New("no program can be born in its control group")
+
+// start, called in do, starts a child. ended is called once, after the program
+// and what was left of its process group are gone; it must not wait for another
+// child. before, unless nil, is called before ended can be, with the pid and a
+// pidfd (closed afterwards).
+func (s *spawner) start(c child, before func(pid, pidfd int), ended func(syscall.WaitStatus, *syscall.Rusage)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	pidfd := -1
 	attributes := &syscall.ProcAttr{
-		Dir: dir, Env: environment, Files: files,
+		Dir: c.dir, Env: c.environment, Files: c.files,
 		Sys: &syscall.SysProcAttr{Setsid: true, Pdeathsig: s.deathSignal, PidFD: &pidfd},
 	}
 	// A child of a thread that is stuck would share another program's limit.
 	if err := s.outside(); err != nil {
 		return err
 	}
-	var pid int
-	inside := false
-	if in != nil {
-		if leave, err := in.enter(attributes.Sys); err == nil {
-			s.leave = leave
-			pid, err = syscall.ForkExec(argv[0], argv, attributes)
-			inside = err == nil
-			stuck := s.outside() // no fault of a child that was born well: the next start says it
-			if !inside && stuck != nil {
-				return stuck
-			}
+	if c.cell != nil {
+		leave, err := c.cell.enter(attributes.Sys)
+		if err != nil {
+			return fmt.Errorf("%w: %w", errNoCell, err)
 		}
+		s.leave = leave
 	}
-	if !inside {
-		var err error
-		if pid, err = syscall.ForkExec(argv[0], argv, attributes); err != nil {
-			return err
+	pid, err := syscall.ForkExec(cmp.Or(c.path, c.argv[0]), c.argv, attributes)
+	stuck := s.outside() // no fault of a child that was born well: the next start says it
+	if err != nil {
+		if c.cell != nil {
+			err = fmt.Errorf("%w: %w", errNoCell, err)
 		}
+		return errors.Join(err, stuck)
 	}
 	if pidfd >= 0 {
 		defer unix.Close(pidfd)
 	}
 	if before != nil {
-		before(pid, pidfd, inside)
+		before(pid, pidfd)
 	}
 	s.children[pid] = ended
 	s.none = false
