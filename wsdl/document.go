@@ -264,6 +264,9 @@ func scan(data []byte, limits Limits) error {
 			i += skipTo(rest, ">")
 		default:
 			n, empty, attributes, why := scanTag(rest, limits)
+			if why == "" && n < len(rest) && strings.IndexByte("\"'", rest[n-1]) >= 0 {
+				return documentFault(FaultCodeInvalidRequest, at(i+n), "no white space before an attribute")
+			}
 			if why == "" && attributes > limits.Attributes {
 				why = fmt.Sprintf("an element with more than %d attributes", limits.Attributes)
 			}
@@ -292,8 +295,9 @@ func skipTo(rest []byte, end string) int {
 	return len(rest)
 }
 
-// scanTag measures the start tag at the beginning of tag. What is malformed is
-// left for the decoder to say.
+// scanTag measures the start tag at the beginning of tag, up to an attribute
+// that stands right behind another one's quote, where there is one. What else
+// is malformed is left for the decoder to say.
 func scanTag(tag []byte, limits Limits) (n int, empty bool, attributes int, why string) {
 	name := 0
 	for n = 1; n < len(tag); n++ {
@@ -311,6 +315,9 @@ func scanTag(tag []byte, limits Limits) (n int, empty bool, attributes int, why 
 			attributes++
 			n += end + 1
 			name = 0
+			if n+1 < len(tag) && strings.IndexByte(" \t\r\n/>", tag[n+1]) < 0 {
+				return n + 1, false, attributes, "" // encoding/xml would take it
+			}
 		case ' ', '\t', '\r', '\n', '=':
 			name = 0
 		default:

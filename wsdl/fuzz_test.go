@@ -31,7 +31,7 @@ func FuzzCheck(f *testing.F) {
 		} {
 			into := r.into()
 			lines, problems := Decode(document, r.name, into)
-			if again := Check(document, r.name); len(again) != len(problems) {
+			if again := check(document, r.name); len(again) != len(problems) {
 				t.Fatalf("%s: %d problems with decoding, %d without", r.name, len(problems), len(again))
 			}
 			if len(problems) > maxProblems+2 {
@@ -56,7 +56,7 @@ func FuzzCheck(f *testing.F) {
 			if err := xml.NewEncoder(&b).EncodeElement(into, start); err != nil {
 				t.Fatal(err)
 			}
-			for _, p := range Check(b.Bytes(), r.name) {
+			for _, p := range check(b.Bytes(), r.name) {
 				// A nil in a nillable element that must be there is not written.
 				if !strings.Contains(p.Message, "is missing") || !strings.Contains(string(document), "nil") {
 					t.Fatalf("%s: what was accepted is refused when written again: %s\n%s", r.name, p.Message, b.Bytes())

@@ -107,12 +107,6 @@ func Decode(document []byte, root string, into any) (Lines, []*Problem) {
 	return lines, problems
 }
 
-// Check is Decode into nothing.
-func Check(document []byte, root string) []*Problem {
-	_, problems := Decode(document, root, nil)
-	return problems
-}
-
 func problemsOf(err error) []*Problem {
 	if f, ok := err.(*Fault); ok && len(f.Problem) > 0 {
 		return f.Problem

@@ -54,10 +54,16 @@ func TestDecodeTellsEveryProblemAtOnce(t *testing.T) {
 	}
 }
 
+// check is Decode into nothing.
+func check(document []byte, root string) []*Problem {
+	_, problems := Decode(document, root, nil)
+	return problems
+}
+
 func TestDecodeStopsAfterAHundredProblems(t *testing.T) {
 	document := `<job xmlns="urn:mvm:1" name="x">` + strings.Repeat("\n<tsk/>", 500_000) + "</job>"
 	begin := time.Now()
-	problems := Check([]byte(document), "job")
+	problems := check([]byte(document), "job")
 	if len(problems) != maxProblems+1 || !strings.Contains(problems[maxProblems].Message, "line 102: too many problems") {
 		t.Errorf("%d problems, the last: %s", len(problems), problems[len(problems)-1].Message)
 	}
@@ -75,10 +81,11 @@ func TestDecodeHelpsWithTheRoot(t *testing.T) {
 		"<job xmlns='urn:mvm:1' name='x'>\n<task name='t'></job>":      `line 2: element <task> closed by </job>`,
 		`<job xmlns="urn:mvm:1" name="x"><task name="t"/></job><job/>`: `line 1: a second root element "job": a document has one`,
 		`<job xmlns="urn:mvm:1" name="x" name="y"/>`:                   `line 1: the attribute "name" is given twice`,
-		`<m:job name="x"/>`: `line 1: the prefix of m:job has no namespace declaration`,
-		"<!DOCTYPE job SYSTEM 'file:///etc/passwd'>\n<job/>": `line 1: document type declarations are refused`,
+		"<job\nname=\"x\"a='b'/>":                                      `line 2: no white space before an attribute`,
+		`<m:job name="x"/>`:                                            `line 1: the prefix of m:job has no namespace declaration`,
+		"<!DOCTYPE job SYSTEM 'file:///etc/passwd'>\n<job/>":           `line 1: document type declarations are refused`,
 	} {
-		problems := Check([]byte(document), "job")
+		problems := check([]byte(document), "job")
 		if len(problems) != 1 || problems[0].Message != want {
 			t.Errorf("%s:\n%swant %s", document, problemText(problems), want)
 		}

@@ -194,7 +194,7 @@ func TestVerdictsAgreeWithXmllint(t *testing.T) {
 			t.Fatalf("xmllint said nothing about %s:\n%s", path, text)
 		}
 		root := strings.TrimPrefix(text[strings.IndexByte(text, '<')+1:strings.IndexAny(text, " />")], "m:")
-		problems := Check([]byte(text), root)
+		problems := check([]byte(text), root)
 		if want {
 			valid++
 		}
