@@ -313,6 +313,36 @@ func TestErrorsAreToldWhole(t *testing.T) {
 	}
 }
 
+// What comes from a grid or a file cannot give a terminal orders, or make a
+// line read as what it is not.
+func TestNothingOrdersTheTerminal(t *testing.T) {
+	const bad = "a\x1b]0;title\x07\x1b[2J\x9b1m\u009b2J\u202eexe\u2066\u2028b\r\x7fc"
+	orders := func(r rune) bool { return r != '\n' && r != '\t' && obeyed(r) }
+	fault := wsdl.NewFault(wsdl.FaultCodeInternal, bad, bad)
+	fault.Address, fault.RequestId, fault.Output = bad, bad, "1\t2\n"+bad
+	fault.Problem = []*wsdl.Problem{{Element: bad, Message: bad}}
+	var b strings.Builder
+	PrintError(&b, "mvm", fault)
+	PrintError(&b, "mvm", errors.New(bad))
+	PrintError(&b, "mvm", fmt.Errorf("%s: %w", bad, fault))
+	rows := newTable(&b, "NAME")
+	rows.row(bad)
+	_ = rows.flush()
+	describeEnd(&b, &wsdl.JobStatus{Id: bad, Name: bad, Reason: bad, State: wsdl.Of(wsdl.JobStateFailed)})
+	if i := strings.IndexFunc(b.String(), orders); i >= 0 {
+		t.Errorf("printed: %q in\n%q", b.String()[i:i+4], b.String())
+	}
+	b.Reset()
+	good := strings.ToValidUTF8(bad, "\ufffd")
+	if err := writeJSON(&b, map[string]string{"name": good}); err != nil {
+		t.Fatal(err)
+	}
+	var back map[string]string
+	if err := json.Unmarshal([]byte(b.String()), &back); err != nil || back["name"] != good || strings.IndexFunc(b.String(), orders) >= 0 {
+		t.Errorf("as JSON: %q, %v", b.String(), err)
+	}
+}
+
 func TestJSONHasTimesAndNoXMLNames(t *testing.T) {
 	job := status(wsdl.JobStateRunning, 7)
 	job.Submitted = *wsdl.Date(time.Date(2026, 2, 3, 4, 5, 6, 0, time.UTC))

@@ -107,7 +107,7 @@ func PrintError(w io.Writer, name string, err error) {
 	}
 	var fault *wsdl.Fault
 	if !errors.As(err, &fault) {
-		fmt.Fprintf(w, "%s: %v\n", name, err)
+		fmt.Fprintf(w, "%s: %s\n", name, printableLines(err.Error()))
 		return
 	}
 	message := fault.Message
@@ -128,13 +128,13 @@ func PrintError(w io.Writer, name string, err error) {
 		fmt.Fprint(w, indent(printableLines(fault.Output), "  | "))
 	}
 	if fault.Address != "" {
-		fmt.Fprintf(w, "  ask %s instead\n", fault.Address)
+		fmt.Fprintf(w, "  ask %s instead\n", printable(fault.Address))
 	}
 	if fault.Advice != "" {
-		fmt.Fprintf(w, "  advice: %s\n", fault.Advice)
+		fmt.Fprintf(w, "  advice: %s\n", printable(fault.Advice))
 	}
 	if fault.RequestId != "" && ExitCode(err) == ExitOther {
-		fmt.Fprintf(w, "  request %s, as in the node's log\n", fault.RequestId)
+		fmt.Fprintf(w, "  request %s, as in the node's log\n", printable(fault.RequestId))
 	}
 }
 

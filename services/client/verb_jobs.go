@@ -205,7 +205,7 @@ func cancelCommand() *cobra.Command {
 					State wsdl.JobState `json:"state"`
 				}{args[0], state})
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "job %s is %s\n", args[0], state)
+			fmt.Fprintf(cmd.OutOrStdout(), "job %s is %s\n", printable(args[0]), printable(string(state)))
 			return nil
 		},
 	}

@@ -174,7 +174,7 @@ func (l *labeller) Write(data []byte) (int, error) {
 	}
 	var labelled bytes.Buffer
 	for line := range bytes.Lines(l.rest[:end+1]) {
-		fmt.Fprintf(&labelled, "%s | %s", l.label, line)
+		fmt.Fprintf(&labelled, "%s | %s", printable(l.label), line)
 	}
 	l.rest = append(l.rest[:0], l.rest[end+1:]...)
 	if l.mu != nil {

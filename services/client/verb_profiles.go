@@ -122,14 +122,14 @@ func profilesShowCommand() *cobra.Command {
 			case wsdl.ProfileKindJob:
 				content = p.Job
 			}
-			e := xml.NewEncoder(cmd.OutOrStdout())
+			var b strings.Builder
+			e := xml.NewEncoder(&b)
 			e.Indent("", "  ")
 			start := xml.StartElement{Name: xml.Name{Local: string(kind)}, Attr: []xml.Attr{{Name: xml.Name{Local: "xmlns"}, Value: wsdl.Namespace}}}
 			if err := e.EncodeElement(content, start); err != nil {
 				return err
 			}
-			_, err = fmt.Fprintln(cmd.OutOrStdout())
-			return err
+			return writeSpelled(cmd.OutOrStdout(), b.String()+"\n", "&#x%X;")
 		},
 		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 			if len(args) == 0 {
@@ -180,7 +180,7 @@ in the namespace urn:mvm:1. A job is registered under its own name unless
 					Version int    `json:"version"`
 				}{string(wsdl.Or(p.Kind, "")), p.Name, version})
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s %s@%d\n", wsdl.Or(p.Kind, ""), p.Name, version)
+			fmt.Fprintf(cmd.OutOrStdout(), "%s %s@%d\n", wsdl.Or(p.Kind, ""), printable(p.Name), version)
 			return nil
 		},
 	}

@@ -100,11 +100,11 @@ be finished, or failed with a reason, whatever is restarted meanwhile.`,
 						ID string `json:"id"`
 					}{id})
 				}
-				fmt.Fprintln(cmd.OutOrStdout(), id)
+				fmt.Fprintln(cmd.OutOrStdout(), printable(id))
 				return nil
 			}
 			if !v.json {
-				fmt.Fprintln(cmd.OutOrStdout(), id)
+				fmt.Fprintln(cmd.OutOrStdout(), printable(id))
 			}
 			ctx := cmd.Context()
 			if timeout > 0 {

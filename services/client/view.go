@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"encoding"
 	"encoding/json"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	xsd "github.com/hooklift/gowsdl/soap"
 	"golang.org/x/sys/unix"
@@ -31,10 +33,30 @@ func isTerminal(w io.Writer) bool {
 // writeJSON prints v for programs: the contracts' types with the names that
 // the schema gives their elements, and times as RFC 3339.
 func writeJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
 	e.SetIndent("", "  ")
 	e.SetEscapeHTML(false)
-	return e.Encode(plain(reflect.ValueOf(v)))
+	if err := e.Encode(plain(reflect.ValueOf(v))); err != nil {
+		return err
+	}
+	// JSON leaves some characters as they are that a terminal would obey.
+	return writeSpelled(w, b.String(), `\u%04x`)
+}
+
+// writeSpelled writes text with what a terminal would obey spelled out in the
+// text's own way, so that it still means the same.
+func writeSpelled(w io.Writer, text, form string) error {
+	var b strings.Builder
+	for _, r := range text {
+		if r != '\n' && obeyed(r) {
+			fmt.Fprintf(&b, form, r)
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
 }
 
 // plain turns the generated types into maps: their time type has no JSON form,
@@ -130,14 +152,22 @@ func (t *table) row(cells ...string) {
 
 func (t *table) flush() error { return t.w.Flush() }
 
-// printable is text on one line without control characters.
+// printable is text on one line without what a terminal would obey rather than
+// show. What comes from the grid or from a file goes through here.
 func printable(text string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) {
+		if obeyed(r) {
 			return ' '
 		}
 		return r
 	}, text)
+}
+
+// obeyed says whether a character changes how a terminal shows others: controls,
+// with the escape sequences that they begin, other line ends than \n, and those
+// that turn the direction of writing, so that a text reads as what it is not.
+func obeyed(r rune) bool {
+	return unicode.Is(unicode.Cc, r) || unicode.Is(unicode.Zl, r) || unicode.Is(unicode.Zp, r) || unicode.Is(unicode.Bidi_Control, r)
 }
 
 // shorten cuts text to n characters.
