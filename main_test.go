@@ -746,3 +746,48 @@ func TestNamesThatTheBrokerTakesTheNodeTakes(t *testing.T) {
 		t.Errorf("only %d of %d names are accepted: the test shows little", accepted, len(names))
 	}
 }
+
+// TestFlagsThatTheBrokerTakesTheNodeTakes holds both to one rule, and to one
+// sentence about what breaks it.
+func TestFlagsThatTheBrokerTakesTheNodeTakes(t *testing.T) {
+	t.Parallel()
+	flags := []string{"-O2", "-lm", "--", "-", "-e", "-eu", "-q", "x.c", "./a.a", "/etc/passwd", "@list", "-Wl,-rpath,/x", "-Xlinker", "a\nb", "a\x00", "-x\u202e", "$(reboot)", "; reboot", "-`x`",
+		"-E", "-S", "-c", "-r", "-shared", "-###", "-load", "-Xclang", "--compile", "--coverage", "-ox", "--output=x", "-wrapper", "-fplugin=x", "-fpass-plugin=x", "-specs=x", "--specs=x", "-B.", "-MD", "-xc", "-Tx",
+		"-save-temps", "--save-temps", "-dumpbase", "-fdump-tree-all", "-ftest-coverage", "-fprofile-use", "-gsplit-dwarf", "-run",
+		"-a", "--a", "-n", "-work", "-json", "-race", "-o=x", "--o", "-C", "-C=/", "-p=1", "-toolexec=rm", "--toolexec", "-overlay=x", "-mod=vendor", "-modfile=x", "-pkgdir=x", "-exec=x", "-compiler=gccgo", "-gccgoflags=x",
+		"-buildmode=plugin", "-installsuffix=x", "-pgo=x", "-ldflags=-extld=x", "-ldflags=-linkmode=external", "-tags=a", "-m", "-i", "-h", "-V", "--help", "--version", "-O", strings.Repeat("-x", 40)}
+	refused := 0
+	for _, language := range []wsdl.Language{wsdl.LanguageC, wsdl.LanguageCpp, wsdl.LanguageGo_, wsdl.LanguagePython, wsdl.LanguageShell} {
+		for _, name := range []string{"a.c", "go.mod", "a/go.mod", "go.work"} {
+			for _, flag := range flags {
+				job := &wsdl.Job{
+					Name:   "j",
+					Source: []*wsdl.Source{{Name: "s", Language: wsdl.Of(language), File: []*wsdl.SourceFile{{Name: name, Text: "x"}}, Flag: []string{flag}}},
+					Task:   []*wsdl.Task{{Name: "t", Source: "s"}},
+				}
+				_, broker := profile.Compile(job, nil, nil, nil)
+				node := build.Check(string(language), []string{flag}, []build.File{{Name: name}})
+				if (broker == nil) != (node == nil) && !strings.Contains(flag, "\x00") {
+					t.Errorf("%s, %s, %q: the broker says %v, the node %v", language, name, flag, broker, node)
+				}
+				var fault *wsdl.Fault
+				if node == nil || !errors.As(broker, &fault) {
+					continue
+				}
+				refused++
+				said := ""
+				for _, p := range fault.Problem {
+					said += p.Message + "\n"
+				}
+				for line := range strings.SplitSeq(node.Error(), "\n") {
+					if !strings.Contains(said, line) && !strings.Contains(flag, "\x00") {
+						t.Errorf("%s, %s, %q: the broker says %snot %s", language, name, flag, said, line)
+					}
+				}
+			}
+		}
+	}
+	if refused < 300 {
+		t.Errorf("only %d refused: the test shows little", refused)
+	}
+}

@@ -164,13 +164,21 @@ func (c *compiler) compileSources(at place, sources []*wsdl.Source) map[string]b
 				continue
 			}
 			f := c.compileFile(here.nth("file", j), taken, nil, fmt.Sprintf("file %d of %s", j+1, what), wsdl.InputFile(*file))
+			if why := unfitSource(language, f.Name); why != "" {
+				c.add(here.nth("file", j), f.Name, "another file", "%s: %s", what, why)
+			}
 			result.Files = append(result.Files, f)
 		}
 		if len(source.File) == 0 {
 			c.add(here, "no file", "at least one file", "%s has no file", what)
 		}
 		for j, flag := range source.Flag {
-			result.Flags = append(result.Flags, c.word(here.nth("flag", j), flag, fmt.Sprintf("flag %d of %s", j+1, what)))
+			before := len(c.list) + c.left
+			flag = c.word(here.nth("flag", j), flag, fmt.Sprintf("flag %d of %s", j+1, what))
+			if why := unfitFlag(language, flag); why != "" && len(c.list)+c.left == before {
+				c.add(here.nth("flag", j), flag, "another flag, or none", "%s: %s", what, why)
+			}
+			result.Flags = append(result.Flags, flag)
 		}
 		c.out.Sources = append(c.out.Sources, result)
 	}
