@@ -577,20 +577,16 @@ func (g *grid) settled() {
 	}
 	g.mu.Unlock()
 	ctx := context.Background()
-	left, err := g.store.List(ctx, attemptsPrefix)
+	ledger, err := Audit(ctx, g.store, g.images)
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	for _, kv := range left {
-		g.t.Errorf("the journal still has %s", kv.Key)
+	for _, problem := range ledger.Problems {
+		g.t.Error(problem)
 	}
-	for _, n := range g.nodes {
-		live, err := g.store.LiveOn(ctx, n.id)
-		if err != nil {
-			g.t.Fatal(err)
-		}
-		for _, a := range live {
-			g.t.Errorf("still named live: %+v", a)
+	for _, j := range ledger.Jobs {
+		if !final(j.State) {
+			g.t.Errorf("job %s is %s", j.ID, j.State)
 		}
 	}
 }

@@ -190,9 +190,11 @@ func (b *Service) pack(ctx context.Context, to *bag, v any) ([]byte, error) {
 }
 
 // unpack reads a journal value back.
-func (b *Service) unpack(value []byte, v any) error {
+func (b *Service) unpack(value []byte, v any) error { return unpack(b.images, value, v) }
+
+func unpack(images Blobs, value []byte, v any) error {
 	if digest, ok := strings.CutPrefix(string(value), "@"); ok {
-		f, _, err := b.images.Open(digest)
+		f, _, err := images.Open(digest)
 		if err != nil {
 			return fmt.Errorf("broker: journal: %w", err)
 		}
@@ -243,9 +245,11 @@ func (b *Service) takeOver(ctx context.Context) error {
 		return err
 	}
 	mine := rand.Text() + " " + b.url()
+	b.pass("before takeover")
 	if err := b.journal.Commit(ctx, store.Put(epochKey, []byte(mine))); err != nil {
 		return err
 	}
+	b.pass("after takeover")
 	value, revision, err := b.journal.Get(ctx, epochKey)
 	if err != nil {
 		return err

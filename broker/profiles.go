@@ -44,6 +44,11 @@ type registered struct {
 	profile *wsdl.Profile // the content, with its version and time; read-only
 }
 
+func (r *registered) decode() (*wsdl.Profile, error) {
+	content := new(wsdl.Profile)
+	return content, json.Unmarshal(r.Content, content)
+}
+
 func noProfile(kind wsdl.ProfileKind, name string, version int32) error {
 	what := fmt.Sprintf("no %s profile %q is registered", kind, name)
 	if version > 0 {
@@ -69,10 +74,11 @@ func (r *registry) find(kind wsdl.ProfileKind, name string, version int32) (*wsd
 }
 
 func (r *registry) put(kind wsdl.ProfileKind, name string, version int32, p *registered) error {
-	p.profile = new(wsdl.Profile)
-	if err := json.Unmarshal(p.Content, p.profile); err != nil {
+	content, err := p.decode()
+	if err != nil {
 		return fmt.Errorf("broker: profile %s %q: %w", kind, name, err)
 	}
+	p.profile = content
 	p.profile.Version, p.profile.Registered = version, wsdl.Date(p.Registered)
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -38,6 +38,9 @@ const (
 	opIfRevision
 )
 
+// Key is the key, or the prefix, that the Op is about.
+func (o Op) Key() string { return o.key }
+
 // Put writes value under key. Keys are slash-separated names of your own
 // ("jobs/…"); those under "grid/" belong to this package.
 func Put(key string, value []byte) Op { return Op{kind: opPut, key: key, value: value} }

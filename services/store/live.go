@@ -3,6 +3,7 @@ package store
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"net/url"
 	"slices"
@@ -79,4 +80,56 @@ func (s *Store) LiveOn(ctx context.Context, node string) ([]Attempt, error) {
 		return cmp.Or(cmp.Compare(a.Job, b.Job), cmp.Compare(a.Number, b.Number))
 	})
 	return live, nil
+}
+
+// Audit reads every key of this package's own and says what of them does not
+// fit together; live are the attempts that are named live, on any node.
+func (s *Store) Audit(ctx context.Context) (live []Attempt, problems []string, err error) {
+	all, err := s.List(ctx, gridPrefix)
+	if err != nil {
+		return nil, nil, err
+	}
+	known := map[string]nodeValue{}
+	bad := func(key, what string) { problems = append(problems, key+": "+what) }
+	for _, kv := range all {
+		id, isNode := strings.CutPrefix(kv.Key, nodePrefix)
+		switch {
+		case isNode:
+			var n nodeValue
+			if err := json.Unmarshal(kv.Value, &n); err != nil {
+				bad(kv.Key, err.Error())
+			} else if n.Incarnation == "" || slices.Contains(n.Former, n.Incarnation) {
+				bad(kv.Key, "its incarnation is "+strconv.Quote(n.Incarnation)+", the former ones are "+strings.Join(n.Former, ", "))
+			}
+			known[id] = n
+		case strings.HasPrefix(kv.Key, livePrefix):
+			a, ok := attemptOf(kv)
+			if !ok || a.Number < 1 || LiveKey(a.Node, a.Job, a.Number) != kv.Key {
+				bad(kv.Key, "no attempt's key")
+				continue
+			}
+			live = append(live, a)
+		}
+	}
+	for _, kv := range all {
+		id, isAlive := strings.CutPrefix(kv.Key, alivePrefix)
+		switch {
+		case isAlive:
+			var alive aliveValue
+			n, there := known[id]
+			switch err := json.Unmarshal(kv.Value, &alive); {
+			case err != nil:
+				bad(kv.Key, err.Error())
+			case !there:
+				bad(kv.Key, "of a node that is not known")
+			case alive.Incarnation != n.Incarnation:
+				bad(kv.Key, "of incarnation "+alive.Incarnation+", but the node is "+n.Incarnation)
+			case kv.lease == 0:
+				bad(kv.Key, "it has no lease, so the node would never be lost")
+			}
+		case !strings.HasPrefix(kv.Key, nodePrefix) && !strings.HasPrefix(kv.Key, livePrefix):
+			bad(kv.Key, "no key of the store's")
+		}
+	}
+	return live, problems, nil
 }
