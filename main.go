@@ -16,8 +16,10 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -147,6 +149,7 @@ type nodeOptions struct {
 	listenFD       int
 	exitWithParent bool
 	temporary      bool
+	killAt         string // for tests: where the broker kills its own process
 }
 
 func nodeCommand() *cobra.Command {
@@ -190,7 +193,8 @@ it listen elsewhere, where whoever reaches it can run programs on it.`,
 	f.IntVar(&o.listenFD, "listen-fd", 0, "serve on this inherited socket instead of --listen")
 	f.BoolVar(&o.exitWithParent, "exit-with-parent", false, "end when standard input does")
 	f.BoolVar(&o.temporary, "temporary", false, "remove the data folder at the end")
-	for _, hidden := range []string{"listen-fd", "exit-with-parent", "temporary"} {
+	f.StringVar(&o.killAt, "kill-at", "", "kill this process with SIGKILL when its broker passes `POINT` for the N-th time, written POINT or POINT:N")
+	for _, hidden := range []string{"listen-fd", "exit-with-parent", "temporary", "kill-at"} {
 		f.MarkHidden(hidden)
 	}
 	cmd.RegisterFlagCompletionFunc("roles", cobra.FixedCompletions([]string{"backend", "frontend", "worker"}, cobra.ShellCompDirectiveNoFileComp))
@@ -498,10 +502,39 @@ func (s *server) openState(ctx context.Context) (err error) {
 		}
 	}
 	if s.has(wsdl.RoleFrontend) {
+		var pass func(string)
+		if s.options.killAt != "" {
+			if pass, err = killAt(s.options.killAt); err != nil {
+				return err
+			}
+		}
 		s.broker, err = broker.New(broker.Config{
-			Journal: s.store, Blobs: s.images, Caller: s.caller, URL: func() string { return s.url }, Lease: lease, Log: s.log})
+			Journal: s.store, Blobs: s.images, Caller: s.caller, URL: func() string { return s.url }, Lease: lease, Log: s.log, Pass: pass})
 	}
 	return err
+}
+
+// killAt kills this process, as kill -9 does, when the broker passes a point
+// for the n-th time.
+func killAt(text string) (func(point string), error) {
+	at, count, counted := strings.Cut(text, ":")
+	n := int64(1)
+	if counted {
+		var err error
+		if n, err = strconv.ParseInt(count, 10, 64); err != nil || n < 1 {
+			return nil, client.Usage(fmt.Errorf("--kill-at %s: write it as POINT or POINT:N", text))
+		}
+	}
+	if !slices.Contains(broker.Points(), at) {
+		return nil, client.Usage(fmt.Errorf("--kill-at: there is no point %q, but %s", at, strings.Join(broker.Points(), ", ")))
+	}
+	var passed atomic.Int64
+	return func(point string) {
+		if point == at && passed.Add(1) == n {
+			syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
+		}
+	}, nil
 }
 
 func (s *server) openNode() (err error) {

@@ -69,6 +69,9 @@ type Config struct {
 	// returns a duration in [d/2, d].
 	Clock  Clock
 	Jitter func(d time.Duration) time.Duration
+	// Pass, if set, is told each point of Points that the broker passes, on the
+	// goroutine that does, and may end the process there. It is for tests.
+	Pass func(point string)
 }
 
 // Clock tells the time and wakes. The real one counts monotonic time, which
@@ -234,6 +237,7 @@ func (b *Service) Run(ctx context.Context) error {
 	if err := b.recover(ctx); err != nil {
 		return err
 	}
+	b.pass("recovered")
 	close(b.ready)
 	b.spawn(func() { b.forget(ctx) })
 	b.scheduler.run(ctx, changes)

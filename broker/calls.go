@@ -50,7 +50,9 @@ func (j *job) callAwaken(number, i int) {
 	b.spawn(func() {
 		var answer *wsdl.AwakenResponse
 		err := b.insist(ctx, b.config.Patience, b.config.AwakenTimeout, func(ctx context.Context) (err error) {
+			b.pass("before Awaken")
 			answer, err = b.queueOf(&y.members[i]).AwakenContext(ctx, y.awaken(j.id, number, i))
+			b.pass("after Awaken")
 			return err
 		})
 		switch {
@@ -87,7 +89,9 @@ func (j *job) callInstantiate(number, i int) {
 		request := y.instantiate(j.id, number, i, proxies)
 		// A node that does not answer for a whole lease is lost, and told so.
 		err := b.insist(ctx, b.config.Lease, b.config.InstantiateTimeout, func(ctx context.Context) error {
+			b.pass("before Instantiate")
 			_, err := b.queueOf(&y.members[i]).InstantiateContext(ctx, request)
+			b.pass("after Instantiate")
 			return err
 		})
 		switch {
@@ -114,7 +118,9 @@ func (j *job) callTerminate(number int, a terminate) {
 		pause := 50 * time.Millisecond
 		for ctx.Err() == nil {
 			try, cancel := context.WithTimeout(ctx, a.Grace+b.config.TerminateTimeout)
+			b.pass("before Terminate")
 			answer, err := b.queueOf(&m).TerminateContext(try, request)
+			b.pass("after Terminate")
 			cancel()
 			if err == nil {
 				j.post(terminated{Attempt: number, Member: a.Member, Sequence: wsdl.Or(answer.Sequence, 0)}, nil)

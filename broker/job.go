@@ -267,7 +267,10 @@ func (j *job) commit(c commit) error {
 	for {
 		ops, err := j.ops(c)
 		if err == nil {
-			return j.broker.persist(ops)
+			j.broker.pass("before " + c.point())
+			err = j.broker.persist(ops)
+			j.broker.pass("after " + c.point())
+			return err
 		}
 		if j.broker.ctx.Err() != nil {
 			return j.broker.ctx.Err()

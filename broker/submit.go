@@ -122,9 +122,12 @@ func (b *Service) journalJob(ctx context.Context, j *job, s *spec) error {
 		return err
 	}
 	token := j.fixed.Token
-	return b.commit(ctx,
+	b.pass("before submit")
+	err = b.commit(ctx,
 		store.IfAbsent(tokenKey(token)), store.IfAbsent(jobsPrefix+j.id),
 		store.Put(jobsPrefix+j.id, what), store.Put(tokenKey(token), []byte(`"`+j.id+`"`)), store.Put(statusPrefix+j.id, stands))
+	b.pass("after submit")
+	return err
 }
 
 // newJob is a job that waits for room.

@@ -1,0 +1,38 @@
+package broker
+
+// Points are the places where a crash of the broker makes a difference, in the
+// order in which a job passes them: before and after each kind of transaction
+// (TestCrashAtEveryCommit stops it at each in the process, the soak kills the
+// process), and around each call to a node.
+func Points() []string {
+	points := []string{"before takeover", "after takeover", "recovered"}
+	for _, step := range []string{"submit", "attempt", "Awaken", "go", "Instantiate", "report", "outcome", "Terminate", "drop", "requeue", "end"} {
+		points = append(points, "before "+step, "after "+step)
+	}
+	return points
+}
+
+func (b *Service) pass(point string) {
+	if b.config.Pass != nil {
+		b.config.Pass(point)
+	}
+}
+
+// point names a transaction by the most that it does.
+func (c commit) point() string {
+	switch {
+	case c.End:
+		return "end"
+	case c.Requeue:
+		return "requeue"
+	case c.Outcome:
+		return "outcome"
+	case c.Go:
+		return "go"
+	case c.Attempt:
+		return "attempt"
+	case c.Report != nil:
+		return "report"
+	}
+	return "drop"
+}
