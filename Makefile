@@ -18,7 +18,7 @@ SLIM := node/embedded/mvm-process
 SOURCES := $(shell find . -path ./.git -prune -o \( -name '*.go' -o -name '*.wsdl' -o -name '*.xsd' -o -name '*.py' -o -name '*.c' -o -name '*.h' \) -print) go.mod go.sum
 
 .DEFAULT_GOAL := build
-.PHONY: run build test race lint fresh generate fuzz corpus bench conformance setup clean help
+.PHONY: run build test race lint fresh generate fuzz corpus bench conformance soak setup clean help
 
 run: setup build ## set up, build, and run PROFILE on NODES local nodes
 	./mvm lab --nodes $(NODES) $(PROFILE)
@@ -77,6 +77,10 @@ bench: setup build ## run the benchmarks
 
 conformance: setup build ## other people's SOAP stacks against a running grid
 	$(GO) test -count 1 -v -run 'TestScripts/conformance' .
+
+# The seed that it prints replays a run: make soak SOAK='-seed 1234'.
+soak: setup build ## the long loops of faults: 2,000 jobs through four nodes, and all else in examples/soak
+	$(GO) test -count 1 -v -timeout 120m ./examples/soak -args -long $(SOAK)
 
 setup: ## install what is missing from Debian, or say what to install
 	@if ! command -v $(GO) >/dev/null; then \
