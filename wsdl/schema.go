@@ -118,7 +118,9 @@ func problemsOf(err error) []*Problem {
 // It is an xml.TokenReader that hands out only what encoding/xml reads as the
 // schema means it: elements with xsi:nil are absent, white space around
 // numbers, dates and base64 is gone, unknown elements and attributes are
-// problems and left out.
+// problems and left out. In one thing it is kinder than the schema: a root that
+// needs nothing in it may say xsi:nil, as SOAP::Lite does in every call without
+// arguments.
 type Checker struct {
 	document *Document
 	pending  xml.StartElement
@@ -266,7 +268,7 @@ func (c *Checker) begin(t xml.StartElement) {
 	var nillable bool
 	if len(c.frames) == 0 {
 		c.beginRoot(t, &f)
-		nillable = false
+		nillable = f.typ != nil && f.typ.mayBeEmpty()
 	} else {
 		nillable = c.beginChild(t, &f)
 	}
@@ -282,9 +284,19 @@ func (c *Checker) begin(t xml.StartElement) {
 		c.lines[c.path()] = line
 	}
 	attributes := c.attributes(t, nillable)
-	if !c.frames[len(c.frames)-1].nilled {
+	if len(c.frames) == 1 || !c.frames[len(c.frames)-1].nilled {
 		c.hand(xml.StartElement{Name: xml.Name{Space: Namespace, Local: t.Name.Local}, Attr: attributes})
 	}
+}
+
+// mayBeEmpty says whether an element of the type needs no child.
+func (t *schemaType) mayBeEmpty() bool {
+	for _, e := range t.elements {
+		if e.min > 0 {
+			return false
+		}
+	}
+	return t.kind == kindComplex
 }
 
 func (c *Checker) beginRoot(t xml.StartElement, f *frame) {
@@ -493,7 +505,7 @@ func (c *Checker) chars(text xml.CharData) {
 
 func (c *Checker) end(t xml.EndElement) {
 	f := &c.frames[len(c.frames)-1]
-	if f.typ == nil || f.nilled {
+	if f.typ == nil || f.nilled && len(c.frames) > 1 {
 		c.frames = c.frames[:len(c.frames)-1]
 		return
 	}

@@ -103,3 +103,22 @@ func TestNilElementsAreAbsent(t *testing.T) {
 		t.Errorf("decoded %+v", node.Node)
 	}
 }
+
+// SOAP::Lite says xsi:nil in every call without arguments.
+func TestNilRootIsAnEmptyOne(t *testing.T) {
+	const xsi = ` xmlns="urn:mvm:1" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:nil="true"`
+	var list ListJobs
+	if _, problems := Decode([]byte(`<ListJobs`+xsi+`/>`), "ListJobs", &list); len(problems) > 0 || list.XMLName.Local != "ListJobs" {
+		t.Errorf("%+v\n%s", list, problemText(problems))
+	}
+	for document, want := range map[string]string{
+		`<GetJob` + xsi + `/>`:                             `line 1: GetJob/@xsi:nil: "GetJob" cannot be nil`,
+		`<ListJobs` + xsi + `><limit>1</limit></ListJobs>`: `line 1: ListJobs/limit: "ListJobs" says xsi:nil and must be empty`,
+		`<ListJobs` + xsi + `> </ListJobs>`:                `line 1: ListJobs: "ListJobs" says xsi:nil and must be empty`,
+	} {
+		problems := Check([]byte(document), document[1:strings.IndexByte(document, ' ')])
+		if len(problems) == 0 || problems[0].Message != want {
+			t.Errorf("%s:\n%swant %s", document, problemText(problems), want)
+		}
+	}
+}
