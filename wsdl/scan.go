@@ -28,6 +28,10 @@ type Scanner struct {
 	codec      codec       // reads values
 }
 
+// maxSpaces is how many namespace declarations may be in force: they are
+// looked through one by one.
+const maxSpaces = 64
+
 // openTag is an open element.
 type openTag struct {
 	name   []byte // with its prefix
@@ -304,12 +308,13 @@ func (s *Scanner) startTag() token {
 			return tokenOdd
 		}
 		m := s.attribute(tag[n:])
-		if m == 0 {
+		n += m
+		declared := len(s.spaces) - s.open[len(s.open)-1].spaces
+		if m == 0 || n >= s.limits.Tag || len(s.attributes)+declared > s.limits.Attributes || len(s.spaces) > maxSpaces {
 			return tokenOdd
 		}
-		n += m
 	}
-	if n >= s.limits.Tag || len(s.attributes)+len(s.spaces)-s.open[len(s.open)-1].spaces > s.limits.Attributes {
+	if n >= s.limits.Tag {
 		return tokenOdd
 	}
 	s.at += 1 + n

@@ -6,9 +6,64 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 
 	"mvm/wsdl"
 )
+
+// scanMessage reads an envelope up to its body's first child as openMessage
+// does, if it is one of the common kind; the child can then be decoded out of
+// the scanner. False says nothing: openMessage does.
+func scanMessage(s *wsdl.Scanner, data []byte, limits wsdl.Limits) (v version, ok bool) {
+	if !s.Reset(data, limits) || !s.Start() {
+		return v, false
+	}
+	space, local := s.Name()
+	switch string(space) {
+	case namespace11:
+		v = soap11()
+	case namespace12:
+		v = soap12()
+	}
+	if string(local) != "Envelope" || v.namespace == "" || !s.Start() {
+		return v, false
+	}
+	if is(s, v, "Header") && (!scanHeader(s, v) || !s.Start()) {
+		return v, false
+	}
+	return v, is(s, v, "Body") && s.Start()
+}
+
+// is says whether the scanner's last start tag is of the version of SOAP.
+func is(s *wsdl.Scanner, v version, name string) bool {
+	space, local := s.Name()
+	return string(local) == name && string(space) == v.namespace
+}
+
+// scanHeader skips header blocks that need not be understood.
+func scanHeader(s *wsdl.Scanner, v version) bool {
+	for {
+		end, ok := s.Ends()
+		if end || !ok {
+			return ok
+		}
+		if space, _ := s.Name(); len(space) == 0 {
+			return false
+		}
+		must, _ := s.Attribute(v.namespace, "mustUnderstand")
+		switch string(must) {
+		case "", "0", "false":
+		default:
+			return false
+		}
+		if !s.Skip() {
+			return false
+		}
+	}
+}
+
+// scanEnd reads the rest of an envelope whose body's child was read.
+func scanEnd(s *wsdl.Scanner) bool { return s.End() && s.End() && s.Done() }
 
 // message is an envelope that is being read: the body's one child has begun.
 type message struct {
@@ -182,8 +237,9 @@ func (m *message) mandatory(block xml.StartElement) (bool, error) {
 	return false, nil
 }
 
-// writeEnvelope writes an envelope around what body writes.
-func writeEnvelope(b *bytes.Buffer, v version, header string, body func(*bytes.Buffer) error) error {
+// openEnvelope writes what stands before the body's child, closeEnvelope what
+// stands after it.
+func openEnvelope(b *bytes.Buffer, v version, header string) {
 	b.WriteString(`<?xml version="1.0" encoding="UTF-8"?>` + "\n" + `<soap:Envelope xmlns:soap="`)
 	b.WriteString(v.namespace)
 	b.WriteString(`">`)
@@ -191,15 +247,26 @@ func writeEnvelope(b *bytes.Buffer, v version, header string, body func(*bytes.B
 		b.WriteString("<soap:Header>" + header + "</soap:Header>")
 	}
 	b.WriteString("<soap:Body>")
-	if err := body(b); err != nil {
+}
+
+func closeEnvelope(b *bytes.Buffer) { b.WriteString("</soap:Body></soap:Envelope>\n") }
+
+// writeEnvelope writes an envelope around a generated wrapper type.
+func writeEnvelope(b *bytes.Buffer, v version, body any) error {
+	openEnvelope(b, v, "")
+	if err := writeElement(b, body); err != nil {
 		return err
 	}
-	b.WriteString("</soap:Body></soap:Envelope>\n")
+	closeEnvelope(b)
 	return nil
 }
 
 // writeElement writes a generated wrapper type as its element.
 func writeElement(b *bytes.Buffer, v any) error {
+	if written, ok := wsdl.Append(b.AvailableBuffer(), v); ok {
+		b.Write(written)
+		return nil
+	}
 	before := b.Len()
 	if err := xml.NewEncoder(b).Encode(v); err != nil {
 		return fmt.Errorf("encode %T: %w", v, err)
@@ -224,4 +291,26 @@ func (e *element) Token() (xml.Token, error) {
 		return t, nil
 	}
 	return e.document.Token()
+}
+
+// take gets what a pool keeps, or a new one.
+func take[T any](pool *sync.Pool) *T {
+	if v, ok := pool.Get().(*T); ok {
+		return v
+	}
+	return new(T)
+}
+
+// recycle keeps a buffer for the next call unless it has grown large.
+func recycle(pool *sync.Pool, b *bytes.Buffer) {
+	if b.Cap() <= 256<<10 {
+		b.Reset()
+		pool.Put(b)
+	}
+}
+
+// keep keeps a scanner without its document.
+func keep(pool *sync.Pool, scanner *wsdl.Scanner) {
+	scanner.Forget()
+	pool.Put(scanner)
 }

@@ -219,6 +219,8 @@ type metrics struct {
 	seconds  *prometheus.HistogramVec
 	flight   prometheus.Gauge
 	bytes    *prometheus.CounterVec
+	scanned  prometheus.Counter // requests that the scanner took
+	checked  prometheus.Counter // and those that it left to the checker
 }
 
 func newMetrics(registry *prometheus.Registry) (*metrics, error) {
@@ -235,7 +237,11 @@ func newMetrics(registry *prometheus.Registry) (*metrics, error) {
 			Name: "mvm_request_bytes_total", Help: "Bytes of bodies, in and out.",
 		}, []string{"direction"}),
 	}
-	for _, c := range []prometheus.Collector{m.requests, m.seconds, m.flight, m.bytes} {
+	decoded := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "mvm_requests_decoded_total", Help: "SOAP requests read by the fast scanner, and by the checker where that one did not take them.",
+	}, []string{"by"})
+	m.scanned, m.checked = decoded.WithLabelValues("scanner"), decoded.WithLabelValues("checker")
+	for _, c := range []prometheus.Collector{m.requests, m.seconds, m.flight, m.bytes, decoded} {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}

@@ -87,10 +87,16 @@ func failureOf(ctx context.Context, err error) failure {
 
 // write writes the failure's envelope and returns its HTTP status.
 func (f failure) write(b *bytes.Buffer, v version) (int, error) {
+	status, body := f.status, f.body12
 	if v.namespace == namespace11 {
-		return http.StatusInternalServerError, writeEnvelope(b, v, "", f.body11)
+		status, body, f.header = http.StatusInternalServerError, f.body11, ""
 	}
-	return f.status, writeEnvelope(b, v, f.header, f.body12)
+	openEnvelope(b, v, f.header)
+	if err := body(b); err != nil {
+		return 0, err
+	}
+	closeEnvelope(b)
+	return status, nil
 }
 
 func (f failure) body11(b *bytes.Buffer) error {

@@ -88,6 +88,7 @@ type Server struct {
 	metrics     *metrics
 	quiet       map[string]bool
 	buffers     sync.Pool // of *bytes.Buffer
+	scanners    sync.Pool // of *wsdl.Scanner
 	memory      *memory   // for large request bodies
 	connections *connections
 	stopping    atomic.Bool

@@ -67,8 +67,8 @@ func (e *refusal) Error() string { return e.why }
 
 // call answers one SOAP request.
 func (s *Server) call(w http.ResponseWriter, r *http.Request, x *exchange, v *service) {
-	answer := s.buffer()
-	defer s.recycle(answer)
+	answer := take[bytes.Buffer](&s.buffers)
+	defer recycle(&s.buffers, answer)
 	version, response, err := s.perform(w, r, x, v)
 	var refused *refusal
 	if errors.As(err, &refused) {
@@ -82,7 +82,7 @@ func (s *Server) call(w http.ResponseWriter, r *http.Request, x *exchange, v *se
 	status := http.StatusOK
 	x.code = "ok"
 	if err == nil {
-		err = writeEnvelope(answer, version, "", func(b *bytes.Buffer) error { return writeElement(b, response) })
+		err = writeEnvelope(answer, version, response)
 	}
 	if err != nil {
 		f := failureOf(r.Context(), err)
@@ -132,41 +132,64 @@ func versionOf(r *http.Request) (version, error) {
 	if len(header) != 1 {
 		return v, &refusal{http.StatusUnsupportedMediaType, "send one Content-Type: text/xml (SOAP 1.1) or application/soap+xml (SOAP 1.2), with charset=utf-8"}
 	}
-	media, parameters, err := mime.ParseMediaType(header[0])
+	media, charset, err := mediaType(header[0])
 	if err != nil || media != media11 && media != media12 {
 		return v, &refusal{http.StatusUnsupportedMediaType, "this Content-Type is not served; send text/xml (SOAP 1.1) or application/soap+xml (SOAP 1.2), with charset=utf-8"}
 	}
 	if media == media12 {
 		v = soap12()
 	}
-	switch strings.ToLower(parameters["charset"]) {
+	switch strings.ToLower(charset) {
 	case "", "utf-8", "utf8", "us-ascii":
 		return v, nil
 	}
 	return v, &refusal{http.StatusUnsupportedMediaType, "this charset is not served; send UTF-8"}
 }
 
+// mediaType splits a Content-Type.
+func mediaType(header string) (media, charset string, err error) {
+	switch header { // what most send, without mime's work
+	case "text/xml; charset=utf-8", "text/xml;charset=utf-8", "text/xml;charset=UTF-8", "text/xml; charset=UTF-8":
+		return media11, "utf-8", nil
+	case "application/soap+xml; charset=utf-8":
+		return media12, "utf-8", nil
+	}
+	media, parameters, err := mime.ParseMediaType(header)
+	return media, parameters["charset"], err
+}
+
 // read reads the envelope and decodes the operation's element out of it. The
 // Guard is asked as soon as the operation is known.
 func (s *Server) read(w http.ResponseWriter, r *http.Request, x *exchange, v *service, version version) (context.Context, *wsdl.Operation, version, any, error) {
 	ctx := r.Context()
-	body := s.buffer()
-	defer s.recycle(body)
+	body := take[bytes.Buffer](&s.buffers)
+	defer recycle(&s.buffers, body)
 	held, err := s.readBody(w, r, body)
 	defer held.release()
 	if err != nil {
 		return ctx, nil, version, nil, err
 	}
-	m, err := openMessage(body.Bytes(), s.limits.Document, version)
-	version = m.version
-	if err != nil {
-		return ctx, nil, version, nil, err
+	scanner := take[wsdl.Scanner](&s.scanners)
+	defer keep(&s.scanners, scanner)
+	var m *message // nil: the scanner has the body's child
+	var operation *wsdl.Operation
+	if scanned, ok := scanMessage(scanner, body.Bytes(), s.limits.Document); ok {
+		if space, local := scanner.Name(); string(space) == wsdl.Namespace {
+			operation, version = v.operations[string(local)], scanned
+		}
 	}
-	name := m.body.Name
-	operation := v.operations[name.Local]
-	if operation == nil || name.Space != wsdl.Namespace {
-		what := fmt.Sprintf("the %s service has no operation {%s}%s", v.contract.Name, name.Space, name.Local)
-		return ctx, nil, version, nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, what, fmt.Sprintf("it has, in namespace %s: %s", wsdl.Namespace, v.names()))
+	if operation == nil {
+		m, err = openMessage(body.Bytes(), s.limits.Document, version)
+		version = m.version
+		if err != nil {
+			return ctx, nil, version, nil, err
+		}
+		name := m.body.Name
+		operation = v.operations[name.Local]
+		if operation == nil || name.Space != wsdl.Namespace {
+			what := fmt.Sprintf("the %s service has no operation {%s}%s", v.contract.Name, name.Space, name.Local)
+			return ctx, nil, version, nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, what, fmt.Sprintf("it has, in namespace %s: %s", wsdl.Namespace, v.names()))
+		}
 	}
 	x.operation = operation.Name
 	if s.config.Guard != nil {
@@ -174,8 +197,19 @@ func (s *Server) read(w http.ResponseWriter, r *http.Request, x *exchange, v *se
 			return ctx, nil, version, nil, err
 		}
 	}
-	checker := wsdl.NewChecker(m.document, m.body, operation.Name)
 	request := operation.NewRequest()
+	if m == nil {
+		if scanner.Decode(request) && scanEnd(scanner) {
+			s.metrics.scanned.Inc()
+			return ctx, operation, version, request, nil
+		}
+		request = operation.NewRequest()
+		if m, err = openMessage(body.Bytes(), s.limits.Document, version); err != nil {
+			return ctx, nil, version, nil, err
+		}
+	}
+	s.metrics.checked.Inc()
+	checker := wsdl.NewChecker(m.document, m.body, operation.Name)
 	err = checker.Decode(request)
 	problems := checker.Problems()
 	if err == nil && len(problems) == 0 {
@@ -193,19 +227,4 @@ func (s *Server) read(w http.ResponseWriter, r *http.Request, x *exchange, v *se
 		err = invalid(problems)
 	}
 	return ctx, operation, version, request, err
-}
-
-func (s *Server) buffer() *bytes.Buffer {
-	if b, ok := s.buffers.Get().(*bytes.Buffer); ok {
-		b.Reset()
-		return b
-	}
-	return new(bytes.Buffer)
-}
-
-// recycle keeps a buffer for the next call unless it has grown large.
-func (s *Server) recycle(b *bytes.Buffer) {
-	if b.Cap() <= 256<<10 {
-		s.buffers.Put(b)
-	}
 }
