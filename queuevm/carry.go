@@ -18,6 +18,7 @@ type outlet struct {
 	synced  bool   // the peer said on this connection where it stands
 	ended   bool   // END was sent on this connection
 	refused bool   // the taker is gone
+	heard   uint32 // the taker's state as the peer last said
 	armed   bool   // the producer was told that the daemon sleeps
 }
 
@@ -140,6 +141,7 @@ func (c *channel) acknowledge(vm *VM, f frame) error {
 		o.head = f.offset
 		o.taker.release(vm.bell)
 	}
+	o.heard = uint32(f.flags)
 	if f.flags != 0 && !o.refused {
 		o.refused = true
 		o.ring.endConsumer(uint32(f.flags)|stateClosed, vm.bell)
@@ -161,15 +163,19 @@ func (c *channel) stepIn(vm *VM) bool {
 			state = stateClosed | stateBroken
 		}
 	}
-	// An acknowledgement is owed when the peer could come to wait for it: a
-	// quarter of the ring came free, or an eighth arrived.
-	got := i.received &^ 7
-	if !i.due && i.room()-i.limit < i.capacity/4 && got-i.acked < i.capacity/8 && state == i.told {
+	if !i.owes(state) {
 		return false
 	}
+	got := i.received &^ 7
 	i.acked, i.limit, i.due, i.told = got, max(i.limit, i.room()), false, state
 	p.queue(frame{kind: frameAck, channel: c.ID, offset: got, length: uint32(i.limit - got), flags: uint8(state & (stateClosed | stateLost | stateBroken))}, nil)
 	return true
+}
+
+// owes says whether an acknowledgement is due. It is when the peer could come to
+// wait for it: a quarter of the ring came free, or an eighth arrived.
+func (i *inlet) owes(state uint32) bool {
+	return i.due || i.room()-i.limit >= i.capacity/4 || i.received&^7-i.acked >= i.capacity/8 || state != i.told
 }
 
 // starts readies both ends for a new connection.

@@ -28,11 +28,12 @@ type peer struct {
 	channels []*channel
 	early    map[uint32]frame // where the peer stands on channels that were not added here yet
 
-	fd      int // non-blocking; -1 without a connection
-	up, cut chan struct{}
-	failure error // why the connection was cut
-	left    bool  // the peer said goodbye
-	gone    bool  // reported lost; no connection is taken any more
+	fd          int    // non-blocking; -1 without a connection
+	connections uint64 // that there have been
+	up, cut     chan struct{}
+	failure     error // why the connection was cut
+	left        bool  // the peer said goodbye
+	gone        bool  // reported lost; no connection is taken any more
 
 	batch   [][]byte // what is being written: frame headers and ring memory, in turn
 	bytes   int
@@ -217,6 +218,7 @@ func (vm *VM) attach(p *peer, raw net.Conn, secured net.Conn) error {
 		vm.unwatch(p.fd)
 	}
 	p.fd = fd
+	p.connections++
 	p.batch, p.bytes, p.blocked, p.failure = nil, 0, false, nil
 	p.start, p.end, p.target, p.left32 = 0, 0, nil, 0
 	if p.buffer == nil {

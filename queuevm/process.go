@@ -21,6 +21,7 @@ type process struct {
 	names   []string // of ports, in the order in which they came
 	control int      // our end of the control socket, -1 before Child and after the end
 	pidfd   int      // -1 when not watched
+	pid     int      // as this process sees it, while pidfd is watched
 	started bool
 	ended   bool
 }
@@ -126,8 +127,20 @@ func (vm *VM) Started(id int, pidfd int) error {
 	if err != nil {
 		return fmt.Errorf("process %d: watch its pidfd: %w", id, err)
 	}
-	p.pidfd = own
+	p.pidfd, p.pid = own, pidOf(own)
 	return nil
+}
+
+// pidOf is the number behind a pidfd, 0 when the kernel does not tell.
+func pidOf(pidfd int) int {
+	text, _ := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(pidfd))
+	for line := range strings.Lines(string(text)) {
+		if number, ok := strings.CutPrefix(line, "Pid:"); ok {
+			pid, _ := strconv.Atoi(strings.TrimSpace(number))
+			return max(pid, 0)
+		}
+	}
+	return 0
 }
 
 // Ended closes every end that the process held: takers get what was published

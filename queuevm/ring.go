@@ -18,6 +18,7 @@ import (
 type ring struct {
 	file     *os.File
 	capacity uint64
+	inode    uint64 // of the memfd: the ring's name in other processes' maps
 	header   *ringHeader
 	memory   []byte // the whole mapping: header page, data, data again
 	data     []byte // 2*capacity bytes, nil unless the daemon holds an end
@@ -49,6 +50,11 @@ func (r *ring) build(fd int, channel uint32, withData bool) error {
 	if withData {
 		size += 2 * uintptr(r.capacity)
 	}
+	var stat unix.Stat_t
+	if err := unix.Fstat(fd, &stat); err != nil {
+		return err
+	}
+	r.inode = stat.Ino
 	// One reservation, so that the two views of the data area are neighbours
 	// and nothing that is read or written ever wraps.
 	base, err := unix.MmapPtr(-1, 0, nil, size, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)

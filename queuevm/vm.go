@@ -54,6 +54,9 @@ type Config struct {
 	// themselves: only when each can have one do they spin before they yield.
 	// Zero means all of the machine's; a node that shares it says less.
 	Cores int
+	// Reaper says that all children of this process belong to the job, also those
+	// that are not Started programs: what a program left becomes one.
+	Reaper bool
 	// MaxItem bounds, in bytes, one item that leaves through an outside end or
 	// comes in through a plain socket. Zero means 1 GiB.
 	MaxItem int
@@ -155,6 +158,8 @@ type VM struct {
 	running   bool
 	connected bool
 	closed    bool
+	period    uint64   // of Quiet
+	rest      []uint64 // how far everything was when it was last quiet; nil when it was not
 }
 
 // New makes a VM and, when Config.Listen is set, listens and makes the

@@ -93,6 +93,22 @@ static int do_echo(char **a) {
     }
 }
 
+/* lead IN OUT COUNT: sends a few items round a ring, as often as is said, and
+ * sleeps now and then. */
+static int do_lead(char **a) {
+    mvm_port *in = must(a[0]), *out = must(a[1]);
+    uint64_t count = strtoull(a[2], NULL, 10), item[16] = {0};
+    for (uint64_t k = 0; k < 4; k++) mvm_enqueue(out, item, sizeof item);
+    for (uint64_t k = 0; k < count; k++) {
+        ssize_t n = mvm_dequeue(in, item, sizeof item);
+        if (n < 0) die("dequeue", n);
+        if (k % 500 == 499) usleep(20000);
+        int code = mvm_enqueue(out, item, sizeof item);
+        if (code) die("enqueue", code);
+    }
+    return 0;
+}
+
 /* both OUT IN COUNT MOST: floods out while it takes in, from two processes' view at once. */
 #include <pthread.h>
 static char **both_args;
@@ -280,6 +296,7 @@ int main(int argc, char **argv) {
     if (!strcmp(verb, "receive")) return do_receive(rest);
     if (!strcmp(verb, "take")) return do_take(rest);
     if (!strcmp(verb, "echo")) return do_echo(rest);
+    if (!strcmp(verb, "lead")) return do_lead(rest);
     if (!strcmp(verb, "both")) return do_both(rest);
     if (!strcmp(verb, "forms")) return do_forms();
     if (!strcmp(verb, "wait")) return do_wait(argc - 2, rest);
