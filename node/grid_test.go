@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -46,8 +47,19 @@ func serveAlone(join, dir string) error {
 	if err != nil {
 		return err
 	}
+	p := quickParts()
+	if cleaning := os.Getenv("MVM_TEST_CLEANING"); cleaning != "" {
+		real := p.launcher
+		p.launcher = func(dir string, limits mvm.Limits, log *logrus.Entry) (launcher, error) {
+			l, err := real(dir, limits, log)
+			if err == nil {
+				l.(*starter).cleaning = cleaning
+			}
+			return l, err
+		}
+	}
 	config := Config{Dir: dir, URL: "http://" + listener.Addr().String(), JoinURL: join, Images: images, Slots: 4, Caller: soap.NewClient(soap.ClientConfig{})}
-	n, err := newNode(config, quickParts())
+	n, err := newNode(config, p)
 	if err != nil {
 		return err
 	}
@@ -57,6 +69,35 @@ func serveAlone(join, dir string) error {
 	}
 	go server.Serve(context.Background(), listener)
 	return n.Run(context.Background())
+}
+
+// alone starts a node in a process of its own, with this way of cleaning or, "",
+// the best there is.
+func (g *grid) alone(dir, cleaning string) (*exec.Cmd, *member) {
+	t := g.t
+	t.Helper()
+	before := len(g.nodes())
+	c := exec.Command(os.Args[0], dir)
+	c.Env = append(os.Environ(), "MVM_TEST_JOIN="+g.url, "MVM_TEST_CLEANING="+cleaning)
+	log := &bytes.Buffer{}
+	c.Stderr = log
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		c.Process.Kill()
+		c.Wait()
+		if t.Failed() {
+			t.Logf("log of the node in %s:\n%s", dir, log)
+		}
+	})
+	eventually(t, "the node has joined", func() bool { return len(g.nodes()) > before })
+	d := g.nodes()[before]
+	f, err := foldersOf(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, &member{t: t, grid: g, Node: &Node{id: d.Id, incarnation: d.Incarnation, folders: f}, queue: wsdl.NewQueueClient(g.caller, d.Url+"/services/queue")}
 }
 
 // grid is a backend and a front-end in one, as a node sees them: real SOAP and
@@ -74,8 +115,9 @@ type grid struct {
 	live       map[key]bool
 	registered []*wsdl.Node
 	heartbeats int
-	down       bool // the information service does not answer
-	forgotten  bool // it does not know the node: register again
+	told       []string // jobs that heartbeats spoke of
+	down       bool     // the information service does not answer
+	forgotten  bool     // it does not know the node: register again
 	brokerDown bool
 	refuse     *wsdl.Fault                    // what Report is answered with
 	judge      func(*wsdl.Report) *wsdl.Fault // if set, says whether a report is taken
@@ -161,6 +203,9 @@ func (i information) RegisterContext(_ context.Context, r *wsdl.Register) (*wsdl
 func (i information) HeartbeatContext(_ context.Context, r *wsdl.Heartbeat) (*wsdl.HeartbeatResponse, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	for _, a := range r.Attempt {
+		i.told = append(i.told, a.Job)
+	}
 	if i.down {
 		return nil, wsdl.Faultf(wsdl.FaultCodeUnavailable, "away")
 	}
@@ -177,6 +222,13 @@ func (i information) HeartbeatContext(_ context.Context, r *wsdl.Heartbeat) (*ws
 
 func (i information) QueryContext(context.Context, *wsdl.Query) (*wsdl.QueryResponse, error) {
 	return nil, wsdl.Faultf(wsdl.FaultCodeUnsupported, "nodes do not ask")
+}
+
+// beaten tells whether a heartbeat has spoken of a job.
+func (g *grid) beaten(job string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Contains(g.told, job)
 }
 
 func (b broker) ReportContext(_ context.Context, r *wsdl.Report) (*wsdl.ReportResponse, error) {
@@ -454,7 +506,7 @@ func (m *member) clean() {
 }
 
 // pids is the processes that carry a mark in their command line.
-func pids(t *testing.T, mark string) []string {
+func pids(t testing.TB, mark string) []string {
 	t.Helper()
 	names, err := fs.Glob(os.DirFS("/proc"), "[0-9]*/cmdline")
 	if err != nil {

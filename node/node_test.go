@@ -481,23 +481,7 @@ func TestManyProcesses(t *testing.T) {
 func TestAKilledNode(t *testing.T) {
 	g := newGrid(t)
 	dir := t.TempDir()
-	start := func() (*exec.Cmd, *member) {
-		before := len(g.nodes())
-		c := exec.Command(os.Args[0], dir)
-		c.Env = append(os.Environ(), "MVM_TEST_JOIN="+g.url)
-		c.Stderr = &lockedWriter{w: &bytes.Buffer{}}
-		if err := c.Start(); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Process.Kill(); c.Wait() })
-		eventually(t, "the node has joined", func() bool { return len(g.nodes()) > before })
-		d := g.nodes()[before]
-		f, err := foldersOf(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return c, &member{t: t, grid: g, Node: &Node{id: d.Id, incarnation: d.Incarnation, folders: f}, queue: wsdl.NewQueueClient(g.caller, d.Url+"/services/queue")}
-	}
+	start := func() (*exec.Cmd, *member) { return g.alone(dir, "") }
 	child, m := start()
 	mark := "killed-" + random(6)
 	eventually(t, "the program is started", func() bool { // the answer to Register may still be on its way

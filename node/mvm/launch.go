@@ -60,14 +60,15 @@ func Executable(program []byte) (*os.File, error) {
 // the program once or twice; ask once and keep the answer.
 func Probe(binary *os.File) string {
 	for _, cleaning := range []string{PIDNamespace, CGroup} {
-		if probe(binary, cleaning) {
+		if Works(binary, cleaning) {
 			return cleaning
 		}
 	}
 	return Subreaper
 }
 
-func probe(binary *os.File, cleaning string) (works bool) {
+// Works tells whether a level of cleaning works on this machine.
+func Works(binary *os.File, cleaning string) (works bool) {
 	config := &LaunchConfig{Binary: binary, Cleaning: cleaning, Mark: "probe." + rand.Text()}
 	cells, err := enclose(config.Mark, cleaning == CGroup, Limits{})
 	if err == nil {
