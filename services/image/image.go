@@ -52,6 +52,9 @@ type Store struct {
 	partials map[string]*partial      // by hex
 	fetching map[string]chan struct{} // by hex; closed when that Fetch has ended
 
+	leasing sync.Mutex           // guards leases
+	leases  map[string]time.Time // by hex: when this life last renewed it; an older one is as good as none
+
 	filing  [16]sync.Mutex                 // each guards the pin files of some owners, by hash
 	pinning sync.Mutex                     // guards pins
 	pins    map[string]map[string]struct{} // by owner, then hex; a set never changes, it is replaced
@@ -67,7 +70,7 @@ func New(c Config) (*Store, error) {
 		c.Clock = time.Now
 	}
 	s := &Store{dir: c.Dir, lease: c.Lease, clock: c.Clock,
-		partials: map[string]*partial{}, fetching: map[string]chan struct{}{}, pins: map[string]map[string]struct{}{}}
+		partials: map[string]*partial{}, leases: map[string]time.Time{}, fetching: map[string]chan struct{}{}, pins: map[string]map[string]struct{}{}}
 	for _, sub := range []string{"blobs", "partial", "pins"} {
 		if err := os.MkdirAll(filepath.Join(c.Dir, sub), 0o700); err != nil {
 			return nil, fmt.Errorf("image store: %w", err)
@@ -154,10 +157,48 @@ func (s *Store) renew(h string) (size int64, here bool, err error) {
 		return 0, false, fmt.Errorf("image store: %w", err)
 	}
 	now := s.clock()
+	s.lend(h, now)
 	if err := os.Chtimes(s.path(h), now, now); err != nil {
 		return 0, false, fmt.Errorf("image store: %w", err)
 	}
 	return info.Size(), true, nil
+}
+
+func (s *Store) lend(h string, now time.Time) {
+	s.leasing.Lock()
+	defer s.leasing.Unlock()
+	s.leases[h] = now
+}
+
+// leased tells whether a blob's lease is running. What this life has renewed it
+// counts itself: the file's time is of a clock that anyone may have set since,
+// and is asked about what earlier lives have left only. A time that is to come
+// tells nothing; the lease begins then when that is seen.
+func (s *Store) leased(h string, modified, now time.Time) bool {
+	s.leasing.Lock()
+	defer s.leasing.Unlock()
+	if renewed, ok := s.leases[h]; ok {
+		return now.Sub(renewed) < s.lease
+	}
+	if modified.After(now) {
+		s.leases[h] = now
+		return true
+	}
+	return now.Sub(modified) < s.lease
+}
+
+// settle forgets the leases that are over.
+func (s *Store) settle(now time.Time) {
+	s.leasing.Lock()
+	defer s.leasing.Unlock()
+	for h, renewed := range s.leases {
+		if now.Sub(renewed) < s.lease {
+			continue
+		}
+		// A file's time that lies ahead would begin another one.
+		_ = os.Chtimes(s.path(h), renewed, renewed) // most are gone
+		delete(s.leases, h)
+	}
 }
 
 // Status is what is there of a blob.
@@ -235,11 +276,28 @@ func (s *Store) List(after string, limit int) ([]Status, error) {
 	return list, nil
 }
 
+// errFull marks the faults that say a full disk.
+var errFull = errors.New("the disk is full")
+
+type fullFault struct{ *wsdl.Fault }
+
+func (f fullFault) Is(target error) bool { return target == errFull }
+func (f fullFault) Unwrap() error        { return f.Fault }
+
+// IsFull tells whether an error of this store says that its disk is full: the
+// same may work once there is room.
+func IsFull(err error) bool { return errors.Is(err, errFull) }
+
 // diskError says a full disk so that a person understands it.
-func diskError(err error) error {
+func (s *Store) diskError(err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return wsdl.NewFault(wsdl.FaultCodeUnavailable, "the disk of the image store is full: "+err.Error(),
-			"free some space on that node, then send the same chunk again: what came before it is kept")
+		what := "the disk of the image store is full"
+		var disk syscall.Statfs_t
+		if syscall.Statfs(s.dir, &disk) == nil {
+			what += fmt.Sprintf(", %d KiB of %d MiB are free in %s", disk.Bavail*uint64(disk.Bsize)>>10, disk.Blocks*uint64(disk.Bsize)>>20, s.dir)
+		}
+		return fullFault{wsdl.NewFault(wsdl.FaultCodeUnavailable, what+": "+err.Error(),
+			"free some space on that node, then send the same again: what was received is kept")}
 	}
 	return fmt.Errorf("image store: %w", err)
 }

@@ -438,13 +438,26 @@ func TestFullDisk(t *testing.T) {
 	}
 	_, err := put(200<<10, 700<<10)
 	wantCode(t, err, wsdl.FaultCodeUnavailable)
-	if !strings.Contains(err.Error(), "full") {
-		t.Fatalf("not clear: %v", err)
+	for _, words := range []string{"full", "KiB of 1 MiB are free in " + dir} {
+		if !strings.Contains(err.Error(), words) || !IsFull(err) {
+			t.Fatalf("not clear: %v", err)
+		}
+	}
+	// Who fetches is told of this disk, not of those who have the blob.
+	there := newStore(t, t.TempDir())
+	if _, _, err := there.Put(ctx, bytes.NewReader(data)); err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(there.Handler())
+	defer server.Close()
+	if err := s.Fetch(ctx, server.Client(), []string{server.URL, server.URL}, digest); !IsFull(err) || !strings.Contains(err.Error(), "image store is full") {
+		t.Fatalf("Fetch: %v", err)
 	}
 	if _, _, err := s.Put(ctx, bytes.NewReader(data)); wsdl.CodeOf(err) != wsdl.FaultCodeUnavailable {
 		t.Fatalf("Put: %v", err)
 	}
-	if st, err := s.Stat(digest); err != nil || st.Received != 200<<10 {
+	st, err := s.Stat(digest)
+	if err != nil || st.Received < 200<<10 {
 		t.Fatalf("what was received is lost: %+v, %v", st, err)
 	}
 	if err := os.Remove(filler); err != nil {

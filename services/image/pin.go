@@ -43,7 +43,7 @@ func (s *Store) Pin(owner string, digests ...string) error {
 	}
 	if err := s.writePins(name, wanted, len(was) == 0); err != nil {
 		s.setPins(owner, was)
-		return diskError(err)
+		return s.diskError(err)
 	}
 	return nil
 }
@@ -258,14 +258,17 @@ func (s *Store) Sweep(now time.Time) (Swept, error) {
 	s.mu.Unlock()
 	for _, p := range partials {
 		p.mu.Lock()
-		info, err := os.Stat(p.path)
-		if err == nil && !p.over && now.Sub(info.ModTime()) >= s.lease {
+		if p.touched.After(now) { // by a clock that was set back since, in an earlier life
+			p.touched = now
+		}
+		if !p.over && now.Sub(p.touched) >= s.lease {
 			errs = append(errs, s.drop(p, nil))
 			swept.Partials++
 			swept.Bytes += p.received
 		}
 		p.mu.Unlock()
 	}
+	s.settle(now)
 	return swept, errors.Join(errs...)
 }
 
@@ -287,7 +290,7 @@ func (s *Store) remove(h string, now time.Time) (bool, error) {
 	s.sweeping.Lock()
 	defer s.sweeping.Unlock()
 	info, err := os.Stat(s.path(h))
-	if errors.Is(err, fs.ErrNotExist) || err == nil && now.Sub(info.ModTime()) < s.lease {
+	if errors.Is(err, fs.ErrNotExist) || err == nil && s.leased(h, info.ModTime(), now) {
 		return false, nil
 	}
 	if err != nil {

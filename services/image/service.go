@@ -83,7 +83,7 @@ func (s *Service) GetBlobContext(_ context.Context, request *wsdl.GetBlob) (*wsd
 	}
 	data := make(wsdl.Binary, max(0, min(length, size-request.Offset)))
 	if _, err := f.ReadAt(data, request.Offset); err != nil && !errors.Is(err, io.EOF) {
-		return nil, diskError(err)
+		return nil, s.store.diskError(err)
 	}
 	return &wsdl.GetBlobResponse{
 		Blob: s.blob(Status{Digest: request.Digest, Size: size, Received: size, Complete: true}),

@@ -62,6 +62,9 @@ func (s *Store) Fetch(ctx context.Context, client *http.Client, bases []string, 
 		if ctx.Err() != nil {
 			return fmt.Errorf("fetching blob %s: %w", digest, context.Cause(ctx))
 		}
+		if IsFull(err) { // no other base would help
+			return err
+		}
 		errs = append(errs, err)
 	}
 	fault := wsdl.NewFault(wsdl.FaultCodeUnavailable, "blob "+digest+" could not be fetched from "+strings.Join(bases, ", "),
@@ -266,7 +269,7 @@ func (s *Store) Push(ctx context.Context, caller wsdl.Caller, base, digest strin
 		}
 		n, err := f.ReadAt(data[:min(int64(len(data)), size-offset)], offset)
 		if err != nil && !errors.Is(err, io.EOF) {
-			return diskError(err)
+			return s.diskError(err)
 		}
 		chunk := data[:n]
 		answer, err := to.PutBlobContext(ctx, &wsdl.PutBlob{Digest: digest, Size: &size, Offset: offset, Data: &chunk})

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"mvm/wsdl"
 )
@@ -26,6 +27,7 @@ type partial struct {
 
 	mu       sync.Mutex // guards all below; held while a chunk is written
 	received int64
+	touched  time.Time // when something came
 	hash     hash.Hash // of what is received; nil: not yet read again
 	over     bool      // it has become a blob, or was dropped
 	complete bool      // it has become a blob
@@ -54,7 +56,7 @@ func (s *Store) resume() error {
 		if err != nil {
 			return err
 		}
-		s.partials[h] = &partial{hex: h, path: path, size: n, received: info.Size()}
+		s.partials[h] = &partial{hex: h, path: path, size: n, received: info.Size(), touched: info.ModTime()}
 	}
 	return nil
 }
@@ -72,7 +74,7 @@ func (s *Store) lockPartial(h string, size int64) (*partial, error) {
 		s.mu.Lock()
 		p := s.partials[h]
 		if p == nil {
-			p = &partial{hex: h, size: size, hash: sha256.New(),
+			p = &partial{hex: h, size: size, hash: sha256.New(), touched: s.clock(),
 				path: filepath.Join(s.dir, "partial", h+"."+strconv.FormatInt(size, 10))}
 			s.partials[h] = p
 		}
@@ -193,7 +195,7 @@ func (s *Store) extend(ctx context.Context, p *partial, data []byte) error {
 	}
 	f, err := os.OpenFile(p.path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return diskError(err)
+		return s.diskError(err)
 	}
 	defer f.Close()
 	if p.hash == nil {
@@ -211,9 +213,10 @@ func (s *Store) extend(ctx context.Context, p *partial, data []byte) error {
 	<-hashed
 	if err != nil {
 		p.hash = nil
-		return diskError(errors.Join(err, f.Truncate(p.received)))
+		return s.diskError(errors.Join(err, f.Truncate(p.received)))
 	}
 	p.received += int64(len(data))
+	p.touched = s.clock()
 	if p.received < p.size {
 		return nil
 	}
@@ -254,25 +257,26 @@ func (p *partial) rehash(ctx context.Context, f *os.File) error {
 func (s *Store) publish(f *os.File, path, h string) error {
 	now := s.clock()
 	if err := errors.Join(f.Chmod(0o444), f.Sync(), os.Chtimes(path, now, now)); err != nil {
-		return diskError(err)
+		return s.diskError(err)
 	}
 	folder := filepath.Dir(s.path(h))
 	switch err := os.Mkdir(folder, 0o700); {
 	case err == nil:
 		if err := syncDir(filepath.Dir(folder)); err != nil {
-			return diskError(err)
+			return s.diskError(err)
 		}
 	case !errors.Is(err, fs.ErrExist):
-		return diskError(err)
+		return s.diskError(err)
 	}
+	s.lend(h, now)
 	s.sweeping.RLock() // a sweep that found an old blob there must not remove this one
 	err := os.Rename(path, s.path(h))
 	s.sweeping.RUnlock()
 	if err != nil {
-		return diskError(err)
+		return s.diskError(err)
 	}
 	if err := syncDir(folder); err != nil {
-		return diskError(err)
+		return s.diskError(err)
 	}
 	return nil
 }
@@ -282,7 +286,7 @@ func (s *Store) publish(f *os.File, path, h string) error {
 func (s *Store) Put(ctx context.Context, r io.Reader) (digest string, size int64, err error) {
 	f, err := os.CreateTemp(filepath.Join(s.dir, "partial"), temporary+"*")
 	if err != nil {
-		return "", 0, diskError(err)
+		return "", 0, s.diskError(err)
 	}
 	defer os.Remove(f.Name()) // it is renamed, or of no use
 	defer f.Close()
@@ -297,7 +301,7 @@ func (s *Store) Put(ctx context.Context, r io.Reader) (digest string, size int64
 			sum.Write(buffer[:n])
 			size += int64(n)
 			if _, err := f.Write(buffer[:n]); err != nil {
-				return "", 0, diskError(err)
+				return "", 0, s.diskError(err)
 			}
 		}
 	}
