@@ -47,6 +47,7 @@ type inlet struct {
 	limit    uint64 // as last sent
 	due      bool   // an acknowledgement must go out
 	told     uint32 // the taker's state as last sent
+	level    uint32 // its demand, or the home's verdict, as last sent
 	ended    bool
 	armed    bool // the consumer was told that the daemon sleeps
 }
@@ -59,6 +60,9 @@ func (i *inlet) room() uint64 { return i.giver.head + i.capacity }
 // or it closed.
 func (c *channel) stirred() bool {
 	h := c.ring.header
+	if c.front != nil && c.front.stirred() || c.back != nil && c.back.stirred() {
+		return true
+	}
 	if o := c.out; o != nil && !o.refused {
 		if o.armed && atomic.LoadUint32(&h.consumerWaits) == awake || !o.ended && atomic.LoadUint32(&h.producerState) != 0 {
 			return true
@@ -73,14 +77,21 @@ func (c *channel) stirred() bool {
 // news from the ring does not: the peer's frame will wake the loop.
 func (c *channel) arm() {
 	h := c.ring.header
+	if c.front != nil {
+		c.front.arm()
+	}
+	if c.back != nil {
+		c.back.arm()
+	}
 	if o := c.out; o != nil {
 		if o.armed = !o.refused && (!o.synced || o.sent < o.limit); o.armed {
 			atomic.StoreUint32(&h.consumerWaits, waitsDaemon)
 		}
 	}
-	// A peer that has half the ring ahead of it does not wait for room.
+	// A peer that has half the ring ahead of it does not wait for room, but a
+	// taker may ask.
 	if i := c.in; i != nil {
-		if i.armed = i.limit-i.received < i.capacity/2; i.armed {
+		if i.armed = c.front == nil && (c.demands || i.limit-i.received < i.capacity/2); i.armed {
 			atomic.StoreUint32(&h.producerWaits, waitsDaemon)
 		}
 	}
@@ -90,8 +101,14 @@ func (c *channel) arm() {
 // when there was something.
 func (c *channel) step(vm *VM) bool {
 	worked := false
+	if c.back != nil {
+		worked = c.back.step(vm)
+	}
 	if c.out != nil {
-		worked = c.stepOut(vm)
+		worked = c.stepOut(vm) || worked
+	}
+	if c.front != nil {
+		worked = c.front.step(vm) || worked
 	}
 	if c.in != nil {
 		worked = c.stepIn(vm) || worked
@@ -142,6 +159,7 @@ func (c *channel) acknowledge(vm *VM, f frame) error {
 		o.taker.release(vm.bell)
 	}
 	o.heard = uint32(f.flags)
+	c.levelled(vm, f.items)
 	if f.flags != 0 && !o.refused {
 		o.refused = true
 		o.ring.endConsumer(uint32(f.flags)|stateClosed, vm.bell)
@@ -163,12 +181,12 @@ func (c *channel) stepIn(vm *VM) bool {
 			state = stateClosed | stateBroken
 		}
 	}
-	if !i.owes(state) {
+	got, level := i.received&^7, c.level()
+	if !i.owes(state) && level == i.level {
 		return false
 	}
-	got := i.received &^ 7
-	i.acked, i.limit, i.due, i.told = got, max(i.limit, i.room()), false, state
-	p.queue(frame{kind: frameAck, channel: c.ID, offset: got, length: uint32(i.limit - got), flags: uint8(state & (stateClosed | stateLost | stateBroken))}, nil)
+	i.acked, i.limit, i.due, i.told, i.level = got, max(i.limit, i.room()), false, state, level
+	p.queue(frame{kind: frameAck, channel: c.ID, offset: got, length: uint32(i.limit - got), items: level, flags: uint8(state & (stateClosed | stateLost | stateBroken))}, nil)
 	return true
 }
 

@@ -17,6 +17,12 @@ type channel struct {
 	give *outside // From is outside
 	take *outside // To is outside
 
+	front    *front // To is a served queue whose home is here
+	back     *back  // From is one
+	demands  bool   // it leads from a served queue: the taker asks for each item
+	verdicts bool   // it leads to one that refuses items: the producer hears of each
+	most     uint64 // the largest item in bytes, 0 for no bound
+
 	hot     bool // in VM.hot: the loop polls it
 	carried uint64
 	broken  bool
@@ -29,11 +35,16 @@ func (e Endpoint) String() string {
 		return fmt.Sprintf("peer %q", e.Peer)
 	case e.Outside != "":
 		return fmt.Sprintf("outside queue %q", e.Outside)
+	case e.Queue != 0:
+		return fmt.Sprintf("served queue %d", e.Queue)
 	}
 	return fmt.Sprintf("port %q of process %d", e.Port, e.Process)
 }
 
-func (e Endpoint) local() bool { return e.Peer == "" && e.Outside == "" }
+func (e Endpoint) local() bool { return e.Peer == "" && e.Outside == "" && e.Queue == 0 }
+
+// home says that the end is a served queue's, and its home here.
+func (e Endpoint) home() bool { return e.Queue != 0 && e.Peer == "" }
 
 // AddChannel makes the channel's ring on this node. Processes that it names
 // must be known; a peer need not be connected yet: early items wait.
@@ -53,8 +64,10 @@ func (vm *VM) AddChannel(c Channel) error {
 		return err
 	}
 	made := &channel{Channel: c, ring: r}
+	made.serve(vm)
 	vm.channels[c.ID] = made
 	switch {
+	case c.From.home():
 	case c.From.local():
 		vm.processes[c.From.Process].port(c.From.Port).out = made
 	case c.From.Outside != "":
@@ -66,6 +79,7 @@ func (vm *VM) AddChannel(c Channel) error {
 		p.add(made)
 	}
 	switch {
+	case c.To.home():
 	case c.To.local():
 		vm.processes[c.To.Process].port(c.To.Port).in = made
 	case c.To.Outside != "":
@@ -82,7 +96,7 @@ func (vm *VM) AddChannel(c Channel) error {
 			}
 		}
 	}
-	if made.out != nil || made.in != nil || made.give != nil || made.take != nil {
+	if !c.From.local() || !c.To.local() {
 		vm.carried = append(vm.carried, made)
 		vm.heat(made)
 		ring1(vm.bell)
@@ -101,11 +115,24 @@ func (vm *VM) checkChannel(c Channel) error {
 		return fmt.Errorf("neither end is on this node")
 	}
 	for _, end := range []Endpoint{c.From, c.To} {
-		if end.Peer != "" && end.Outside != "" {
-			return fmt.Errorf("an end is either a peer or outside, not both")
+		if end.Outside != "" && (end.Peer != "" || end.Queue != 0) {
+			return fmt.Errorf("an end is one of a peer, outside and a served queue")
 		}
 		if end.Peer != "" && vm.listener == nil {
 			return fmt.Errorf("a peer needs a proxy: set Config.Listen")
+		}
+	}
+	if c.From.Queue != 0 && c.To.Queue != 0 {
+		return fmt.Errorf("it leads from one served queue to another")
+	}
+	if c.From.Queue != 0 {
+		if err := vm.checkQueue(c.From, func(q *queue) bool { return len(q.backs) >= q.Takers }); err != nil {
+			return err
+		}
+	}
+	if c.To.Queue != 0 {
+		if err := vm.checkQueue(c.To, func(q *queue) bool { return len(q.fronts) >= q.Producers }); err != nil {
+			return err
 		}
 	}
 	if c.From.Outside != "" && vm.givers[c.From.Outside] != nil || c.To.Outside != "" && vm.takers[c.To.Outside] != nil {

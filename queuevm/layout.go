@@ -6,7 +6,7 @@ import "unsafe"
 // header page, then a power-of-two data area. Little-endian.
 const (
 	ringMagic   = 0x524D564D // "MVMR"
-	ringVersion = 1
+	ringVersion = 2
 	headerSize  = 4096
 	minCapacity = 4096
 	maxCapacity = 1 << 30
@@ -33,10 +33,29 @@ const (
 	recordHeader = 8
 	flagMore     = 1 << 31 // fragments of the same item follow
 	flagCont     = 1 << 30 // not the first fragment
-	flagControl  = 1 << 29 // reserved for control records (SWITCH)
+	flagControl  = 1 << 29 // no item: meta says what
 	lengthMask   = flagControl - 1
 	totalHeader  = 8 // a first fragment with flagMore starts with the item's u64 length
 )
+
+// What a control record says.
+const controlNothing = 1 // the answer to an impatient demand: the queue has none
+
+// Bits of the served word: how a served queue's channel differs from a plain one.
+const (
+	servedDemand  = 1 << 0 // the consumer must ask for each item
+	servedVerdict = 1 << 1 // the producer awaits what became of each item
+)
+
+// impatient is the demand's bit that wants an answer now.
+const impatient = 1
+
+// counted says whether count a is ahead of b, both modulo 2^31, as demands and
+// verdicts count.
+func counted(a, b uint32) bool {
+	ahead := (a - b) & (1<<31 - 1)
+	return ahead != 0 && ahead < 1<<30
+}
 
 // ringHeader is the shared header page. Each group of words sits on a 128-byte
 // line of its own: two 64-byte lines, since processors prefetch lines in pairs.
@@ -46,7 +65,10 @@ type ringHeader struct {
 	capacity uint64
 	channel  uint32
 	epoch    uint32 // grows when the daemon closes an end by force
-	_        [104]byte
+	served   uint32
+	_        [4]byte
+	most     uint64 // the largest item in bytes; 0 is no bound
+	_        [88]byte
 
 	tail    uint64 // ring bytes published; written by the producer
 	itemsIn uint64 // items whose last byte is published
@@ -54,7 +76,9 @@ type ringHeader struct {
 
 	head     uint64 // ring bytes released; written by the consumer
 	itemsOut uint64
-	_        [112]byte
+	demand   uint32 // answers wanted << 1 | impatient; written by the consumer
+	verdict  uint32 // items decided << 1 | the last was refused; written by the daemon
+	_        [104]byte
 
 	producerWaits uint32 // the producer sleeps until head moves
 	producerState uint32 // read with producerWaits as one 64-bit word

@@ -22,6 +22,7 @@ func TestLayoutIsTheSameInC(t *testing.T) {
 	}{
 		{"magic", unsafe.Offsetof(h.magic)}, {"version", unsafe.Offsetof(h.version)},
 		{"capacity", unsafe.Offsetof(h.capacity)}, {"channel", unsafe.Offsetof(h.channel)}, {"epoch", unsafe.Offsetof(h.epoch)},
+		{"served", unsafe.Offsetof(h.served)}, {"most", unsafe.Offsetof(h.most)}, {"demand", unsafe.Offsetof(h.demand)}, {"verdict", unsafe.Offsetof(h.verdict)},
 		{"tail", unsafe.Offsetof(h.tail)}, {"items_in", unsafe.Offsetof(h.itemsIn)},
 		{"head", unsafe.Offsetof(h.head)}, {"items_out", unsafe.Offsetof(h.itemsOut)},
 		{"producer_waits", unsafe.Offsetof(h.producerWaits)}, {"producer_state", unsafe.Offsetof(h.producerState)},
@@ -42,6 +43,7 @@ func TestLayoutIsTheSameInC(t *testing.T) {
 		{"STATE_CLOSED", stateClosed}, {"STATE_LOST", stateLost}, {"STATE_BROKEN", stateBroken},
 		{"RECORD_HEADER", recordHeader}, {"TOTAL_HEADER", totalHeader},
 		{"FLAG_MORE", flagMore}, {"FLAG_CONT", flagCont}, {"FLAG_CONTROL", flagControl}, {"LENGTH_MASK", lengthMask},
+		{"SERVED_DEMAND", servedDemand}, {"SERVED_VERDICT", servedVerdict}, {"IMPATIENT", impatient}, {"CONTROL_NOTHING", controlNothing},
 	} {
 		fmt.Fprintf(&program, "printf(\"%s %%llu\\n\", (unsigned long long)(%s));\n", c.name, c.name)
 		fmt.Fprintf(&want, "%s %d\n", c.name, c.value)

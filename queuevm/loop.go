@@ -41,7 +41,7 @@ func (vm *VM) unwatch(fd int) {
 
 // heat has the loop poll a channel until it was idle once. The caller holds VM.mu.
 func (vm *VM) heat(c *channel) {
-	if !c.hot && (c.out != nil || c.in != nil) {
+	if !c.hot && (c.out != nil || c.in != nil || c.front != nil || c.back != nil) {
 		c.hot = true
 		vm.hot = append(vm.hot, c)
 	}

@@ -2,7 +2,6 @@ package queuevm
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -19,16 +18,15 @@ type outside struct {
 	nudge   chan struct{} // the loop says: look again
 	giver   giver
 	taker   taker
-	failure error  // sticky: the ring is broken
-	item    []byte // what is taken of an item that has not come whole yet
-	total   uint64 // bytes that it will have
-	begun   bool   // there is one
+	failure error    // sticky: the ring is broken
+	part    assembly // what is taken of an item that has not come whole yet
+	asked   bool     // a served queue owes an answer
 }
 
 func newOutside(c *channel) *outside {
 	return &outside{
 		channel: c, turn: make(chan struct{}, 1), nudge: make(chan struct{}, 1),
-		giver: giver{ring: c.ring}, taker: taker{ring: c.ring},
+		giver: giver{ring: c.ring}, taker: taker{ring: c.ring, answers: c.demands},
 	}
 }
 
@@ -126,7 +124,8 @@ func (vm *VM) LeadsIn(queue string) error {
 // and blocks while it is full. An item over half the capacity goes in
 // fragments. Once the first is in, the others follow as room comes: when ctx
 // ends meanwhile, the item counts as taken, and must not be changed. ErrClosed
-// when the taker is gone, ErrTooBig over Config.MaxItem.
+// when the taker is gone, ErrTooBig over Config.MaxItem or what a served queue can
+// hold, ErrFull where a served queue refuses what finds it full.
 func (vm *VM) Enqueue(ctx context.Context, queue string, item []byte) error {
 	if len(item) > vm.config.MaxItem {
 		return fmt.Errorf("enqueue %d bytes to %q: %w: at most %d", len(item), queue, ErrTooBig, vm.config.MaxItem)
@@ -138,17 +137,28 @@ func (vm *VM) Enqueue(ctx context.Context, queue string, item []byte) error {
 	if err != nil {
 		return err
 	}
+	if most := o.channel.most; most > 0 && uint64(len(item)) > most {
+		<-o.turn
+		return fmt.Errorf("enqueue %d bytes to %q: %w: the queue holds at most %d", len(item), queue, ErrTooBig, most)
+	}
 	rest, err := o.begin(ctx, vm, item)
-	if err == nil && len(rest) > 0 {
+	if err == nil && (len(rest) > 0 || o.channel.verdicts) {
 		whole := make(chan error, 1)
 		go func() {
 			err := o.finish(vm, rest)
+			if err == nil {
+				err = o.verdict(vm)
+			}
 			<-o.turn
 			whole <- err
 		}()
+		over := ctx.Done()
+		if o.channel.verdicts { // such a queue keeps nobody waiting
+			over = nil
+		}
 		select {
 		case err = <-whole:
-		case <-ctx.Done():
+		case <-over:
 		}
 	} else {
 		<-o.turn
@@ -182,6 +192,28 @@ func (o *outside) finish(vm *VM, rest []byte) error {
 		}
 	}
 	return nil
+}
+
+// verdict waits for what became of the last item, where the queue may refuse it.
+func (o *outside) verdict(vm *VM) error {
+	if !o.channel.verdicts {
+		return nil
+	}
+	h := o.channel.ring.header
+	var word uint32
+	err := o.wait(context.Background(), vm, &h.producerWaits, func() (bool, error) {
+		if word = atomic.LoadUint32(&h.verdict); word>>1 == uint32(o.giver.items)&(1<<31-1) {
+			return true, nil
+		}
+		if state := atomic.LoadUint32(&h.consumerState); state != 0 {
+			return false, stateError(state, ErrClosed)
+		}
+		return false, nil
+	})
+	if err == nil && word&1 != 0 {
+		err = ErrFull
+	}
+	return err
 }
 
 func (o *outside) putRecord(ctx context.Context, vm *VM, flags uint32, total uint64, part []byte) error {
@@ -232,46 +264,68 @@ func (vm *VM) Dequeue(ctx context.Context, queue string) ([]byte, error) {
 }
 
 // get takes an item. What came of one when ctx ends is kept for the next call.
+// A served queue is asked for it, and always answers: also when ctx is over.
 func (o *outside) get(ctx context.Context, vm *VM) ([]byte, error) {
+	over := ctx.Err() != nil
 	for {
-		r, err := o.record(ctx, vm)
+		wait := ctx
+		if o.channel.demands && !o.part.begun {
+			o.ask(vm, over)
+			if over {
+				wait = context.Background()
+			}
+		}
+		r, err := o.record(wait, vm)
+		if err != nil && o.channel.demands && !over && err == ctx.Err() {
+			over = true
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
-		if r.cont != o.begun {
-			return nil, o.spoil(vm, fmt.Errorf("%w: a fragment out of turn", ErrBroken))
-		}
-		payload := r.payload
-		if !r.cont && r.more {
-			o.total = binary.LittleEndian.Uint64(payload)
-			payload = payload[totalHeader:]
-			if o.total > uint64(vm.config.MaxItem) {
-				return nil, o.spoil(vm, fmt.Errorf("%w: %d bytes, at most %d", ErrTooBig, o.total, vm.config.MaxItem))
-			}
-		}
-		// Grown as it comes: the total is only what a child said.
-		o.item = append(o.item, payload...)
-		size := uint64(len(o.item))
-		if size > uint64(vm.config.MaxItem) || r.cont && size > o.total {
-			return nil, o.spoil(vm, fmt.Errorf("%w: an item longer than it said, or than %d bytes", ErrTooBig, vm.config.MaxItem))
-		}
-		if r.cont && !r.more && size != o.total {
-			return nil, o.spoil(vm, fmt.Errorf("%w: an item shorter than it said", ErrBroken))
-		}
 		t := &o.taker
+		if r.control {
+			o.asked = false
+			t.head += r.size
+			t.release(vm.bell)
+			if over {
+				return nil, ctx.Err()
+			}
+			continue
+		}
+		whole, err := o.part.add(r, uint64(vm.config.MaxItem))
+		if err != nil {
+			return nil, o.spoil(vm, err)
+		}
 		t.head += r.size
-		if !r.more {
+		if whole {
 			t.items++
 		}
 		t.release(vm.bell)
-		o.begun = r.more
-		if !r.more {
-			item := o.item
-			if o.item = nil; item == nil {
-				item = []byte{}
-			}
+		if whole {
+			item := o.part.bytes
+			o.part.reset()
+			o.asked = false
 			return item, nil
 		}
+	}
+}
+
+// ask has a served queue owe an answer: an item when there is one, or at once
+// whether there is.
+func (o *outside) ask(vm *VM, now bool) {
+	h := o.channel.ring.header
+	demand := h.demand // only who has the turn writes it
+	if !o.asked {
+		o.asked = true
+		demand = (demand>>1 + 1) << 1
+	}
+	if now {
+		demand |= impatient
+	}
+	if demand != h.demand {
+		atomic.StoreUint32(&h.demand, demand)
+		wake(&h.producerWaits, vm.bell)
 	}
 }
 

@@ -88,10 +88,10 @@ func (vm *VM) Child(id int) (*os.File, []string, error) {
 
 // spins is how often a process looks again before it yields; the loop, whose
 // look is a system call, a tenth of it. None unless every process, and the loop
-// when there is a proxy, can have a core of its own.
+// when it has work, can have a core of its own.
 func (vm *VM) spins() int {
 	busy := len(vm.processes)
-	if vm.listener != nil {
+	if vm.listener != nil || len(vm.queues) > 0 {
 		busy++
 	}
 	if busy > vm.config.Cores {

@@ -196,6 +196,8 @@ type taker struct {
 	head  uint64 // ours; the shared word is only its publication
 	tail  uint64 // the producer's, as last believed
 	items uint64
+
+	answers bool // it leads from a served queue, which may answer that it has none
 }
 
 // ready is the published bytes from head on, or an error when the producer's
@@ -217,6 +219,7 @@ type record struct {
 	meta    uint32
 	more    bool
 	cont    bool
+	control bool // no item: the answer of a served queue that has none
 }
 
 // next is the record at head when it is there whole; ok is false when it is
@@ -234,7 +237,9 @@ func (t *taker) next() (r record, ok bool, err error) {
 		cont: uint32(word)&flagCont != 0,
 		size: recordSize(length),
 	}
-	if length > largest(t.capacity) || uint32(word)&flagControl != 0 || (r.more && !r.cont && length < totalHeader) {
+	if t.answers && uint32(word) == flagControl && r.meta == controlNothing {
+		r.control = true
+	} else if length > largest(t.capacity) || uint32(word)&flagControl != 0 || (r.more && !r.cont && length < totalHeader) {
 		return record{}, false, fmt.Errorf("%w: a record of %d bytes with flags %#x", ErrBroken, length, uint32(word)&^lengthMask)
 	}
 	if n < r.size {

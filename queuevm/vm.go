@@ -26,6 +26,7 @@ import (
 // Errors that callers tell apart with errors.Is. Each is wrapped in a sentence
 // that names the process, port, queue or peer it is about.
 var (
+	ErrFull    = errors.New("the queue is full")               // and its policy is to fail
 	ErrClosed  = errors.New("the taker is gone")               // nobody will ever take what would be enqueued
 	ErrLost    = errors.New("the link to the peer is lost")    // items may be missing: END would lie
 	ErrTooBig  = errors.New("the item is too big")             // over Config.MaxItem
@@ -73,14 +74,16 @@ type Process struct {
 }
 
 // Endpoint is one end of a channel: exactly one of a local process's port, a
-// remote peer (node id), or an outside queue's name. A Peer endpoint marks the
-// end that another node serves under the same channel id; Process and Port are
-// then ignored.
+// remote peer (node id), an outside queue's name, or a served queue. A Peer
+// endpoint marks the end that another node serves under the same channel id;
+// Process and Port are then ignored, and Queue says which served queue it is
+// that the peer is the home of, if any.
 type Endpoint struct {
 	Process int
 	Port    string
 	Peer    string
 	Outside string
+	Queue   int
 }
 
 // Channel is a directed fifo of items. Capacity is in bytes and is rounded up
@@ -146,6 +149,7 @@ type VM struct {
 	mu        sync.Mutex // guards everything below; the loop holds it but for its sleeps
 	processes map[int]*process
 	channels  map[uint32]*channel
+	queues    map[int]*queue
 	carried   []*channel          // those with an end that is the daemon's
 	hot       []*channel          // those that the loop polls
 	givers    map[string]*channel // outside queues into the job
@@ -178,7 +182,7 @@ func New(config Config) (*VM, error) {
 		config: config, epoll: -1, bell: -1, door: -1,
 		lostPeer: make(chan PeerLost, 16),
 		done:     make(chan struct{}), told: make(chan struct{}), stopped: make(chan struct{}),
-		processes: map[int]*process{}, channels: map[uint32]*channel{},
+		processes: map[int]*process{}, channels: map[uint32]*channel{}, queues: map[int]*queue{},
 		givers: map[string]*channel{}, takers: map[string]*channel{},
 		peers: map[string]*peer{}, tokens: map[string]token{}, sources: map[int32]source{},
 	}

@@ -29,7 +29,7 @@ type frame struct {
 	channel uint32
 	offset  uint64
 	length  uint32 // data: payload bytes, a multiple of 8; ack: room past offset
-	items   uint32 // data: low bits of the producer's item count after this payload
+	items   uint32 // data: low bits of the producer's item count after this payload; ack: demand or verdict
 }
 
 func (f frame) append(b []byte) []byte {
@@ -56,7 +56,7 @@ func parseFrame(b []byte) (frame, error) {
 	case frameData:
 		bad = bad || f.flags != 0 || f.length == 0 || f.length > maxFrameData || f.length&7 != 0
 	case frameAck:
-		bad = bad || f.length > maxCapacity || f.items != 0
+		bad = bad || f.length > maxCapacity
 	case frameEnd:
 		bad = bad || f.flags&stateClosed == 0 || f.length != 0 || f.items != 0
 	case frameBye:

@@ -29,7 +29,7 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "rings are little-endi
 enum {
     HEADER_SIZE = 4096,
     MAGIC = 0x524D564D,
-    VERSION = 1,
+    VERSION = 2,
     AWAKE = 0,
     WAITS_FUTEX = 1,
     WAITS_DAEMON = 2,
@@ -37,6 +37,10 @@ enum {
     STATE_CLOSED = 1,
     STATE_LOST = 2,
     STATE_BROKEN = 4,
+    SERVED_DEMAND = 1,  /* the consumer asks for each item */
+    SERVED_VERDICT = 2, /* the producer awaits what became of each item */
+    IMPATIENT = 1,
+    CONTROL_NOTHING = 1,
     RECORD_HEADER = 8,
     TOTAL_HEADER = 8,
     CHUNK = 64 << 10, /* published at once within a record, so that both ends copy at the same time */
@@ -53,12 +57,14 @@ enum {
 struct header {
     uint32_t magic, version;
     uint64_t capacity;
-    uint32_t channel, epoch;
-    char pad0[104];
+    uint32_t channel, epoch, served, pad;
+    uint64_t most;
+    char pad0[88];
     _Atomic uint64_t tail, items_in;
     char pad1[112];
     _Atomic uint64_t head, items_out;
-    char pad2[112];
+    _Atomic uint32_t demand, verdict;
+    char pad2[104];
     _Atomic uint32_t producer_waits, producer_state;
     char pad3[120];
     _Atomic uint32_t consumer_waits, consumer_state;
@@ -69,10 +75,14 @@ _Static_assert(offsetof(struct header, version) == 4, "layout");
 _Static_assert(offsetof(struct header, capacity) == 8, "layout");
 _Static_assert(offsetof(struct header, channel) == 16, "layout");
 _Static_assert(offsetof(struct header, epoch) == 20, "layout");
+_Static_assert(offsetof(struct header, served) == 24, "layout");
+_Static_assert(offsetof(struct header, most) == 32, "layout");
 _Static_assert(offsetof(struct header, tail) == 128, "layout");
 _Static_assert(offsetof(struct header, items_in) == 136, "layout");
 _Static_assert(offsetof(struct header, head) == 256, "layout");
 _Static_assert(offsetof(struct header, items_out) == 264, "layout");
+_Static_assert(offsetof(struct header, demand) == 272, "layout");
+_Static_assert(offsetof(struct header, verdict) == 276, "layout");
 _Static_assert(offsetof(struct header, producer_waits) == 384, "layout");
 _Static_assert(offsetof(struct header, producer_state) == 388, "layout");
 _Static_assert(offsetof(struct header, consumer_waits) == 512, "layout");
@@ -89,6 +99,10 @@ struct end {
     atomic_int owes;       /* consumer: a sleeping producer may not have been woken yet */
     uint64_t held;         /* reserved or peeked: record bytes */
     int holding, broken, finished;
+    uint32_t served;       /* SERVED_ bits; 0 on a plain channel */
+    uint32_t meta;         /* producer: of the items to come */
+    uint64_t most;         /* producer: the largest item that the queue can hold */
+    int asked;             /* consumer: the queue owes an answer, or it lies unread */
 };
 
 struct mvm_port {
@@ -133,6 +147,7 @@ const char *mvm_strerror(int code) {
     case MVM_BROKEN: return "broken: the channel's shared memory holds garbage";
     case MVM_DIRECTION: return "direction: the port does not lead that way";
     case MVM_MISUSE: return "misuse: commit without reserve, release without peek, or a bad argument";
+    case MVM_FULL: return "full: the queue is full and refuses the item";
     case MVM_SYSTEM: return "system: a system call failed, errno says why";
     }
     return code >= 0 ? "no error" : "unknown code";
@@ -235,6 +250,13 @@ static int enough_bytes(struct end *i, uint64_t need) {
     return state ? state_code(state, MVM_END) : 0;
 }
 
+/* Whether the queue has decided about the n-th item. */
+static int enough_verdict(struct end *o, uint64_t n) {
+    if (atomic_load_explicit(&o->header->verdict, memory_order_acquire) >> 1 == (n & 0x7FFFFFFF)) return 1;
+    uint32_t state = atomic_load_explicit(&o->header->consumer_state, memory_order_acquire);
+    return state ? state_code(state, MVM_CLOSED) : 0;
+}
+
 static int enough_room(struct end *o, uint64_t need) {
     uint32_t state = atomic_load_explicit(&o->header->consumer_state, memory_order_acquire);
     if (state) return state_code(state, MVM_CLOSED);
@@ -309,7 +331,7 @@ static inline int put_whole(struct end *o, const void *item, size_t length) {
     int code = consumer_gone(o);
     if (unlikely(code)) return code;
     unsigned char *to = at(o, o->mine);
-    put_header(to, (uint32_t)length, 0);
+    put_header(to, (uint32_t)length, o->meta);
     if (length) memcpy(to + RECORD_HEADER, item, length); /* item may be NULL */
     o->mine += record_size(length);
     o->items++;
@@ -324,7 +346,7 @@ static int put_stream(struct end *o, uint32_t flags, const uint64_t *total, cons
     int code = await_room(o, before, -1);
     if (code) return code;
     unsigned char *to = at(o, o->mine);
-    put_header(to, (uint32_t)(length + before - RECORD_HEADER) | flags, 0);
+    put_header(to, (uint32_t)(length + before - RECORD_HEADER) | flags, o->meta);
     if (total) memcpy(to + RECORD_HEADER, total, TOTAL_HEADER);
     o->mine += before;
     while (length > 0) {
@@ -341,7 +363,16 @@ static int put_stream(struct end *o, uint32_t flags, const uint64_t *total, cons
     return MVM_OK;
 }
 
-static int enqueue_slow(struct end *o, const void *item, size_t length, int64_t deadline) {
+/* What became of the item just published, where the queue may refuse it. */
+static int verdict(struct end *o) {
+    if (!(o->served & SERVED_VERDICT)) return MVM_OK;
+    int code = await(o, o->items, enough_verdict, &o->header->producer_waits, -1);
+    if (code) return code;
+    return atomic_load_explicit(&o->header->verdict, memory_order_acquire) & 1 ? MVM_FULL : MVM_OK;
+}
+
+static int enqueue_any(struct end *o, const void *item, size_t length, int64_t deadline) {
+    if (length > o->most) return MVM_TOO_BIG;
     if (o->finished) return MVM_CLOSED;
     if (o->holding) return MVM_MISUSE;
     if (length <= largest(o) && (deadline >= 0 || length <= CHUNK)) {
@@ -362,10 +393,15 @@ static int enqueue_slow(struct end *o, const void *item, size_t length, int64_t 
     return MVM_OK;
 }
 
+static int enqueue_slow(struct end *o, const void *item, size_t length, int64_t deadline) {
+    int code = enqueue_any(o, item, length, deadline);
+    return code ? code : verdict(o);
+}
+
 int mvm_enqueue(mvm_port *port, const void *item, size_t length) {
     struct end *o = &port->out;
     if (!o->header) return MVM_DIRECTION;
-    if (likely(length <= CHUNK && length <= largest(o) && !o->holding && !o->finished &&
+    if (likely(!o->served && length <= o->most && length <= CHUNK && length <= largest(o) && !o->holding && !o->finished &&
                o->capacity - (o->mine - o->theirs) >= record_size(length)))
         return put_whole(o, item, length);
     return enqueue_slow(o, item, length, -1);
@@ -382,7 +418,7 @@ int mvm_reserve(mvm_port *port, size_t length, void **to) {
     struct end *o = &port->out;
     if (!o->header) return MVM_DIRECTION;
     if (o->finished) return MVM_CLOSED;
-    if (length > largest(o)) return MVM_TOO_BIG;
+    if (length > largest(o) || length > o->most) return MVM_TOO_BIG;
     int code = await_room(o, record_size(length), -1);
     if (code) return code;
     o->holding = 1;
@@ -398,10 +434,17 @@ int mvm_commit(mvm_port *port, size_t length) {
     o->holding = 0;
     int code = consumer_gone(o);
     if (code) return code;
-    put_header(at(o, o->mine), (uint32_t)length, 0);
+    put_header(at(o, o->mine), (uint32_t)length, o->meta);
     o->mine += record_size(length);
     o->items++;
     publish(o);
+    return verdict(o);
+}
+
+int mvm_set_priority(mvm_port *port, int priority) {
+    if (!port->out.header) return MVM_DIRECTION;
+    if (priority < 0 || priority > 255) return MVM_MISUSE;
+    port->out.meta = (uint32_t)priority << 4;
     return MVM_OK;
 }
 
@@ -413,11 +456,49 @@ struct first {
     uint32_t flags;
 };
 
+static inline void give_back(struct end *i, uint64_t n);
+
+/* Has a served queue owe an answer: an item when there is one, or, impatiently,
+ * at once whether there is. */
+static void demand_item(struct end *i, int now) {
+    uint32_t old = atomic_load_explicit(&i->header->demand, memory_order_relaxed), demand = old;
+    if (!i->asked) demand = ((demand >> 1) + 1) << 1;
+    if (now) demand |= IMPATIENT;
+    i->asked = 1;
+    if (demand == old) return;
+    atomic_store_explicit(&i->header->demand, demand, memory_order_release);
+    tell_producer(i);
+}
+
+/* Whether the bytes at mine are the answer that there is nothing; it is taken off. */
+static int nothing(struct end *i) {
+    uint32_t word[2];
+    memcpy(word, at(i, i->mine), sizeof word);
+    if (word[0] != FLAG_CONTROL || word[1] != CONTROL_NOTHING) return 0;
+    i->asked = 0;
+    give_back(i, RECORD_HEADER);
+    return 1;
+}
+
+/* Asks a served queue, if that was not done, and waits for the beginning of an
+ * item. When the time is over the queue is told so, and answers: with the item
+ * after all, if that had left it. */
+static int await_answer(struct end *i, int64_t deadline) {
+    for (int late = deadline == 0;;) {
+        if (!i->asked || (late && enough_bytes(i, RECORD_HEADER) == 0)) demand_item(i, late);
+        int code = await_bytes(i, RECORD_HEADER, late ? -1 : deadline);
+        if (code == MVM_TIMEOUT) late = 1;
+        else if (code) return code;
+        else if (!nothing(i)) return MVM_OK;
+        else if (late) return deadline == 0 ? MVM_AGAIN : MVM_TIMEOUT;
+    }
+}
+
 /* Reads the header of the record at mine, waiting for it. Forms with a deadline
  * take no fragments, so they must not wait for the second word either. */
 static int first_of(struct end *i, struct first *f, int64_t deadline) {
     if (i->broken) return MVM_BROKEN;
-    int code = await_bytes(i, RECORD_HEADER, deadline);
+    int code = i->served & SERVED_DEMAND ? await_answer(i, deadline) : await_bytes(i, RECORD_HEADER, deadline);
     if (code) return code;
     uint32_t word;
     memcpy(&word, at(i, i->mine), 4);
@@ -469,7 +550,7 @@ static int take_stream(struct end *i, uint64_t skip, unsigned char *to, uint64_t
         memcpy(to, at(i, i->mine), part);
         to += part;
         length -= part;
-        if (length == 0 && last) i->items++;
+        if (length == 0 && last) i->items++, i->asked = 0;
         give_back(i, (part + 7) & ~(uint64_t)7);
     }
     return MVM_OK;
@@ -484,6 +565,7 @@ static int take(struct end *i, const struct first *f, unsigned char *to) {
         if (f->length > CHUNK) return take_stream(i, RECORD_HEADER, to, f->length, 1);
         if (f->length) memcpy(to, at(i, i->mine) + RECORD_HEADER, f->length);
         i->items++;
+        i->asked = 0;
         give_back(i, size);
         return MVM_OK;
     }
@@ -514,7 +596,8 @@ static ssize_t dequeue(mvm_port *port, void *buffer, size_t size, int64_t deadli
     struct first f;
     int code = first_of(i, &f, deadline);
     if (code) return code;
-    if (deadline >= 0 && (code = await_bytes(i, record_size(f.length), deadline))) return code;
+    /* An answer is on its way whole: it is not left behind for being late. */
+    if (deadline >= 0 && (code = await_bytes(i, record_size(f.length), i->served & SERVED_DEMAND ? -1 : deadline))) return code;
     if (f.total > size) return MVM_TOO_BIG;
     code = take(i, &f, buffer);
     return code ? code : (ssize_t)f.total;
@@ -570,6 +653,7 @@ int mvm_release(mvm_port *port) {
     if (!i->holding) return MVM_MISUSE;
     i->holding = 0;
     i->items++;
+    i->asked = 0;
     give_back(i, i->held);
     return MVM_OK;
 }
@@ -583,6 +667,7 @@ static int ready(mvm_port *port) {
     if (!i->header || i->finished || i->broken) return 1;
     int got = enough_bytes(i, RECORD_HEADER);
     if (got <= 0) return got < 0;
+    if (i->served & SERVED_DEMAND && nothing(i)) return 0;
     uint32_t word;
     memcpy(&word, at(i, i->mine), 4);
     if (word & ~LENGTH_MASK || (word & LENGTH_MASK) > largest(i)) return 1;
@@ -611,13 +696,32 @@ static void sleep_on(mvm_port *const *ports, int n, uint32_t waits, int64_t dead
     if (*nap < 1000000) *nap *= 2;
 }
 
-int mvm_wait(mvm_port *const *ports, int n, long ms) {
-    int64_t deadline = deadline_of(ms);
+/* Asks the served queues among the ports that do not owe an answer. */
+static void demand_all(mvm_port *const *ports, int n, int now) {
+    for (int k = 0; k < n; k++)
+        if (ports[k]->in.served & SERVED_DEMAND && !ready(ports[k])) demand_item(&ports[k]->in, now);
+}
+
+/* Settles what served queues still owe, and gives found, or the first port that
+ * an answer came to if nothing was found. */
+static int withdraw(mvm_port *const *ports, int n, int found) {
+    for (int k = 0; k < n; k++)
+        if (ports[k]->in.asked && !ready(ports[k])) demand_item(&ports[k]->in, 1);
+    for (int k = 0; k < n; k++) {
+        struct end *i = &ports[k]->in;
+        while (i->asked && !ready(ports[k]) && i->asked) /* the rest of a record, after its first bytes */
+            if (await_bytes(i, i->theirs - i->mine + 8, -1)) break;
+        if (found < 0 && i->served & SERVED_DEMAND && ready(ports[k])) found = k;
+    }
+    return found;
+}
+
+static int wait_on(mvm_port *const *ports, int n, int64_t deadline) {
     long nap = 50000;
-    if (n <= 0) return MVM_MISUSE;
     for (int k = 0; k < n; k++)
         if (ready(ports[k])) return k;
     if (deadline == 0) return MVM_TIMEOUT;
+    demand_all(ports, n, 0);
     settle();
     int64_t before = now();
     if (before >= no_yield_until)
@@ -644,11 +748,19 @@ int mvm_wait(mvm_port *const *ports, int n, long ms) {
     return found;
 }
 
+int mvm_wait(mvm_port *const *ports, int n, long ms) {
+    if (n <= 0) return MVM_MISUSE;
+    int found = wait_on(ports, n, deadline_of(ms));
+    if (found == MVM_TIMEOUT) demand_all(ports, n, 1);
+    return withdraw(ports, n, found);
+}
+
 int mvm_wait_slice(mvm_port *const *ports, int n, long ms) {
+    if (n <= 0) return MVM_MISUSE;
     sliced = 1;
-    int found = mvm_wait(ports, n, ms);
+    int found = wait_on(ports, n, deadline_of(ms));
     sliced = 0;
-    return found;
+    return found == MVM_TIMEOUT ? found : withdraw(ports, n, found);
 }
 
 int mvm_enqueue_slice(mvm_port *port, const void *item, size_t length, long ms) {
@@ -730,6 +842,8 @@ static int map_ring(struct end *e, int fd, uint64_t capacity) {
     e->header = h;
     e->data = base + HEADER_SIZE;
     e->capacity = capacity;
+    e->served = h->served;
+    e->most = h->most ? h->most : UINT64_MAX;
     return 0;
 }
 
@@ -765,6 +879,7 @@ static mvm_port *open_port(const char *name) {
         if (ok && in && (ok = map_ring(&p->in, fds[used++], in) == 0)) {
             p->in.mine = p->in.theirs = atomic_load(&p->in.header->head);
             p->in.items = atomic_load(&p->in.header->items_out);
+            p->in.asked = p->in.served & SERVED_DEMAND && atomic_load(&p->in.header->tail) != p->in.mine;
         }
     }
     if (ok && process.bell < 0) {

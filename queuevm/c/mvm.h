@@ -35,6 +35,7 @@ enum {
     MVM_BROKEN = -7,    /* the channel's shared memory holds garbage */
     MVM_DIRECTION = -8, /* the port does not lead that way */
     MVM_MISUSE = -9,    /* commit without reserve, release without peek, a bad argument */
+    MVM_FULL = -11,     /* the queue is full and refuses the item, as its policy is */
     MVM_SYSTEM = -10    /* a system call failed: errno says why */
 };
 
@@ -68,12 +69,18 @@ size_t mvm_largest(const mvm_port *port, int out);
 
 /* Enqueues one item and blocks while there is no room. Items over mvm_largest
  * go in fragments and arrive as one. MVM_OK, MVM_CLOSED, MVM_LOST,
- * MVM_BROKEN, MVM_DIRECTION. */
+ * MVM_BROKEN, MVM_DIRECTION; where the topology has put a queue between: MVM_FULL
+ * from one that refuses items when it is full, MVM_TOO_BIG over its capacity. */
 int mvm_enqueue(mvm_port *port, const void *item, size_t length);
+
+/* The priority of the items that are enqueued to the port from now on, 0 to 255;
+ * 0 at first. A priority queue hands out the highest first; others ignore it. */
+int mvm_set_priority(mvm_port *port, int priority);
 
 /* The same without waiting (MVM_AGAIN) or for at most ms milliseconds
  * (MVM_TIMEOUT); over mvm_largest MVM_TOO_BIG. Nothing is enqueued unless
- * MVM_OK is returned. */
+ * MVM_OK is returned. A queue that refuses items when it is full is asked, which
+ * may take longer than ms. */
 int mvm_try_enqueue(mvm_port *port, const void *item, size_t length);
 int mvm_enqueue_timed(mvm_port *port, const void *item, size_t length, long ms);
 
@@ -84,7 +91,9 @@ int mvm_enqueue_timed(mvm_port *port, const void *item, size_t length, long ms);
 ssize_t mvm_dequeue(mvm_port *port, void *buffer, size_t size);
 
 /* The same without waiting (MVM_AGAIN) or for at most ms milliseconds
- * (MVM_TIMEOUT). An item over mvm_largest is MVM_TOO_BIG here. */
+ * (MVM_TIMEOUT). An item over mvm_largest is MVM_TOO_BIG here. Where several may
+ * take from a queue it is asked each time, one trip to the node that keeps it, and
+ * once more when the time is over: nothing comes later to a port that gave up. */
 ssize_t mvm_try_dequeue(mvm_port *port, void *buffer, size_t size);
 ssize_t mvm_dequeue_timed(mvm_port *port, void *buffer, size_t size, long ms);
 
@@ -112,13 +121,15 @@ int mvm_release(mvm_port *port);
 /* Waits until an item, or an end (MVM_END and the like), can be dequeued from
  * one of n ports, at most ms milliseconds (negative: for ever). Returns the
  * index of the first such port, or MVM_TIMEOUT. Kernels before 5.16, and over
- * 128 ports, look every millisecond instead of sleeping. */
+ * 128 ports, look every millisecond instead of sleeping. What a wait got from a
+ * queue that several take from is this process's: it must dequeue it. */
 int mvm_wait(mvm_port *const *ports, int n, long ms);
 
 /* For libraries of other languages, whose blocking calls must look after their
  * own affairs now and then: mvm_wait and mvm_enqueue_timed for at most ms
  * milliseconds, as a slice of a wait without a limit, which the caller takes up
- * again at once. To whoever looks for deadlocks it is such a wait. */
+ * again at once. To whoever looks for deadlocks it is such a wait, and what it
+ * asked of queues stays asked: who gives up after all calls mvm_wait once more. */
 int mvm_wait_slice(mvm_port *const *ports, int n, long ms);
 int mvm_enqueue_slice(mvm_port *port, const void *item, size_t length, long ms);
 

@@ -35,6 +35,7 @@ var (
 	ErrTimeout   = errors.New("timeout: nothing happened in time")
 	ErrBroken    = errors.New("broken: the channel's shared memory holds garbage")
 	ErrDirection = errors.New("direction: the port does not lead that way")
+	ErrFull      = errors.New("full: the queue is full and refuses the item")
 	ErrMisuse    = errors.New("misuse: commit without reserve, release without peek, or a bad argument")
 )
 
@@ -187,7 +188,8 @@ func (p *Port) LargestIn() int { return p.in.largest() }
 
 // Enqueue enqueues one item and blocks while there is no room. Items over
 // LargestOut go in fragments and arrive as one. ErrClosed, ErrLost, ErrBroken,
-// ErrDirection.
+// ErrDirection; where the topology has put a queue between: ErrFull from one that
+// refuses items when it is full, ErrTooBig over its capacity.
 func (p *Port) Enqueue(item []byte) error {
 	p.outMu.Lock()
 	defer p.outMu.Unlock()
@@ -195,7 +197,8 @@ func (p *Port) Enqueue(item []byte) error {
 }
 
 // TryEnqueue is Enqueue without waiting (ErrAgain), for items up to LargestOut
-// (else ErrTooBig). Nothing is enqueued unless it returns nil.
+// (else ErrTooBig). Nothing is enqueued unless it returns nil. A queue that
+// refuses items when it is full is asked, and its answer waited for.
 func (p *Port) TryEnqueue(item []byte) error {
 	p.outMu.Lock()
 	defer p.outMu.Unlock()
@@ -227,8 +230,18 @@ func (p *Port) DequeueInto(buffer []byte) (int, error) {
 	return len(item), err
 }
 
+// SetPriority is the priority of the items that are enqueued from now on, 0 to
+// 255; 0 at first. A priority queue hands out the highest first; others ignore it.
+func (p *Port) SetPriority(priority uint8) {
+	p.outMu.Lock()
+	defer p.outMu.Unlock()
+	p.out.meta = uint32(priority) << 4
+}
+
 // TryDequeue is Dequeue without waiting (ErrAgain), for items up to LargestIn
-// (else ErrTooBig).
+// (else ErrTooBig). Where several may take from a queue it is asked each time, one
+// trip to the node that keeps it, as DequeueTimed does once more when the time is
+// over: nothing comes later to a port that gave up.
 func (p *Port) TryDequeue() ([]byte, error) {
 	p.inMu.Lock()
 	defer p.inMu.Unlock()

@@ -12,7 +12,7 @@ import (
 const (
 	headerSize   = 4096
 	magic        = 0x524D564D
-	version      = 1
+	version      = 2
 	awake        = 0
 	waitsFutex   = 1
 	waitsDaemon  = 2
@@ -25,19 +25,29 @@ const (
 	flagMore     = 1 << 31
 	flagCont     = 1 << 30
 	flagControl  = 1 << 29
-	lengthMask   = flagControl - 1
-	chunk        = 64 << 10 // published at once within a record, so that both ends copy at the same time
+
+	controlNothing = 1 // the answer of a served queue that has no item
+	servedDemand   = 1 // the consumer asks for each item
+	servedVerdict  = 2 // the producer awaits what became of each item
+	impatient      = 1
+	countMask      = 1<<31 - 1 // demands and verdicts are counted so far
+	lengthMask     = flagControl - 1
+	chunk          = 64 << 10 // published at once within a record, so that both ends copy at the same time
 )
 
 type header struct {
 	magic, version               uint32
 	capacity                     uint64
 	channel, epoch               uint32
-	_                            [104]byte
+	served                       uint32
+	_                            [4]byte
+	most                         uint64
+	_                            [88]byte
 	tail, itemsIn                uint64
 	_                            [112]byte
 	head, itemsOut               uint64
-	_                            [112]byte
+	demand, verdict              uint32
+	_                            [104]byte
 	producerWaits, producerState uint32
 	_                            [120]byte
 	consumerWaits, consumerState uint32
@@ -60,6 +70,10 @@ type end struct {
 	holding  bool
 	broken   bool
 	finished bool
+	served   uint32 // bits; 0 on a plain channel
+	meta     uint32 // producer: of the items to come
+	most     uint64 // producer: the largest item that the queue can hold, 0 for any
+	asked    bool   // consumer: the queue owes an answer, or it lies unread
 }
 
 // open maps a ring: header and data, and the data once more behind it.
@@ -85,7 +99,7 @@ func (e *end) open(fd int, capacity uint64) error {
 		_, _, _ = syscall.Syscall(syscall.SYS_MUNMAP, base, size, 0)
 		return err
 	}
-	e.header, e.capacity = h, capacity
+	e.header, e.capacity, e.served, e.most = h, capacity, h.served, h.most
 	e.data = unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(h), headerSize)), 2*capacity)
 	return nil
 }
@@ -108,6 +122,7 @@ func (e *end) resume(out bool, bell int) {
 		e.mine, e.theirs, e.items = tail, head, atomic.LoadUint64(&e.header.itemsIn)
 	} else {
 		e.mine, e.theirs, e.items = head, head, atomic.LoadUint64(&e.header.itemsOut)
+		e.asked = e.served&servedDemand != 0 && tail != head
 	}
 }
 
@@ -161,13 +176,42 @@ func (e *end) publish() {
 
 // putHeader writes a record's header at tail.
 func (e *end) putHeader(length int, flags uint32) {
-	binary.LittleEndian.PutUint64(e.at(e.mine, recordHeader), uint64(uint32(length)|flags))
+	binary.LittleEndian.PutUint64(e.at(e.mine, recordHeader), uint64(uint32(length)|flags)|uint64(e.meta)<<32)
 }
 
 func (e *end) enqueue(item []byte, until deadline) error {
+	if err := e.put(item, until); err != nil {
+		return err
+	}
+	return e.verdict()
+}
+
+// verdict is what became of the item just published, where the queue may
+// refuse it.
+func (e *end) verdict() error {
+	if e.served&servedVerdict == 0 {
+		return nil
+	}
+	var word uint32
+	err := await(&e.header.producerWaits, never, func() (bool, error) {
+		if word = atomic.LoadUint32(&e.header.verdict); word>>1 == uint32(e.items)&countMask {
+			return true, nil
+		}
+		return false, e.gone()
+	})
+	if err == nil && word&1 != 0 {
+		err = ErrFull
+	}
+	return err
+}
+
+// put publishes one item.
+func (e *end) put(item []byte, until deadline) error {
 	switch {
 	case e.header == nil:
 		return ErrDirection
+	case e.most > 0 && uint64(len(item)) > e.most:
+		return ErrTooBig
 	case e.finished:
 		return ErrClosed
 	case e.holding:
@@ -244,7 +288,7 @@ func (e *end) reserve(length int) ([]byte, error) {
 		return nil, ErrClosed
 	case length < 0:
 		return nil, ErrMisuse
-	case length > e.largest():
+	case length > e.largest() || e.most > 0 && uint64(length) > e.most:
 		return nil, ErrTooBig
 	}
 	if err := e.awaitRoom(recordSize(length), never); err != nil {
@@ -269,7 +313,7 @@ func (e *end) commit(length int) error {
 	e.mine += recordSize(length)
 	e.items++
 	e.publish()
-	return nil
+	return e.verdict()
 }
 
 // ---- the way in ----
@@ -287,7 +331,13 @@ func (e *end) first(until deadline) (first, error) {
 	if e.broken {
 		return first{}, ErrBroken
 	}
-	if err := e.awaitBytes(recordHeader, until); err != nil {
+	var err error
+	if e.served&servedDemand != 0 {
+		err = e.awaitAnswer(until)
+	} else {
+		err = e.awaitBytes(recordHeader, until)
+	}
+	if err != nil {
 		return first{}, err
 	}
 	word := binary.LittleEndian.Uint32(e.at(e.mine, recordHeader))
@@ -313,6 +363,65 @@ func (e *end) first(until deadline) (first, error) {
 func (e *end) breaks() error {
 	e.broken = true
 	return ErrBroken
+}
+
+// demand has a served queue owe an answer: an item when there is one, or, now,
+// at once whether there is.
+func (e *end) demand(now bool) {
+	old := e.header.demand // nobody else writes it
+	word := old
+	if !e.asked {
+		word = (word>>1 + 1) << 1
+	}
+	if now {
+		word |= impatient
+	}
+	e.asked = true
+	if word != old {
+		atomic.StoreUint32(&e.header.demand, word)
+		e.tellProducer()
+	}
+}
+
+// nothing says whether the bytes at mine are the answer that there is nothing,
+// and takes it off.
+func (e *end) nothing() bool {
+	if binary.LittleEndian.Uint64(e.at(e.mine, recordHeader)) != controlNothing<<32|flagControl {
+		return false
+	}
+	e.asked = false
+	e.giveBack(recordHeader)
+	return true
+}
+
+// awaitAnswer asks a served queue, if that was not done, and waits for the
+// beginning of an item. When the time is over the queue is told so, and answers:
+// with the item after all, if that had left it.
+func (e *end) awaitAnswer(until deadline) error {
+	late := until == atOnce
+	for {
+		here, _ := e.hasBytes(recordHeader)
+		if !e.asked || late && !here {
+			e.demand(late)
+		}
+		limit := until
+		if late {
+			limit = never
+		}
+		err := e.awaitBytes(recordHeader, limit)
+		switch {
+		case err == ErrTimeout:
+			late = true
+		case err != nil:
+			return err
+		case !e.nothing():
+			return nil
+		case until == atOnce:
+			return ErrAgain
+		case late:
+			return ErrTimeout
+		}
+	}
 }
 
 // giveBack releases n ring bytes.
@@ -361,6 +470,7 @@ func (e *end) takeStream(item []byte, skip uint64, length int, last bool) ([]byt
 		length -= part
 		if length == 0 && last {
 			e.items++
+			e.asked = false
 		}
 		e.giveBack(uint64(part+7) &^ 7)
 	}
@@ -382,6 +492,9 @@ func (e *end) dequeue(buffer []byte, fixed bool, until deadline) ([]byte, error)
 		return nil, err
 	}
 	if until != never {
+		if e.served&servedDemand != 0 {
+			until = never // an answer is on its way whole: it is not left behind for being late
+		}
 		if err := e.awaitBytes(recordSize(f.length), until); err != nil {
 			return nil, err
 		}
@@ -396,6 +509,7 @@ func (e *end) dequeue(buffer []byte, fixed bool, until deadline) ([]byte, error)
 	if size := recordSize(f.length); f.flags == 0 && f.length <= chunk && e.theirs-e.mine >= size {
 		item = append(item, e.at(e.mine+recordHeader, f.length)...)
 		e.items++
+		e.asked = false
 		e.giveBack(size)
 		return item, nil
 	}
@@ -458,6 +572,7 @@ func (e *end) release() error {
 	}
 	e.holding = false
 	e.items++
+	e.asked = false
 	e.giveBack(e.held)
 	return nil
 }

@@ -203,6 +203,9 @@ func (p *Port) ready() bool {
 	if !ok || err != nil {
 		return err != nil
 	}
+	if e.served&servedDemand != 0 && e.nothing() {
+		return false
+	}
 	at := e.at(e.mine, 4)
 	word := uint32(at[0]) | uint32(at[1])<<8 | uint32(at[2])<<16 | uint32(at[3])<<24
 	if word&^lengthMask != 0 || int(word&lengthMask) > e.largest() {
@@ -215,7 +218,8 @@ func (p *Port) ready() bool {
 // Wait waits until an item, or an end, can be dequeued from one of the ports,
 // and returns the first such port; ErrTimeout after limit (negative: never).
 // Kernels before 5.16, and over 128 ports, look every millisecond instead of
-// sleeping. Nobody else may dequeue from the ports meanwhile.
+// sleeping. Nobody else may dequeue from the ports meanwhile. What a wait got from
+// a queue that several take from is this process's: it must dequeue it.
 func Wait(limit time.Duration, ports ...*Port) (*Port, error) {
 	if len(ports) == 0 {
 		return nil, ErrMisuse
@@ -224,6 +228,51 @@ func Wait(limit time.Duration, ports ...*Port) (*Port, error) {
 	if limit >= 0 {
 		until = in(limit)
 	}
+	found, err := wait(until, ports)
+	if err == ErrTimeout {
+		demandAll(ports, true)
+	}
+	return withdraw(ports, found, err)
+}
+
+// demandAll asks the served queues among the ports.
+func demandAll(ports []*Port, now bool) {
+	for _, p := range ports {
+		if p.in.served&servedDemand != 0 && !p.ready() {
+			p.inMu.Lock()
+			p.in.demand(now)
+			p.inMu.Unlock()
+		}
+	}
+}
+
+// withdraw settles what served queues still owe after a wait, and gives what it
+// found, or the first port that an answer came to.
+func withdraw(ports []*Port, found *Port, err error) (*Port, error) {
+	for _, p := range ports {
+		if p.in.asked && !p.ready() {
+			p.inMu.Lock()
+			p.in.demand(true)
+			p.inMu.Unlock()
+		}
+	}
+	for _, p := range ports {
+		for p.in.asked && !p.ready() && p.in.asked { // the rest of a record, after its first bytes
+			p.inMu.Lock()
+			failed := p.in.awaitBytes(p.in.theirs-p.in.mine+8, never)
+			p.inMu.Unlock()
+			if failed != nil {
+				break
+			}
+		}
+		if err == ErrTimeout && p.in.served&servedDemand != 0 && p.ready() {
+			found, err = p, nil
+		}
+	}
+	return found, err
+}
+
+func wait(until deadline, ports []*Port) (*Port, error) {
 	var found *Port
 	look := func() (bool, error) {
 		for _, p := range ports {
@@ -240,6 +289,7 @@ func Wait(limit time.Duration, ports ...*Port) (*Port, error) {
 	if until == atOnce {
 		return nil, ErrTimeout
 	}
+	demandAll(ports, false)
 	settle()
 	if ok, _ := linger(look); ok {
 		return found, nil

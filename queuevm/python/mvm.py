@@ -18,7 +18,7 @@ import os
 import threading
 
 __all__ = ["open", "wait", "ports", "task", "index", "count", "Port",
-           "Error", "End", "Closed", "Lost", "TooBig", "Again", "Timeout", "Broken", "Direction", "Misuse"]
+           "Error", "End", "Closed", "Lost", "TooBig", "Again", "Timeout", "Broken", "Direction", "Misuse", "Full"]
 
 
 class Error(Exception):
@@ -61,7 +61,11 @@ class Misuse(Error):
     """commit without reserve, release without peek, or a bad argument."""
 
 
-_BY_CODE = {-1: End, -2: Closed, -3: Lost, -4: TooBig, -5: Again, -6: Timeout, -7: Broken, -8: Direction, -9: Misuse}
+class Full(Error):
+    """The queue is full and refuses the item, as its policy is."""
+
+
+_BY_CODE = {-1: End, -2: Closed, -3: Lost, -4: TooBig, -5: Again, -6: Timeout, -7: Broken, -8: Direction, -9: Misuse, -11: Full}
 
 # Blocking calls return to Python this often, so that Ctrl-C is heard.
 _SLICE_MS = 200
@@ -87,7 +91,7 @@ def _load():
             ("dequeue_alloc", ssize, [p, ctypes.POINTER(p)]), ("next_length", ssize, [p]),
             ("reserve", i, [p, size, ctypes.POINTER(p)]), ("commit", i, [p, size]),
             ("peek", ssize, [p, ctypes.POINTER(p)]), ("release", i, [p]),
-            ("enqueue_slice", i, [p, ctypes.c_char_p, size, long]),
+            ("enqueue_slice", i, [p, ctypes.c_char_p, size, long]), ("set_priority", i, [p, i]),
             ("wait", i, [ctypes.POINTER(p), i, long]), ("wait_slice", i, [ctypes.POINTER(p), i, long]),
             ("task", ctypes.c_char_p, []), ("index", i, []), ("count", i, []),
             ("ports", ctypes.POINTER(ctypes.c_char_p), []),
@@ -176,16 +180,15 @@ class Port:
             n = self._lib.mvm_try_dequeue(self._p, self._buffer, len(self._buffer))
             return self._whole() if n == -4 else ctypes.string_at(self._buffer, _check(n))
 
+    def set_priority(self, priority):
+        """The priority of the items that are enqueued from now on, 0 to 255; 0 at
+        first. A priority queue hands out the highest first; others ignore it."""
+        with self._out:
+            _check(self._lib.mvm_set_priority(self._p, priority))
+
     def _await(self, timeout):
-        left = None if timeout is None else int(timeout * 1000)
-        while left is None:
-            if self._lib.mvm_wait_slice(self._handles, 1, _SLICE_MS) >= 0:
-                return
-        while left > 0:
-            part = min(left, _SLICE_MS)
-            if self._lib.mvm_wait(self._handles, 1, part) >= 0:
-                return
-            left -= part
+        if _wait(self._lib, self._handles, 1, timeout) >= 0:
+            return
         raise Timeout("nothing came to %s within %s seconds" % (self.name, timeout))
 
     def _whole(self):
@@ -264,16 +267,26 @@ def wait(ports, timeout=None):
     if not ports:
         raise Misuse("wait on no port")
     handles = (ctypes.c_void_p * len(ports))(*[p._p for p in ports])
-    left = None if timeout is None else int(timeout * 1000)
-    while True:
-        part = _SLICE_MS if left is None else min(left, _SLICE_MS)
-        k = (lib.mvm_wait_slice if left is None else lib.mvm_wait)(handles, len(ports), part)
-        if k >= 0:
-            return ports[k]
-        if left is not None:
-            left -= part
-        if k != -6 or (left is not None and left <= 0):
-            _check(k)
+    return ports[_check(_wait(lib, handles, len(ports), timeout))]
+
+
+def _wait(lib, handles, n, timeout):
+    """mvm_wait in slices, so that Ctrl-C is heard. A limit of 0 or less looks once."""
+    if timeout is not None:
+        left = int(timeout * 1000)
+        while True:
+            k = lib.mvm_wait(handles, n, max(0, min(left, _SLICE_MS)))
+            left -= _SLICE_MS
+            if k != -6 or left <= 0:
+                return k
+    k = -6
+    try:
+        while k == -6:
+            k = lib.mvm_wait_slice(handles, n, _SLICE_MS)
+    finally:
+        if k == -6:  # interrupted: what was asked for must not come later
+            lib.mvm_wait(handles, n, 0)
+    return k
 
 
 def ports():

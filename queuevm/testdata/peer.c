@@ -225,6 +225,61 @@ static int do_wait(int n, char **a) {
     return 0;
 }
 
+/* give PORT WHO COUNT MOST PRIORITIES: items that say whose and which they are,
+ * of up to MOST bytes, with priorities in turn. Prints how many were refused. */
+static int do_give(char **a) {
+    mvm_port *p = must(a[0]);
+    uint64_t count = strtoull(a[2], NULL, 10), refused = 0;
+    size_t most = strtoull(a[3], NULL, 10);
+    int priorities = atoi(a[4]);
+    unsigned char *item = malloc(most + 64);
+    for (uint64_t k = 0; k < count; k++) {
+        char head[64];
+        size_t h = (size_t)snprintf(head, sizeof head, "%s %" PRIu64 "\n", a[1], k), n = length_of(k, most);
+        if (n < h) n = h;
+        fill(item, n, k);
+        memcpy(item, head, h);
+        mvm_set_priority(p, priorities ? (int)(k % (uint64_t)priorities) : 0);
+        int code = mvm_enqueue(p, item, n);
+        if (code == MVM_FULL) refused++;
+        else if (code) die("enqueue", code);
+    }
+    free(item);
+    printf("%" PRIu64 "\n", refused);
+    return 0;
+}
+
+/* gather PORT FORM: prints whose and which each item is, until END. */
+static int do_gather(char **a) {
+    mvm_port *p = must(a[0]);
+    for (;;) {
+        void *item = NULL;
+        ssize_t n = MVM_AGAIN;
+        char small[64];
+        if (!strcmp(a[1], "timed")) n = mvm_dequeue_timed(p, small, sizeof small, 3);
+        else if (!strcmp(a[1], "try")) n = mvm_try_dequeue(p, small, sizeof small);
+        else if (!strcmp(a[1], "wait")) while (mvm_wait(&p, 1, 5) == MVM_TIMEOUT) {}
+        if (n == MVM_TIMEOUT || (n == MVM_AGAIN && !strcmp(a[1], "try"))) {
+            usleep(200);
+            continue;
+        }
+        if (n >= 0) item = memcpy(malloc((size_t)n + 1), small, (size_t)n);
+        else if (n == MVM_AGAIN || n == MVM_TOO_BIG) n = mvm_dequeue_alloc(p, &item);
+        if (n == MVM_END) return 0;
+        if (n < 0) die("dequeue", n);
+        char who[32];
+        uint64_t k;
+        int head = 0;
+        ((char *)item)[n] = 0;
+        if (sscanf(item, "%31s %" SCNu64 "%n", who, &k, &head) != 2) die("an item that nobody sent", 0);
+        for (ssize_t j = head + 1; j < n; j++)
+            if (((unsigned char *)item)[j] != (unsigned char)(k * 31 + (uint64_t)j * 7)) die("a garbled item", 0);
+        printf("%s %" PRIu64 "\n", who, k);
+        fflush(stdout);
+        free(item);
+    }
+}
+
 static double seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -300,6 +355,8 @@ int main(int argc, char **argv) {
     if (!strcmp(verb, "both")) return do_both(rest);
     if (!strcmp(verb, "forms")) return do_forms();
     if (!strcmp(verb, "wait")) return do_wait(argc - 2, rest);
+    if (!strcmp(verb, "give")) return do_give(rest);
+    if (!strcmp(verb, "gather")) return do_gather(rest);
     if (!strcmp(verb, "ping")) return do_ping(rest);
     if (!strcmp(verb, "pong")) return do_pong(rest);
     if (!strcmp(verb, "pump")) return do_pump(rest);

@@ -1,5 +1,6 @@
 """The conformance suite's program in Python."""
 import sys
+import time
 
 import mvm
 
@@ -9,6 +10,11 @@ def item(k, most):
     whole = bytes((j * 7) & 255 for j in range(256))
     whole = bytes((b + k * 31) & 255 for b in whole)
     return (whole * (n // 256 + 1))[:n]
+
+
+def pad(k, first, size):
+    whole = bytes((j * 7 + k * 31) & 255 for j in range(256))
+    return (whole * (size // 256 + 1))[first:size]
 
 
 def raises(kind, call, *arguments):
@@ -84,6 +90,38 @@ def main(verb, *a):
             except mvm.End:
                 live.remove(p)
         print(everything)
+    elif verb == "give":
+        p, refused = mvm.open(a[0]), 0
+        for k in range(int(a[2])):
+            head = b"%s %d\n" % (a[1].encode(), k)
+            size = max(len(head), k * 2654435761 % (int(a[3]) + 1))
+            p.set_priority(k % int(a[4]) if int(a[4]) else 0)
+            try:
+                p.enqueue(head + pad(k, len(head), size))
+            except mvm.Full:
+                refused += 1
+        print(refused)
+    elif verb == "gather":
+        p = mvm.open(a[0])
+        while True:
+            try:
+                if a[1] == "timed":
+                    got = p.dequeue(0.003)
+                elif a[1] == "try":
+                    got = p.try_dequeue()
+                else:
+                    if a[1] == "wait":
+                        mvm.wait([p])
+                    got = p.dequeue()
+            except (mvm.Timeout, mvm.Again):
+                time.sleep(0.0002)
+                continue
+            except mvm.End:
+                break
+            head = got[:got.index(b"\n")].decode()
+            k = int(head.split()[1])
+            assert got[len(head) + 1:] == pad(k, len(head) + 1, len(got)), "a garbled item"
+            print(head, flush=True)
     elif verb == "forms":
         forms()
 

@@ -69,6 +69,10 @@ func main() {
 		_, err := p.Dequeue()
 		check(errors.Is(err, client.ErrEnd), fmt.Sprint("END stays, not ", err))
 		fmt.Println(k)
+	case "give":
+		give(args)
+	case "gather":
+		gather(args)
 	case "take":
 		_, err := open(args[0]).Dequeue()
 		must(err)
@@ -204,4 +208,69 @@ func forms() {
 	check(strings.Join(names, " ") == "out in", "ports")
 	check(client.Index() == 2 && client.Count() == 5 && client.Task() == "alone", "who I am")
 	fmt.Println("ok")
+}
+
+// give PORT WHO COUNT MOST PRIORITIES: items that say whose and which they are.
+func give(args []string) {
+	p, most, priorities, refused := open(args[0]), number(args[3]), number(args[4]), 0
+	for k := range number(args[2]) {
+		head := fmt.Sprintf("%s %d\n", args[1], k)
+		b := make([]byte, max(len(head), int(uint64(k)*2654435761%uint64(most+1))))
+		for j := range b {
+			b[j] = byte(k*31 + j*7)
+		}
+		copy(b, head)
+		if priorities > 0 {
+			p.SetPriority(uint8(k % priorities))
+		}
+		err := p.Enqueue(b)
+		if errors.Is(err, client.ErrFull) {
+			refused++
+			continue
+		}
+		must(err)
+	}
+	fmt.Println(refused)
+}
+
+// gather PORT FORM: prints whose and which each item is, until END.
+func gather(args []string) {
+	p := open(args[0])
+	for {
+		var got []byte
+		err := client.ErrAgain
+		switch args[1] {
+		case "timed":
+			got, err = p.DequeueTimed(3 * time.Millisecond)
+		case "try":
+			got, err = p.TryDequeue()
+		case "wait":
+			for err != nil {
+				_, err = client.Wait(5*time.Millisecond, p)
+			}
+			got, err = p.Dequeue()
+		default:
+			got, err = p.Dequeue()
+		}
+		if errors.Is(err, client.ErrTooBig) {
+			got, err = p.Dequeue()
+		}
+		switch {
+		case errors.Is(err, client.ErrEnd):
+			return
+		case errors.Is(err, client.ErrTimeout), errors.Is(err, client.ErrAgain):
+			time.Sleep(200 * time.Microsecond)
+			continue
+		}
+		must(err)
+		head, _, _ := bytes.Cut(got, []byte("\n"))
+		var who string
+		var k int
+		_, err = fmt.Sscan(string(head), &who, &k)
+		must(err)
+		for j := len(head) + 1; j < len(got); j++ {
+			check(got[j] == byte(k*31+j*7), "item "+string(head)+" is right")
+		}
+		fmt.Println(string(head))
+	}
 }

@@ -1,0 +1,257 @@
+package queuevm
+
+import "math/bits"
+
+// QueueType is the rule by which a queue hands out its items.
+type QueueType string
+
+const (
+	QueueFifo      QueueType = "fifo"
+	QueueWork      QueueType = "work"      // fifo; each item to one of many takers
+	QueueLifo      QueueType = "lifo"      // the newest first
+	QueuePriority  QueueType = "priority"  // the highest priority first, among equals fifo
+	QueueLatest    QueueType = "latest"    // one item, which the next replaces
+	QueueBroadcast QueueType = "broadcast" // every item to every taker
+)
+
+// FullPolicy is what becomes of an item that finds its queue full.
+type FullPolicy string
+
+const (
+	FullBlock      FullPolicy = "block"
+	FullDropNewest FullPolicy = "dropNewest"
+	FullDropOldest FullPolicy = "dropOldest"
+	FullFail       FullPolicy = "fail"
+)
+
+func (t QueueType) known() bool {
+	switch t {
+	case QueueFifo, QueueWork, QueueLifo, QueuePriority, QueueLatest, QueueBroadcast:
+		return true
+	}
+	return false
+}
+
+func (f FullPolicy) known() bool {
+	switch f {
+	case FullBlock, FullDropNewest, FullDropOldest, FullFail:
+		return true
+	}
+	return false
+}
+
+// item is one enqueued message in the daemon's own memory. Broadcast shares its
+// bytes between takers: nobody changes them.
+type item struct {
+	meta uint32
+	data []byte
+}
+
+// size is what an item counts against a queue's capacity.
+func (i item) size() uint64 { return recordSize(len(i.data)) }
+
+func (i item) priority() int { return int(i.meta >> 4 & 0xff) }
+
+// mostOf is the largest item, in bytes, that a queue of this capacity can hold.
+func mostOf(capacity uint64) uint64 { return capacity - recordHeader }
+
+type verdict int
+
+const (
+	accepted verdict = iota // it is in, or was dropped as the policy says
+	refused                 // the policy is fail, and there is no room
+	blocked                 // the policy is block, and there is no room: offer it again
+)
+
+// store is a served queue's rules and items: pure, without rings, processes or
+// time. Its user synchronises.
+type store struct {
+	kind     QueueType
+	full     FullPolicy
+	capacity uint64
+	lanes    []lane // one; of broadcast one a taker
+	dropped  uint64 // items that the policy dropped; of broadcast for each taker
+	refusals uint64
+}
+
+func newStore(kind QueueType, full FullPolicy, capacity uint64, takers int) *store {
+	n := 1
+	if kind == QueueBroadcast {
+		n = takers
+	}
+	s := &store{kind: kind, full: full, capacity: capacity, lanes: make([]lane, n)}
+	for k := range s.lanes {
+		levels := 1
+		if kind == QueuePriority {
+			levels = 256
+		}
+		s.lanes[k].levels = make([]deque, levels)
+	}
+	return s
+}
+
+// lane is where a taker's items wait: for all takers the same one, but of
+// broadcast.
+type lane struct {
+	levels []deque   // by priority; one where there is none
+	filled [4]uint64 // bit k of word k/64: level k has items
+	count  int
+	bytes  uint64
+	gone   bool
+}
+
+// offer puts an item that is no bigger than mostOf into the queue, as the type
+// and the policy say.
+func (s *store) offer(it item) verdict {
+	size := it.size()
+	if s.kind == QueueLatest {
+		l := &s.lanes[0]
+		for l.count > 0 {
+			l.pop(false, 0)
+			s.dropped++
+		}
+		l.push(it)
+		return accepted
+	}
+	if s.full == FullBlock || s.full == FullFail {
+		for k := range s.lanes {
+			if l := &s.lanes[k]; !l.gone && s.capacity-l.bytes < size {
+				if s.full == FullBlock {
+					return blocked
+				}
+				s.refusals++
+				return refused
+			}
+		}
+	}
+	for k := range s.lanes {
+		if l := &s.lanes[k]; !l.gone && s.makeRoom(l, it, size) {
+			l.push(it)
+		}
+	}
+	return accepted
+}
+
+// makeRoom drops what the policy drops, and says whether the item gets in.
+func (s *store) makeRoom(l *lane, it item, size uint64) bool {
+	for s.capacity-l.bytes < size {
+		lowest := l.lowest()
+		if s.full != FullDropOldest || s.kind == QueuePriority && it.priority() < lowest {
+			s.dropped++
+			return false
+		}
+		l.pop(false, lowest)
+		s.dropped++
+	}
+	return true
+}
+
+// take gives the next item for a taker.
+func (s *store) take(taker int) (item, bool) {
+	l := s.lane(taker)
+	if l.count == 0 {
+		return item{}, false
+	}
+	return l.pop(s.kind == QueueLifo, l.highest()), true
+}
+
+// leave says that a taker takes no more; of broadcast its items go with it.
+func (s *store) leave(taker int) {
+	if s.kind == QueueBroadcast {
+		l := s.lane(taker)
+		*l = lane{gone: true}
+	}
+}
+
+// empty says that there is nothing for a taker.
+func (s *store) empty(taker int) bool { return s.lane(taker).count == 0 }
+
+func (s *store) lane(taker int) *lane {
+	if s.kind == QueueBroadcast {
+		return &s.lanes[taker]
+	}
+	return &s.lanes[0]
+}
+
+// depth is the items and bytes that wait; of broadcast in the fullest fifo.
+func (s *store) depth() (items int, bytes uint64) {
+	for k := range s.lanes {
+		items, bytes = max(items, s.lanes[k].count), max(bytes, s.lanes[k].bytes)
+	}
+	return items, bytes
+}
+
+func (l *lane) push(it item) {
+	level := 0
+	if len(l.levels) > 1 {
+		level = it.priority()
+	}
+	l.levels[level].push(it)
+	l.filled[level/64] |= 1 << (level % 64)
+	l.count++
+	l.bytes += it.size()
+}
+
+// pop takes the oldest item of a level that has one, or its newest.
+func (l *lane) pop(newest bool, level int) item {
+	d := &l.levels[level]
+	it := d.pop(newest)
+	if d.count == 0 {
+		l.filled[level/64] &^= 1 << (level % 64)
+	}
+	l.count--
+	l.bytes -= it.size()
+	return it
+}
+
+// highest is the highest level that has items; there is one.
+func (l *lane) highest() int {
+	for k := len(l.filled) - 1; k > 0; k-- {
+		if l.filled[k] != 0 {
+			return k*64 + bits.Len64(l.filled[k]) - 1
+		}
+	}
+	return bits.Len64(l.filled[0]) - 1
+}
+
+// lowest is the lowest level that has items; there is one.
+func (l *lane) lowest() int {
+	for k, word := range l.filled {
+		if word != 0 {
+			return k*64 + bits.TrailingZeros64(word)
+		}
+	}
+	return 0
+}
+
+// deque is items in a circle: oldest at first.
+type deque struct {
+	items        []item
+	first, count int
+}
+
+func (d *deque) push(it item) {
+	if d.count == len(d.items) {
+		grown := make([]item, max(8, 2*d.count))
+		n := copy(grown, d.items[d.first:])
+		copy(grown[n:], d.items[:d.first])
+		d.items, d.first = grown, 0
+	}
+	d.items[(d.first+d.count)%len(d.items)] = it
+	d.count++
+}
+
+func (d *deque) pop(newest bool) item {
+	at := d.first
+	if newest {
+		at = (d.first + d.count - 1) % len(d.items)
+	} else {
+		d.first = (d.first + 1) % len(d.items)
+	}
+	it := d.items[at]
+	d.items[at] = item{} // so that its bytes can go
+	if d.count--; d.count == 0 && len(d.items) > 1024 {
+		d.items, d.first = nil, 0
+	}
+	return it
+}

@@ -1,0 +1,470 @@
+package queuevm
+
+import (
+	"fmt"
+	"slices"
+	"sort"
+	"sync/atomic"
+)
+
+// Queue is a served queue: one whose home is one node of the job group, with a
+// channel from each producer and one to each taker. Every node that has an end
+// of such a channel knows the queue. The rules are LAYOUT.md's, section 5.
+type Queue struct {
+	ID        int    // from 1, over the whole job
+	Name      string // for people
+	Type      QueueType
+	Full      FullPolicy
+	Capacity  int // bytes, rounded up as a channel's
+	Producers int // how many channels lead to it and from it: at its home only,
+	Takers    int // which ends it when all have ended
+}
+
+// QueueState is what InspectQueues sees of a served queue at its home.
+type QueueState struct {
+	Queue
+	Items            int    // that wait; of broadcast for the taker that has most
+	Bytes            uint64 // of them, 8 for each item included
+	ItemsIn          uint64 // items that producers brought
+	ItemsOut         uint64 // items handed to takers
+	Dropped, Refused uint64 // by the policy for a full queue; of broadcast for each taker
+	ProducersWait    int    // producers whose item waits for room
+	TakersWait       int    // takers that asked for an item and have none yet
+	ProducersClosed  int
+	TakersClosed     int
+}
+
+// frontBatch bounds what one step takes from one producer.
+const frontBatch = 64
+
+// queue is a served queue on this node; only at its home do channels meet in
+// it. Guarded by VM.mu, and moved by the loop alone.
+type queue struct {
+	Queue
+	capacity uint64
+	store    *store
+	fronts   []*front
+	backs    []*back
+	blocked  []*front // whose item waits for room, in order of arrival
+	waiting  []*back  // that asked, in order of their demands
+	closed   int      // producers that ended
+	left     int      // takers that ended
+	state    uint32   // of END: lost, when a producer's channel ended so
+	in, out  uint64
+}
+
+// front is the home's end of a producer's channel.
+type front struct {
+	taker
+	channel *channel
+	queue   *queue
+	part    assembly
+	pending bool // part is a whole item that waits for room
+	ended   bool
+	armed   bool // the producer was told that the daemon sleeps
+}
+
+// back is the home's end of a taker's channel.
+type back struct {
+	giver
+	channel  *channel
+	queue    *queue
+	lane     int
+	answers  uint32 // given so far
+	waiting  bool
+	writing  bool // an item's fragments: rest is still to come
+	begun    bool
+	meta     uint32
+	rest     []byte
+	gone     bool
+	finished bool
+	armed    bool
+}
+
+// AddQueue makes a served queue known. Its channels are added after it.
+func (vm *VM) AddQueue(q Queue) error {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	switch {
+	case vm.closed:
+		return ErrDown
+	case q.ID < 1 || vm.queues[q.ID] != nil:
+		return fmt.Errorf("queue %d (%s): the id is taken, or not above 0", q.ID, q.Name)
+	case !q.Type.known() || !q.Full.known():
+		return fmt.Errorf("queue %d (%s): type %q with policy %q: %w", q.ID, q.Name, q.Type, q.Full, ErrUnknown)
+	case q.Capacity < 0 || q.Capacity > maxCapacity:
+		return fmt.Errorf("queue %d (%s): a capacity of %d bytes is not between 0 and %d", q.ID, q.Name, q.Capacity, maxCapacity)
+	}
+	made := &queue{Queue: q, capacity: roundCapacity(q.Capacity)}
+	made.Capacity = int(made.capacity)
+	made.store = newStore(q.Type, q.Full, made.capacity, q.Takers)
+	vm.queues[q.ID] = made
+	return nil
+}
+
+// serve makes of a channel what it is for the queues at its ends.
+func (c *channel) serve(vm *VM) {
+	h := c.ring.header
+	if q := vm.queues[c.To.Queue]; q != nil {
+		c.most = mostOf(q.capacity)
+		h.most = c.most
+		if q.Full == FullFail {
+			h.served |= servedVerdict
+			c.verdicts = true
+		}
+		if c.To.home() {
+			c.front = &front{taker: taker{ring: c.ring}, channel: c, queue: q}
+			q.fronts = append(q.fronts, c.front)
+		}
+	}
+	if q := vm.queues[c.From.Queue]; q != nil {
+		h.served |= servedDemand
+		c.demands = true
+		if c.From.home() {
+			c.back = &back{giver: giver{ring: c.ring}, channel: c, queue: q, lane: len(q.backs)}
+			q.backs = append(q.backs, c.back)
+		}
+	}
+}
+
+// checkQueue is checkChannel for an end at a served queue.
+func (vm *VM) checkQueue(e Endpoint, full func(*queue) bool) error {
+	q := vm.queues[e.Queue]
+	if q == nil {
+		return fmt.Errorf("queue %d: %w", e.Queue, ErrUnknown)
+	}
+	if e.home() && full(q) {
+		return fmt.Errorf("queue %d (%s) has all its %d producers or %d takers already", q.ID, q.Name, q.Producers, q.Takers)
+	}
+	return nil
+}
+
+// level is what an ack of this channel tells the sender besides room.
+func (c *channel) level() uint32 {
+	switch {
+	case c.front != nil && c.verdicts:
+		return atomic.LoadUint32(&c.ring.header.verdict)
+	case c.back == nil && c.demands:
+		return atomic.LoadUint32(&c.ring.header.demand)
+	}
+	return 0
+}
+
+// levelled takes the level that the peer told.
+func (c *channel) levelled(vm *VM, level uint32) {
+	h := c.ring.header
+	switch {
+	case c.back != nil:
+		atomic.StoreUint32(&h.demand, level)
+	case c.verdicts && atomic.LoadUint32(&h.verdict) != level:
+		atomic.StoreUint32(&h.verdict, level)
+		wake(&h.producerWaits, vm.bell)
+	}
+}
+
+// step takes what the producer brought, as far as there is room.
+func (f *front) step(vm *VM) bool {
+	worked := false
+	for range frontBatch {
+		if f.ended || f.pending || f.queue.left == f.queue.Takers {
+			return worked
+		}
+		state := atomic.LoadUint32(&f.header.producerState) // before tail: END comes after what was published
+		r, ok, err := f.next()
+		whole := false
+		if ok {
+			whole, err = f.part.add(r, mostOf(f.queue.capacity))
+		}
+		if err != nil {
+			vm.breaks(f.channel, err)
+			f.finish(vm, stateLost)
+			return true
+		}
+		if !ok {
+			if state != 0 {
+				f.finish(vm, state)
+				return true
+			}
+			return worked
+		}
+		worked = true
+		f.head += r.size
+		if whole {
+			f.items++
+		}
+		if f.channel.in == nil {
+			f.release(vm.bell)
+		} else { // the daemon has the other end too: it need not wake itself
+			atomic.StoreUint64(&f.header.itemsOut, f.items)
+			atomic.StoreUint64(&f.header.head, f.head)
+			vm.heat(f.channel)
+		}
+		if whole {
+			f.queue.in++
+			f.offer(vm)
+			f.queue.settle(vm)
+		}
+	}
+	return worked
+}
+
+// offer has a whole item enter, or wait behind those that came before it.
+func (f *front) offer(vm *VM) {
+	q := f.queue
+	if len(q.blocked) > 0 || !f.enter(vm) {
+		f.pending = true
+		q.blocked = append(q.blocked, f)
+	}
+}
+
+// enter has the rules judge the item; false when it must wait.
+func (f *front) enter(vm *VM) bool {
+	judged := f.queue.store.offer(item{f.part.meta, f.part.bytes})
+	if judged == blocked {
+		return false
+	}
+	f.part.reset()
+	if f.channel.verdicts {
+		word := uint32(f.items) << 1
+		if judged == refused {
+			word |= 1
+		}
+		atomic.StoreUint32(&f.header.verdict, word)
+		wake(&f.header.producerWaits, vm.bell)
+		vm.heat(f.channel)
+	}
+	return true
+}
+
+// finish says that nothing more comes from the producer.
+func (f *front) finish(vm *VM, state uint32) {
+	f.ended = true
+	f.part.reset()
+	f.queue.closed++
+	if state&(stateLost|stateBroken) != 0 {
+		f.queue.state |= stateLost
+	}
+	f.queue.settle(vm)
+}
+
+// settle hands out what is asked for, lets in what has room, and says END when
+// it is due.
+func (q *queue) settle(vm *VM) {
+	for moved := true; moved; {
+		moved = false
+		for k := 0; k < len(q.waiting); {
+			b := q.waiting[k]
+			it, ok := q.store.take(b.lane)
+			switch {
+			case ok:
+				q.waiting = slices.Delete(q.waiting, k, k+1)
+				b.give(vm, it)
+				q.out++
+				moved = true
+			case q.Type != QueueBroadcast:
+				k = len(q.waiting)
+			default:
+				k++
+			}
+		}
+		for len(q.blocked) > 0 && q.blocked[0].enter(vm) {
+			f := q.blocked[0]
+			q.blocked = slices.Delete(q.blocked, 0, 1)
+			f.pending = false
+			vm.heat(f.channel)
+			moved = true
+		}
+	}
+	if q.closed < q.Producers || len(q.blocked) > 0 {
+		return
+	}
+	for _, b := range q.backs {
+		if !b.gone && !b.finished && !b.writing && q.store.empty(b.lane) {
+			b.finished = true
+			b.drop()
+			b.ring.endProducer(stateClosed|q.state, vm.bell)
+			vm.heat(b.channel)
+		}
+	}
+}
+
+// step sees to what the taker asks for.
+func (b *back) step(vm *VM) bool {
+	if b.gone || b.finished {
+		return false
+	}
+	q := b.queue
+	if atomic.LoadUint32(&b.header.consumerState) != 0 {
+		b.leave(vm)
+		return true
+	}
+	if b.writing {
+		if !b.write(vm) {
+			return false
+		}
+		if !b.writing {
+			q.settle(vm) // it may have been the last
+		}
+		return true
+	}
+	demand := atomic.LoadUint32(&b.header.demand)
+	if !counted(demand>>1, b.answers) {
+		return false
+	}
+	worked := !b.waiting
+	if worked {
+		b.waiting = true
+		q.waiting = append(q.waiting, b)
+		q.settle(vm)
+	}
+	if b.waiting && demand&impatient != 0 && !b.finished {
+		// What a producer published before this was asked must not be missed.
+		for _, f := range q.fronts {
+			for b.waiting && f.step(vm) {
+			}
+		}
+		if free, err := b.free(); err != nil {
+			vm.breaks(b.channel, err)
+			b.leave(vm)
+		} else if b.waiting && !b.finished && free >= recordHeader {
+			b.drop()
+			b.answers++
+			b.put(flagControl, controlNothing, 0, nil)
+			b.items-- // put counts records without MORE: this was no item
+			b.show(vm)
+		}
+		return true
+	}
+	return worked
+}
+
+// drop takes the taker off those that wait.
+func (b *back) drop() {
+	if b.waiting {
+		b.waiting = false
+		b.queue.waiting = slices.DeleteFunc(b.queue.waiting, func(o *back) bool { return o == b })
+	}
+}
+
+// give begins to hand an item over.
+func (b *back) give(vm *VM, it item) {
+	b.waiting, b.writing, b.begun = false, true, false
+	b.answers++
+	b.meta, b.rest = it.meta, it.data
+	b.write(vm)
+}
+
+// write puts as much of the item as there is room for; true when there was some.
+func (b *back) write(vm *VM) bool {
+	wrote := false
+	for b.writing {
+		flags, part, total := uint32(0), b.rest, uint64(0)
+		need := recordSize(len(part))
+		switch step := fragment(b.capacity) - totalHeader; {
+		case b.begun:
+			if flags = flagCont; len(part) > step {
+				flags, part = flagCont|flagMore, part[:step]
+			}
+			need = recordSize(len(part))
+		case len(part) > largest(b.capacity):
+			flags, part, total = flagMore, part[:step], uint64(len(part))
+			need = recordSize(len(part) + totalHeader)
+		}
+		free, err := b.free()
+		if err != nil {
+			vm.breaks(b.channel, err)
+			b.leave(vm)
+			return true
+		}
+		if free < need {
+			break
+		}
+		b.put(flags, b.meta, total, part)
+		b.rest, b.begun, wrote = b.rest[len(part):], true, true
+		if flags&flagMore == 0 {
+			b.writing, b.rest = false, nil
+		}
+	}
+	if wrote {
+		b.show(vm)
+	}
+	return wrote
+}
+
+func (b *back) show(vm *VM) {
+	if b.channel.out == nil {
+		b.publish(vm.bell)
+		return
+	}
+	atomic.StoreUint64(&b.header.itemsIn, b.items)
+	atomic.StoreUint64(&b.header.tail, b.tail)
+	vm.heat(b.channel)
+}
+
+// leave says that the taker takes no more. When it was the last, producers are
+// told so.
+func (b *back) leave(vm *VM) {
+	q := b.queue
+	if b.gone {
+		return
+	}
+	b.gone, b.writing, b.rest = true, false, nil
+	b.drop()
+	q.store.leave(b.lane)
+	q.left++
+	if q.left < q.Takers {
+		q.settle(vm) // of broadcast there may be room now
+		return
+	}
+	q.blocked = nil
+	for _, f := range q.fronts {
+		f.part.reset()
+		f.pending = false
+		f.ring.endConsumer(stateClosed, vm.bell)
+		vm.heat(f.channel)
+	}
+}
+
+// stirred is channel.stirred for the home's ends, where the other end is no peer.
+func (f *front) stirred() bool {
+	return !f.ended && f.channel.in == nil &&
+		(f.armed && atomic.LoadUint32(&f.header.consumerWaits) == awake || atomic.LoadUint32(&f.header.producerState) != 0)
+}
+
+func (b *back) stirred() bool {
+	return !b.gone && b.channel.out == nil &&
+		(b.armed && atomic.LoadUint32(&b.header.producerWaits) == awake || atomic.LoadUint32(&b.header.consumerState) != 0)
+}
+
+// arm announces the daemon's sleep where the other end could give it work.
+func (f *front) arm() {
+	if f.armed = !f.ended && !f.pending && f.channel.in == nil; f.armed {
+		atomic.StoreUint32(&f.header.consumerWaits, waitsDaemon)
+	}
+}
+
+func (b *back) arm() {
+	if b.armed = !b.gone && !b.finished && b.channel.out == nil; b.armed {
+		atomic.StoreUint32(&b.header.producerWaits, waitsDaemon)
+	}
+}
+
+// InspectQueues reports the served queues whose home is this node, ordered by id.
+func (vm *VM) InspectQueues() []QueueState {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	var states []QueueState
+	for _, q := range vm.queues {
+		if len(q.fronts)+len(q.backs) == 0 {
+			continue
+		}
+		s := QueueState{
+			Queue: q.Queue, ItemsIn: q.in, ItemsOut: q.out, Dropped: q.store.dropped, Refused: q.store.refusals,
+			ProducersWait: len(q.blocked), TakersWait: len(q.waiting), ProducersClosed: q.closed, TakersClosed: q.left,
+		}
+		s.Items, s.Bytes = q.store.depth()
+		states = append(states, s)
+	}
+	sort.Slice(states, func(a, b int) bool { return states[a].ID < states[b].ID })
+	return states
+}
