@@ -19,6 +19,7 @@ type outlet struct {
 	ended   bool   // END was sent on this connection
 	refused bool   // the taker is gone
 	heard   uint32 // the taker's state as the peer last said
+	level   uint32 // and its demand, or the home's verdict
 	armed   bool   // the producer was told that the daemon sleeps
 }
 
@@ -159,6 +160,7 @@ func (c *channel) acknowledge(vm *VM, f frame) error {
 		o.taker.release(vm.bell)
 	}
 	o.heard = uint32(f.flags)
+	o.level = f.items
 	c.levelled(vm, f.items)
 	if f.flags != 0 && !o.refused {
 		o.refused = true
@@ -191,7 +193,8 @@ func (c *channel) stepIn(vm *VM) bool {
 }
 
 // owes says whether an acknowledgement is due. It is when the peer could come to
-// wait for it: a quarter of the ring came free, or an eighth arrived.
+// wait for it: a quarter of the ring came free, or an eighth arrived. And it is
+// when the channel's level moved.
 func (i *inlet) owes(state uint32) bool {
 	return i.due || i.room()-i.limit >= i.capacity/4 || i.received&^7-i.acked >= i.capacity/8 || state != i.told
 }

@@ -112,10 +112,10 @@ func (vm *VM) standstill() ([]uint64, Quiet) {
 		rest = c.progress(rest)
 		if o := c.out; o != nil {
 			q.Sent += o.sent + one(o.ended)
-			q.Received += o.head + o.limit + uint64(o.heard)
+			q.Received += o.head + o.limit + uint64(o.heard) + uint64(o.level)
 		}
 		if i := c.in; i != nil {
-			q.Sent += i.acked + i.limit + uint64(i.told)
+			q.Sent += i.acked + i.limit + uint64(i.told) + uint64(i.level)
 			q.Received += i.received + one(i.ended)
 		}
 	}
@@ -161,14 +161,14 @@ func (c *channel) still() bool {
 		}
 	}
 	if i := c.in; i != nil {
-		if !i.peer.gone && (i.peer.fd < 0 || i.owes(taker)) || i.received != i.tail {
+		if !i.peer.gone && (i.peer.fd < 0 || i.owes(taker) || c.level() != i.level) || i.received != i.tail {
 			return false
 		}
 		if i.armed && atomic.LoadUint32(&h.producerWaits) == awake {
 			return false // the bell is on its way
 		}
 	}
-	return true
+	return (c.front == nil || c.front.still()) && (c.back == nil || c.back.still())
 }
 
 // progress appends how far a channel is.
@@ -177,10 +177,13 @@ func (c *channel) progress(rest []uint64) []uint64 {
 	rest = append(rest, atomic.LoadUint64(&h.head), atomic.LoadUint64(&h.tail),
 		uint64(atomic.LoadUint32(&h.producerState)), uint64(atomic.LoadUint32(&h.consumerState)))
 	if o := c.out; o != nil {
-		rest = append(rest, o.sent, o.most, o.limit, uint64(o.heard), one(o.ended))
+		rest = append(rest, o.sent, o.most, o.limit, uint64(o.heard), uint64(o.level), one(o.ended))
 	}
 	if i := c.in; i != nil {
-		rest = append(rest, i.received, i.acked, i.limit, uint64(i.told), one(i.ended))
+		rest = append(rest, i.received, i.acked, i.limit, uint64(i.told), uint64(i.level), one(i.ended))
+	}
+	if c.demands || c.verdicts {
+		rest = append(rest, uint64(atomic.LoadUint32(&h.demand)), uint64(atomic.LoadUint32(&h.verdict)))
 	}
 	return rest
 }

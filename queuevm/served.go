@@ -436,6 +436,31 @@ func (b *back) stirred() bool {
 		(b.armed && atomic.LoadUint32(&b.header.producerWaits) == awake || atomic.LoadUint32(&b.header.consumerState) != 0)
 }
 
+// still is channel.still for the home's ends: nothing to take in, and no answer
+// that could be given.
+func (f *front) still() bool {
+	if f.ended || f.pending || f.queue.left == f.queue.Takers {
+		return true
+	}
+	if f.armed && atomic.LoadUint32(&f.header.consumerWaits) == awake {
+		return false // the bell is on its way
+	}
+	state := atomic.LoadUint32(&f.header.producerState)
+	_, ok, err := f.next()
+	return state == 0 && !ok && err == nil
+}
+
+func (b *back) still() bool {
+	if b.gone || b.finished {
+		return true
+	}
+	if b.armed && atomic.LoadUint32(&b.header.producerWaits) == awake || atomic.LoadUint32(&b.header.consumerState) != 0 {
+		return false
+	}
+	demand := atomic.LoadUint32(&b.header.demand)
+	return !b.writing && (b.waiting && demand&impatient == 0 || !counted(demand>>1, b.answers))
+}
+
 // arm announces the daemon's sleep where the other end could give it work.
 func (f *front) arm() {
 	if f.armed = !f.ended && !f.pending && f.channel.in == nil; f.armed {

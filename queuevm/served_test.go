@@ -421,3 +421,27 @@ func TestServedQueueWithGarbage(t *testing.T) {
 		t.Errorf("got %d items, then %q: the others' items and then \"lost\" were to come", len(lines), r1.stderr.String())
 	}
 }
+
+// A job that stops around a served queue is seen to, wherever its home is; one
+// that flows through it is not taken for it.
+func TestServedQueueDeadlock(t *testing.T) {
+	for _, way := range routes[:4] {
+		t.Run(way.name, func(t *testing.T) {
+			b := newBench(t, way.start(t), way.home, Queue{Type: QueueWork, Full: FullBlock, Capacity: 4096}, []int{way.producer, way.producer}, []int{way.taker})
+			wire(t, 50, 4096, b.vms[way.taker], Endpoint{Process: 100, Port: "x"}, b.vms[way.producer], Endpoint{Process: 0, Port: "x"})
+			g := b.give(1, way.producer, built.c, 5000, 100, 0)
+			r := b.gather(0, way.taker, built.c, "block")
+			staysUnlocked(t, b.vms...)
+			g.result()
+			w := spawn(t, b.vms[way.producer], 0, stuck(t, "go"), "take", "x")
+			for _, wait := range becomesDeadlocked(t, b.vms...) {
+				if wait.Out || wait.Process != 0 && wait.Process != 100 {
+					t.Errorf("a wait that is none: %+v", wait)
+				}
+			}
+			must(t, r.cmd.Process.Kill()) // its END ends the other
+			<-r.done
+			<-w.done
+		})
+	}
+}
