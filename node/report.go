@@ -6,28 +6,50 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"mvm/node/mvm"
 	"mvm/wsdl"
 )
 
-// listen makes reports of what the MVM process tells, the moment it does.
-// Events that come together make one report.
+// company is how long news that is not pressing waits for more: a program that
+// ends at once then makes one report, not two.
+const company = 50 * time.Millisecond
+
+// pressing tells whether an event is to be reported the moment it happens.
+func pressing(e mvm.Event) bool {
+	return e.Failure != "" || e.Process != nil && e.Process.State != "running"
+}
+
+// listen makes reports of what the MVM process tells: of each end the moment it
+// happens. Events that come together make one report.
 func (r *runner) listen(p process) {
 	events := p.Events()
 	for event := range events {
 		batch := []mvm.Event{event}
+		press := pressing(event)
+		late := time.NewTimer(company)
 		for more := true; more && len(batch) < 1000; {
-			select {
-			case e, ok := <-events:
-				if ok {
-					batch = append(batch, e)
+			var e mvm.Event
+			if press {
+				select {
+				case e, more = <-events:
+				default:
+					more = false
 				}
-				more = ok
-			default:
-				more = false
+			} else {
+				select {
+				case e, more = <-events:
+				case <-late.C:
+					more = false
+				}
+			}
+			if more {
+				batch = append(batch, e)
+				press = press || pressing(e)
 			}
 		}
+		late.Stop()
 		r.take(batch)
 	}
 	r.mu.Lock()

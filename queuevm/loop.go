@@ -113,11 +113,14 @@ func (vm *VM) loop(ctx context.Context) {
 			continue
 		}
 		idle++
-		spins := vm.spins() / 10
+		spins, tries := vm.spins()/10, yields
+		if len(vm.carried) == 0 && len(vm.links) == 0 {
+			spins, tries = 0, 0 // nothing is carried: there is nothing to be quick about
+		}
 		if idle <= spins {
 			continue
 		}
-		if idle <= spins+yields {
+		if idle <= spins+tries {
 			now := time.Now()
 			if now.After(noYieldTo) {
 				vm.mu.Unlock()

@@ -120,6 +120,7 @@ func TestDetect(t *testing.T) {
 	if got := d.Compilers(t.Context()); len(got) != 0 {
 		t.Errorf("found %v", got)
 	}
+	d.looked = time.Time{} // as if that were a while ago
 	fake("clang", `echo asked >> `+dir+`/log; case $1 in --version) echo clang 99; echo more;; *) echo /lib/crt1.o;; esac`)
 	for range 3 {
 		if got := d.Compilers(t.Context()); len(got) != 1 || got[0] != (Compiler{C, "clang", dir + "/clang", "clang 99"}) {

@@ -32,10 +32,15 @@ type Detector struct {
 	path   string
 	probes []probe
 
-	mu    sync.Mutex // guards what follows
-	seen  string     // the programs found, with their sizes and times
-	known []Compiler // what they turned out to be
+	mu     sync.Mutex // guards what follows
+	seen   string     // the programs found, with their sizes and times
+	known  []Compiler // what they turned out to be
+	looked time.Time  // when the programs were last looked at
 }
+
+// fresh is how long the search path is not looked at again: that would cost each
+// of many small jobs more than the rest of finding its cached build.
+const fresh = time.Second
 
 // NewDetector looks for compilers on a search path as in $PATH; "" means this
 // process's own.
@@ -58,6 +63,10 @@ func NewDetector(path string) *Detector {
 func (d *Detector) Compilers(ctx context.Context) []Compiler {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.known != nil && time.Since(d.looked) < fresh {
+		return append([]Compiler(nil), d.known...)
+	}
+	looked := time.Now()
 	var seen strings.Builder
 	found := make([][]string, len(d.probes))
 	for i, p := range d.probes {
@@ -74,6 +83,7 @@ func (d *Detector) Compilers(ctx context.Context) []Compiler {
 		}
 	}
 	if d.known != nil && d.seen == seen.String() {
+		d.looked = looked
 		return append([]Compiler(nil), d.known...)
 	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
@@ -98,7 +108,7 @@ func (d *Detector) Compilers(ctx context.Context) []Compiler {
 		}
 	}
 	if ctx.Err() == nil { // else some were cut short: ask again next time
-		d.known, d.seen = known, seen.String()
+		d.known, d.seen, d.looked = known, seen.String(), looked
 	}
 	return append([]Compiler(nil), known...)
 }

@@ -73,15 +73,20 @@ func (c *Client) Job(ctx context.Context, id string) (*wsdl.JobStatus, error) {
 // Wait returns the job once it has ended. changed, if not nil, is called with
 // each new state of it, the first included. The context bounds the wait.
 func (c *Client) Wait(ctx context.Context, id string, changed func(*wsdl.JobStatus)) (*wsdl.JobStatus, error) {
+	if changed == nil {
+		for {
+			if status, err := c.next(ctx, id, 0); err != nil || Ended(status) {
+				return status, err
+			}
+		}
+	}
 	var status *wsdl.JobStatus
 	err := c.patiently(ctx, func() (err error) {
 		status, err = c.Job(ctx, id)
 		return err
 	})
 	for err == nil {
-		if changed != nil {
-			changed(status)
-		}
+		changed(status)
 		if Ended(status) {
 			return status, nil
 		}
@@ -93,8 +98,8 @@ func (c *Client) Wait(ctx context.Context, id string, changed func(*wsdl.JobStat
 	return nil, err
 }
 
-// next is one long poll: the job once its revision is above seen, or after
-// the longest time that the broker waits.
+// next is one long poll: the job once its revision is above seen, or with 0 once
+// it has ended, or after the longest time that the broker waits.
 func (c *Client) next(ctx context.Context, id string, seen int64) (status *wsdl.JobStatus, err error) {
 	timeout := 30 * time.Second
 	if deadline, ok := ctx.Deadline(); ok {
