@@ -26,6 +26,9 @@ const (
 	inlineMax = 16 << 10
 	// inlineTotal bounds what travels so of one process.
 	inlineTotal = 1 << 20
+	// outputMax bounds one output file: a file may say that it has any size
+	// without taking any room.
+	outputMax = 16 << 30
 )
 
 // processFolder is where a process runs, below its attempt's work folder.
@@ -117,6 +120,27 @@ func openOutput(dir, name string) (*os.File, error) {
 
 var errNotRegular = errors.New("it is no regular file")
 
+// fits is the size of an output, if a copy of it leaves room on the disk for
+// others.
+func fits(work string, f *os.File) (int64, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	size := info.Size()
+	if size > outputMax {
+		return 0, fmt.Errorf("it has %d bytes, expected at most %d", size, int64(outputMax))
+	}
+	var disk unix.Statfs_t
+	if err := unix.Statfs(work, &disk); err != nil {
+		return 0, err
+	}
+	if room := int64(disk.Bavail) * disk.Bsize / 10 * 9; size > room {
+		return 0, fmt.Errorf("it has %d bytes, and the node's disk has room for %d", size, room)
+	}
+	return size, nil
+}
+
 // keep stores a result and describes it: one of up to inline bytes travels
 // inside the report.
 func keep(ctx context.Context, images *image.Store, name string, from io.Reader, inline int) (*wsdl.File, error) {
@@ -199,7 +223,11 @@ func collect(ctx context.Context, images *image.Store, work string, spec *wsdl.P
 		}
 		var f *wsdl.File
 		if err == nil {
-			f, err = take(o.Name, from)
+			var size int64
+			if size, err = fits(work, from); err == nil {
+				// Another process of the job may go on writing to it.
+				f, err = take(o.Name, io.LimitReader(from, size))
+			}
 			from.Close()
 		}
 		if err != nil {
