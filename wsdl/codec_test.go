@@ -160,7 +160,7 @@ REVG</data></PutBlob>`, new(PutBlob)},
 	} {
 		if !agree(t, []byte(c.document), c.like) {
 			root, _ := c.like.root()
-			t.Errorf("not taken; problems %s\n%s", problemText(Check([]byte(c.document), root)), c.document)
+			t.Errorf("not taken; problems %s\n%s", problemText(check([]byte(c.document), root)), c.document)
 		}
 	}
 }

@@ -116,7 +116,7 @@ func TestNilRootIsAnEmptyOne(t *testing.T) {
 		`<ListJobs` + xsi + `><limit>1</limit></ListJobs>`: `line 1: ListJobs/limit: "ListJobs" says xsi:nil and must be empty`,
 		`<ListJobs` + xsi + `> </ListJobs>`:                `line 1: ListJobs: "ListJobs" says xsi:nil and must be empty`,
 	} {
-		problems := Check([]byte(document), document[1:strings.IndexByte(document, ' ')])
+		problems := check([]byte(document), document[1:strings.IndexByte(document, ' ')])
 		if len(problems) == 0 || problems[0].Message != want {
 			t.Errorf("%s:\n%swant %s", document, problemText(problems), want)
 		}
