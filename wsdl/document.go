@@ -5,6 +5,7 @@ import (
 	"encoding/xml"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 )
@@ -246,9 +247,14 @@ func scan(data []byte, limits Limits) error {
 	for i := 0; ; {
 		next := bytes.IndexByte(data[i:], '<')
 		if next < 0 {
+			next = len(data) - i
+		}
+		if forged := surrogate(data[i : i+next]); forged >= 0 {
+			return documentFault(FaultCodeInvalidRequest, at(i+forged), "a reference to a surrogate, which is no character")
+		}
+		if i += next; i == len(data) {
 			return nil
 		}
-		i += next
 		rest := data[i:]
 		switch {
 		case bytes.HasPrefix(rest, []byte("<!--")):
@@ -282,8 +288,32 @@ func scan(data []byte, limits Limits) error {
 			if why != "" {
 				return documentFault(FaultCodeTooLarge, at(i), "%s", why)
 			}
+			if forged := surrogate(rest[:n]); forged >= 0 {
+				return documentFault(FaultCodeInvalidRequest, at(i+forged), "a reference to a surrogate, which is no character")
+			}
 			i += n
 		}
+	}
+}
+
+// surrogate returns the index of a reference to U+D800 to U+DFFF in text, or -1:
+// encoding/xml takes it for U+FFFD.
+func surrogate(text []byte) int {
+	for at := 0; ; {
+		i := bytes.Index(text[at:], []byte("&#"))
+		if i < 0 {
+			return -1
+		}
+		at += i
+		name, _, ok := bytes.Cut(text[at+2:min(len(text), at+64)], []byte(";"))
+		base := 10
+		if len(name) > 0 && name[0] == 'x' {
+			name, base = name[1:], 16
+		}
+		if n, err := strconv.ParseUint(string(name), base, 32); ok && err == nil && n >= 0xd800 && n < 0xe000 {
+			return at
+		}
+		at += 2
 	}
 }
 

@@ -78,12 +78,14 @@ func TestDecodeHelpsWithTheRoot(t *testing.T) {
 		`<job xmlns="urn:mvm:2" name="x"><task name="t"/></job>`: `line 1: job: the namespace is "urn:mvm:2": write <job xmlns="urn:mvm:1" ...>`,
 		"\n<jobs xmlns='urn:mvm:1'/>":                            `line 2: jobs: the element here must be "job", not "jobs"`,
 		``:                                                       `line 1: the document ends before its root element does`,
-		"<job xmlns='urn:mvm:1' name='x'>\n<task name='t'></job>":      `line 2: element <task> closed by </job>`,
-		`<job xmlns="urn:mvm:1" name="x"><task name="t"/></job><job/>`: `line 1: a second root element "job": a document has one`,
-		`<job xmlns="urn:mvm:1" name="x" name="y"/>`:                   `line 1: the attribute "name" is given twice`,
-		"<job\nname=\"x\"a='b'/>":                                      `line 2: no white space before an attribute`,
-		`<m:job name="x"/>`:                                            `line 1: the prefix of m:job has no namespace declaration`,
-		"<!DOCTYPE job SYSTEM 'file:///etc/passwd'>\n<job/>":           `line 1: document type declarations are refused`,
+		"<job xmlns='urn:mvm:1' name='x'>\n<task name='t'></job>":                          `line 2: element <task> closed by </job>`,
+		`<job xmlns="urn:mvm:1" name="x"><task name="t"/></job><job/>`:                     `line 1: a second root element "job": a document has one`,
+		`<job xmlns="urn:mvm:1" name="x" name="y"/>`:                                       `line 1: the attribute "name" is given twice`,
+		"<job\nname=\"x\"a='b'/>":                                                          `line 2: no white space before an attribute`,
+		"<job xmlns='urn:mvm:1' name='x'>\n<description>&#65;&#xDBFF;</description></job>": `line 2: a reference to a surrogate, which is no character`,
+		"<job xmlns='urn:mvm:1' name='x'\n a='&#55296;'/>":                                 `line 2: a reference to a surrogate, which is no character`,
+		`<m:job name="x"/>`: `line 1: the prefix of m:job has no namespace declaration`,
+		"<!DOCTYPE job SYSTEM 'file:///etc/passwd'>\n<job/>": `line 1: document type declarations are refused`,
 	} {
 		problems := check([]byte(document), "job")
 		if len(problems) != 1 || problems[0].Message != want {

@@ -25,7 +25,7 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request, body *bytes.Bu
 		return c, tooLarge
 	}
 	x := exchangeOf(r.Context())
-	s.connections.enter(r.Context(), phaseSending)
+	s.connections.enter(r.Context(), phaseIdle)
 	defer s.connections.enter(r.Context(), phaseWorking)
 	late := x.started.Add(s.limits.Read)
 	expected := r.ContentLength
@@ -55,6 +55,7 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request, body *bytes.Bu
 			}
 			paced.hold(false)
 			room += more
+			s.connections.enter(r.Context(), phaseSending)
 		}
 		body.Grow(bytes.MinRead)
 		p := body.AvailableBuffer()

@@ -17,8 +17,8 @@ import (
 type phase int
 
 const (
-	phaseIdle      phase = iota // it waits for a request, or for the rest of its headers
-	phaseSending                // a request's body comes in
+	phaseIdle      phase = iota // it waits for a request, its headers, or the first 64 KiB of its body
+	phaseSending                // the rest of a large body comes in
 	phaseAnswering              // the answer goes out
 	phaseWorking                // a call is being carried out: never dropped
 	phases
@@ -27,7 +27,8 @@ const (
 // connections bounds how many connections a Server has. When there is one too
 // many, the most dispensable goes that has been what it is for the longest: so
 // that whoever opens connections and keeps them takes none from others, who
-// need theirs for a moment. Only when all are at work a new one is refused.
+// need theirs for a moment, or have just been answered. Only when all are at
+// work a new one is refused.
 type connections struct {
 	most    int
 	dropped prometheus.Counter

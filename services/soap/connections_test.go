@@ -42,10 +42,11 @@ func TestConnectionsAreBounded(t *testing.T) {
 	}
 	v.dial(t, head(len(poll))+poll)
 	<-v.grid.polls
-	v.dial(t, head(1000)+"<")
+	v.dial(t, head(200_000)+strings.Repeat(" ", 100_000))
+	little := v.dial(t, head(1000)+"<")
 	silent := v.dial(t, "")
 	half := v.dial(t, "GET /healthz HT")
-	shape("2 idle, 1 sending, 0 answering, 1 working")
+	shape("3 idle, 1 sending, 0 answering, 1 working")
 	for range 3 * most {
 		if said := call(); !strings.HasPrefix(said, "HTTP/1.1 200") {
 			t.Fatalf("beside %d connections: %q", most, said)
@@ -54,7 +55,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 	for range 2 * most {
 		v.dial(t, "")
 	}
-	for name, conn := range map[string]net.Conn{"silent": silent, "half": half} {
+	for name, conn := range map[string]net.Conn{"silent": silent, "half": half, "little": little} {
 		if said, err := io.ReadAll(conn); len(said) > 0 {
 			t.Errorf("%s: %q, %v", name, said, err)
 		}

@@ -59,8 +59,10 @@ func (s *Server) beginExchange(w http.ResponseWriter, r *http.Request) (*exchang
 // answering is called before the answer's head is written.
 func (x *exchange) answering() {
 	x.server.connections.enter(x.request.Context(), phaseAnswering)
-	if x.request.ContentLength != 0 && !x.in.ended {
-		// What is left of the body must not be taken for the next request.
+	if x.request.ContentLength != 0 && !x.in.ended || len(x.request.TransferEncoding) > 0 {
+		// What is left of the body must not be taken for the next request; and
+		// with chunks there may have been a length, too, by which somebody in
+		// between counts (RFC 9112, section 6.3).
 		x.out.Header().Set("Connection", "close")
 	}
 }
