@@ -283,7 +283,7 @@ func (o *nodeOptions) log(w io.Writer) (*logrus.Logger, error) {
 	case "text":
 		log.SetFormatter(&logrus.TextFormatter{FullTimestamp: true})
 	case "json":
-		log.SetFormatter(&logrus.JSONFormatter{TimestampFormat: time.RFC3339Nano})
+		log.SetFormatter(soap.NewLogFormatter())
 	default:
 		return nil, client.Usage(fmt.Errorf("--log-format %s: there are text and json", o.logFormat))
 	}

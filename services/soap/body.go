@@ -20,13 +20,15 @@ const smallBody = 64 << 10
 // has arrived of it, and that only while it goes on arriving.
 func (s *Server) readBody(w http.ResponseWriter, r *http.Request, body *bytes.Buffer) (c *claim, err error) {
 	c = s.memory.claim()
-	tooLarge := &refusal{http.StatusRequestEntityTooLarge, fmt.Sprintf("the request is larger than %d bytes", s.limits.Body)}
+	tooLarge := func() error {
+		return &refusal{http.StatusRequestEntityTooLarge, fmt.Sprintf("the request is larger than %d bytes", s.limits.Body)}
+	}
 	if r.ContentLength > s.limits.Body {
-		return c, tooLarge
+		return c, tooLarge()
 	}
 	x := exchangeOf(r.Context())
-	s.connections.enter(r.Context(), phaseIdle)
-	defer s.connections.enter(r.Context(), phaseWorking)
+	x.connection.enter(phaseIdle)
+	defer x.connection.enter(phaseWorking)
 	late := x.started.Add(s.limits.Read)
 	expected := r.ContentLength
 	if expected < 0 {
@@ -55,7 +57,7 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request, body *bytes.Bu
 			}
 			paced.hold(false)
 			room += more
-			s.connections.enter(r.Context(), phaseSending)
+			x.connection.enter(phaseSending)
 		}
 		body.Grow(bytes.MinRead)
 		p := body.AvailableBuffer()
@@ -75,7 +77,7 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request, body *bytes.Bu
 	case err == io.EOF:
 		return c, nil
 	case errors.As(err, &over):
-		return c, tooLarge
+		return c, tooLarge()
 	case why != "":
 		return c, &refusal{http.StatusRequestTimeout, why}
 	case isTimeout(err) && paced == nil:
@@ -97,7 +99,7 @@ func (s *Server) linger(x *exchange) {
 	if x.request.Header.Get("Expect") != "" && x.in.n == 0 {
 		return // it waits to be asked, and reading would ask it
 	}
-	s.connections.enter(x.request.Context(), phaseIdle)
+	x.connection.enter(phaseIdle)
 	if x.out.control.Flush() != nil {
 		return
 	}

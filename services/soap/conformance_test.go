@@ -41,7 +41,7 @@ func conformance(t *testing.T, script string, arguments ...string) string {
 			wsdl.BootstrapContract(grid), wsdl.BrokerContract(grid), wsdl.ImageContract(grid), wsdl.QueueContract(grid), wsdl.InformationContract(grid),
 		} {
 			var err error
-			if v.services[c.Name], err = newService(c); err != nil {
+			if v.services[c.Name], err = v.newService(c); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -1,12 +1,12 @@
 package soap
 
 import (
-	"container/list"
 	"context"
 	"fmt"
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -21,7 +21,6 @@ const (
 	phaseSending                // the rest of a large body comes in
 	phaseAnswering              // the answer goes out
 	phaseWorking                // a call is being carried out: never dropped
-	phases
 )
 
 // connections bounds how many connections a Server has. When there is one too
@@ -32,24 +31,26 @@ const (
 type connections struct {
 	most    int
 	dropped prometheus.Counter
+	clock   atomic.Int64 // counts changes of phase, of all connections
 
-	mu   sync.Mutex // guards what follows
+	mu   sync.Mutex // guards open
 	open map[net.Conn]*connection
-	in   [phases]*list.List // of net.Conn, the longest first
 }
 
+// connection is what a call says of its connection, some five times: so it
+// costs no lock, and who looks for the most dispensable looks through all.
 type connection struct {
-	phase phase
-	at    *list.Element // in the phase's list
+	clock *atomic.Int64
+	state atomic.Int64 // the phase, above the clock when it began
 }
+
+// phaseShift is where in a connection's state its phase begins.
+const phaseShift = 60
 
 type connectionKey struct{}
 
 func newConnections(most int, registry *prometheus.Registry) (*connections, error) {
 	c := &connections{most: most, open: map[net.Conn]*connection{}}
-	for p := range c.in {
-		c.in[p] = list.New()
-	}
 	c.dropped = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "mvm_connections_dropped_total", Help: "Connections closed or refused because there were too many.",
 	})
@@ -77,37 +78,34 @@ func mostConnections() int {
 	return max(16, int(limit.Cur/2))
 }
 
-// context is for http.Server.ConnContext.
+// context is for http.Server.ConnContext, which is called before ConnState.
 func (c *connections) context(ctx context.Context, conn net.Conn) context.Context {
-	return context.WithValue(ctx, connectionKey{}, conn)
+	return context.WithValue(ctx, connectionKey{}, c.add(conn))
 }
 
 // changed is for http.Server.ConnState.
 func (c *connections) changed(conn net.Conn, state http.ConnState) {
-	switch state {
-	case http.StateNew:
-		c.add(conn)
-	case http.StateClosed, http.StateHijacked:
+	if state == http.StateClosed || state == http.StateHijacked {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		c.forget(conn)
+		delete(c.open, conn)
 	}
 }
 
-func (c *connections) add(conn net.Conn) {
+// add takes a new connection in, or closes it.
+func (c *connections) add(conn net.Conn) *connection {
+	k := &connection{clock: &c.clock}
+	k.enter(phaseIdle)
 	c.mu.Lock()
 	full := len(c.open) >= c.most
 	var victim net.Conn
 	if full {
-		for p := phaseIdle; p < phaseWorking && victim == nil; p++ {
-			if longest := c.in[p].Front(); longest != nil {
-				victim = longest.Value.(net.Conn)
-				c.forget(victim)
-			}
+		if victim = c.dispensable(); victim != nil {
+			delete(c.open, victim)
 		}
 	}
 	if !full || victim != nil {
-		c.open[conn] = &connection{phase: phaseIdle, at: c.in[phaseIdle].PushBack(conn)}
+		c.open[conn] = k
 	}
 	c.mu.Unlock()
 	switch {
@@ -118,6 +116,19 @@ func (c *connections) add(conn net.Conn) {
 		c.dropped.Inc()
 		refuseConnection(conn)
 	}
+	return k
+}
+
+// dispensable returns the connection to close when there is one too many, or
+// nil. The caller holds mu.
+func (c *connections) dispensable() (victim net.Conn) {
+	least := int64(phaseWorking) << phaseShift
+	for conn, k := range c.open {
+		if state := k.state.Load(); state < least {
+			victim, least = conn, state
+		}
+	}
+	return victim
 }
 
 // refuseConnection answers what has not been asked yet. A new connection takes
@@ -129,27 +140,12 @@ func refuseConnection(conn net.Conn) {
 	_ = conn.Close()
 }
 
-// forget takes a connection out. The caller holds mu.
-func (c *connections) forget(conn net.Conn) {
-	if k := c.open[conn]; k != nil {
-		c.in[k.phase].Remove(k.at)
-		delete(c.open, conn)
+// enter notes what the connection is about now. It does nothing for nil.
+func (k *connection) enter(p phase) {
+	if k != nil {
+		k.state.Store(int64(p)<<phaseShift | k.clock.Add(1))
 	}
 }
 
-// enter notes what the connection of the call with context ctx is about now. It
-// does nothing for a call that came otherwise, as in tests.
-func (c *connections) enter(ctx context.Context, p phase) {
-	conn, _ := ctx.Value(connectionKey{}).(net.Conn)
-	if conn == nil {
-		return
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	k := c.open[conn]
-	if k == nil || k.phase == p {
-		return
-	}
-	c.in[k.phase].Remove(k.at)
-	k.phase, k.at = p, c.in[p].PushBack(conn)
-}
+// phase is what the connection is about.
+func (k *connection) phase() phase { return phase(k.state.Load() >> phaseShift) }

@@ -22,8 +22,11 @@ func TestConnectionsAreBounded(t *testing.T) {
 		until(t, "connections as "+want, func() bool {
 			v.connections.mu.Lock()
 			defer v.connections.mu.Unlock()
-			return want == fmt.Sprintf("%d idle, %d sending, %d answering, %d working",
-				v.connections.in[phaseIdle].Len(), v.connections.in[phaseSending].Len(), v.connections.in[phaseAnswering].Len(), v.connections.in[phaseWorking].Len())
+			var n [phaseWorking + 1]int
+			for _, k := range v.connections.open {
+				n[k.phase()]++
+			}
+			return want == fmt.Sprintf("%d idle, %d sending, %d answering, %d working", n[phaseIdle], n[phaseSending], n[phaseAnswering], n[phaseWorking])
 		})
 	}
 	call := func() string {

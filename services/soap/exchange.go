@@ -16,49 +16,66 @@ import (
 )
 
 // exchange is one request and its answer, as the log and the metrics see them.
+// It is also the context of what answers it.
 type exchange struct {
-	server    *Server
-	request   *http.Request
-	id        string
-	service   string // "" outside services
-	operation string // of the service, or method and route
-	code      string // of the fault, or "ok"; "" leaves it to the status
-	message   string // of the fault
-	started   time.Time
-	in        countingBody
-	out       *countingWriter
-	aborted   bool // by the handler: nothing more is to be said
+	context.Context
+	server     *Server
+	request    *http.Request
+	connection *connection // nil for a call that came otherwise, as in tests
+	id         string
+	service    string // "" outside services
+	operation  string // of the service, or method and route
+	counts     *counts
+	code       string // of the fault, or "ok"; "" leaves it to the status
+	message    string // of the fault
+	started    time.Time
+	took       time.Duration // once it ended
+	in         countingBody
+	out        countingWriter
+	aborted    bool // by the handler: nothing more is to be said
 }
 
 type exchangeKey struct{}
 
+// Value implements context.Context.
+func (x *exchange) Value(key any) any {
+	switch key.(type) {
+	case exchangeKey:
+		return x
+	case requestIDKey:
+		return x.id
+	}
+	return x.Context.Value(key)
+}
+
 func exchangeOf(ctx context.Context) *exchange { return ctx.Value(exchangeKey{}).(*exchange) }
 
-func (s *Server) beginExchange(w http.ResponseWriter, r *http.Request) (*exchange, http.ResponseWriter, *http.Request) {
-	x := &exchange{server: s, id: r.Header.Get("X-Request-Id"), operation: "unknown", started: time.Now()}
+func (s *Server) beginExchange(w http.ResponseWriter, r *http.Request) *exchange {
+	x := &exchange{Context: r.Context(), server: s, id: r.Header.Get("X-Request-Id"), operation: "unknown", started: time.Now()}
 	if !saneRequestID(x.id) {
 		x.id = newRequestID()
 	}
-	w.Header().Set("X-Request-Id", x.id)
-	w.Header().Set("X-Content-Type-Options", "nosniff")
-	x.out = &countingWriter{ResponseWriter: w, control: http.NewResponseController(w), patience: s.limits.Write}
-	x.out.first = x.answering
-	s.connections.enter(r.Context(), phaseWorking)
-	x.request = r.WithContext(WithRequestID(context.WithValue(r.Context(), exchangeKey{}, x), x.id))
+	header := w.Header()
+	header["X-Request-Id"] = []string{x.id}
+	header["X-Content-Type-Options"] = []string{"nosniff"}
+	x.out = countingWriter{ResponseWriter: w, control: http.NewResponseController(w), patience: s.limits.Write, first: x}
+	x.connection, _ = r.Context().Value(connectionKey{}).(*connection)
+	x.connection.enter(phaseWorking)
 	x.in.ReadCloser = r.Body
 	if r.ContentLength != 0 {
 		// An answer does not wait for the rest of a body that nobody wants.
 		_ = x.out.control.EnableFullDuplex()                                      // a recorder in a test cannot
 		_ = x.out.control.SetReadDeadline(x.started.Add(graces * s.limits.Grace)) // readBody gives more once something came
 	}
+	x.request = r.WithContext(x)
 	x.request.Body = &x.in
 	s.metrics.flight.Inc()
-	return x, x.out, x.request
+	return x
 }
 
 // answering is called before the answer's head is written.
 func (x *exchange) answering() {
-	x.server.connections.enter(x.request.Context(), phaseAnswering)
+	x.connection.enter(phaseAnswering)
 	if x.request.ContentLength != 0 && !x.in.ended || len(x.request.TransferEncoding) > 0 {
 		// What is left of the body must not be taken for the next request; and
 		// with chunks there may have been a length, too, by which somebody in
@@ -74,42 +91,33 @@ func (x *exchange) end() {
 	if p != nil && p != http.ErrAbortHandler {
 		x.panicked(p)
 		if x.out.status == 0 {
-			refuse(x.out, http.StatusInternalServerError, "a fault inside the node; its log says more under request id %s", x.id)
+			refuse(&x.out, http.StatusInternalServerError, "a fault inside the node; its log says more under request id %s", x.id)
 		}
 	}
 	s := x.server
-	took := time.Since(x.started)
-	status := x.out.status
-	if status == 0 {
-		status = http.StatusOK
-	}
-	code := x.code
-	if code == "" {
-		if code = strconv.Itoa(status); status < 400 {
-			code = "ok"
+	x.took = time.Since(x.started)
+	if x.code == "" {
+		if x.code = strconv.Itoa(x.status()); x.status() < 400 {
+			x.code = "ok"
 		}
 	}
 	s.metrics.flight.Dec()
-	s.metrics.requests.WithLabelValues(x.service, x.operation, code).Inc()
-	s.metrics.seconds.WithLabelValues(x.service, x.operation).Observe(took.Seconds())
-	s.metrics.bytes.WithLabelValues("in").Add(float64(x.in.n))
-	s.metrics.bytes.WithLabelValues("out").Add(float64(x.out.n))
+	if x.code == "ok" && x.counts != nil {
+		x.counts.ok.Inc()
+		x.counts.seconds.Observe(x.took.Seconds())
+	} else {
+		s.metrics.requests.WithLabelValues(x.service, x.operation, x.code).Inc()
+		s.metrics.seconds.WithLabelValues(x.service, x.operation).Observe(x.took.Seconds())
+	}
+	s.metrics.in.Add(float64(x.in.n))
+	s.metrics.out.Add(float64(x.out.n))
 	level := logrus.InfoLevel
-	if code == "internal" || p != nil {
+	if x.code == "internal" || p != nil {
 		level = logrus.ErrorLevel
-	} else if code == "ok" && s.quiet[x.name()] {
+	} else if x.code == "ok" && s.quiet[x.name()] {
 		level = logrus.DebugLevel
 	}
-	if s.config.Log.IsLevelEnabled(level) {
-		fields := logrus.Fields{
-			"request": x.id, "remote": x.request.RemoteAddr, "service": x.service, "operation": x.operation,
-			"status": status, "code": code, "in": x.in.n, "out": x.out.n, "micros": took.Microseconds(),
-		}
-		if x.message != "" {
-			fields["fault"] = x.message
-		}
-		s.config.Log.WithFields(fields).Log(level, "request")
-	}
+	x.log(level)
 	if p == http.ErrAbortHandler {
 		x.aborted = true
 		panic(p)
@@ -150,7 +158,7 @@ type countingWriter struct {
 	http.ResponseWriter
 	control  *http.ResponseController
 	patience time.Duration
-	first    func() // called when the answer begins
+	first    *exchange // told when the answer begins
 	status   int
 	n        int64
 }
@@ -160,7 +168,7 @@ func (w *countingWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter 
 func (w *countingWriter) WriteHeader(status int) {
 	if w.status == 0 && status >= 200 {
 		w.status = status
-		w.first()
+		w.first.answering()
 	}
 	w.ResponseWriter.WriteHeader(status)
 }
@@ -168,7 +176,7 @@ func (w *countingWriter) WriteHeader(status int) {
 func (w *countingWriter) begin() {
 	if w.status == 0 {
 		w.status = http.StatusOK
-		w.first()
+		w.first.answering()
 	}
 	_ = w.control.SetWriteDeadline(time.Now().Add(w.patience)) // a recorder in a test has none
 }
@@ -220,9 +228,19 @@ type metrics struct {
 	requests *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
 	flight   prometheus.Gauge
-	bytes    *prometheus.CounterVec
+	in, out  prometheus.Counter
 	scanned  prometheus.Counter // requests that the scanner took
 	checked  prometheus.Counter // and those that it left to the checker
+}
+
+// counts are the metrics of an operation's calls that succeed.
+type counts struct {
+	ok      prometheus.Counter
+	seconds prometheus.Observer
+}
+
+func (m *metrics) of(service, operation string) *counts {
+	return &counts{m.requests.WithLabelValues(service, operation, "ok"), m.seconds.WithLabelValues(service, operation)}
 }
 
 func newMetrics(registry *prometheus.Registry) (*metrics, error) {
@@ -235,15 +253,16 @@ func newMetrics(registry *prometheus.Registry) (*metrics, error) {
 			Buckets: []float64{.0001, .0003, .001, .003, .01, .03, .1, .3, 1, 3, 10, 60},
 		}, []string{"service", "operation"}),
 		flight: prometheus.NewGauge(prometheus.GaugeOpts{Name: "mvm_requests_in_flight", Help: "Requests being answered."}),
-		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "mvm_request_bytes_total", Help: "Bytes of bodies, in and out.",
-		}, []string{"direction"}),
 	}
+	bytes := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "mvm_request_bytes_total", Help: "Bytes of bodies, in and out.",
+	}, []string{"direction"})
+	m.in, m.out = bytes.WithLabelValues("in"), bytes.WithLabelValues("out")
 	decoded := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "mvm_requests_decoded_total", Help: "SOAP requests read by the fast scanner, and by the checker where that one did not take them.",
 	}, []string{"by"})
 	m.scanned, m.checked = decoded.WithLabelValues("scanner"), decoded.WithLabelValues("checker")
-	for _, c := range []prometheus.Collector{m.requests, m.seconds, m.flight, m.bytes, decoded} {
+	for _, c := range []prometheus.Collector{m.requests, m.seconds, m.flight, bytes, decoded} {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -110,18 +111,17 @@ func NewServer(config Config) (*Server, error) {
 	for _, operation := range config.Quiet {
 		s.quiet[operation] = true
 	}
+	var err error
+	if s.metrics, err = newMetrics(config.Registry); err != nil {
+		return nil, err
+	}
 	for _, c := range config.Contracts {
 		if s.services[c.Name] != nil {
 			return nil, fmt.Errorf("two contracts are named %q", c.Name)
 		}
-		var err error
-		if s.services[c.Name], err = newService(c); err != nil {
+		if s.services[c.Name], err = s.newService(c); err != nil {
 			return nil, err
 		}
-	}
-	var err error
-	if s.metrics, err = newMetrics(config.Registry); err != nil {
-		return nil, err
 	}
 	if s.connections, err = newConnections(s.limits.Connections, config.Registry); err != nil {
 		return nil, err
@@ -199,11 +199,25 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.flights.begin()
 	defer s.flights.end()
-	x, w, r := s.beginExchange(w, r)
-	defer s.connections.enter(r.Context(), phaseIdle)
+	x := s.beginExchange(w, r)
+	defer x.connection.enter(phaseIdle)
 	defer s.linger(x)
 	defer x.end()
-	s.router.ServeHTTP(w, r)
+	if v := s.called(r); v != nil {
+		x.service = v.contract.Name
+		s.call(&x.out, x.request, x, v)
+		return
+	}
+	s.router.ServeHTTP(&x.out, x.request)
+}
+
+// called returns the service that a request calls, without the router's way
+// of regular expressions: nil where it may be anything else.
+func (s *Server) called(r *http.Request) *service {
+	if name, ok := strings.CutPrefix(r.URL.Path, "/services/"); ok && r.Method == http.MethodPost {
+		return s.services[name]
+	}
+	return nil
 }
 
 // route notes which route was taken and asks the Guard, except for SOAP calls,
@@ -315,12 +329,4 @@ func (f *flights) wait(limit time.Duration) bool {
 	case <-timer.C:
 		return false
 	}
-}
-
-// logWriter brings what net/http has to say into the log.
-type logWriter struct{ log *logrus.Logger }
-
-func (w logWriter) Write(p []byte) (int, error) {
-	w.log.Debug(string(p))
-	return len(p), nil
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 
 	"mvm/wsdl"
 )
@@ -16,18 +17,25 @@ import (
 // service is a contract that is being served.
 type service struct {
 	contract   wsdl.Contract
-	operations map[string]*wsdl.Operation
+	operations map[string]*operation
 	document   []byte // the WSDL, with locations still to fill in
 }
 
-func newService(c wsdl.Contract) (*service, error) {
+// operation is one of a service.
+type operation struct {
+	*wsdl.Operation
+	counts func() *counts
+}
+
+func (s *Server) newService(c wsdl.Contract) (*service, error) {
 	document, err := wsdl.Documents.ReadFile(c.Name + ".wsdl")
 	if err != nil {
 		return nil, fmt.Errorf("contract %q: %w", c.Name, err)
 	}
-	v := &service{contract: c, operations: map[string]*wsdl.Operation{}, document: document}
+	v := &service{contract: c, operations: map[string]*operation{}, document: document}
 	for i := range c.Operations {
-		v.operations[c.Operations[i].Name] = &c.Operations[i]
+		name := c.Operations[i].Name
+		v.operations[name] = &operation{&c.Operations[i], sync.OnceValue(func() *counts { return s.metrics.of(c.Name, name) })}
 	}
 	return v, nil
 }
@@ -96,8 +104,9 @@ func (s *Server) call(w http.ResponseWriter, r *http.Request, x *exchange, v *se
 			return
 		}
 	}
-	w.Header().Set("Content-Type", version.media+"; charset=utf-8")
-	w.Header().Set("Content-Length", strconv.Itoa(answer.Len()))
+	header := w.Header()
+	header["Content-Type"] = []string{version.media + "; charset=utf-8"}
+	header["Content-Length"] = []string{strconv.Itoa(answer.Len())}
 	w.WriteHeader(status)
 	_, _ = w.Write(answer.Bytes()) // a caller that went away is no error of ours
 }
@@ -160,7 +169,7 @@ func mediaType(header string) (media, charset string, err error) {
 
 // read reads the envelope and decodes the operation's element out of it. The
 // Guard is asked as soon as the operation is known.
-func (s *Server) read(w http.ResponseWriter, r *http.Request, x *exchange, v *service, version version) (context.Context, *wsdl.Operation, version, any, error) {
+func (s *Server) read(w http.ResponseWriter, r *http.Request, x *exchange, v *service, version version) (context.Context, *operation, version, any, error) {
 	ctx := r.Context()
 	body := take[bytes.Buffer](&s.buffers)
 	defer recycle(&s.buffers, body)
@@ -172,7 +181,7 @@ func (s *Server) read(w http.ResponseWriter, r *http.Request, x *exchange, v *se
 	scanner := take[wsdl.Scanner](&s.scanners)
 	defer keep(&s.scanners, scanner)
 	var m *message // nil: the scanner has the body's child
-	var operation *wsdl.Operation
+	var operation *operation
 	if scanned, ok := scanMessage(scanner, body.Bytes(), s.limits.Document); ok {
 		if space, local := scanner.Name(); string(space) == wsdl.Namespace {
 			operation, version = v.operations[string(local)], scanned
@@ -191,7 +200,7 @@ func (s *Server) read(w http.ResponseWriter, r *http.Request, x *exchange, v *se
 			return ctx, nil, version, nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, what, fmt.Sprintf("it has, in namespace %s: %s", wsdl.Namespace, v.names()))
 		}
 	}
-	x.operation = operation.Name
+	x.operation, x.counts = operation.Name, operation.counts()
 	if s.config.Guard != nil {
 		if ctx, err = s.config.Guard.Guard(ctx, r, x.name()); err != nil {
 			return ctx, nil, version, nil, err
