@@ -63,7 +63,14 @@ func scanHeader(s *wsdl.Scanner, v version) bool {
 }
 
 // scanEnd reads the rest of an envelope whose body's child was read.
-func scanEnd(s *wsdl.Scanner) bool { return s.End() && s.End() && s.Done() }
+func scanEnd(s *wsdl.Scanner) bool {
+	for range 2 { // the Body, the Envelope
+		if !s.End() {
+			return false
+		}
+	}
+	return s.Done()
+}
 
 // message is an envelope that is being read: the body's one child has begun.
 type message struct {
