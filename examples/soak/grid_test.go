@@ -89,12 +89,6 @@ func (c *chance) n(n int) int {
 	return c.rng.IntN(n)
 }
 
-func (c *chance) happens(probability float64) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.rng.Float64() < probability
-}
-
 func (c *chance) between(low, high time.Duration) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -224,14 +218,6 @@ func (n *node) signal(s syscall.Signal) {
 	}
 }
 
-// restart begins the next life, and waits until it is ready.
-func (n *node) restart(extra ...string) {
-	n.t.Helper()
-	n.kill()
-	n.start(extra...)
-	n.await()
-}
-
 // await waits until the node is ready.
 func (n *node) await() {
 	n.t.Helper()
@@ -287,7 +273,6 @@ type grid struct {
 	client  *client.Client
 	diaries string // folder of the jobs' diaries
 	ring    *client.Document
-	alive   map[int]bool // ports that were open before
 }
 
 // gridOptions are how a grid is to be; the zero value has no workers.
