@@ -18,8 +18,7 @@ import (
 	"mvm/wsdl"
 )
 
-// processes are all processes of this machine: their parents and, where wanted
-// says so, what of /proc/PID/file says which they are.
+// parents are all processes of this machine, each with its parent.
 func parents() map[int]int {
 	parents := map[int]int{}
 	files, _ := filepath.Glob("/proc/[0-9]*/stat")
@@ -96,12 +95,12 @@ func (g *grid) clean() {
 	})
 }
 
-// left is what is there besides the nodes themselves.
-func (g *grid) left() []string {
-	var left []string
-	listening := map[string]string{} // by inode
-	for _, name := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
-		file, err := os.Open(name)
+// listeners are the addresses that are listened at in the network of a process,
+// by the inode of the socket.
+func listeners(pid int) map[string]string {
+	listening := map[string]string{}
+	for _, name := range []string{"tcp", "tcp6"} {
+		file, err := os.Open(fmt.Sprintf("/proc/%d/net/%s", pid, name))
 		if err != nil {
 			continue
 		}
@@ -112,6 +111,12 @@ func (g *grid) left() []string {
 		}
 		file.Close()
 	}
+	return listening
+}
+
+// left is what is there besides the nodes themselves.
+func (g *grid) left() []string {
+	var left []string
 	for _, n := range g.nodes() {
 		pid := n.pid()
 		if pid == 0 {
@@ -123,6 +128,7 @@ func (g *grid) left() []string {
 		}
 		_, port, _ := strings.Cut(n.listen, ":")
 		own, _ := strconv.Atoi(port)
+		listening := listeners(pid)
 		fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
 		for _, fd := range fds {
 			target, err := os.Readlink(fd)

@@ -279,6 +279,9 @@ type grid struct {
 type gridOptions struct {
 	workers, slots int
 	chance         *chance // with it, a proxy is before each node
+	// place puts a node, by number from 0 for the front end, into a
+	// network: its host there, and the command that runs it.
+	place func(number int) (host string, via []string)
 }
 
 // newGrid starts a grid and waits until all nodes are known. The test's end
@@ -290,11 +293,11 @@ func newGrid(t testing.TB, o gridOptions) *grid {
 	if g.ring, err = client.Load("testdata/ring.xml"); err != nil {
 		t.Fatal(err)
 	}
-	g.front = g.node("front", o, "--roles", "backend,frontend")
+	g.front = g.node(0, "front", o, "--roles", "backend,frontend")
 	g.front.start()
 	g.front.await()
 	for i := range o.workers {
-		w := g.node(fmt.Sprintf("w%d", i+1), o, "--slots", strconv.Itoa(o.slots), "--join", "http://"+g.front.address())
+		w := g.node(i+1, fmt.Sprintf("w%d", i+1), o, "--slots", strconv.Itoa(o.slots), "--join", "http://"+g.front.address())
 		g.workers = append(g.workers, w)
 		w.start()
 	}
@@ -307,8 +310,14 @@ func newGrid(t testing.TB, o gridOptions) *grid {
 }
 
 // node makes one, which is not started.
-func (g *grid) node(name string, o gridOptions, args ...string) *node {
+func (g *grid) node(number int, name string, o gridOptions, args ...string) *node {
 	n := &node{t: g.t, name: name, dir: g.t.TempDir(), listen: freePort(g.t), args: args}
+	if o.place != nil {
+		host, via := o.place(number)
+		_, port, _ := net.SplitHostPort(n.listen)
+		n.listen, n.via = net.JoinHostPort(host, port), via
+		n.args = append(n.args, "--insecure")
+	}
 	if o.chance != nil {
 		n.proxy = newProxy(g.t, name, n.listen, o.chance.fork())
 		n.args = append(n.args, "--advertise", n.proxy.address)
