@@ -2,10 +2,14 @@ package image
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -245,7 +249,8 @@ func contentRange(header string) (start, total int64, ok bool) {
 // Push uploads a blob of this store to another node, by SOAP, in chunks; it
 // sends only what is missing there. base is that node's base address, or the
 // address of its image service. When it returns nil the blob is verified and on
-// disk there.
+// disk there. A blob that has changed on this disk is removed from it: the fault
+// invalidRequest says so, and pushing it again is of no use.
 func (s *Store) Push(ctx context.Context, caller wsdl.Caller, base, digest string) error {
 	f, size, err := s.Open(digest)
 	if err != nil {
@@ -279,6 +284,9 @@ func (s *Store) Push(ctx context.Context, caller wsdl.Caller, base, digest strin
 			if refused++; wsdl.CodeOf(err) != wsdl.FaultCodeConflict || refused > 3 {
 				return fmt.Errorf("pushing blob %s to %s: %w", digest, base, err)
 			}
+			if err := s.sound(f, digest, size); err != nil {
+				return err
+			}
 			if stat, err = to.StatBlobContext(ctx, &wsdl.StatBlob{Digest: digest}); err != nil {
 				return fmt.Errorf("pushing blob %s to %s: %w", digest, base, err)
 			}
@@ -289,4 +297,28 @@ func (s *Store) Push(ctx context.Context, caller wsdl.Caller, base, digest strin
 			return fmt.Errorf("pushing blob %s to %s: %d bytes at %d were accepted, but not received", digest, base, n, offset)
 		}
 	}
+}
+
+// sound reads a blob of this store again, and removes it when its bytes are not
+// what they were.
+func (s *Store) sound(f *os.File, digest string, size int64) error {
+	sum := sha256.New()
+	if _, err := io.Copy(sum, io.NewSectionReader(f, 0, size)); err != nil {
+		return diskError(err)
+	}
+	got := prefix + hex.EncodeToString(sum.Sum(nil))
+	if got == digest {
+		return nil
+	}
+	h, err := hexOf(digest)
+	if err != nil {
+		return err
+	}
+	s.sweeping.Lock() // as a sweep removes blobs
+	err = os.Remove(s.path(h))
+	s.sweeping.Unlock()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return diskError(err)
+	}
+	return wsdl.Faultf(wsdl.FaultCodeInvalidRequest, "the blob %s has changed on this node's disk, its %d bytes hash to %s now: it is removed", digest, size, got)
 }

@@ -187,6 +187,25 @@ func TestPush(t *testing.T) {
 	}
 	_, missing := random(3, 77)
 	wantCode(t, from.Push(ctx, d, "http://n:1", missing), wsdl.FaultCodeNotFound)
+
+	// What has changed on the disk is found out, and is not pushed for ever.
+	data, digest = random(5<<20, 8)
+	if _, _, err := from.Put(ctx, bytes.NewReader(data)); err != nil {
+		t.Fatal(err)
+	}
+	rotten := from.path(strings.TrimPrefix(digest, prefix))
+	if err := os.Chmod(rotten, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	data[3<<20] ^= 1
+	if err := os.WriteFile(rotten, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err := from.Push(ctx, d, "http://n:1", digest)
+	wantCode(t, err, wsdl.FaultCodeInvalidRequest)
+	if !strings.Contains(err.Error(), "has changed on this node's disk") || from.Has(digest) || to.Has(digest) {
+		t.Errorf("it says %v; the blob is here: %v, there: %v", err, from.Has(digest), to.Has(digest))
+	}
 }
 
 func FuzzContentRange(f *testing.F) {
