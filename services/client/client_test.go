@@ -162,6 +162,17 @@ func TestWaitSeesEveryStateAndOutlastsABrokersRestart(t *testing.T) {
 	}
 }
 
+func TestWaitOutlastsAClockThatIsSetBack(t *testing.T) {
+	g := &fakeGrid{states: []*wsdl.JobStatus{
+		status(wsdl.JobStatePending, 1000), status(wsdl.JobStateRunning, 1001), status(wsdl.JobStateRunning, 3), status(wsdl.JobStateSucceeded, 4)}}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	job, err := g.dial(t).Wait(ctx, "j-1", nil)
+	if err != nil || *job.State != wsdl.JobStateSucceeded {
+		t.Fatalf("Wait: %v, %v", job, err)
+	}
+}
+
 func TestSubmitRepeatsWithOneToken(t *testing.T) {
 	g := &fakeGrid{down: 2}
 	id, err := g.dial(t).Submit(t.Context(), Request{Profile: "heat", Version: 2, Arguments: map[string]string{"b": "2", "a": "1"}})

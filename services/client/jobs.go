@@ -91,7 +91,9 @@ func (c *Client) Wait(ctx context.Context, id string, changed func(*wsdl.JobStat
 			return status, nil
 		}
 		seen := status.Revision
-		for err == nil && status.Revision <= seen {
+		// It is below what was seen after a restart of the broker by a clock that
+		// was set back.
+		for err == nil && status.Revision == seen {
 			status, err = c.next(ctx, id, seen)
 		}
 	}
