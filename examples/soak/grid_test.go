@@ -14,6 +14,7 @@ package soak
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -100,10 +101,12 @@ func (c *chance) between(low, high time.Duration) time.Duration {
 type node struct {
 	t      testing.TB
 	name   string
-	dir    string   // its data is in dir/data, its log in dir/log
-	listen string   // host:port
-	via    []string // a command that runs it, such as ip netns exec
+	dir    string // its data is in dir/data, its log in dir/log
+	listen string // host:port
+	binary string
+	via    []string // a command that runs it, such as nsenter
 	args   []string
+	env    []string
 	proxy  *proxy // in front of it, nil without one
 
 	mu    sync.Mutex // guards all below
@@ -144,10 +147,11 @@ func (n *node) start(extra ...string) *life {
 		n.t.Fatal(err)
 	}
 	defer log.Close()
-	argv := append(append([]string{}, n.via...), binary, "node", "--name", n.name, "--listen", n.listen,
+	argv := append(append([]string{}, n.via...), n.binary, "node", "--name", n.name, "--listen", n.listen,
 		"--data", filepath.Join(n.dir, "data"), "--exit-with-parent")
 	argv = append(append(argv, n.args...), extra...)
 	l := &life{cmd: exec.Command(argv[0], argv[1:]...), ready: make(chan struct{}), gone: make(chan struct{})}
+	l.cmd.Env = append(os.Environ(), n.env...)
 	l.cmd.Stderr = log
 	if l.stdin, err = l.cmd.StdinPipe(); err != nil {
 		n.t.Fatal(err)
@@ -282,6 +286,10 @@ type gridOptions struct {
 	// place puts a node, by number from 0 for the front end, into a
 	// network: its host there, and the command that runs it.
 	place func(number int) (host string, via []string)
+	// binary is what nodes run, "" for the program as it is; jumps are for the
+	// nodes in their order, see jumpy.
+	binary string
+	jumps  []string
 }
 
 // newGrid starts a grid and waits until all nodes are known. The test's end
@@ -311,7 +319,10 @@ func newGrid(t testing.TB, o gridOptions) *grid {
 
 // node makes one, which is not started.
 func (g *grid) node(number int, name string, o gridOptions, args ...string) *node {
-	n := &node{t: g.t, name: name, dir: g.t.TempDir(), listen: freePort(g.t), args: args}
+	n := &node{t: g.t, name: name, dir: g.t.TempDir(), listen: freePort(g.t), binary: cmp.Or(o.binary, binary), args: args}
+	if number < len(o.jumps) {
+		n.env = []string{jumpVariable + "=" + o.jumps[number]}
+	}
 	if o.place != nil {
 		host, via := o.place(number)
 		_, port, _ := net.SplitHostPort(n.listen)
