@@ -304,7 +304,7 @@ func (s *Store) Push(ctx context.Context, caller wsdl.Caller, base, digest strin
 func (s *Store) sound(f *os.File, digest string, size int64) error {
 	sum := sha256.New()
 	if _, err := io.Copy(sum, io.NewSectionReader(f, 0, size)); err != nil {
-		return diskError(err)
+		return s.diskError(err)
 	}
 	got := prefix + hex.EncodeToString(sum.Sum(nil))
 	if got == digest {
@@ -318,7 +318,7 @@ func (s *Store) sound(f *os.File, digest string, size int64) error {
 	err = os.Remove(s.path(h))
 	s.sweeping.Unlock()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return diskError(err)
+		return s.diskError(err)
 	}
 	return wsdl.Faultf(wsdl.FaultCodeInvalidRequest, "the blob %s has changed on this node's disk, its %d bytes hash to %s now: it is removed", digest, size, got)
 }
