@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"mvm/wsdl"
@@ -135,4 +136,60 @@ func (j *job) callTerminate(number int, a terminate) {
 			pause = min(2*pause, 2*time.Second)
 		}
 	})
+}
+
+// callQuiet asks all members at once, and posts their answers together: a second
+// round must not begin before all of the first are in.
+func (j *job) callQuiet(number int, a ask) {
+	b, ctx, y := j.broker, j.calls, j.layout
+	if y == nil || ctx == nil {
+		return // the attempt is over already
+	}
+	b.spawn(func() {
+		e := answered{Attempt: number, Round: a.Round, Answers: make([]quiet, len(y.members))}
+		var all sync.WaitGroup
+		for i := range y.members {
+			all.Go(func() {
+				try, cancel := context.WithTimeout(ctx, b.config.InstantiateTimeout)
+				defer cancel()
+				answer, err := b.queueOf(&y.members[i]).GetQuietContext(try, &wsdl.GetQuiet{Attempt: y.fence(j.id, number, i), Waits: a.Round == 2})
+				if err != nil {
+					e.Answers[i].Failed = true
+					return
+				}
+				e.Answers[i] = quiet{Quiet: wsdl.Or(answer.Quiet, false), Period: wsdl.Or(answer.Period, 0),
+					Sent: wsdl.Or(answer.Sent, 0), Received: wsdl.Or(answer.Received, 0), Waits: y.waits(answer.Wait)}
+			})
+		}
+		all.Wait()
+		if ctx.Err() == nil {
+			j.post(e, nil)
+		}
+	})
+}
+
+// waits names the ports and processes that a member's words are about. A node
+// may say anything: what makes no sense is left out.
+func (y *layout) waits(told []*wsdl.Wait) []waiting {
+	var all []waiting
+	for _, w := range told {
+		if w == nil {
+			continue
+		}
+		id := int(wsdl.Or(w.Channel, -1))
+		if id < 0 || id >= len(y.job.Channels) {
+			continue
+		}
+		c := &y.job.Channels[id]
+		mine, other := c.To, c.From
+		if wsdl.Or(w.Enqueues, false) {
+			mine, other = c.From, c.To
+		}
+		if mine.Outside != "" || mine.Process != int(wsdl.Or(w.Process, -1)) {
+			continue
+		}
+		all = append(all, waiting{Process: mine.Process, Port: mine.Port, Enqueues: wsdl.Or(w.Enqueues, false),
+			Depth: wsdl.Or(w.Depth, 0), Capacity: wsdl.Or(w.Capacity, 0), Other: other.Process})
+	}
+	return all
 }

@@ -203,6 +203,8 @@ func (j *job) perform(actions []action) error {
 				j.ends, j.ending = context.WithCancel(b.ctx)
 			}
 			j.callTerminate(l.Attempt, a)
+		case ask:
+			j.callQuiet(l.Attempt, a)
 		case release:
 			b.scheduler.release(j.id, l.Members[a.Member].Node)
 		case wait:

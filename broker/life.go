@@ -35,6 +35,8 @@ type life struct {
 	Members   []member
 	Processes []process
 	Builds    []build
+	Probing   int     // the round of questions under way that looks for a deadlock; 0 = none
+	Answers   []quiet // of the first round, while the second is under way
 
 	changes int // grows when something that a reader sees changed
 }
@@ -79,6 +81,7 @@ type member struct {
 	Resumed     bool  // by a broker started anew, which knows of reports that told an end only
 	ProxyBytes  int64
 	ProxyItems  int64
+	Quiet       int64 // the quiet period that it told of; 0 = it has told of none, or is known to move
 
 	Unstarted string // why a repeated Instantiate was stale; its reports are waited for
 	Absent    bool   // its heartbeats do not name the attempt
@@ -137,6 +140,7 @@ type report struct {
 	Failure    string    `json:",omitempty"`
 	ProxyBytes int64     `json:",omitempty"`
 	ProxyItems int64     `json:",omitempty"`
+	Quiet      int64     `json:",omitempty"` // it tells of this quiet period
 }
 
 // terminal says whether losing the report would lose a result.
@@ -219,6 +223,11 @@ type (
 	lost struct{ Attempt, Member int }
 	// rejoined: a member's node is back under another incarnation.
 	rejoined struct{ Attempt, Member int }
+	// answered: every member has answered, or failed to, whether it is quiet.
+	answered struct {
+		Attempt, Round int
+		Answers        []quiet // by member
+	}
 	// elapsed: a timer that the life had set ran out.
 	elapsed struct {
 		Attempt int
@@ -245,6 +254,7 @@ func (e absent) attempt() int       { return e.Attempt }
 func (e present) attempt() int      { return e.Attempt }
 func (e lost) attempt() int         { return e.Attempt }
 func (e rejoined) attempt() int     { return e.Attempt }
+func (e answered) attempt() int     { return e.Attempt }
 func (e elapsed) attempt() int      { return e.Attempt }
 func (cancelled) attempt() int      { return -1 }
 func (recovered) attempt() int      { return -1 }
@@ -272,6 +282,8 @@ type (
 		Grace  time.Duration
 		Reason string
 	}
+	// ask: ask all members at once whether they are quiet.
+	ask struct{ Round int }
 	// release: the member's slots are free again.
 	release struct{ Member int }
 	// wait: tell the life when the time is over. Timers end with the attempt.
@@ -296,6 +308,7 @@ func (commit) action()      {}
 func (awaken) action()      {}
 func (instantiate) action() {}
 func (terminate) action()   {}
+func (ask) action()         {}
 func (release) action()     {}
 func (wait) action()        {}
 func (queue) action()       {}
@@ -310,6 +323,7 @@ const (
 	expireTimer timer = "expire" // whoever was dropped has lost its lease
 	flushTimer  timer = "flush"  // the last reports are not coming
 	startTimer  timer = "start"  // nor are those of a node that had ended before the broker was back
+	probeTimer  timer = "probe"  // it is time to ask again whether all is quiet
 	absentTimer timer = "absent" // nor are those of a node that does not hold the attempt any more
 )
 

@@ -96,13 +96,14 @@ func play(t *testing.T, transcript string) string {
 
 // crash leaves of a life what the journal would.
 func crash(l *life) {
+	l.Probing, l.Answers = 0, nil
 	if l.Phase == wsdl.JobStateTerminating && l.Outcome == requeue {
 		l.Phase, l.Outcome, l.Cause, l.Reason = wsdl.JobStateAwakening, undecided, "", ""
 	}
 	for i := range l.Members {
 		m := &l.Members[i]
 		m.Acked, m.Gone, m.Settled, m.Lost, m.Dropped, m.Last = false, false, false, false, false, 0
-		m.Unstarted, m.Absent, m.Absences, m.Resumed = "", false, 0, true
+		m.Unstarted, m.Absent, m.Absences, m.Resumed, m.Quiet = "", false, 0, true, 0
 		m.Awake = l.Running
 	}
 	for i := range l.Processes {
@@ -198,6 +199,10 @@ func parseEvent(t *testing.T, l *life, words []string) event {
 				e.Report.Failure = strings.ReplaceAll(what, "_", " ")
 				continue
 			}
+			if id == "quiet" {
+				e.Report.Quiet, _ = strconv.ParseInt(what, 10, 64)
+				continue
+			}
 			n, err := strconv.Atoi(id)
 			if err != nil {
 				t.Fatal(err)
@@ -236,9 +241,40 @@ func parseEvent(t *testing.T, l *life, words []string) event {
 		return cancelled{Reason: rest(1)}
 	case "unreadable":
 		return unreadable{}
+	case "answered":
+		return parseAnswers(t, l, number, words[1:])
 	}
 	t.Fatalf("what is %q?", verb)
 	return nil
+}
+
+// parseAnswers reads "ROUND NODE=quiet/PERIOD/SENT/RECEIVED NODE=moves/PERIOD
+// NODE=failed", and waits: "0.next>1=DEPTH/CAPACITY" for room, "<" for an item.
+func parseAnswers(t *testing.T, l *life, number int, words []string) event {
+	e := answered{Attempt: number, Answers: make([]quiet, len(l.Members))}
+	e.Round, _ = strconv.Atoi(words[0])
+	for _, word := range words[1:] {
+		name, value, _ := strings.Cut(word, "=")
+		if i := slices.IndexFunc(l.Members, func(m member) bool { return m.Node == name }); i >= 0 {
+			a := &e.Answers[i]
+			how, _, _ := strings.Cut(value, "/")
+			a.Failed, a.Quiet = how == "failed", how == "quiet"
+			_, _ = fmt.Sscanf(value, how+"/%d/%d/%d", &a.Period, &a.Sent, &a.Received)
+			continue
+		}
+		var w waiting
+		end := strings.IndexAny(name, "<>")
+		from, port, ok := strings.Cut(name[:max(end, 0)], ".")
+		w.Process, _ = strconv.Atoi(from)
+		w.Port, w.Enqueues = port, name[max(end, 0)] == '>'
+		w.Other, _ = strconv.Atoi(name[end+1:])
+		if _, err := fmt.Sscanf(value, "%d/%d", &w.Depth, &w.Capacity); err != nil || !ok {
+			t.Fatalf("what is %q?", word)
+		}
+		i := slices.IndexFunc(l.Members, func(m member) bool { return slices.Contains(m.Processes, w.Process) })
+		e.Answers[i].Waits = append(e.Answers[i].Waits, w)
+	}
+	return e
 }
 
 func (l *life) print(a action) string {
@@ -282,6 +318,8 @@ func (l *life) print(a action) string {
 		return fmt.Sprintf("terminate %s grace=%s", name(a.Member), a.Grace)
 	case release:
 		return "release " + name(a.Member)
+	case ask:
+		return fmt.Sprintf("ask round %d", a.Round)
 	case wait:
 		label := string(a.Timer)
 		if a.Turn > 0 {

@@ -32,7 +32,7 @@ func playAnyOrder(t *testing.T, seed uint64) {
 			}
 		} else {
 			i := pick()
-			switch rng.IntN(15) {
+			switch rng.IntN(16) {
 			case 0, 1:
 				e = awoke{Attempt: number, Member: i}
 			case 2:
@@ -47,7 +47,7 @@ func playAnyOrder(t *testing.T, seed uint64) {
 					sequence[m.Node]++
 				}
 				code := rng.IntN(8) / 7
-				e = reported{Attempt: number, Member: i, Report: report{Sequence: max(1, sequence[m.Node]),
+				e = reported{Attempt: number, Member: i, Report: report{Sequence: max(1, sequence[m.Node]), Quiet: int64(rng.IntN(3)),
 					Processes: []process{{ID: m.Processes[rng.IntN(len(m.Processes))], State: wsdl.ProcessStateExited, ExitCode: &code}}}}
 			case 9, 10:
 				e = terminated{Attempt: number, Member: i, Sequence: int64(rng.IntN(3))}
@@ -74,8 +74,14 @@ func playAnyOrder(t *testing.T, seed uint64) {
 				if e = (absent{Attempt: number, Member: i}); rng.IntN(2) == 0 {
 					e = present{Attempt: number, Member: i}
 				}
+			case 14:
+				x := answered{Attempt: number, Round: 1 + rng.IntN(2), Answers: make([]quiet, len(l.Members))}
+				for k := range x.Answers {
+					x.Answers[k] = quiet{Failed: rng.IntN(9) == 0, Quiet: rng.IntN(9) > 0, Period: int64(rng.IntN(2)), Waits: []waiting{{Process: k, Other: 1 - k}}}
+				}
+				e = x
 			default:
-				timers := []timer{wallTimer, dropTimer, flushTimer, expireTimer, startTimer, absentTimer}
+				timers := []timer{probeTimer, wallTimer, dropTimer, flushTimer, expireTimer, startTimer, absentTimer}
 				x := elapsed{Attempt: number, Timer: timers[rng.IntN(len(timers))], Turn: rng.IntN(3)}
 				if x.Timer == startTimer || x.Timer == absentTimer {
 					x.Members = []int{i}

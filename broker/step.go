@@ -42,6 +42,8 @@ func (l *life) step(now time.Time, e event) []action {
 		return l.lost(now, e.Member)
 	case rejoined:
 		return l.rejoined(now, e.Member)
+	case answered:
+		return l.answered(now, e)
 	case elapsed:
 		return l.elapsed(now, e)
 	case cancelled:
@@ -71,6 +73,7 @@ func (l *life) placed(e placed) []action {
 	l.Reason = ""
 	l.Outcome, l.Cause = undecided, ""
 	l.Gone, l.Running, l.Former = false, false, ""
+	l.Probing, l.Answers = 0, nil
 	l.Members = e.Members
 	l.Builds = nil
 	for i := range l.Processes {
@@ -218,6 +221,7 @@ func (l *life) reported(now time.Time, e reported) []action {
 	m.Reported = r.Sequence
 	m.ProxyBytes = max(m.ProxyBytes, r.ProxyBytes)
 	m.ProxyItems = max(m.ProxyItems, r.ProxyItems)
+	m.Quiet = max(m.Quiet, r.Quiet)
 	cause := ""
 	for _, p := range r.Processes {
 		old := &l.Processes[p.ID]
@@ -251,6 +255,8 @@ func (l *life) reported(now time.Time, e reported) []action {
 		}
 	case l.allEnded():
 		actions = l.decide(now, succeed, "")
+	case r.Quiet > 0:
+		actions = l.probe()
 	}
 	// One transaction for the report and what it leads to.
 	if len(actions) > 0 {
@@ -454,6 +460,8 @@ func (l *life) elapsed(now time.Time, e elapsed) []action {
 	switch t := e.Timer; {
 	case t == wallTimer && l.Phase == wsdl.JobStateRunning:
 		return l.failed(now, fmt.Sprintf("the wall time of %s is over", l.WallTime))
+	case t == probeTimer:
+		return l.probe()
 	case t == startTimer && l.Phase == wsdl.JobStateRunning:
 		for _, i := range e.Members {
 			if m := &l.Members[i]; m.Unstarted != "" && !l.complete(m) {
@@ -533,7 +541,11 @@ func (l *life) recovered(now time.Time) []action {
 		// Their ends would never be heard of.
 		return l.failed(now, fmt.Sprintf("the broker has moved: the attempt's nodes report to %s", l.Former))
 	}
-	return l.start()
+	// What was told of quiet is not in the journal: ask once.
+	for i := range l.Members {
+		l.Members[i].Quiet = 1
+	}
+	return append(l.start(), wait{Timer: probeTimer, For: probeAgain})
 }
 
 // unreadable is recovered for a job that nobody knows how to run: it ends.

@@ -49,6 +49,7 @@ type runner struct {
 	sequence  int64
 	traffic   mvm.Traffic
 	untold    bool   // traffic changed since the last report
+	quiet     uint64 // the quiet period that the next report tells of
 	reason    string // why it ends, once it does
 	ending    bool
 }

@@ -193,6 +193,48 @@ func (q *queue) ReadStreamContext(ctx context.Context, request *wsdl.ReadStream)
 	}
 }
 
+// GetQuietContext asks the attempt's MVM process at this moment, and keeps
+// nothing: rounds of questions prove something only because each answer is fresh.
+func (q *queue) GetQuietContext(ctx context.Context, request *wsdl.GetQuiet) (*wsdl.GetQuietResponse, error) {
+	n, f := q.node, fenceOf(request.Attempt)
+	n.mu.Lock()
+	fault := n.ledger.refuse(f)
+	n.mu.Unlock()
+	if fault != nil {
+		return nil, fault
+	}
+	r, err := n.runner(f.key)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	p := r.process
+	r.mu.Unlock()
+	if p == nil {
+		return &wsdl.GetQuietResponse{Quiet: wsdl.Of(false), Period: wsdl.Of(int64(0)), Sent: wsdl.Of(int64(0)), Received: wsdl.Of(int64(0))}, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, n.callTimeout)
+	defer cancel()
+	reply, err := p.Call(ctx, mvm.Request{Quiet: &struct{}{}})
+	if err != nil {
+		return nil, r.fault("ask whether it is quiet", err)
+	}
+	found := reply.Quiet
+	if found == nil {
+		found = &queuevm.Quiet{}
+	}
+	answer := &wsdl.GetQuietResponse{
+		Quiet: &found.Quiet, Period: wsdl.Of(int64(found.Period)), Sent: wsdl.Of(int64(found.Sent)), Received: wsdl.Of(int64(found.Received)),
+	}
+	if request.Waits {
+		for _, w := range found.Waits {
+			answer.Wait = append(answer.Wait, &wsdl.Wait{Process: wsdl.Of(int32(w.Process)), Channel: wsdl.Of(int32(w.Channel)), Enqueues: wsdl.Of(w.Out),
+				Depth: wsdl.Of(int64(w.Depth)), Capacity: wsdl.Of(int64(w.Capacity))})
+		}
+	}
+	return answer, nil
+}
+
 func (q *queue) InspectContext(ctx context.Context, request *wsdl.Inspect) (*wsdl.InspectResponse, error) {
 	n := q.node
 	type view struct {

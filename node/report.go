@@ -80,6 +80,8 @@ func (r *runner) take(batch []mvm.Event) {
 		case e.Traffic != nil:
 			r.untold = r.untold || r.traffic != *e.Traffic
 			r.traffic = *e.Traffic
+		case e.Quiet != 0:
+			r.quiet, r.untold = e.Quiet, true
 		}
 	}
 	untold := r.untold
@@ -231,9 +233,10 @@ func (r *runner) reportOne(processes []*wsdl.ProcessStatus, failure string, dura
 		Image:  r.request.Image,
 		Report: &wsdl.Report{
 			Attempt: r.attempt(), Sequence: r.sequence, Failure: failure,
-			ProxyBytes: r.traffic.Bytes, ProxyItems: r.traffic.Items,
+			ProxyBytes: r.traffic.Bytes, ProxyItems: r.traffic.Items, Quiet: int64(r.quiet),
 		},
 	}
+	r.quiet = 0
 	for _, s := range processes {
 		copied := *s
 		out.Report.Process = append(out.Report.Process, &copied)

@@ -342,6 +342,46 @@ func (v *GetProfileResponse) root() (string, *xml.Name) {
 	return "GetProfileResponse", &v.XMLName
 }
 
+func (v *GetQuiet) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Attempt, record)
+	case 1:
+		return one(c, &v.Waits, boolean)
+	}
+	return false
+}
+
+func (v *GetQuiet) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "GetQuiet", &v.XMLName
+}
+
+func (v *GetQuietResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Quiet, boolean)
+	case 1:
+		return optional(c, &v.Period, number)
+	case 2:
+		return optional(c, &v.Sent, number)
+	case 3:
+		return optional(c, &v.Received, number)
+	case 4:
+		return list(c, &v.Wait, record)
+	}
+	return false
+}
+
+func (v *GetQuietResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "GetQuietResponse", &v.XMLName
+}
+
 func (v *GridFault) visit(c *codec, field int) bool {
 	switch field {
 	case 0:
@@ -947,6 +987,8 @@ func (v *Report) visit(c *codec, field int) bool {
 		return one(c, &v.ProxyBytes, number)
 	case 5:
 		return one(c, &v.ProxyItems, number)
+	case 6:
+		return one(c, &v.Quiet, number)
 	}
 	return false
 }
@@ -1824,6 +1866,22 @@ func (v *Topology) visit(c *codec, field int) bool {
 		return optional(c, &v.Probability, text)
 	case 19:
 		return optional(c, &v.Seed, text)
+	}
+	return false
+}
+
+func (v *Wait) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Process, number)
+	case 1:
+		return optional(c, &v.Channel, number)
+	case 2:
+		return optional(c, &v.Enqueues, boolean)
+	case 3:
+		return optional(c, &v.Depth, number)
+	case 4:
+		return optional(c, &v.Capacity, number)
 	}
 	return false
 }

@@ -511,6 +511,8 @@ type QueueContext interface {
 	InstantiateContext(ctx context.Context, request *Instantiate) (*InstantiateResponse, error)
 	// The job termination message: end an attempt and remove all it made.
 	TerminateContext(ctx context.Context, request *Terminate) (*TerminateResponse, error)
+	// Whether anything can still happen in an attempt on this node. Brokers ask, to find deadlocks.
+	GetQuietContext(ctx context.Context, request *GetQuiet) (*GetQuietResponse, error)
 	// What a live process has written so far.
 	ReadStreamContext(ctx context.Context, request *ReadStream) (*ReadStreamResponse, error)
 	// Attempts, processes and channels on this node.
@@ -537,6 +539,10 @@ func (w QueueWithoutContext) Instantiate(request *Instantiate) (*InstantiateResp
 
 func (w QueueWithoutContext) Terminate(request *Terminate) (*TerminateResponse, error) {
 	return w.Server.TerminateContext(context.Background(), request)
+}
+
+func (w QueueWithoutContext) GetQuiet(request *GetQuiet) (*GetQuietResponse, error) {
+	return w.Server.GetQuietContext(context.Background(), request)
 }
 
 func (w QueueWithoutContext) ReadStream(request *ReadStream) (*ReadStreamResponse, error) {
@@ -570,6 +576,9 @@ func QueueContract(server QueueContext) Contract {
 		}},
 		{Name: "Terminate", Doc: "The job termination message: end an attempt and remove all it made.", NewRequest: func() any { return new(Terminate) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.TerminateContext(ctx, request.(*Terminate)))
+		}},
+		{Name: "GetQuiet", Doc: "Whether anything can still happen in an attempt on this node. Brokers ask, to find deadlocks.", NewRequest: func() any { return new(GetQuiet) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.GetQuietContext(ctx, request.(*GetQuiet)))
 		}},
 		{Name: "ReadStream", Doc: "What a live process has written so far.", NewRequest: func() any { return new(ReadStream) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.ReadStreamContext(ctx, request.(*ReadStream)))
@@ -624,6 +633,14 @@ func (c *QueueClient) InstantiateContext(ctx context.Context, request *Instantia
 func (c *QueueClient) TerminateContext(ctx context.Context, request *Terminate) (*TerminateResponse, error) {
 	response := new(TerminateResponse)
 	if err := c.caller.Call(ctx, c.url, "Terminate", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *QueueClient) GetQuietContext(ctx context.Context, request *GetQuiet) (*GetQuietResponse, error) {
+	response := new(GetQuietResponse)
+	if err := c.caller.Call(ctx, c.url, "GetQuiet", request, response); err != nil {
 		return nil, err
 	}
 	return response, nil

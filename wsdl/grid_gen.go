@@ -675,6 +675,9 @@ type Report struct {
 	ProxyBytes int64 `xml:"proxyBytes,omitempty" json:"proxyBytes,omitempty"`
 
 	ProxyItems int64 `xml:"proxyItems,omitempty" json:"proxyItems,omitempty"`
+
+	// Nothing has moved here for a while, and nothing will unless it comes from another node: the period of GetQuietResponse. Absent: that is not so, or was told.
+	Quiet int64 `xml:"quiet,omitempty" json:"quiet,omitempty"`
 }
 
 type ReportResponse struct {
@@ -829,6 +832,33 @@ type TerminateResponse struct {
 
 	// The last report that the node made for the attempt; those not yet acknowledged still come.
 	Sequence *int64 `xml:"sequence,omitempty" json:"sequence,omitempty"`
+}
+
+type GetQuiet struct {
+	XMLName xml.Name `xml:"urn:mvm:1 GetQuiet"`
+
+	Attempt *Attempt `xml:"attempt,omitempty" json:"attempt,omitempty"`
+
+	// true: answer who waits, too.
+	Waits bool `xml:"waits,omitempty" json:"waits,omitempty"`
+}
+
+type GetQuietResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 GetQuietResponse"`
+
+	// Every live process waits in a call without a time limit for what only the other end of a channel can do, and the proxy has nothing to do. Never while somebody outside the job may enqueue or dequeue.
+	Quiet *bool `xml:"quiet,omitempty" json:"quiet,omitempty"`
+
+	// Grows when something has moved since the last time anybody asked.
+	Period *int64 `xml:"period,omitempty" json:"period,omitempty"`
+
+	// All that the proxy told its peers so far: bytes, acknowledgements, room, ends.
+	Sent *int64 `xml:"sent,omitempty" json:"sent,omitempty"`
+
+	// And what its peers told it.
+	Received *int64 `xml:"received,omitempty" json:"received,omitempty"`
+
+	Wait []*Wait `xml:"wait" json:"wait,omitempty"`
 }
 
 type ReadStream struct {
@@ -1623,6 +1653,20 @@ type Peer struct {
 	Fingerprint string `xml:"fingerprint" json:"fingerprint,omitempty"`
 }
 
+type Wait struct {
+	Process *int32 `xml:"process,omitempty" json:"process,omitempty"`
+
+	Channel *int32 `xml:"channel,omitempty" json:"channel,omitempty"`
+
+	// true: it waits for room; false: for an item.
+	Enqueues *bool `xml:"enqueues,omitempty" json:"enqueues,omitempty"`
+
+	// Bytes that wait in the channel on this node.
+	Depth *int64 `xml:"depth,omitempty" json:"depth,omitempty"`
+
+	Capacity *int64 `xml:"capacity,omitempty" json:"capacity,omitempty"`
+}
+
 type ChannelState struct {
 	Id *int32 `xml:"id,omitempty" json:"id,omitempty"`
 
@@ -2290,6 +2334,14 @@ type QueuePortType interface {
 	// Error can be either of the following types:
 	//
 	//   - GridFault
+	/* Whether anything can still happen in an attempt on this node. Brokers ask, to find deadlocks. */
+	GetQuiet(request *GetQuiet) (*GetQuietResponse, error)
+
+	GetQuietContext(ctx context.Context, request *GetQuiet) (*GetQuietResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
 	/* What a live process has written so far. */
 	ReadStream(request *ReadStream) (*ReadStreamResponse, error)
 
@@ -2384,6 +2436,23 @@ func (service *queuePortType) TerminateContext(ctx context.Context, request *Ter
 
 func (service *queuePortType) Terminate(request *Terminate) (*TerminateResponse, error) {
 	return service.TerminateContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *queuePortType) GetQuietContext(ctx context.Context, request *GetQuiet) (*GetQuietResponse, error) {
+	response := new(GetQuietResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#GetQuiet", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *queuePortType) GetQuiet(request *GetQuiet) (*GetQuietResponse, error) {
+	return service.GetQuietContext(
 		context.Background(),
 		request,
 	)

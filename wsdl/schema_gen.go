@@ -11,630 +11,649 @@ import (
 // other by their place in it. Nothing writes to it.
 var schemaTypes = [...]schemaType{
 	0: {name: "Awaken", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 62, 1, 1, false},
-		{"broker", 122, 1, 1, false},
-		{"image", 122, 1, -1, false},
-		{"slots", 120, 1, 1, false},
-		{"memory", 121, 0, 1, false},
-		{"cores", 120, 0, 1, false},
-		{"proxy", 118, 1, 1, true},
-		{"build", 66, 0, -1, false},
-		{"file", 78, 0, -1, false},
+		{"attempt", 64, 1, 1, false},
+		{"broker", 125, 1, 1, false},
+		{"image", 125, 1, -1, false},
+		{"slots", 123, 1, 1, false},
+		{"memory", 124, 0, 1, false},
+		{"cores", 123, 0, 1, false},
+		{"proxy", 121, 1, 1, true},
+		{"build", 68, 0, -1, false},
+		{"file", 80, 0, -1, false},
 	}},
 	1: {name: "AwakenResponse", kind: kindComplex, elements: []schemaElement{
-		{"address", 122, 0, 1, false},
-		{"fingerprint", 122, 0, 1, false},
-		{"build", 67, 0, -1, false},
+		{"address", 125, 0, 1, false},
+		{"fingerprint", 125, 0, 1, false},
+		{"build", 69, 0, -1, false},
 	}},
 	2: {name: "CancelJob", kind: kindComplex, elements: []schemaElement{
-		{"id", 122, 1, 1, false},
-		{"reason", 122, 0, 1, false},
+		{"id", 125, 1, 1, false},
+		{"reason", 125, 0, 1, false},
 	}},
 	3: {name: "CancelJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"state", 86, 1, 1, false},
+		{"state", 88, 1, 1, false},
 	}},
 	4: {name: "Dequeue", kind: kindComplex, elements: []schemaElement{
-		{"job", 122, 1, 1, false},
-		{"queue", 122, 1, 1, false},
-		{"limit", 120, 0, 1, false},
-		{"timeoutMillis", 120, 0, 1, false},
+		{"job", 125, 1, 1, false},
+		{"queue", 125, 1, 1, false},
+		{"limit", 123, 0, 1, false},
+		{"timeoutMillis", 123, 0, 1, false},
 	}},
 	5: {name: "DequeueResponse", kind: kindComplex, elements: []schemaElement{
-		{"item", 64, 0, -1, false},
-		{"end", 118, 1, 1, true},
+		{"item", 66, 0, -1, false},
+		{"end", 121, 1, 1, true},
 	}},
 	6: {name: "Enqueue", kind: kindComplex, elements: []schemaElement{
-		{"job", 122, 1, 1, false},
-		{"queue", 122, 1, 1, false},
-		{"item", 64, 0, -1, false},
-		{"end", 118, 0, 1, false},
-		{"timeoutMillis", 120, 0, 1, false},
+		{"job", 125, 1, 1, false},
+		{"queue", 125, 1, 1, false},
+		{"item", 66, 0, -1, false},
+		{"end", 121, 0, 1, false},
+		{"timeoutMillis", 123, 0, 1, false},
 	}},
 	7: {name: "EnqueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"accepted", 120, 1, 1, true},
+		{"accepted", 123, 1, 1, true},
 	}},
 	8: {name: "GetBlob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 122, 1, 1, false},
-		{"offset", 121, 0, 1, false},
-		{"length", 120, 0, 1, false},
+		{"digest", 125, 1, 1, false},
+		{"offset", 124, 0, 1, false},
+		{"length", 123, 0, 1, false},
 	}},
 	9: {name: "GetBlobResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 65, 1, 1, false},
-		{"data", 64, 0, 1, false},
+		{"blob", 67, 1, 1, false},
+		{"data", 66, 0, 1, false},
 	}},
 	10: {name: "GetBroker", kind: kindComplex},
 	11: {name: "GetBrokerResponse", kind: kindComplex, elements: []schemaElement{
-		{"url", 122, 1, 1, false},
-		{"node", 122, 1, 1, false},
-		{"image", 122, 1, 1, false},
-		{"information", 122, 1, 1, false},
+		{"url", 125, 1, 1, false},
+		{"node", 125, 1, 1, false},
+		{"image", 125, 1, 1, false},
+		{"information", 125, 1, 1, false},
 	}},
 	12: {name: "GetJob", kind: kindComplex, elements: []schemaElement{
-		{"id", 122, 1, 1, false},
+		{"id", 125, 1, 1, false},
 	}},
 	13: {name: "GetJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"job", 87, 1, 1, false},
+		{"job", 89, 1, 1, false},
 	}},
 	14: {name: "GetOutput", kind: kindComplex, elements: []schemaElement{
-		{"id", 122, 1, 1, false},
-		{"process", 120, 0, 1, true},
-		{"name", 122, 1, 1, false},
-		{"offset", 121, 0, 1, false},
-		{"length", 120, 0, 1, false},
-		{"waitMillis", 120, 0, 1, false},
+		{"id", 125, 1, 1, false},
+		{"process", 123, 0, 1, true},
+		{"name", 125, 1, 1, false},
+		{"offset", 124, 0, 1, false},
+		{"length", 123, 0, 1, false},
+		{"waitMillis", 123, 0, 1, false},
 	}},
 	15: {name: "GetOutputResponse", kind: kindComplex, elements: []schemaElement{
-		{"data", 64, 0, 1, false},
-		{"next", 121, 1, 1, true},
-		{"end", 118, 1, 1, true},
-		{"digest", 122, 0, 1, false},
+		{"data", 66, 0, 1, false},
+		{"next", 124, 1, 1, true},
+		{"end", 121, 1, 1, true},
+		{"digest", 125, 0, 1, false},
 	}},
 	16: {name: "GetProfile", kind: kindComplex, elements: []schemaElement{
-		{"kind", 103, 1, 1, false},
-		{"name", 122, 1, 1, false},
-		{"version", 120, 0, 1, false},
+		{"kind", 105, 1, 1, false},
+		{"name", 125, 1, 1, false},
+		{"version", 123, 0, 1, false},
 	}},
 	17: {name: "GetProfileResponse", kind: kindComplex, elements: []schemaElement{
-		{"profile", 102, 1, 1, false},
+		{"profile", 104, 1, 1, false},
 	}},
-	18: {name: "GridFault", kind: kindComplex, elements: []schemaElement{
-		{"code", 76, 1, 1, false},
-		{"message", 122, 1, 1, false},
-		{"advice", 122, 0, 1, false},
-		{"address", 122, 0, 1, false},
-		{"output", 122, 0, 1, false},
-		{"problem", 98, 0, -1, false},
-		{"requestId", 122, 0, 1, false},
+	18: {name: "GetQuiet", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 64, 1, 1, false},
+		{"waits", 121, 0, 1, false},
 	}},
-	19: {name: "Heartbeat", kind: kindComplex, elements: []schemaElement{
-		{"node", 122, 1, 1, false},
-		{"incarnation", 122, 1, 1, false},
-		{"freeSlots", 120, 1, 1, true},
-		{"freeMemory", 121, 0, 1, true},
-		{"freeCores", 120, 0, 1, true},
-		{"attempt", 62, 0, -1, false},
+	19: {name: "GetQuietResponse", kind: kindComplex, elements: []schemaElement{
+		{"quiet", 121, 1, 1, true},
+		{"period", 124, 1, 1, true},
+		{"sent", 124, 1, 1, true},
+		{"received", 124, 1, 1, true},
+		{"wait", 119, 0, -1, false},
 	}},
-	20: {name: "HeartbeatResponse", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 62, 0, -1, false},
-		{"leaseMillis", 121, 1, 1, false},
-		{"heartbeatMillis", 121, 1, 1, false},
+	20: {name: "GridFault", kind: kindComplex, elements: []schemaElement{
+		{"code", 78, 1, 1, false},
+		{"message", 125, 1, 1, false},
+		{"advice", 125, 0, 1, false},
+		{"address", 125, 0, 1, false},
+		{"output", 125, 0, 1, false},
+		{"problem", 100, 0, -1, false},
+		{"requestId", 125, 0, 1, false},
 	}},
-	21: {name: "Inspect", kind: kindComplex, elements: []schemaElement{
-		{"job", 122, 0, 1, false},
+	21: {name: "Heartbeat", kind: kindComplex, elements: []schemaElement{
+		{"node", 125, 1, 1, false},
+		{"incarnation", 125, 1, 1, false},
+		{"freeSlots", 123, 1, 1, true},
+		{"freeMemory", 124, 0, 1, true},
+		{"freeCores", 123, 0, 1, true},
+		{"attempt", 64, 0, -1, false},
 	}},
-	22: {name: "InspectResponse", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 63, 0, -1, false},
+	22: {name: "HeartbeatResponse", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 64, 0, -1, false},
+		{"leaseMillis", 124, 1, 1, false},
+		{"heartbeatMillis", 124, 1, 1, false},
 	}},
-	23: {name: "Instantiate", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 62, 1, 1, false},
-		{"wallTimeSeconds", 121, 0, 1, false},
-		{"process", 99, 0, -1, false},
-		{"channel", 68, 0, -1, false},
-		{"peer", 96, 0, -1, false},
+	23: {name: "Inspect", kind: kindComplex, elements: []schemaElement{
+		{"job", 125, 0, 1, false},
 	}},
-	24: {name: "InstantiateResponse", kind: kindComplex, elements: []schemaElement{
-		{"processes", 120, 1, 1, false},
+	24: {name: "InspectResponse", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 65, 0, -1, false},
 	}},
-	25: {name: "Join", kind: kindComplex, elements: []schemaElement{
-		{"node", 90, 1, 1, false},
-	}},
-	26: {name: "JoinResponse", kind: kindComplex, elements: []schemaElement{
-		{"broker", 122, 1, 1, false},
-		{"information", 122, 1, 1, false},
-		{"image", 122, 1, 1, false},
-		{"url", 122, 1, 1, false},
-	}},
-	27: {name: "ListBlobs", kind: kindComplex, elements: []schemaElement{
-		{"after", 122, 0, 1, false},
-		{"limit", 120, 0, 1, false},
-	}},
-	28: {name: "ListBlobsResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 65, 0, -1, false},
-	}},
-	29: {name: "ListJobs", kind: kindComplex, elements: []schemaElement{
-		{"state", 86, 0, 1, false},
-		{"name", 122, 0, 1, false},
-		{"limit", 120, 0, 1, false},
-		{"before", 122, 0, 1, false},
-	}},
-	30: {name: "ListJobsResponse", kind: kindComplex, elements: []schemaElement{
-		{"job", 87, 0, -1, false},
-	}},
-	31: {name: "ListNodes", kind: kindComplex},
-	32: {name: "ListNodesResponse", kind: kindComplex, elements: []schemaElement{
-		{"node", 90, 0, -1, false},
-	}},
-	33: {name: "ListProfiles", kind: kindComplex, elements: []schemaElement{
-		{"kind", 103, 0, 1, false},
-		{"search", 122, 0, 1, false},
-	}},
-	34: {name: "ListProfilesResponse", kind: kindComplex, elements: []schemaElement{
-		{"profile", 102, 0, -1, false},
-	}},
-	35: {name: "ListServices", kind: kindComplex},
-	36: {name: "ListServicesResponse", kind: kindComplex, elements: []schemaElement{
-		{"service", 111, 0, -1, false},
-	}},
-	37: {name: "OpenSocket", kind: kindComplex, elements: []schemaElement{
-		{"job", 122, 1, 1, false},
-		{"queue", 122, 1, 1, false},
-		{"ttlMillis", 120, 0, 1, false},
-	}},
-	38: {name: "OpenSocketResponse", kind: kindComplex, elements: []schemaElement{
-		{"address", 122, 1, 1, false},
-		{"token", 122, 1, 1, false},
-	}},
-	39: {name: "PlanJob", kind: kindComplex, elements: []schemaElement{
-		{"job", 84, 0, 1, false},
-		{"profile", 122, 0, 1, false},
-		{"version", 120, 0, 1, false},
-		{"argument", 61, 0, -1, false},
-	}},
-	40: {name: "PlanJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"fits", 118, 1, 1, true},
-		{"reason", 122, 0, 1, false},
-		{"placement", 97, 0, -1, false},
-		{"rejection", 107, 0, -1, false},
-		{"localChannels", 120, 1, 1, true},
-		{"remoteChannels", 120, 1, 1, true},
-	}},
-	41: {name: "PutBlob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 122, 1, 1, false},
-		{"size", 121, 1, 1, true},
-		{"offset", 121, 0, 1, false},
-		{"data", 64, 0, 1, false},
-	}},
-	42: {name: "PutBlobResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 65, 1, 1, false},
-	}},
-	43: {name: "Query", kind: kindComplex, elements: []schemaElement{
-		{"role", 110, 0, 1, false},
-		{"language", 88, 0, 1, false},
-	}},
-	44: {name: "QueryResponse", kind: kindComplex, elements: []schemaElement{
-		{"node", 90, 0, -1, false},
-	}},
-	45: {name: "ReadStream", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 62, 1, 1, false},
-		{"process", 120, 1, 1, true},
-		{"name", 122, 1, 1, false},
-		{"offset", 121, 0, 1, false},
-		{"length", 120, 0, 1, false},
-		{"waitMillis", 120, 0, 1, false},
-	}},
-	46: {name: "ReadStreamResponse", kind: kindComplex, elements: []schemaElement{
-		{"data", 64, 0, 1, false},
-		{"next", 121, 1, 1, true},
-		{"end", 118, 1, 1, true},
-	}},
-	47: {name: "Register", kind: kindComplex, elements: []schemaElement{
-		{"node", 90, 1, 1, false},
-	}},
-	48: {name: "RegisterProfile", kind: kindComplex, elements: []schemaElement{
-		{"profile", 102, 1, 1, false},
-	}},
-	49: {name: "RegisterProfileResponse", kind: kindComplex, elements: []schemaElement{
-		{"name", 122, 1, 1, false},
-		{"version", 120, 1, 1, false},
-	}},
-	50: {name: "RegisterResponse", kind: kindComplex, elements: []schemaElement{
-		{"leaseMillis", 121, 1, 1, false},
-		{"heartbeatMillis", 121, 1, 1, false},
-		{"broker", 122, 0, 1, false},
-	}},
-	51: {name: "Report", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 62, 1, 1, false},
-		{"sequence", 121, 1, 1, false},
-		{"process", 101, 0, -1, false},
-		{"failure", 122, 0, 1, false},
-		{"proxyBytes", 121, 0, 1, false},
-		{"proxyItems", 121, 0, 1, false},
-	}},
-	52: {name: "ReportResponse", kind: kindComplex, elements: []schemaElement{
-		{"acknowledged", 121, 1, 1, false},
-	}},
-	53: {name: "StatBlob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 122, 1, 1, false},
-	}},
-	54: {name: "StatBlobResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 65, 1, 1, false},
-	}},
-	55: {name: "SubmitJob", kind: kindComplex, elements: []schemaElement{
-		{"token", 122, 1, 1, false},
-		{"job", 84, 0, 1, false},
-		{"profile", 122, 0, 1, false},
-		{"version", 120, 0, 1, false},
-		{"argument", 61, 0, -1, false},
-	}},
-	56: {name: "SubmitJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"id", 122, 1, 1, false},
-	}},
-	57: {name: "Terminate", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 62, 1, 1, false},
-		{"graceMillis", 121, 0, 1, false},
-		{"reason", 122, 0, 1, false},
-	}},
-	58: {name: "TerminateResponse", kind: kindComplex, elements: []schemaElement{
-		{"sequence", 121, 1, 1, true},
-	}},
-	59: {name: "WaitJob", kind: kindComplex, elements: []schemaElement{
-		{"id", 122, 1, 1, false},
-		{"revision", 121, 0, 1, false},
-		{"timeoutMillis", 120, 0, 1, false},
-	}},
-	60: {name: "WaitJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"job", 87, 1, 1, false},
-	}},
-	61: {name: "Assignment", kind: kindComplex, attributes: []schemaAttribute{
-		{"name", 122, true},
-		{"value", 122, false},
-	}},
-	62: {name: "Attempt", kind: kindComplex, elements: []schemaElement{
-		{"job", 122, 1, 1, false},
-		{"number", 120, 1, 1, false},
-		{"node", 122, 0, 1, false},
-		{"incarnation", 122, 0, 1, false},
-	}},
-	63: {name: "AttemptState", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 62, 1, 1, false},
-		{"state", 122, 1, 1, false},
-		{"slots", 120, 1, 1, true},
+	25: {name: "Instantiate", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 64, 1, 1, false},
+		{"wallTimeSeconds", 124, 0, 1, false},
 		{"process", 101, 0, -1, false},
 		{"channel", 70, 0, -1, false},
+		{"peer", 98, 0, -1, false},
 	}},
-	64: {name: "Binary", kind: kindBase64},
-	65: {name: "Blob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 122, 1, 1, false},
-		{"size", 121, 1, 1, true},
-		{"received", 121, 1, 1, true},
-		{"complete", 118, 1, 1, true},
-		{"url", 122, 0, 1, false},
+	26: {name: "InstantiateResponse", kind: kindComplex, elements: []schemaElement{
+		{"processes", 123, 1, 1, false},
 	}},
-	66: {name: "Build", kind: kindComplex, elements: []schemaElement{
-		{"source", 122, 1, 1, false},
-		{"language", 88, 1, 1, false},
-		{"flag", 122, 0, -1, false},
-		{"file", 78, 1, -1, false},
+	27: {name: "Join", kind: kindComplex, elements: []schemaElement{
+		{"node", 92, 1, 1, false},
 	}},
-	67: {name: "BuildStatus", kind: kindComplex, elements: []schemaElement{
-		{"source", 122, 1, 1, false},
-		{"digest", 122, 1, 1, false},
-		{"node", 122, 0, 1, false},
-		{"cached", 118, 1, 1, true},
-		{"millis", 121, 1, 1, true},
-		{"output", 122, 0, 1, false},
+	28: {name: "JoinResponse", kind: kindComplex, elements: []schemaElement{
+		{"broker", 125, 1, 1, false},
+		{"information", 125, 1, 1, false},
+		{"image", 125, 1, 1, false},
+		{"url", 125, 1, 1, false},
 	}},
-	68: {name: "Channel", kind: kindComplex, elements: []schemaElement{
-		{"id", 120, 1, 1, true},
-		{"capacity", 120, 1, 1, false},
-		{"from", 69, 1, 1, false},
-		{"to", 69, 1, 1, false},
+	29: {name: "ListBlobs", kind: kindComplex, elements: []schemaElement{
+		{"after", 125, 0, 1, false},
+		{"limit", 123, 0, 1, false},
 	}},
-	69: {name: "ChannelEnd", kind: kindComplex, elements: []schemaElement{
-		{"process", 120, 0, 1, true},
-		{"port", 122, 0, 1, false},
-		{"peer", 122, 0, 1, false},
-		{"outside", 122, 0, 1, false},
+	30: {name: "ListBlobsResponse", kind: kindComplex, elements: []schemaElement{
+		{"blob", 67, 0, -1, false},
 	}},
-	70: {name: "ChannelState", kind: kindComplex, elements: []schemaElement{
-		{"id", 120, 1, 1, true},
-		{"from", 69, 1, 1, false},
-		{"to", 69, 1, 1, false},
-		{"capacity", 121, 1, 1, false},
-		{"depth", 121, 1, 1, true},
-		{"proxyItems", 121, 0, 1, true},
-		{"proxyBytes", 121, 0, 1, true},
-		{"producerWaits", 118, 1, 1, true},
-		{"consumerWaits", 118, 1, 1, true},
-		{"closed", 118, 1, 1, true},
+	31: {name: "ListJobs", kind: kindComplex, elements: []schemaElement{
+		{"state", 88, 0, 1, false},
+		{"name", 125, 0, 1, false},
+		{"limit", 123, 0, 1, false},
+		{"before", 125, 0, 1, false},
 	}},
-	71: {name: "Codec", kind: kindString, values: []string{"raw", "lines", "json", "xml", "xdr", "base64", "zstd"}},
-	72: {name: "Compiler", kind: kindComplex, elements: []schemaElement{
-		{"language", 88, 1, 1, false},
-		{"command", 122, 1, 1, false},
-		{"version", 122, 1, 1, false},
+	32: {name: "ListJobsResponse", kind: kindComplex, elements: []schemaElement{
+		{"job", 89, 0, -1, false},
 	}},
-	73: {name: "Direction", kind: kindString, values: []string{"both", "forward"}},
-	74: {name: "Edge", kind: kindComplex, elements: []schemaElement{
-		{"link", 89, 0, 1, false},
+	33: {name: "ListNodes", kind: kindComplex},
+	34: {name: "ListNodesResponse", kind: kindComplex, elements: []schemaElement{
+		{"node", 92, 0, -1, false},
+	}},
+	35: {name: "ListProfiles", kind: kindComplex, elements: []schemaElement{
+		{"kind", 105, 0, 1, false},
+		{"search", 125, 0, 1, false},
+	}},
+	36: {name: "ListProfilesResponse", kind: kindComplex, elements: []schemaElement{
+		{"profile", 104, 0, -1, false},
+	}},
+	37: {name: "ListServices", kind: kindComplex},
+	38: {name: "ListServicesResponse", kind: kindComplex, elements: []schemaElement{
+		{"service", 113, 0, -1, false},
+	}},
+	39: {name: "OpenSocket", kind: kindComplex, elements: []schemaElement{
+		{"job", 125, 1, 1, false},
+		{"queue", 125, 1, 1, false},
+		{"ttlMillis", 123, 0, 1, false},
+	}},
+	40: {name: "OpenSocketResponse", kind: kindComplex, elements: []schemaElement{
+		{"address", 125, 1, 1, false},
+		{"token", 125, 1, 1, false},
+	}},
+	41: {name: "PlanJob", kind: kindComplex, elements: []schemaElement{
+		{"job", 86, 0, 1, false},
+		{"profile", 125, 0, 1, false},
+		{"version", 123, 0, 1, false},
+		{"argument", 63, 0, -1, false},
+	}},
+	42: {name: "PlanJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"fits", 121, 1, 1, true},
+		{"reason", 125, 0, 1, false},
+		{"placement", 99, 0, -1, false},
+		{"rejection", 109, 0, -1, false},
+		{"localChannels", 123, 1, 1, true},
+		{"remoteChannels", 123, 1, 1, true},
+	}},
+	43: {name: "PutBlob", kind: kindComplex, elements: []schemaElement{
+		{"digest", 125, 1, 1, false},
+		{"size", 124, 1, 1, true},
+		{"offset", 124, 0, 1, false},
+		{"data", 66, 0, 1, false},
+	}},
+	44: {name: "PutBlobResponse", kind: kindComplex, elements: []schemaElement{
+		{"blob", 67, 1, 1, false},
+	}},
+	45: {name: "Query", kind: kindComplex, elements: []schemaElement{
+		{"role", 112, 0, 1, false},
+		{"language", 90, 0, 1, false},
+	}},
+	46: {name: "QueryResponse", kind: kindComplex, elements: []schemaElement{
+		{"node", 92, 0, -1, false},
+	}},
+	47: {name: "ReadStream", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 64, 1, 1, false},
+		{"process", 123, 1, 1, true},
+		{"name", 125, 1, 1, false},
+		{"offset", 124, 0, 1, false},
+		{"length", 123, 0, 1, false},
+		{"waitMillis", 123, 0, 1, false},
+	}},
+	48: {name: "ReadStreamResponse", kind: kindComplex, elements: []schemaElement{
+		{"data", 66, 0, 1, false},
+		{"next", 124, 1, 1, true},
+		{"end", 121, 1, 1, true},
+	}},
+	49: {name: "Register", kind: kindComplex, elements: []schemaElement{
+		{"node", 92, 1, 1, false},
+	}},
+	50: {name: "RegisterProfile", kind: kindComplex, elements: []schemaElement{
+		{"profile", 104, 1, 1, false},
+	}},
+	51: {name: "RegisterProfileResponse", kind: kindComplex, elements: []schemaElement{
+		{"name", 125, 1, 1, false},
+		{"version", 123, 1, 1, false},
+	}},
+	52: {name: "RegisterResponse", kind: kindComplex, elements: []schemaElement{
+		{"leaseMillis", 124, 1, 1, false},
+		{"heartbeatMillis", 124, 1, 1, false},
+		{"broker", 125, 0, 1, false},
+	}},
+	53: {name: "Report", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 64, 1, 1, false},
+		{"sequence", 124, 1, 1, false},
+		{"process", 103, 0, -1, false},
+		{"failure", 125, 0, 1, false},
+		{"proxyBytes", 124, 0, 1, false},
+		{"proxyItems", 124, 0, 1, false},
+		{"quiet", 124, 0, 1, false},
+	}},
+	54: {name: "ReportResponse", kind: kindComplex, elements: []schemaElement{
+		{"acknowledged", 124, 1, 1, false},
+	}},
+	55: {name: "StatBlob", kind: kindComplex, elements: []schemaElement{
+		{"digest", 125, 1, 1, false},
+	}},
+	56: {name: "StatBlobResponse", kind: kindComplex, elements: []schemaElement{
+		{"blob", 67, 1, 1, false},
+	}},
+	57: {name: "SubmitJob", kind: kindComplex, elements: []schemaElement{
+		{"token", 125, 1, 1, false},
+		{"job", 86, 0, 1, false},
+		{"profile", 125, 0, 1, false},
+		{"version", 123, 0, 1, false},
+		{"argument", 63, 0, -1, false},
+	}},
+	58: {name: "SubmitJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"id", 125, 1, 1, false},
+	}},
+	59: {name: "Terminate", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 64, 1, 1, false},
+		{"graceMillis", 124, 0, 1, false},
+		{"reason", 125, 0, 1, false},
+	}},
+	60: {name: "TerminateResponse", kind: kindComplex, elements: []schemaElement{
+		{"sequence", 124, 1, 1, true},
+	}},
+	61: {name: "WaitJob", kind: kindComplex, elements: []schemaElement{
+		{"id", 125, 1, 1, false},
+		{"revision", 124, 0, 1, false},
+		{"timeoutMillis", 123, 0, 1, false},
+	}},
+	62: {name: "WaitJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"job", 89, 1, 1, false},
+	}},
+	63: {name: "Assignment", kind: kindComplex, attributes: []schemaAttribute{
+		{"name", 125, true},
+		{"value", 125, false},
+	}},
+	64: {name: "Attempt", kind: kindComplex, elements: []schemaElement{
+		{"job", 125, 1, 1, false},
+		{"number", 123, 1, 1, false},
+		{"node", 125, 0, 1, false},
+		{"incarnation", 125, 0, 1, false},
+	}},
+	65: {name: "AttemptState", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 64, 1, 1, false},
+		{"state", 125, 1, 1, false},
+		{"slots", 123, 1, 1, true},
+		{"process", 103, 0, -1, false},
+		{"channel", 72, 0, -1, false},
+	}},
+	66: {name: "Binary", kind: kindBase64},
+	67: {name: "Blob", kind: kindComplex, elements: []schemaElement{
+		{"digest", 125, 1, 1, false},
+		{"size", 124, 1, 1, true},
+		{"received", 124, 1, 1, true},
+		{"complete", 121, 1, 1, true},
+		{"url", 125, 0, 1, false},
+	}},
+	68: {name: "Build", kind: kindComplex, elements: []schemaElement{
+		{"source", 125, 1, 1, false},
+		{"language", 90, 1, 1, false},
+		{"flag", 125, 0, -1, false},
+		{"file", 80, 1, -1, false},
+	}},
+	69: {name: "BuildStatus", kind: kindComplex, elements: []schemaElement{
+		{"source", 125, 1, 1, false},
+		{"digest", 125, 1, 1, false},
+		{"node", 125, 0, 1, false},
+		{"cached", 121, 1, 1, true},
+		{"millis", 124, 1, 1, true},
+		{"output", 125, 0, 1, false},
+	}},
+	70: {name: "Channel", kind: kindComplex, elements: []schemaElement{
+		{"id", 123, 1, 1, true},
+		{"capacity", 123, 1, 1, false},
+		{"from", 71, 1, 1, false},
+		{"to", 71, 1, 1, false},
+	}},
+	71: {name: "ChannelEnd", kind: kindComplex, elements: []schemaElement{
+		{"process", 123, 0, 1, true},
+		{"port", 125, 0, 1, false},
+		{"peer", 125, 0, 1, false},
+		{"outside", 125, 0, 1, false},
+	}},
+	72: {name: "ChannelState", kind: kindComplex, elements: []schemaElement{
+		{"id", 123, 1, 1, true},
+		{"from", 71, 1, 1, false},
+		{"to", 71, 1, 1, false},
+		{"capacity", 124, 1, 1, false},
+		{"depth", 124, 1, 1, true},
+		{"proxyItems", 124, 0, 1, true},
+		{"proxyBytes", 124, 0, 1, true},
+		{"producerWaits", 121, 1, 1, true},
+		{"consumerWaits", 121, 1, 1, true},
+		{"closed", 121, 1, 1, true},
+	}},
+	73: {name: "Codec", kind: kindString, values: []string{"raw", "lines", "json", "xml", "xdr", "base64", "zstd"}},
+	74: {name: "Compiler", kind: kindComplex, elements: []schemaElement{
+		{"language", 90, 1, 1, false},
+		{"command", 125, 1, 1, false},
+		{"version", 125, 1, 1, false},
+	}},
+	75: {name: "Direction", kind: kindString, values: []string{"both", "forward"}},
+	76: {name: "Edge", kind: kindComplex, elements: []schemaElement{
+		{"link", 91, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"from", 122, true},
-		{"to", 122, true},
-		{"queue", 122, false},
-		{"direct", 118, false},
+		{"from", 125, true},
+		{"to", 125, true},
+		{"queue", 125, false},
+		{"direct", 121, false},
 	}},
-	75: {name: "Encoder", kind: kindComplex, attributes: []schemaAttribute{
-		{"codec", 71, true},
+	77: {name: "Encoder", kind: kindComplex, attributes: []schemaAttribute{
+		{"codec", 73, true},
 	}},
-	76: {name: "FaultCode", kind: kindString, values: []string{"invalidRequest", "invalidProfile", "unsupported", "notFound", "conflict", "wrongNode", "busy", "stale", "buildFailed", "tooLarge", "timeout", "unauthenticated", "forbidden", "unavailable", "internal"}},
-	77: {name: "File", kind: kindComplex, elements: []schemaElement{
-		{"name", 122, 1, 1, false},
-		{"digest", 122, 1, 1, false},
-		{"size", 121, 1, 1, true},
-		{"dropped", 121, 0, 1, false},
-		{"data", 64, 0, 1, false},
+	78: {name: "FaultCode", kind: kindString, values: []string{"invalidRequest", "invalidProfile", "unsupported", "notFound", "conflict", "wrongNode", "busy", "stale", "buildFailed", "tooLarge", "timeout", "unauthenticated", "forbidden", "unavailable", "internal"}},
+	79: {name: "File", kind: kindComplex, elements: []schemaElement{
+		{"name", 125, 1, 1, false},
+		{"digest", 125, 1, 1, false},
+		{"size", 124, 1, 1, true},
+		{"dropped", 124, 0, 1, false},
+		{"data", 66, 0, 1, false},
 	}},
-	78: {name: "FileRef", kind: kindComplex, elements: []schemaElement{
-		{"name", 122, 1, 1, false},
-		{"digest", 122, 1, 1, false},
+	80: {name: "FileRef", kind: kindComplex, elements: []schemaElement{
+		{"name", 125, 1, 1, false},
+		{"digest", 125, 1, 1, false},
 	}},
-	79: {name: "FullPolicy", kind: kindString, values: []string{"block", "dropNewest", "dropOldest", "fail"}},
-	80: {name: "Graph", kind: kindComplex, elements: []schemaElement{
-		{"text", 122, 0, 1, false},
-		{"content", 64, 0, 1, false},
+	81: {name: "FullPolicy", kind: kindString, values: []string{"block", "dropNewest", "dropOldest", "fail"}},
+	82: {name: "Graph", kind: kindComplex, elements: []schemaElement{
+		{"text", 125, 0, 1, false},
+		{"content", 66, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"format", 81, true},
-		{"path", 122, false},
-		{"digest", 122, false},
+		{"format", 83, true},
+		{"path", 125, false},
+		{"digest", 125, false},
 	}},
-	81: {name: "GraphFormat", kind: kindString, values: []string{"dot", "graphml", "edgeList"}},
-	82: {name: "InputFile", kind: kindComplex, elements: []schemaElement{
-		{"text", 122, 0, 1, false},
-		{"content", 64, 0, 1, false},
+	83: {name: "GraphFormat", kind: kindString, values: []string{"dot", "graphml", "edgeList"}},
+	84: {name: "InputFile", kind: kindComplex, elements: []schemaElement{
+		{"text", 125, 0, 1, false},
+		{"content", 66, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 122, false},
-		{"path", 122, false},
-		{"digest", 122, false},
+		{"name", 125, false},
+		{"path", 125, false},
+		{"digest", 125, false},
 	}},
-	83: {name: "Isolation", kind: kindString, values: []string{"process", "vm"}},
-	84: {name: "Job", kind: kindComplex, elements: []schemaElement{
-		{"description", 122, 0, 1, false},
-		{"parameter", 95, 0, -1, false},
-		{"source", 112, 0, -1, false},
-		{"input", 82, 0, -1, false},
-		{"task", 114, 1, -1, false},
-		{"topology", 115, 0, -1, false},
-		{"edge", 74, 0, -1, false},
-		{"queue", 105, 0, -1, false},
-		{"policy", 85, 0, 1, false},
+	85: {name: "Isolation", kind: kindString, values: []string{"process", "vm"}},
+	86: {name: "Job", kind: kindComplex, elements: []schemaElement{
+		{"description", 125, 0, 1, false},
+		{"parameter", 97, 0, -1, false},
+		{"source", 114, 0, -1, false},
+		{"input", 84, 0, -1, false},
+		{"task", 116, 1, -1, false},
+		{"topology", 117, 0, -1, false},
+		{"edge", 76, 0, -1, false},
+		{"queue", 107, 0, -1, false},
+		{"policy", 87, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 122, true},
+		{"name", 125, true},
 	}},
-	85: {name: "JobPolicy", kind: kindComplex, attributes: []schemaAttribute{
-		{"wallTime", 92, false},
-		{"retries", 92, false},
-		{"priority", 92, false},
-		{"isolation", 83, false},
-		{"nodes", 92, false},
+	87: {name: "JobPolicy", kind: kindComplex, attributes: []schemaAttribute{
+		{"wallTime", 94, false},
+		{"retries", 94, false},
+		{"priority", 94, false},
+		{"isolation", 85, false},
+		{"nodes", 94, false},
 	}},
-	86: {name: "JobState", kind: kindString, values: []string{"pending", "awakening", "running", "terminating", "succeeded", "failed", "cancelled"}},
-	87: {name: "JobStatus", kind: kindComplex, elements: []schemaElement{
-		{"id", 122, 1, 1, false},
-		{"name", 122, 1, 1, false},
-		{"state", 86, 1, 1, false},
-		{"revision", 121, 1, 1, false},
-		{"reason", 122, 0, 1, false},
-		{"attempt", 120, 1, 1, true},
-		{"priority", 120, 0, 1, true},
-		{"submitted", 119, 1, 1, false},
-		{"started", 119, 0, 1, true},
-		{"ended", 119, 0, 1, true},
-		{"argument", 61, 0, -1, false},
-		{"process", 101, 0, -1, false},
-		{"build", 67, 0, -1, false},
-		{"outside", 94, 0, -1, false},
-		{"proxyBytes", 121, 0, 1, true},
-		{"proxyItems", 121, 0, 1, true},
+	88: {name: "JobState", kind: kindString, values: []string{"pending", "awakening", "running", "terminating", "succeeded", "failed", "cancelled"}},
+	89: {name: "JobStatus", kind: kindComplex, elements: []schemaElement{
+		{"id", 125, 1, 1, false},
+		{"name", 125, 1, 1, false},
+		{"state", 88, 1, 1, false},
+		{"revision", 124, 1, 1, false},
+		{"reason", 125, 0, 1, false},
+		{"attempt", 123, 1, 1, true},
+		{"priority", 123, 0, 1, true},
+		{"submitted", 122, 1, 1, false},
+		{"started", 122, 0, 1, true},
+		{"ended", 122, 0, 1, true},
+		{"argument", 63, 0, -1, false},
+		{"process", 103, 0, -1, false},
+		{"build", 69, 0, -1, false},
+		{"outside", 96, 0, -1, false},
+		{"proxyBytes", 124, 0, 1, true},
+		{"proxyItems", 124, 0, 1, true},
 	}},
-	88: {name: "Language", kind: kindString, values: []string{"c", "cpp", "go", "python", "shell"}},
-	89: {name: "Link", kind: kindComplex, attributes: []schemaAttribute{
-		{"latency", 104, false},
-		{"jitter", 104, false},
-		{"bandwidth", 104, false},
-		{"loss", 104, false},
+	90: {name: "Language", kind: kindString, values: []string{"c", "cpp", "go", "python", "shell"}},
+	91: {name: "Link", kind: kindComplex, attributes: []schemaAttribute{
+		{"latency", 106, false},
+		{"jitter", 106, false},
+		{"bandwidth", 106, false},
+		{"loss", 106, false},
 	}},
-	90: {name: "Node", kind: kindComplex, elements: []schemaElement{
-		{"id", 122, 1, 1, false},
-		{"incarnation", 122, 1, 1, false},
-		{"name", 122, 0, 1, false},
-		{"url", 122, 1, 1, false},
-		{"role", 110, 0, -1, false},
-		{"version", 122, 0, 1, false},
-		{"os", 122, 0, 1, false},
-		{"arch", 122, 0, 1, false},
-		{"cores", 120, 1, 1, false},
-		{"memory", 121, 1, 1, false},
-		{"slots", 120, 1, 1, true},
-		{"freeSlots", 120, 1, 1, true},
-		{"freeMemory", 121, 0, 1, true},
-		{"freeCores", 120, 0, 1, true},
-		{"compiler", 72, 0, -1, false},
-		{"qemu", 122, 0, 1, false},
-		{"cleaning", 122, 0, 1, false},
-		{"state", 122, 0, 1, false},
+	92: {name: "Node", kind: kindComplex, elements: []schemaElement{
+		{"id", 125, 1, 1, false},
+		{"incarnation", 125, 1, 1, false},
+		{"name", 125, 0, 1, false},
+		{"url", 125, 1, 1, false},
+		{"role", 112, 0, -1, false},
+		{"version", 125, 0, 1, false},
+		{"os", 125, 0, 1, false},
+		{"arch", 125, 0, 1, false},
+		{"cores", 123, 1, 1, false},
+		{"memory", 124, 1, 1, false},
+		{"slots", 123, 1, 1, true},
+		{"freeSlots", 123, 1, 1, true},
+		{"freeMemory", 124, 0, 1, true},
+		{"freeCores", 123, 0, 1, true},
+		{"compiler", 74, 0, -1, false},
+		{"qemu", 125, 0, 1, false},
+		{"cleaning", 125, 0, 1, false},
+		{"state", 125, 0, 1, false},
 	}},
-	91: {name: "NodeProperty", kind: kindString, values: []string{"name", "os", "arch", "cores", "memory", "slots", "compiler", "qemu", "cleaning"}},
-	92: {name: "Number", kind: kindString, pattern: 1},
-	93: {name: "OutputFile", kind: kindComplex, attributes: []schemaAttribute{
-		{"name", 122, true},
-		{"process", 92, false},
-		{"optional", 118, false},
+	93: {name: "NodeProperty", kind: kindString, values: []string{"name", "os", "arch", "cores", "memory", "slots", "compiler", "qemu", "cleaning"}},
+	94: {name: "Number", kind: kindString, pattern: 1},
+	95: {name: "OutputFile", kind: kindComplex, attributes: []schemaAttribute{
+		{"name", 125, true},
+		{"process", 94, false},
+		{"optional", 121, false},
 	}},
-	94: {name: "OutsideQueue", kind: kindComplex, elements: []schemaElement{
-		{"name", 122, 1, 1, false},
-		{"direction", 122, 1, 1, false},
-		{"node", 122, 1, 1, false},
-		{"url", 122, 1, 1, false},
+	96: {name: "OutsideQueue", kind: kindComplex, elements: []schemaElement{
+		{"name", 125, 1, 1, false},
+		{"direction", 125, 1, 1, false},
+		{"node", 125, 1, 1, false},
+		{"url", 125, 1, 1, false},
 	}},
-	95: {name: "Parameter", kind: kindComplex, attributes: []schemaAttribute{
-		{"name", 122, true},
-		{"default", 122, false},
-		{"description", 122, false},
+	97: {name: "Parameter", kind: kindComplex, attributes: []schemaAttribute{
+		{"name", 125, true},
+		{"default", 125, false},
+		{"description", 125, false},
 	}},
-	96: {name: "Peer", kind: kindComplex, elements: []schemaElement{
-		{"node", 122, 1, 1, false},
-		{"address", 122, 1, 1, false},
-		{"fingerprint", 122, 1, 1, false},
+	98: {name: "Peer", kind: kindComplex, elements: []schemaElement{
+		{"node", 125, 1, 1, false},
+		{"address", 125, 1, 1, false},
+		{"fingerprint", 125, 1, 1, false},
 	}},
-	97: {name: "Placement", kind: kindComplex, elements: []schemaElement{
-		{"process", 120, 1, 1, true},
-		{"task", 122, 1, 1, false},
-		{"index", 120, 1, 1, true},
-		{"node", 122, 1, 1, false},
+	99: {name: "Placement", kind: kindComplex, elements: []schemaElement{
+		{"process", 123, 1, 1, true},
+		{"task", 125, 1, 1, false},
+		{"index", 123, 1, 1, true},
+		{"node", 125, 1, 1, false},
 	}},
-	98: {name: "Problem", kind: kindComplex, elements: []schemaElement{
-		{"line", 120, 0, 1, false},
-		{"element", 122, 0, 1, false},
-		{"found", 122, 0, 1, false},
-		{"expected", 122, 0, 1, false},
-		{"message", 122, 1, 1, false},
+	100: {name: "Problem", kind: kindComplex, elements: []schemaElement{
+		{"line", 123, 0, 1, false},
+		{"element", 125, 0, 1, false},
+		{"found", 125, 0, 1, false},
+		{"expected", 125, 0, 1, false},
+		{"message", 125, 1, 1, false},
 	}},
-	99: {name: "ProcessSpec", kind: kindComplex, elements: []schemaElement{
-		{"id", 120, 1, 1, true},
-		{"task", 122, 1, 1, false},
-		{"index", 120, 1, 1, true},
-		{"count", 120, 1, 1, false},
-		{"source", 122, 1, 1, false},
-		{"argument", 122, 0, -1, false},
-		{"environment", 61, 0, -1, false},
-		{"memory", 121, 0, 1, false},
-		{"cores", 120, 0, 1, false},
-		{"input", 78, 0, -1, false},
-		{"output", 93, 0, -1, false},
+	101: {name: "ProcessSpec", kind: kindComplex, elements: []schemaElement{
+		{"id", 123, 1, 1, true},
+		{"task", 125, 1, 1, false},
+		{"index", 123, 1, 1, true},
+		{"count", 123, 1, 1, false},
+		{"source", 125, 1, 1, false},
+		{"argument", 125, 0, -1, false},
+		{"environment", 63, 0, -1, false},
+		{"memory", 124, 0, 1, false},
+		{"cores", 123, 0, 1, false},
+		{"input", 80, 0, -1, false},
+		{"output", 95, 0, -1, false},
 	}},
-	100: {name: "ProcessState", kind: kindString, values: []string{"waiting", "running", "exited", "killed", "lost"}},
-	101: {name: "ProcessStatus", kind: kindComplex, elements: []schemaElement{
-		{"id", 120, 1, 1, true},
-		{"task", 122, 1, 1, false},
-		{"index", 120, 1, 1, true},
-		{"node", 122, 0, 1, false},
-		{"state", 100, 1, 1, false},
-		{"exitCode", 120, 0, 1, true},
-		{"signal", 122, 0, 1, false},
-		{"message", 122, 0, 1, false},
-		{"userMicros", 121, 0, 1, false},
-		{"systemMicros", 121, 0, 1, false},
-		{"maxResidentKiB", 121, 0, 1, false},
-		{"started", 119, 0, 1, true},
-		{"ended", 119, 0, 1, true},
-		{"file", 77, 0, -1, false},
+	102: {name: "ProcessState", kind: kindString, values: []string{"waiting", "running", "exited", "killed", "lost"}},
+	103: {name: "ProcessStatus", kind: kindComplex, elements: []schemaElement{
+		{"id", 123, 1, 1, true},
+		{"task", 125, 1, 1, false},
+		{"index", 123, 1, 1, true},
+		{"node", 125, 0, 1, false},
+		{"state", 102, 1, 1, false},
+		{"exitCode", 123, 0, 1, true},
+		{"signal", 125, 0, 1, false},
+		{"message", 125, 0, 1, false},
+		{"userMicros", 124, 0, 1, false},
+		{"systemMicros", 124, 0, 1, false},
+		{"maxResidentKiB", 124, 0, 1, false},
+		{"started", 122, 0, 1, true},
+		{"ended", 122, 0, 1, true},
+		{"file", 79, 0, -1, false},
 	}},
-	102: {name: "Profile", kind: kindComplex, elements: []schemaElement{
-		{"kind", 103, 1, 1, false},
-		{"name", 122, 1, 1, false},
-		{"version", 120, 0, 1, false},
-		{"description", 122, 0, 1, false},
-		{"registered", 119, 0, 1, true},
-		{"topology", 115, 0, 1, false},
-		{"resources", 109, 0, 1, false},
-		{"job", 84, 0, 1, false},
+	104: {name: "Profile", kind: kindComplex, elements: []schemaElement{
+		{"kind", 105, 1, 1, false},
+		{"name", 125, 1, 1, false},
+		{"version", 123, 0, 1, false},
+		{"description", 125, 0, 1, false},
+		{"registered", 122, 0, 1, true},
+		{"topology", 117, 0, 1, false},
+		{"resources", 111, 0, 1, false},
+		{"job", 86, 0, 1, false},
 	}},
-	103: {name: "ProfileKind", kind: kindString, values: []string{"topology", "resources", "job"}},
-	104: {name: "Quantity", kind: kindString, pattern: 2},
-	105: {name: "Queue", kind: kindComplex, elements: []schemaElement{
-		{"encoder", 75, 0, -1, false},
+	105: {name: "ProfileKind", kind: kindString, values: []string{"topology", "resources", "job"}},
+	106: {name: "Quantity", kind: kindString, pattern: 2},
+	107: {name: "Queue", kind: kindComplex, elements: []schemaElement{
+		{"encoder", 77, 0, -1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 122, true},
-		{"type", 106, false},
-		{"capacity", 92, false},
-		{"full", 79, false},
+		{"name", 125, true},
+		{"type", 108, false},
+		{"capacity", 94, false},
+		{"full", 81, false},
 	}},
-	106: {name: "QueueType", kind: kindString, values: []string{"fifo", "priority", "lifo", "latest", "work", "broadcast"}},
-	107: {name: "Rejection", kind: kindComplex, elements: []schemaElement{
-		{"node", 122, 1, 1, false},
-		{"task", 122, 0, 1, false},
-		{"reason", 122, 1, 1, false},
+	108: {name: "QueueType", kind: kindString, values: []string{"fifo", "priority", "lifo", "latest", "work", "broadcast"}},
+	109: {name: "Rejection", kind: kindComplex, elements: []schemaElement{
+		{"node", 125, 1, 1, false},
+		{"task", 125, 0, 1, false},
+		{"reason", 125, 1, 1, false},
 	}},
-	108: {name: "Requirement", kind: kindComplex, attributes: []schemaAttribute{
-		{"property", 91, true},
-		{"equals", 122, false},
-		{"minimum", 92, false},
+	110: {name: "Requirement", kind: kindComplex, attributes: []schemaAttribute{
+		{"property", 93, true},
+		{"equals", 125, false},
+		{"minimum", 94, false},
 	}},
-	109: {name: "Resources", kind: kindComplex, elements: []schemaElement{
-		{"parameter", 95, 0, -1, false},
-		{"set", 61, 0, -1, false},
-		{"require", 108, 0, -1, false},
+	111: {name: "Resources", kind: kindComplex, elements: []schemaElement{
+		{"parameter", 97, 0, -1, false},
+		{"set", 63, 0, -1, false},
+		{"require", 110, 0, -1, false},
 	}, attributes: []schemaAttribute{
-		{"profile", 122, false},
-		{"version", 92, false},
-		{"cores", 92, false},
-		{"memory", 92, false},
+		{"profile", 125, false},
+		{"version", 94, false},
+		{"cores", 94, false},
+		{"memory", 94, false},
 	}},
-	110: {name: "Role", kind: kindString, values: []string{"backend", "frontend", "worker"}},
-	111: {name: "Service", kind: kindComplex, elements: []schemaElement{
-		{"name", 122, 1, 1, false},
-		{"url", 122, 1, 1, false},
-		{"wsdl", 122, 1, 1, false},
-		{"node", 122, 0, 1, false},
-		{"description", 122, 0, 1, false},
+	112: {name: "Role", kind: kindString, values: []string{"backend", "frontend", "worker"}},
+	113: {name: "Service", kind: kindComplex, elements: []schemaElement{
+		{"name", 125, 1, 1, false},
+		{"url", 125, 1, 1, false},
+		{"wsdl", 125, 1, 1, false},
+		{"node", 125, 0, 1, false},
+		{"description", 125, 0, 1, false},
 	}},
-	112: {name: "Source", kind: kindComplex, elements: []schemaElement{
-		{"file", 113, 1, -1, false},
-		{"flag", 122, 0, -1, false},
+	114: {name: "Source", kind: kindComplex, elements: []schemaElement{
+		{"file", 115, 1, -1, false},
+		{"flag", 125, 0, -1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 122, true},
-		{"language", 88, true},
+		{"name", 125, true},
+		{"language", 90, true},
 	}},
-	113: {name: "SourceFile", kind: kindComplex, elements: []schemaElement{
-		{"text", 122, 0, 1, false},
-		{"content", 64, 0, 1, false},
+	115: {name: "SourceFile", kind: kindComplex, elements: []schemaElement{
+		{"text", 125, 0, 1, false},
+		{"content", 66, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 122, false},
-		{"path", 122, false},
-		{"digest", 122, false},
+		{"name", 125, false},
+		{"path", 125, false},
+		{"digest", 125, false},
 	}},
-	114: {name: "Task", kind: kindComplex, elements: []schemaElement{
-		{"argument", 122, 0, -1, false},
-		{"environment", 61, 0, -1, false},
-		{"resources", 109, 0, 1, false},
-		{"input", 82, 0, -1, false},
-		{"output", 93, 0, -1, false},
+	116: {name: "Task", kind: kindComplex, elements: []schemaElement{
+		{"argument", 125, 0, -1, false},
+		{"environment", 63, 0, -1, false},
+		{"resources", 111, 0, 1, false},
+		{"input", 84, 0, -1, false},
+		{"output", 95, 0, -1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 122, true},
-		{"source", 122, false},
-		{"count", 92, false},
-		{"processor", 118, false},
+		{"name", 125, true},
+		{"source", 125, false},
+		{"count", 94, false},
+		{"processor", 121, false},
 	}},
-	115: {name: "Topology", kind: kindComplex, elements: []schemaElement{
-		{"parameter", 95, 0, -1, false},
-		{"set", 61, 0, -1, false},
-		{"graph", 80, 0, 1, false},
-		{"link", 89, 0, 1, false},
+	117: {name: "Topology", kind: kindComplex, elements: []schemaElement{
+		{"parameter", 97, 0, -1, false},
+		{"set", 63, 0, -1, false},
+		{"graph", 82, 0, 1, false},
+		{"link", 91, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"kind", 116, false},
-		{"profile", 122, false},
-		{"version", 92, false},
-		{"over", 122, false},
-		{"prefix", 122, false},
-		{"direction", 73, false},
-		{"queue", 122, false},
-		{"columns", 92, false},
-		{"rows", 92, false},
-		{"layers", 92, false},
-		{"dimensions", 92, false},
-		{"arity", 92, false},
-		{"levels", 92, false},
-		{"degree", 92, false},
-		{"probability", 104, false},
-		{"seed", 92, false},
+		{"kind", 118, false},
+		{"profile", 125, false},
+		{"version", 94, false},
+		{"over", 125, false},
+		{"prefix", 125, false},
+		{"direction", 75, false},
+		{"queue", 125, false},
+		{"columns", 94, false},
+		{"rows", 94, false},
+		{"layers", 94, false},
+		{"dimensions", 94, false},
+		{"arity", 94, false},
+		{"levels", 94, false},
+		{"degree", 94, false},
+		{"probability", 106, false},
+		{"seed", 94, false},
 	}},
-	116: {name: "TopologyKind", kind: kindString, values: []string{"line", "ring", "star", "tree", "complete", "mesh", "torus", "hypercube", "butterfly", "fatTree", "random", "smallWorld", "farm", "graph"}},
-	117: {name: "base64Binary", kind: kindBase64},
-	118: {name: "boolean", kind: kindBoolean},
-	119: {name: "dateTime", kind: kindDateTime},
-	120: {name: "int", kind: kindInt},
-	121: {name: "long", kind: kindLong},
-	122: {name: "string", kind: kindString},
+	118: {name: "TopologyKind", kind: kindString, values: []string{"line", "ring", "star", "tree", "complete", "mesh", "torus", "hypercube", "butterfly", "fatTree", "random", "smallWorld", "farm", "graph"}},
+	119: {name: "Wait", kind: kindComplex, elements: []schemaElement{
+		{"process", 123, 1, 1, true},
+		{"channel", 123, 1, 1, true},
+		{"enqueues", 121, 1, 1, true},
+		{"depth", 124, 1, 1, true},
+		{"capacity", 124, 1, 1, true},
+	}},
+	120: {name: "base64Binary", kind: kindBase64},
+	121: {name: "boolean", kind: kindBoolean},
+	122: {name: "dateTime", kind: kindDateTime},
+	123: {name: "int", kind: kindInt},
+	124: {name: "long", kind: kindLong},
+	125: {name: "string", kind: kindString},
 }
 
 // schemaPatterns are compiled when first needed; schemaType.pattern counts
@@ -687,94 +706,98 @@ func schemaRoot(name string) (int, bool) {
 		return 16, true
 	case "GetProfileResponse":
 		return 17, true
-	case "GridFault":
+	case "GetQuiet":
 		return 18, true
-	case "Heartbeat":
+	case "GetQuietResponse":
 		return 19, true
-	case "HeartbeatResponse":
+	case "GridFault":
 		return 20, true
-	case "Inspect":
+	case "Heartbeat":
 		return 21, true
-	case "InspectResponse":
+	case "HeartbeatResponse":
 		return 22, true
-	case "Instantiate":
+	case "Inspect":
 		return 23, true
-	case "InstantiateResponse":
+	case "InspectResponse":
 		return 24, true
-	case "Join":
+	case "Instantiate":
 		return 25, true
-	case "JoinResponse":
+	case "InstantiateResponse":
 		return 26, true
-	case "ListBlobs":
+	case "Join":
 		return 27, true
-	case "ListBlobsResponse":
+	case "JoinResponse":
 		return 28, true
-	case "ListJobs":
+	case "ListBlobs":
 		return 29, true
-	case "ListJobsResponse":
+	case "ListBlobsResponse":
 		return 30, true
-	case "ListNodes":
+	case "ListJobs":
 		return 31, true
-	case "ListNodesResponse":
+	case "ListJobsResponse":
 		return 32, true
-	case "ListProfiles":
+	case "ListNodes":
 		return 33, true
-	case "ListProfilesResponse":
+	case "ListNodesResponse":
 		return 34, true
-	case "ListServices":
+	case "ListProfiles":
 		return 35, true
-	case "ListServicesResponse":
+	case "ListProfilesResponse":
 		return 36, true
-	case "OpenSocket":
+	case "ListServices":
 		return 37, true
-	case "OpenSocketResponse":
+	case "ListServicesResponse":
 		return 38, true
-	case "PlanJob":
+	case "OpenSocket":
 		return 39, true
-	case "PlanJobResponse":
+	case "OpenSocketResponse":
 		return 40, true
-	case "PutBlob":
+	case "PlanJob":
 		return 41, true
-	case "PutBlobResponse":
+	case "PlanJobResponse":
 		return 42, true
-	case "Query":
+	case "PutBlob":
 		return 43, true
-	case "QueryResponse":
+	case "PutBlobResponse":
 		return 44, true
-	case "ReadStream":
+	case "Query":
 		return 45, true
-	case "ReadStreamResponse":
+	case "QueryResponse":
 		return 46, true
-	case "Register":
+	case "ReadStream":
 		return 47, true
-	case "RegisterProfile":
+	case "ReadStreamResponse":
 		return 48, true
-	case "RegisterProfileResponse":
+	case "Register":
 		return 49, true
-	case "RegisterResponse":
+	case "RegisterProfile":
 		return 50, true
-	case "Report":
+	case "RegisterProfileResponse":
 		return 51, true
-	case "ReportResponse":
+	case "RegisterResponse":
 		return 52, true
-	case "StatBlob":
+	case "Report":
 		return 53, true
-	case "StatBlobResponse":
+	case "ReportResponse":
 		return 54, true
-	case "SubmitJob":
+	case "StatBlob":
 		return 55, true
-	case "SubmitJobResponse":
+	case "StatBlobResponse":
 		return 56, true
-	case "Terminate":
+	case "SubmitJob":
 		return 57, true
-	case "TerminateResponse":
+	case "SubmitJobResponse":
 		return 58, true
-	case "WaitJob":
+	case "Terminate":
 		return 59, true
-	case "WaitJobResponse":
+	case "TerminateResponse":
 		return 60, true
+	case "WaitJob":
+		return 61, true
+	case "WaitJobResponse":
+		return 62, true
 	case "job":
-		return 84, true
+		return 86, true
 	}
 	return 0, false
 }

@@ -55,6 +55,7 @@ type Request struct {
 	Enqueue     *Enqueue
 	Dequeue     *Dequeue
 	OpenSocket  *OpenSocket
+	Quiet       *struct{}
 }
 
 // Reply answers the Request with the same ID.
@@ -65,6 +66,7 @@ type Reply struct {
 	Inspect *Inspection
 	Dequeue *Dequeued
 	Socket  *Socket
+	Quiet   *queuevm.Quiet
 	Count   int // Enqueue: items taken; Instantiate: processes running
 }
 
@@ -165,6 +167,7 @@ type Event struct {
 	Process *ProcessState // it started or ended, told the moment it happens
 	Failure string        // the attempt cannot go on: a peer was lost, the wall time passed
 	Traffic *Traffic      // once, after the last process ended
+	Quiet   uint64        // the queue-level VM has been quiet for a while: the period; told once for each
 }
 
 // Traffic is what this node's proxy sent to peers.

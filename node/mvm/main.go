@@ -138,7 +138,7 @@ func newProcess(start Start, w *wire, cleaning string) (*process, error) {
 			return nil, err
 		}
 	}
-	vm, err := queuevm.New(queuevm.Config{Listen: start.Listen, Self: start.Node, Plain: start.Plain, MaxItem: itemMax,
+	vm, err := queuevm.New(queuevm.Config{Listen: start.Listen, Self: start.Node, Plain: start.Plain, MaxItem: itemMax, Reaper: true,
 		Logf: func(format string, args ...any) {
 			fmt.Fprintf(os.Stderr, "%s %s: %s\n", ProcessName, start.Attempt, fmt.Sprintf(format, args...))
 		}})
@@ -220,6 +220,8 @@ func (p *process) answer(r *Request, over chan<- struct{}) {
 		reply.Dequeue, err = p.dequeue(r.Dequeue)
 	case r.OpenSocket != nil:
 		reply.Socket, err = p.openSocket(r.OpenSocket)
+	case r.Quiet != nil:
+		reply.Quiet = new(p.quiet())
 	default:
 		err = &Error{Code: "internal", Message: fmt.Sprintf("request %d asks for nothing that this MVM process knows", r.ID)}
 	}
