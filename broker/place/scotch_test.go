@@ -1,6 +1,7 @@
 package place
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -9,16 +10,61 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"mvm/broker/profile"
 )
 
-// Scotch partitions the same graphs into parts of the same size; ours may cut
-// at most a tenth more.
-func TestCutsAgainstScotch(t *testing.T) {
-	scotch, err := exec.LookPath("scotch_gpart")
-	if err != nil {
-		t.Skip("SKIPPED: cuts are not compared with Scotch's, because scotch_gpart is not installed (Debian: scotch)")
+// scotchMap has Scotch map a job's processes onto as many nodes, all equally far
+// from each other: it returns how many links it cuts, the most processes that it
+// gives a node, and how long it took.
+func scotchMap(tb testing.TB, job *profile.Job, parts int) (cut, most int, took time.Duration) {
+	tb.Helper()
+	scotch, err := exec.LookPath("scotch_gmap")
+	if errors.Is(err, exec.ErrNotFound) {
+		tb.Skip("SKIPPED: cuts are not compared with Scotch's, because scotch_gmap is not installed (Debian: scotch)")
 	}
-	cut := regexp.MustCompile(`CommCutSz=[0-9.]+\s*\(([0-9]+)\)`)
+	g := newNetwork(job)
+	var text strings.Builder
+	fmt.Fprintf(&text, "0\n%d %d\n0 000\n", len(job.Processes), len(g.to))
+	for p := range job.Processes {
+		to, _ := g.row(int32(p))
+		fmt.Fprintf(&text, "%d %s\n", len(to), strings.Trim(fmt.Sprint(to), "[]"))
+	}
+	dir := tb.TempDir()
+	file := func(name, content string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			tb.Fatal(err)
+		}
+		return path
+	}
+	mapping := filepath.Join(dir, "mapping")
+	begin := time.Now()
+	out, err := exec.Command(scotch, file("graph", text.String()), file("target", "cmplt "+strconv.Itoa(parts)), mapping, "/dev/stdout", "-vm", "-b0.001").CombinedOutput()
+	took = time.Since(begin)
+	match := regexp.MustCompile(`CommCutSz=[0-9.]+\s*\(([0-9]+)\)`).FindSubmatch(out)
+	if err != nil || match == nil {
+		tb.Fatalf("scotch_gmap: %v\n%s", err, out)
+	}
+	cut, _ = strconv.Atoi(string(match[1]))
+	lines, err := os.ReadFile(mapping)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	load := map[string]int{}
+	for i, line := range strings.Split(strings.TrimSpace(string(lines)), "\n") {
+		if _, node, ok := strings.Cut(line, "\t"); i > 0 && ok {
+			load[node]++
+			most = max(most, load[node])
+		}
+	}
+	return cut, most, took
+}
+
+// Scotch maps the same graphs onto as many nodes; ours may cut at most a tenth
+// more.
+func TestCutsAgainstScotch(t *testing.T) {
 	for _, c := range []struct {
 		name, body   string
 		parts, slots int
@@ -38,27 +84,43 @@ func TestCutsAgainstScotch(t *testing.T) {
 		if !ok {
 			t.Fatal(plan.Reason)
 		}
-		g := newNetwork(job)
-		var text strings.Builder
-		fmt.Fprintf(&text, "0\n%d %d\n0 000\n", len(job.Processes), len(g.to))
-		for p := range job.Processes {
-			to, _ := g.row(int32(p))
-			fmt.Fprintf(&text, "%d %s\n", len(to), strings.Trim(fmt.Sprint(to), "[]"))
-		}
-		file := filepath.Join(t.TempDir(), "graph")
-		if err := os.WriteFile(file, []byte(text.String()), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		out, err := exec.Command(scotch, strconv.Itoa(c.parts), file, os.DevNull, "/dev/stdout", "-vm", "-b0.001").CombinedOutput()
-		match := cut.FindSubmatch(out)
-		if err != nil || match == nil {
-			t.Fatalf("scotch_gpart: %v\n%s", err, out)
-		}
-		theirs, _ := strconv.Atoi(string(match[1]))
+		theirs, most, _ := scotchMap(t, job, c.parts)
 		ours := plan.Remote / 2 // a link is two channels
-		t.Logf("%-21s %5d links cut by ours, %5d by Scotch: %.2f", c.name, ours, theirs, float64(ours)/float64(theirs))
+		t.Logf("%-21s %5d links cut by ours, %5d by Scotch, which gives a node up to %d of %d: %.2f", c.name, ours, theirs, most, c.slots, float64(ours)/float64(theirs))
 		if ours*10 > theirs*11 {
 			t.Errorf("%s: %d links are cut, Scotch cuts %d", c.name, ours, theirs)
 		}
+	}
+}
+
+// BenchmarkAgainstScotch places some 10,000 processes on some 1,000 nodes with
+// room for exactly as many; examples/bench reads what it reports.
+func BenchmarkAgainstScotch(b *testing.B) {
+	for _, c := range []struct {
+		name, body   string
+		parts, slots int
+	}{
+		{"mesh", `<task name="p" source="c" count="10000"/><topology kind="mesh"/>`, 1000, 10},
+		{"torus", `<task name="p" source="c" count="10000"/><topology kind="torus"/>`, 1000, 10},
+		{"hypercube", `<task name="p" source="c" count="8192"/><topology kind="hypercube"/>`, 1024, 8},
+		{"butterfly", `<task name="p" source="c" count="8192"/><topology kind="butterfly"/>`, 1024, 8},
+		{"random", `<task name="p" source="c" count="10000"/><topology kind="random"/>`, 1000, 10},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			job := compile(b, c.body)
+			theirs, most, took := scotchMap(b, job, c.parts)
+			nodes := alike(c.parts, c.slots)
+			var plan Plan
+			for b.Loop() {
+				var ok bool
+				if plan, ok = Place(job, nodes, ""); !ok {
+					b.Fatal(plan.Reason)
+				}
+			}
+			b.ReportMetric(float64(plan.Remote/2), "cut")
+			b.ReportMetric(float64(theirs), "scotch-cut")
+			b.ReportMetric(float64(took.Nanoseconds()), "scotch-ns")
+			b.ReportMetric(float64(most)/float64(c.slots), "scotch-load")
+		})
 	}
 }
