@@ -18,7 +18,7 @@ SLIM := node/embedded/mvm-process
 SOURCES := $(shell find . -path ./.git -prune -o \( -name '*.go' -o -name '*.wsdl' -o -name '*.xsd' -o -name '*.py' -o -name '*.c' -o -name '*.h' \) -print) go.mod go.sum
 
 .DEFAULT_GOAL := build
-.PHONY: run build test race lint fresh generate fuzz corpus bench conformance soak setup clean help
+.PHONY: run build test race lint fresh generate fuzz corpus bench bench-setup microbench conformance soak setup clean help
 
 run: setup build ## set up, build, and run PROFILE on NODES local nodes
 	./mvm lab --nodes $(NODES) $(PROFILE)
@@ -72,7 +72,12 @@ fuzz: setup build ## run each fuzzer for FUZZTIME, then tell what each did; RESU
 corpus: setup build ## keep the least of what fuzzing found that runs all that it ran
 	@GO="$(GO)" FUZZ="$(FUZZ)" .ci/fuzz corpus
 
-bench: setup build ## run the benchmarks
+# Ratios against its peers, measured in turns. BENCH='-case launch,jobs' runs
+# some cases and only prints.
+bench: bench-setup build ## measure MVM against MPICH, Slurm, nginx and others, into examples/bench/RESULTS.md
+	$(GO) run ./examples/bench -mvm ./mvm $(or $(BENCH),-o examples/bench/RESULTS.md)
+
+microbench: setup build ## run every package's own benchmarks
 	$(GO) test -run '^$$' -bench . -benchtime 2s ./...
 
 conformance: setup build ## other people's SOAP stacks against a running grid
@@ -81,6 +86,9 @@ conformance: setup build ## other people's SOAP stacks against a running grid
 # The seed that it prints replays a run: make soak SOAK='-seed 1234'.
 soak: setup build ## the long loops of faults: 2,000 jobs through four nodes, and all else in examples/soak
 	$(GO) test -count 1 -v -timeout 120m ./examples/soak -args -long $(SOAK)
+
+bench bench-setup: PEERS = need mpicc.mpich mpich; need mpicc.mpich libmpich-dev; need slurmctld slurm-wlm; need munged munge; need nginx nginx-light; need curl curl; need soapcpp2 gsoap;
+bench-setup: setup ## install also what MVM is measured against
 
 setup: ## install what is missing from Debian, or say what to install
 	@if ! command -v $(GO) >/dev/null; then \
@@ -91,7 +99,8 @@ setup: ## install what is missing from Debian, or say what to install
 	@missing=""; \
 	need() { command -v "$$1" >/dev/null || missing="$$missing $$2"; }; \
 	need gcc gcc; need g++ g++; need python3 python3; need xmllint libxml2-utils; \
-	need curl curl; need git git; need ar binutils; need taskset util-linux; need scotch_gpart scotch; \
+	need curl curl; need git git; need ar binutils; need taskset util-linux; need scotch_gmap scotch; \
+	PATH="$$PATH:/usr/sbin:/sbin"; $(PEERS) \
 	[ -e /usr/include/stdio.h ] || missing="$$missing libc6-dev"; \
 	[ -e /etc/ssl/certs/ca-certificates.crt ] || missing="$$missing ca-certificates"; \
 	/usr/bin/python3 -c 'import zeep' 2>/dev/null || missing="$$missing python3-zeep"; \
@@ -110,4 +119,4 @@ clean: ## remove what was built
 	rm -rf mvm $(SLIM) $(LIB)/libmvm.a $(LIB)/libmvm.so $(STAMP)
 
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14

@@ -388,7 +388,7 @@ func TestBigPlansAreFast(t *testing.T) {
 
 // processorTime is what this process has used: other programs on the machine
 // do not count.
-func processorTime(t *testing.T) time.Duration {
+func processorTime(t testing.TB) time.Duration {
 	t.Helper()
 	var usage syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {

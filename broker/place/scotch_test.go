@@ -111,12 +111,14 @@ func BenchmarkAgainstScotch(b *testing.B) {
 			theirs, most, took := scotchMap(b, job, c.parts)
 			nodes := alike(c.parts, c.slots)
 			var plan Plan
+			before := processorTime(b)
 			for b.Loop() {
 				var ok bool
 				if plan, ok = Place(job, nodes, ""); !ok {
 					b.Fatal(plan.Reason)
 				}
 			}
+			b.ReportMetric(float64((processorTime(b)-before).Nanoseconds())/float64(b.N), "cpu-ns")
 			b.ReportMetric(float64(plan.Remote/2), "cut")
 			b.ReportMetric(float64(theirs), "scotch-cut")
 			b.ReportMetric(float64(took.Nanoseconds()), "scotch-ns")

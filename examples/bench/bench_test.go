@@ -1,0 +1,108 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// played is a contest between players that give what they are told, round by
+// round.
+func played(t *testing.T, goals []goal, mine, yours []float64) (*outcome, string) {
+	t.Helper()
+	var turns strings.Builder
+	as := func(name string, values []float64) player {
+		round := 0
+		return player{name, func(context.Context) (sample, error) {
+			turns.WriteString(name[:1])
+			round++
+			return sample{"time": values[round-1]}, nil
+		}}
+	}
+	c := &contest{name: "case", title: "A case", rounds: len(mine), order: []string{"time"}, units: map[string]string{"time": "ms"}, goals: goals}
+	c.open = func(context.Context, *bench) ([]player, func(), error) {
+		return []player{as(ours, mine), as("Other", yours)}, nil, nil
+	}
+	return c.run(t.Context(), &bench{dir: t.TempDir()}), turns.String()
+}
+
+func TestRounds(t *testing.T) {
+	o, turns := played(t, []goal{
+		{text: "three times", atLeast: 3, ratio: less("time", "Other")},
+		{text: "five times", atLeast: 5, ratio: less("time", "Other"), holds: "the test"},
+		{text: "in 20 ms", atLeast: 1, ratio: under("time", 20)},
+		{text: "nobody", atLeast: 1, ratio: less("time", "Nobody")},
+	}, []float64{10, 9, 30}, []float64{40, 1000, 39})
+	if o.err != nil {
+		t.Fatal(o.err)
+	}
+	if turns != "MOOMMO" {
+		t.Errorf("the turns were %s; every second round goes the other way round", turns)
+	}
+	text := report(machine{cores: 2}, []*outcome{o})
+	for _, want := range []string{
+		"| three times | 3 x | 4.00 x | met |",
+		"| five times | 5 x | 4.00 x | **not met**, 20 % short |",
+		"| in 20 ms | 1 x | 2.00 x | met |",
+		"| nobody | 1 x |  | not measured |",
+		"| time, ms | **10.0** (9.00 to 30.0) | **40.0** (39.0 to 1000) |",
+		`Short of "five times" by 20 %: the test`,
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the report lacks %q:\n%s", want, text)
+		}
+	}
+	if strings.Contains(text, "Short of \"three") {
+		t.Error("a goal that is met is called short")
+	}
+}
+
+func TestRatios(t *testing.T) {
+	o := &outcome{values: map[string]map[string][]float64{
+		ours: {"a": {2}, "b": {8}}, "x": {"a": {8}, "b": {4}}, "y": {"a": {6}, "b": {2}},
+	}}
+	for _, c := range []struct {
+		name  string
+		ratio func(*outcome) (float64, error)
+		want  float64
+	}{
+		{"less than the best", less("a", "x", "y"), 3},
+		{"more than the best", more("b", "x", "y"), 2},
+		{"worst", worst(less("a", "x"), more("b", "x")), 2},
+		{"geometric mean", geometric(less("a", "x"), under("b", 8)), 2},
+	} {
+		if got, err := c.ratio(o); err != nil || got < c.want-1e-9 || got > c.want+1e-9 {
+			t.Errorf("%s: %v (%v), expected %v", c.name, got, err, c.want)
+		}
+	}
+}
+
+func TestFailuresAreTold(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{fmt.Errorf("slurmctld: %w", errAbsent), "| not measured |"},
+		{errors.New("it broke\nbadly"), "**failed**: it broke badly"},
+	} {
+		contest := &contest{name: "case", title: "A case", goals: []goal{{text: "much", atLeast: 1, ratio: less("time", "Other")}},
+			open: func(context.Context, *bench) ([]player, func(), error) { return nil, nil, c.err }}
+		o := contest.run(t.Context(), &bench{})
+		if text := report(machine{}, []*outcome{o}); !strings.Contains(text, c.want) {
+			t.Errorf("the report lacks %q:\n%s", c.want, text)
+		}
+	}
+}
+
+func TestParsePlace(t *testing.T) {
+	out := "goos: linux\nBenchmarkAgainstScotch/mesh-2  \t 1\t 256842561 ns/op\t 240000000 cpu-ns\t 6904 cut\t 7036 scotch-cut\t 1.000 scotch-load\t 411648876 scotch-ns\nPASS\n"
+	mine, yours, err := parsePlace(out, []string{"mesh"})
+	if err != nil || mine["cut, mesh"] != 6904 || mine["time, mesh"] != 240 || yours["cut, mesh"] != 7036 {
+		t.Errorf("%v %v %v", mine, yours, err)
+	}
+	if _, _, err := parsePlace(out, []string{"torus"}); err == nil {
+		t.Error("a kind that was not measured is not missed")
+	}
+}

@@ -1,0 +1,205 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"mvm/services/client"
+)
+
+// grid is real `mvm node` processes on loopback, the first one with all roles.
+type grid struct {
+	*client.Client
+	url   string
+	nodes []*gridNode
+}
+
+type gridNode struct {
+	cmd *exec.Cmd
+	log string // path of its log, in JSON
+	url string
+}
+
+// startGrid starts len(slots) nodes and returns when all can be given jobs.
+func startGrid(ctx context.Context, b *bench, slots ...int) (*grid, error) {
+	dir, err := b.folder("grid")
+	if err != nil {
+		return nil, err
+	}
+	g := &grid{}
+	for i, n := range slots {
+		args := []string{"--slots", strconv.Itoa(n), "--data", filepath.Join(dir, strconv.Itoa(i))}
+		if i > 0 {
+			args = append(args, "--join", g.url)
+		}
+		node, err := startNode(b.mvm, filepath.Join(dir, fmt.Sprintf("%d.log", i)), args...)
+		if err != nil {
+			g.stop()
+			return nil, err
+		}
+		g.nodes = append(g.nodes, node)
+		g.url = g.nodes[0].url
+	}
+	if g.Client, err = client.Dial(ctx, g.url); err != nil {
+		g.stop()
+		return nil, err
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		nodes, err := g.Nodes(ctx)
+		if err == nil && len(nodes) == len(slots) {
+			return g, nil
+		}
+		if time.Now().After(deadline) {
+			g.stop()
+			return nil, fmt.Errorf("%d of %d nodes joined: %w", len(nodes), len(slots), err)
+		}
+	}
+}
+
+// startNode starts a node and waits for its address.
+func startNode(mvm, log string, args ...string) (*gridNode, error) {
+	file, err := os.Create(log)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	n := &gridNode{log: log}
+	n.cmd = exec.Command(mvm, append([]string{"node", "--listen", "127.0.0.1:0", "--log-format", "json"}, args...)...)
+	n.cmd.Stderr = file
+	n.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	stdout, err := n.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := n.cmd.Start(); err != nil {
+		return nil, err
+	}
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	if err != nil {
+		n.stop()
+		return nil, fmt.Errorf("a node ended before it was ready; its log ends with: %s", tail(log))
+	}
+	n.url = strings.TrimSpace(line)
+	return n, nil
+}
+
+func tail(path string) string {
+	text := readFile(path)
+	return text[max(0, len(text)-500):]
+}
+
+// stop ends the node as Ctrl-C does.
+func (n *gridNode) stop() {
+	n.cmd.Process.Signal(os.Interrupt)
+	stubborn := time.AfterFunc(10*time.Second, func() { n.cmd.Process.Kill() })
+	defer stubborn.Stop()
+	n.cmd.Wait()
+}
+
+// stop ends the workers first.
+func (g *grid) stop() {
+	for i := len(g.nodes) - 1; i >= 0; i-- {
+		g.nodes[i].stop()
+	}
+}
+
+// logged is a line of a node's log.
+type logged struct {
+	Time      time.Time
+	Msg       string
+	Job       string
+	Attempt   any
+	Operation string
+	Micros    int64
+}
+
+// since reads what the nodes have logged from a moment on, node by node.
+func (g *grid) since(begin time.Time) ([]logged, error) {
+	var all []logged
+	for _, n := range g.nodes {
+		f, err := os.Open(n.log)
+		if err != nil {
+			return nil, err
+		}
+		lines := bufio.NewScanner(f)
+		for lines.Scan() {
+			var l logged
+			if err := json.Unmarshal(lines.Bytes(), &l); err == nil && !l.Time.Before(begin) {
+				all = append(all, l)
+			}
+		}
+		f.Close()
+	}
+	return all, nil
+}
+
+// used is the CPU time that the nodes, and all that they have waited for, took
+// so far. A child that was not waited for yet does not count.
+func (g *grid) used() time.Duration {
+	var sum time.Duration
+	for _, n := range g.nodes {
+		own, children := processorTime(n.cmd.Process.Pid)
+		sum += own + children
+	}
+	return sum
+}
+
+// processorTime is the CPU time of a process, and of the children that it has
+// reaped. The kernel counts in hundredths of a second.
+func processorTime(pid int) (own, children time.Duration) {
+	text := readFile(fmt.Sprintf("/proc/%d/stat", pid))
+	fields := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
+	if len(fields) < 15 {
+		return 0, 0
+	}
+	const tick = time.Second / 100 // USER_HZ, the same on every Linux that Go runs on
+	of := func(fields ...string) (sum time.Duration) {
+		for _, f := range fields {
+			n, _ := strconv.ParseInt(f, 10, 64)
+			sum += time.Duration(n) * tick
+		}
+		return sum
+	}
+	return of(fields[11], fields[12]), of(fields[13], fields[14])
+}
+
+// residentMiB is a process's resident memory.
+func residentMiB(pid int) float64 {
+	kib, _ := strconv.ParseFloat(field(readFile(fmt.Sprintf("/proc/%d/status", pid)), "VmRSS:"), 64)
+	return kib / 1024
+}
+
+// command runs a program to its end and returns how long that took and the CPU
+// time of it and its children. Its output is in the error when it fails.
+func command(ctx context.Context, dir, name string, args ...string) (took, cpu time.Duration, err error) {
+	c := exec.CommandContext(ctx, name, args...)
+	c.Dir = dir
+	var out strings.Builder
+	c.Stdout, c.Stderr = &out, &out
+	begin := time.Now()
+	err = c.Run()
+	took = time.Since(begin)
+	if err != nil {
+		return took, 0, fmt.Errorf("%s %s: %w: %s", filepath.Base(name), strings.Join(args, " "), err, strings.TrimSpace(out.String()))
+	}
+	usage := c.ProcessState.SysUsage().(*syscall.Rusage)
+	return took, time.Duration(usage.Utime.Nano() + usage.Stime.Nano()), nil
+}
+
+func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// reapedBy is the CPU time of the children that a process has reaped, and of
+// those that they have.
+func reapedBy(pid int) time.Duration {
+	_, children := processorTime(pid)
+	return children
+}
