@@ -15,7 +15,7 @@ STAMP := .stamp
 LIB := queuevm/c/lib
 CLIENT := queuevm/c/mvm.c queuevm/c/mvm.h
 SLIM := node/embedded/mvm-process
-SOURCES := $(shell find . -path ./.git -prune -o \( -name '*.go' -o -name '*.wsdl' -o -name '*.xsd' -o -name '*.py' -o -name '*.c' -o -name '*.h' \) -print) go.mod go.sum
+SOURCES := $(shell find . \( -path ./.git -o -path ./.stamp \) -prune -o \( -name '*.go' -o -name '*.wsdl' -o -name '*.xsd' -o -name '*.py' -o -name '*.c' -o -name '*.h' \) -print) go.mod go.sum
 
 .DEFAULT_GOAL := build
 .PHONY: run build test race lint fresh generate fuzz corpus bench bench-setup microbench conformance soak setup clean help
@@ -81,7 +81,8 @@ microbench: setup build ## run every package's own benchmarks
 	$(GO) test -run '^$$' -bench . -benchtime 2s ./...
 
 conformance: setup build ## other people's SOAP stacks against a running grid
-	$(GO) test -count 1 -v -run 'TestScripts/conformance' .
+	$(GO) test -count 1 -run 'TestScripts/conformance' .
+	MVM_CONFORMANCE=all $(GO) test -count 1 -v ./examples/conformance/...
 
 # The seed that it prints replays a run: make soak SOAK='-seed 1234'.
 soak: setup build ## the long loops of faults: 2,000 jobs through four nodes, and all else in examples/soak
@@ -103,7 +104,6 @@ setup: ## install what is missing from Debian, or say what to install
 	PATH="$$PATH:/usr/sbin:/sbin"; $(PEERS) \
 	[ -e /usr/include/stdio.h ] || missing="$$missing libc6-dev"; \
 	[ -e /etc/ssl/certs/ca-certificates.crt ] || missing="$$missing ca-certificates"; \
-	/usr/bin/python3 -c 'import zeep' 2>/dev/null || missing="$$missing python3-zeep"; \
 	[ -z "$$missing" ] && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo "installing:$$missing"; mkdir -p $(CURDIR)/$(STAMP); \
@@ -114,6 +114,39 @@ setup: ## install what is missing from Debian, or say what to install
 		echo "install these Debian packages (or what your system calls them):$$missing"; \
 		echo "for example: sudo apt-get install$$missing"; exit 1; \
 	fi
+	@$(MAKE) -s --no-print-directory stacks || \
+		echo "MISSING: these SOAP stacks will not be tried; all else works without them"
+
+# Nothing but the tests of examples/conformance needs these, and they skip what
+# is missing; make conformance fails then.
+.PHONY: stacks
+stacks: ## install other people's SOAP stacks, or say what to install
+	@missing=""; \
+	need() { command -v "$$1" >/dev/null || missing="$$missing $$2"; }; \
+	need wsdl2h gsoap; need php php-cli; need node nodejs; need npm npm; need dash dash; \
+	[ -e /usr/include/stdsoap2.h ] || missing="$$missing libgsoap-dev"; \
+	[ -e /usr/include/openssl/evp.h ] || missing="$$missing libssl-dev"; \
+	/usr/bin/python3 -c 'import zeep' 2>/dev/null || missing="$$missing python3-zeep"; \
+	php -r 'exit(class_exists("SoapClient") ? 0 : 1);' 2>/dev/null || missing="$$missing php-soap"; \
+	perl -MSOAP::Lite -e 1 2>/dev/null || missing="$$missing libsoap-lite-perl"; \
+	[ -z "$$missing" ] && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing:$$missing"; mkdir -p $(STAMP); \
+		{ apt-get install -y --no-install-recommends $$missing || \
+		{ apt-get update && apt-get install -y --no-install-recommends $$missing; }; } >$(STAMP)/stacks.log 2>&1 && exit 0; \
+		tail -5 $(STAMP)/stacks.log; \
+	fi; \
+	echo "install these Debian packages to try every SOAP stack:$$missing"; exit 1
+	@$(MAKE) -s --no-print-directory $(NODE_SOAP)/.installed
+
+# npm gets a home of its own: it works without one, and make clean removes it.
+NODE_SOAP = $(STAMP)/node-soap
+$(NODE_SOAP)/.installed: $(addprefix examples/conformance/node-soap/,package.json package-lock.json .npmrc)
+	@rm -rf $(NODE_SOAP) && mkdir -p $(NODE_SOAP) && cp $^ $(NODE_SOAP)
+	@echo "installing: node-soap"
+	@cd $(NODE_SOAP) && npm ci --cache $(CURDIR)/$(STAMP)/npm --ignore-scripts --no-audit --no-fund --no-update-notifier >npm.log 2>&1 || \
+		{ tail -5 npm.log; echo "npm cannot install node-soap"; exit 1; }
+	@touch $@
 
 clean: ## remove what was built
 	rm -rf mvm $(SLIM) $(LIB)/libmvm.a $(LIB)/libmvm.so $(STAMP)

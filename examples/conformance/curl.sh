@@ -5,7 +5,9 @@
 #     curl.sh GRID [FACTOR]
 #
 # GRID is a node's address (http://127.0.0.1:7480) or that of its bootstrap
-# service. The exit status is 0 when the job succeeded.
+# service; FACTOR is a number, by default 7, that the job multiplies. What the
+# job wrote is on stdout, its id and what went wrong on stderr; the exit status
+# is 0 when the job succeeded. Any POSIX shell will do.
 set -eu
 
 grid=${1:?usage: curl.sh GRID [FACTOR]}
@@ -49,7 +51,7 @@ inside "$answer" url;   broker=$value
 inside "$answer" image; image=$value
 
 # Submit. The token lets a repeated call submit once.
-token="curl-$$-$(date +%s)"
+read -r token </proc/sys/kernel/random/uuid || token=$$-$(date +%s)
 call "$broker" "<SubmitJob xmlns='urn:mvm:1'>
   <token>$token</token>
   <job name='curl'>
@@ -57,7 +59,7 @@ call "$broker" "<SubmitJob xmlns='urn:mvm:1'>
     <parameter name='factor' default='3'/>
     <source name='multiply' language='shell'>
       <file name='multiply.sh'><text><![CDATA[#!/bin/sh
-# prints: curl asked for $((6 * factor))
+# multiplies its argument by six
 echo \"curl asked for \$((6 * \$1))\"
 ]]></text></file>
     </source>
