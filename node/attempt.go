@@ -45,6 +45,7 @@ type runner struct {
 	artifacts map[string]string // source -> folder
 	listening sync.WaitGroup    // the goroutine that reads events
 	statuses  map[int]*wsdl.ProcessStatus
+	unkept    map[int]string // of processes: what of their streams could not be kept
 	specs     map[int]*wsdl.ProcessSpec
 	sequence  int64
 	traffic   mvm.Traffic
@@ -70,6 +71,7 @@ func newRunner(n *Node, k key, request *wsdl.Awaken) *runner {
 		hard:      make(chan struct{}),
 		artifacts: map[string]string{},
 		statuses:  map[int]*wsdl.ProcessStatus{},
+		unkept:    map[int]string{},
 		specs:     map[int]*wsdl.ProcessSpec{},
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
@@ -83,9 +85,13 @@ func (r *runner) attempt() *wsdl.Attempt {
 
 // load makes the attempt ready: blobs, MVM process, builds.
 func (r *runner) load() *wsdl.Fault {
-	if err := os.MkdirAll(r.work, 0o700); err != nil {
-		return r.internal("make its work folder", err)
+	if d, err := diskOf(r.node.folders.work); err == nil && d.free < d.floor() {
+		return r.noRoom(fmt.Errorf("%s must stay free", amount(d.floor())))
 	}
+	if err := os.MkdirAll(r.work, 0o700); err != nil {
+		return r.fault("make its work folder", err)
+	}
+	r.node.running.Go(r.guard)
 	// The blobs come while the process starts.
 	fetched := make(chan error, 1)
 	go func() { fetched <- r.fetch(r.ctx) }()
@@ -423,9 +429,25 @@ func (r *runner) count(p process) {
 	}
 }
 
-// fault makes of an error what the broker is told.
+// noRoom refuses an attempt for want of room on a disk: it waits or goes
+// elsewhere, as when slots are wanting.
+func (r *runner) noRoom(why error) *wsdl.Fault {
+	words := why.Error()
+	if d, err := diskOf(r.node.folders.work); err == nil {
+		words = fmt.Sprintf("%s, %s", d, words)
+	}
+	return wsdl.NewFault(wsdl.FaultCodeBusy, fmt.Sprintf("node %s has no room for attempt %s on its disk: %s", r.node.id, r.key, words),
+		"free some space there, or wait: it is tried again, there and elsewhere")
+}
+
+// fault makes of an error what the broker is told. A full disk is nobody's
+// fault but the machine's: neither the source's nor the profile's.
 func (r *runner) fault(what string, err error) *wsdl.Fault {
 	var fault *wsdl.Fault
+	var said *mvm.Error
+	if isFull(err) || errors.As(err, &said) && fullWords(said.Output) {
+		return r.noRoom(fmt.Errorf("it could not %s: %w", what, err))
+	}
 	if errors.As(err, &fault) {
 		return fault
 	}

@@ -188,9 +188,11 @@ func (s *streamReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// collect gathers an ended process's streams and outputs. What cannot be had
-// is named in trouble; what is missing without being optional, in missing.
-func collect(ctx context.Context, images *image.Store, work string, spec *wsdl.ProcessSpec) (files []*wsdl.File, missing, trouble []string) {
+// collect gathers an ended process's streams and outputs. What cannot be had of
+// the streams is named in trouble; what is missing without being optional, or
+// cannot be kept, in missing. full is why something could not be kept that could
+// be with more room on the disk.
+func collect(ctx context.Context, images *image.Store, work string, spec *wsdl.ProcessSpec) (files []*wsdl.File, missing, trouble []string, full error) {
 	id := int(wsdl.Or(spec.Id, 0))
 	left := inlineTotal
 	take := func(name string, from io.Reader) (*wsdl.File, error) {
@@ -198,11 +200,18 @@ func collect(ctx context.Context, images *image.Store, work string, spec *wsdl.P
 		if err == nil && f.Data != nil {
 			left -= len(*f.Data)
 		}
+		if image.IsFull(err) {
+			full = err
+		}
 		return f, err
 	}
 	for _, name := range []string{"stdout", "stderr"} {
 		s := &streamReader{work: work, process: id, name: name}
 		f, err := take(name, s)
+		if image.IsFull(err) {
+			missing = append(missing, fmt.Sprintf("its %s cannot be kept: %v", name, err))
+			continue
+		}
 		if err != nil {
 			trouble = append(trouble, fmt.Sprintf("its %s cannot be kept: %v", name, err))
 			continue
@@ -236,5 +245,5 @@ func collect(ctx context.Context, images *image.Store, work string, spec *wsdl.P
 		}
 		files = append(files, f)
 	}
-	return files, missing, trouble
+	return files, missing, trouble, full
 }

@@ -184,6 +184,9 @@ func newNode(config Config, p parts) (_ *Node, err error) {
 		if err != nil {
 			n.lock.Close()
 		}
+		if d, failed := diskOf(f.root); isFull(err) && failed == nil {
+			err = fmt.Errorf("%w (%s; free some space there, or choose another data folder)", err, d)
+		}
 	}()
 	if n.id, err = identity(f.identity, config.ID); err != nil {
 		return nil, fmt.Errorf("keep the node's id: %w", err)

@@ -74,6 +74,9 @@ func (r *runner) take(batch []mvm.Event) {
 				continue
 			}
 			set(s, e.Process)
+			if e.Process.Unkept != "" {
+				r.unkept[e.Process.ID] = e.Process.Unkept
+			}
 			changed = append(changed, s)
 		case e.Failure != "":
 			failures = append(failures, e.Failure)
@@ -129,9 +132,12 @@ func set(s *wsdl.ProcessStatus, p *mvm.ProcessState) {
 func (r *runner) gather(s *wsdl.ProcessStatus) (failures []string) {
 	id := int(*s.Id)
 	r.mu.Lock()
-	spec := r.specs[id]
+	spec, unkept := r.specs[id], r.unkept[id]
 	r.mu.Unlock()
-	files, missing, trouble := collect(context.Background(), r.node.images, r.work, spec)
+	files, missing, trouble := r.collect(s, spec)
+	if unkept != "" {
+		missing = append(missing, unkept)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s.File = files
@@ -146,6 +152,36 @@ func (r *runner) gather(s *wsdl.ProcessStatus) (failures []string) {
 		s.Message = clip(strings.Join(trouble, "; "))
 	}
 	return failures
+}
+
+// patienceForRoom is how long results wait for room on the node's disk.
+const patienceForRoom = 10 * time.Minute
+
+// collect gathers an ended process's results. While the disk is too full to keep
+// them they wait where they are, unless the attempt ends meanwhile.
+func (r *runner) collect(s *wsdl.ProcessStatus, spec *wsdl.ProcessSpec) (files []*wsdl.File, missing, trouble []string) {
+	began := time.Now()
+	for pause, told := 100*time.Millisecond, false; ; pause = min(2*pause, 2*time.Second) {
+		var full error
+		files, missing, trouble, full = collect(context.Background(), r.node.images, r.work, spec)
+		if full == nil || r.ctx.Err() != nil || time.Since(began) > patienceForRoom {
+			return files, missing, trouble
+		}
+		if !told {
+			told = true
+			r.log.WithError(full).Error("results wait until there is room for them")
+			r.mu.Lock()
+			waiting := *s
+			r.mu.Unlock()
+			waiting.State, waiting.Ended, waiting.ExitCode = wsdl.Of(wsdl.ProcessStateRunning), nil, nil
+			waiting.Message = clip(fmt.Sprintf("it has ended; its results wait for room on node %s: %v", r.node.id, full))
+			r.report([]*wsdl.ProcessStatus{&waiting}, "", false)
+		}
+		select {
+		case <-r.ctx.Done():
+		case <-time.After(pause):
+		}
+	}
 }
 
 // clip bounds words whose number a job decides.

@@ -329,6 +329,7 @@ func (s *spool) drain(ctx context.Context, name string, l *lane) {
 		}
 		if acknowledged < sequence {
 			s.log.WithError(err).WithField("attempt", name).Debug("a report is not delivered yet")
+			s.settle(name, l)
 			select {
 			case <-ctx.Done():
 				s.mu.Lock()
@@ -364,6 +365,22 @@ func (s *spool) drain(ctx context.Context, name string, l *lane) {
 		s.mu.Unlock()
 		for _, r := range done {
 			s.dropped(r)
+		}
+	}
+}
+
+// settle puts on disk what the disk would not take before.
+func (s *spool) settle(name string, l *lane) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, n := range l.waiting {
+		if r := l.memory[n]; r != nil {
+			if s.write(name, r, true) != nil {
+				return
+			}
+			if n != l.replaced { // what a substitute replaces may still be in a file
+				delete(l.memory, n)
+			}
 		}
 	}
 }

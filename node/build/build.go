@@ -20,6 +20,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Languages that a source may be written in, as in the job profile.
@@ -148,12 +150,13 @@ func (b *builder) explain(ctx context.Context, err error) error {
 // compile runs one compiler command and keeps what it prints. A non-zero exit
 // is a *Failure.
 func (b *builder) compile(ctx context.Context, dir string, environment []string, argv ...string) error {
-	output, err := os.CreateTemp(b.temp, "output")
+	// In memory: that the disk is full must not keep the compiler from saying it.
+	fd, err := unix.MemfdCreate("output", unix.MFD_CLOEXEC)
 	if err != nil {
 		return fmt.Errorf("keep the compiler's output: %w", err)
 	}
+	output := os.NewFile(uintptr(fd), "output")
 	defer output.Close()
-	defer os.Remove(output.Name())
 	exit, err := b.runner.Run(ctx, Step{
 		Argv:        argv,
 		Dir:         dir,

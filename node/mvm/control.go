@@ -155,6 +155,7 @@ type ProcessState struct {
 	ExitCode  int
 	Signal    string
 	Message   string // e.g. "wall time of 10s exceeded"
+	Unkept    string // what of its output streams could not be kept, and why; "" = nothing
 	User      time.Duration
 	System    time.Duration
 	MaxRSSKiB int64

@@ -106,12 +106,13 @@ func (d *drain) empty(s *stream, buffer []byte) {
 }
 
 // finish keeps what the program had printed when it ended, and no more: who
-// still holds the other end is killed, and must not hold up the end.
-func (d *drain) finish(s *stream) {
+// still holds the other end is killed, and must not hold up the end. The error
+// is why not all of it could be kept.
+func (d *drain) finish(s *stream) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.pipe < 0 {
-		return
+		return s.keeper.broken
 	}
 	if waiting, err := unix.IoctlGetInt(s.pipe, unix.TIOCINQ); err == nil && waiting > 0 {
 		buffer := make([]byte, waiting)
@@ -120,6 +121,7 @@ func (d *drain) finish(s *stream) {
 		}
 	}
 	d.close(s)
+	return s.keeper.broken
 }
 
 // close takes a stream out; s.mu is held. It is taken from epoll by name and

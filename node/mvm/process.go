@@ -246,11 +246,16 @@ func (p *process) environment(dir string, profile, told []string) []string {
 // ended is called by the reaper when a program is gone.
 func (p *process) ended(program *program, status syscall.WaitStatus, usage *syscall.Rusage) {
 	p.vm.Ended(program.state.ID)
-	p.drain.finish(program.streams[0])
-	p.drain.finish(program.streams[1])
+	var unkept []string
+	for i, name := range []string{"stdout", "stderr"} {
+		if err := p.drain.finish(program.streams[i]); err != nil {
+			unkept = append(unkept, fmt.Sprintf("its %s could not be kept whole: %v", name, err))
+		}
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := &program.state
+	s.Unkept = strings.Join(unkept, "; ")
 	// What the clock was set to meanwhile must not make it end before it began.
 	s.State, s.ExitCode, s.Ended = "exited", status.ExitStatus(), s.Started.Add(time.Since(s.Started))
 	if status.Signaled() {

@@ -1,0 +1,124 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"mvm/services/image"
+)
+
+// disk is the room on a folder's file system, in bytes.
+type disk struct {
+	dir        string
+	free, size int64
+}
+
+func diskOf(dir string) (disk, error) {
+	var s unix.Statfs_t
+	if err := unix.Statfs(dir, &s); err != nil {
+		return disk{}, fmt.Errorf("look how full the disk of %s is: %w", dir, err)
+	}
+	return disk{dir, int64(s.Bavail) * s.Bsize, int64(s.Blocks) * s.Bsize}, nil
+}
+
+// floor is what attempts must leave free: the results of others, reports and
+// the node itself need some room, and a writer is not stopped at once.
+func (d disk) floor() int64 { return min(1<<30, d.size/20) }
+
+func (d disk) String() string {
+	return fmt.Sprintf("%s of %s are free in %s", amount(d.free), amount(d.size), d.dir)
+}
+
+func amount(bytes int64) string {
+	if bytes < 10<<20 {
+		return fmt.Sprintf("%d KiB", bytes>>10)
+	}
+	return fmt.Sprintf("%d MiB", bytes>>20)
+}
+
+// isFull tells whether an error says that a disk is full. Of those that a
+// compiler or the MVM process met only the words arrive.
+func isFull(err error) bool {
+	if err == nil {
+		return false
+	}
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || image.IsFull(err) {
+		return true
+	}
+	return fullWords(err.Error())
+}
+
+// fullWords tells whether a line of a text ends as errors about a full disk do.
+func fullWords(text string) bool {
+	for line := range strings.Lines(strings.ToLower(text)) {
+		line = strings.ReplaceAll(strings.TrimSpace(line), "'", "") // the assembler quotes it
+		if strings.HasSuffix(line, ": "+unix.ENOSPC.Error()) || strings.HasSuffix(line, ": "+unix.EDQUOT.Error()) {
+			return true
+		}
+	}
+	return false
+}
+
+// used is what is below a folder, in bytes. What is removed meanwhile counts as
+// nothing.
+func used(dir string) (bytes int64) {
+	_ = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		var s unix.Stat_t
+		if err == nil && unix.Lstat(path, &s) == nil {
+			bytes += s.Blocks * 512
+		}
+		return nil
+	})
+	return bytes
+}
+
+// guardPause is between two looks at the disk while an attempt is held.
+const guardPause = 200 * time.Millisecond
+
+// guard ends the attempt when the disk is nearly full and it is this attempt
+// that takes most of it.
+func (r *runner) guard() {
+	ticker := time.NewTicker(guardPause)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-r.ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		d, err := diskOf(r.work)
+		if err != nil || d.free >= d.floor() {
+			continue
+		}
+		mine := used(r.work)
+		if mine < d.floor() || mine < r.node.mostUsed(r) {
+			continue
+		}
+		r.node.step(lost{key: r.key, reason: fmt.Sprintf("the disk of node %s is nearly full: %s, and %s must stay so. Attempt %s takes most, %s: let it write less, or place it where there is more room",
+			r.node.id, d, amount(d.floor()), r.key, amount(mine))})
+		return
+	}
+}
+
+// mostUsed is what the largest work folder but one takes.
+func (n *Node) mostUsed(but *runner) (bytes int64) {
+	n.mu.Lock()
+	var others []string
+	for _, r := range n.runners {
+		if r != but {
+			others = append(others, r.work)
+		}
+	}
+	n.mu.Unlock()
+	for _, dir := range others {
+		bytes = max(bytes, used(dir))
+	}
+	return bytes
+}
