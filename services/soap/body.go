@@ -103,7 +103,7 @@ func (s *Server) linger(x *exchange) {
 	if x.out.control.Flush() != nil {
 		return
 	}
-	const most, pause = 10 * time.Second, 500 * time.Millisecond
+	const most, pause = 10 * time.Second, 2 * time.Second
 	buffer := make([]byte, 32<<10)
 	for end := time.Now().Add(most); !x.in.ended && time.Now().Before(end) && x.request.Context().Err() == nil; {
 		if x.out.control.SetReadDeadline(time.Now().Add(pause)) != nil {

@@ -78,6 +78,12 @@ func failureOf(ctx context.Context, err error) failure {
 	default:
 		fault = wsdl.NewFault(wsdl.FaultCodeInternal, err.Error(), "the node's log says more under the request id")
 	}
+	// What is quoted from a request may be as long as that: here ends who would
+	// fill the log and the answer with it.
+	const most = 4 << 10
+	if len(fault.Message) > most {
+		fault.Message = strings.ToValidUTF8(fault.Message[:most], "") + "..."
+	}
 	switch *fault.Code {
 	case wsdl.FaultCodeBusy, wsdl.FaultCodeTimeout, wsdl.FaultCodeUnavailable, wsdl.FaultCodeInternal:
 		return failure{"Receiver", http.StatusInternalServerError, "", fault}

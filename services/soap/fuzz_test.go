@@ -1,13 +1,19 @@
 package soap
 
 import (
+	"bufio"
 	"context"
 	"encoding/xml"
 	"errors"
+	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"mvm/wsdl"
 )
@@ -79,3 +85,84 @@ func FuzzClient(f *testing.F) {
 }
 
 var _ http.Handler = (*Server)(nil)
+
+// Whatever bytes come in on a connection, whole HTTP answers go out, of
+// statuses that were foreseen, and others are served afterwards.
+func FuzzHTTP(f *testing.F) {
+	grid := &fakeGrid{base: func() string { return "http://x" }, jobs: map[string]*wsdl.SubmitJob{}, blobs: map[string][]byte{}}
+	server, err := NewServer(Config{Contracts: []wsdl.Contract{wsdl.BootstrapContract(grid)}, Limits: Limits{Body: 1 << 16}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	// Not TCP: the ends of so many connections would use up the ports.
+	path := filepath.Join(f.TempDir(), "socket")
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		f.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(ctx, listener) }()
+	f.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			f.Error(err)
+		}
+	})
+	exchange := func(t *testing.T, sent []byte) (answers []*http.Response) {
+		conn, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
+		go func() {
+			_, _ = conn.Write(sent)
+			_ = conn.(*net.UnixConn).CloseWrite()
+		}()
+		from := bufio.NewReader(conn)
+		for {
+			if _, err := from.Peek(1); err != nil {
+				var late net.Error
+				if errors.As(err, &late) && late.Timeout() {
+					t.Fatal("the connection stays open")
+				}
+				return answers
+			}
+			answer, err := http.ReadResponse(from, nil)
+			if err != nil {
+				t.Fatalf("no HTTP: %v", err)
+			}
+			said, err := io.ReadAll(answer.Body)
+			if err != nil || strings.Contains(string(said), "<code>internal</code>") {
+				t.Fatalf("%s, %v: %s", answer.Status, err, said)
+			}
+			answers = append(answers, answer)
+		}
+	}
+	call := envelope11(getBroker)
+	head := "POST /services/bootstrap HTTP/1.1\r\nHost: x\r\nContent-Type: text/xml\r\n"
+	length := fmt.Sprintf("Content-Length: %d\r\n", len(call))
+	chunked := fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(call), call)
+	f.Add([]byte(head + length + "\r\n" + call + head + length + "\r\n" + call))
+	f.Add([]byte(head + "Transfer-Encoding: chunked\r\n\r\n" + chunked))
+	f.Add([]byte(head + length + "Transfer-Encoding: chunked\r\n\r\n" + chunked + "GET /services HTTP/1.1\r\nHost: y\r\n\r\n"))
+	f.Add([]byte(head + length + length + "Expect: 100-continue\r\n\r\n" + call))
+	f.Add([]byte("GET /services/bootstrap?wsdl HTTP/1.0\r\n\r\n"))
+	f.Add([]byte("GET http://a/services/bootstrap?xsd=../x HTTP/1.1\nHost : x\n a\n\n"))
+	f.Fuzz(func(t *testing.T, sent []byte) {
+		if strings.HasPrefix(strings.ToUpper(string(sent)), "HEAD") || strings.Contains(string(sent), "HEAD") {
+			return // whose answer has no body, which only who asked knows
+		}
+		for _, answer := range exchange(t, sent) {
+			switch answer.StatusCode {
+			case 100, 200, 301, 400, 404, 405, 408, 413, 415, 417, 431, 500, 501, 503, 505:
+			default:
+				t.Fatalf("%s", answer.Status)
+			}
+		}
+		if after := exchange(t, []byte("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")); len(after) != 1 || after[0].StatusCode != 200 {
+			t.Fatalf("afterwards: %v", after)
+		}
+	})
+}
