@@ -7,6 +7,8 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -29,6 +31,9 @@ const (
 type embedded struct {
 	lock *os.File
 	etcd *embed.Etcd
+
+	healing sync.Mutex // guards what follows; held while space is given back
+	rested  time.Time  // not before then again
 }
 
 func startEmbedded(ctx context.Context, dir string, quota int64, log *zap.Logger) (*embedded, error) {
@@ -109,6 +114,47 @@ func (e *embedded) disarm(ctx context.Context) error {
 	}
 	_, err = c.AlarmDisarm(ctx, &clientv3.AlarmMember{})
 	return err
+}
+
+// heal ends the refusal of writes once space can be given back, and says whether
+// a refused write may be tried again. What is old goes: the history of keys, and
+// what was deleted. It holds everything up for as long as it takes to copy what
+// is kept, so it rests ten times as long.
+func (e *embedded) heal(ctx context.Context) bool {
+	if e == nil { // an external cluster is for others to keep
+		return false
+	}
+	e.healing.Lock()
+	defer e.healing.Unlock()
+	began := time.Now()
+	if began.Before(e.rested) {
+		return len(e.etcd.Server.Alarms()) == 0 // another has just done it
+	}
+	err := e.disarm(ctx)
+	e.rested = time.Now().Add(10 * time.Since(began))
+	return err == nil
+}
+
+// reserve is what must be free on the disk for a write to be tried, in bytes:
+// etcd takes room for its log in pieces of 64 MiB, ahead, and ends the process
+// when it cannot.
+const reserve = 128 << 20
+
+// room refuses writes before the disk is so full that etcd gives up.
+func (e *embedded) room() error {
+	if e == nil {
+		return nil
+	}
+	dir := filepath.Dir(e.lock.Name())
+	var s unix.Statfs_t
+	if unix.Statfs(dir, &s) != nil {
+		return nil // etcd will tell
+	}
+	free, least := int64(s.Bavail)*s.Bsize, min(reserve, int64(s.Blocks)*s.Bsize/10)
+	if free >= least {
+		return nil
+	}
+	return fmt.Errorf("%w: %d MiB are free on the disk of %s, and writes need %d; free some space there, then it goes on by itself", ErrFull, free>>20, dir, least>>20)
 }
 
 // client returns a client whose calls stay in the process.

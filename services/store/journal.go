@@ -3,10 +3,13 @@ package store
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -101,7 +104,15 @@ func (s *Store) commit(ctx context.Context, ops []Op) (int64, error) {
 	}
 	ctx, cancel := bounded(ctx)
 	defer cancel()
+	if slices.ContainsFunc(ops, func(op Op) bool { return op.kind == opPut }) {
+		if err := s.embedded.room(); err != nil {
+			return 0, fmt.Errorf("state store: commit to %s: %w", ops[0].key, err)
+		}
+	}
 	answer, err := s.kv.Txn(ctx).If(conditions...).Then(writes...).Commit()
+	if errors.Is(err, rpctypes.ErrNoSpace) && s.embedded.heal(ctx) {
+		answer, err = s.kv.Txn(ctx).If(conditions...).Then(writes...).Commit()
+	}
 	if err != nil {
 		return 0, s.wrap("commit to", ops[0].key, err)
 	}

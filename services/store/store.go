@@ -38,7 +38,7 @@ var (
 	// its lease ran out. It has to register again.
 	ErrStale   = errors.New("stale")
 	ErrInvalid = errors.New("not valid")
-	ErrFull    = errors.New("the quota is used up")
+	ErrFull    = errors.New("the state store is full")
 	ErrLocked  = errors.New("in use by another process")
 	ErrClosed  = errors.New("the store is closed")
 )
@@ -50,7 +50,7 @@ type Config struct {
 	TLS       *tls.Config // to Endpoints; nil: plain text
 
 	// Quota bounds the embedded server's data, in bytes; default 2 GiB. Writes
-	// beyond it fail with ErrFull, reads go on.
+	// beyond it fail with ErrFull until something was deleted; reads go on.
 	Quota int64
 	// Namespace is put before every key, so that grids can share a cluster.
 	// Default "mvm/".
@@ -81,8 +81,8 @@ type Store struct {
 // Open returns a Store that is ready: reads and writes work, and the caches of
 // nodes and live attempts are filled. ctx bounds the opening only. A Dir that
 // another process has open is refused with ErrLocked. When the disk under Dir
-// fails later, etcd logs that and ends the process: nothing that was
-// acknowledged is lost.
+// is nearly full, writes fail with ErrFull. When it fails, etcd logs that and
+// ends the process: nothing that was acknowledged is lost.
 func Open(ctx context.Context, c Config) (*Store, error) {
 	if (c.Dir == "") == (len(c.Endpoints) == 0) {
 		return nil, errors.New("state store: set either a data folder or the endpoints of an etcd cluster, not both or neither")
@@ -174,7 +174,7 @@ func (s *Store) wrap(what, key string, err error) error {
 	case s.life.Err() != nil:
 		err = ErrClosed
 	case errors.Is(err, rpctypes.ErrNoSpace):
-		return fmt.Errorf("state store: %s %s: %w; delete what is no longer needed and restart this node, or give it a larger quota", what, key, ErrFull)
+		return fmt.Errorf("state store: %s %s: %w; delete what is no longer needed, then it goes on by itself, or give it a larger quota", what, key, ErrFull)
 	}
 	return fmt.Errorf("state store: %s %s: %w", what, key, err)
 }

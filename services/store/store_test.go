@@ -4,9 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // open returns an embedded Store that the test closes.
@@ -168,7 +172,7 @@ func BenchmarkCommit(b *testing.B) {
 }
 
 // A used-up quota refuses writes in words, keeps reads going, and is over after
-// a restart after a deletion.
+// a deletion; history alone uses nothing up.
 func TestQuota(t *testing.T) {
 	c := Config{Dir: t.TempDir(), Quota: 8 << 20}
 	s, err := Open(t.Context(), c)
@@ -189,12 +193,72 @@ func TestQuota(t *testing.T) {
 	if err := s.Commit(ctx, DeletePrefix("k/")); err != nil {
 		t.Fatalf("nothing can be deleted: %v", err)
 	}
+	for i := range 20 { // over the quota, with all that was there before
+		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+			if err = s.Commit(ctx, Put("k/0", value)); err == nil {
+				break
+			}
+			if !errors.Is(err, ErrFull) || time.Now().After(deadline) {
+				t.Fatalf("with room again, written over %d times: %v", i, err)
+			}
+		}
+	}
 	s.Close()
 	if s, err = Open(ctx, c); err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
 	if err := s.Commit(ctx, Put("k/0", value)); err != nil {
+		t.Fatalf("with room again: %v", err)
+	}
+}
+
+// A disk that is nearly full refuses writes in words, keeps all that was
+// written, and goes on when there is room.
+func TestStateDiskFull(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=400m"); err != nil {
+		t.Skipf("SKIPPED: a full disk needs a small file system, which this user cannot mount: %v; run as root", err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	s, err := Open(t.Context(), Config{Dir: filepath.Join(dir, "state")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	ctx := t.Context()
+	if err := s.Commit(ctx, Put("k/0", []byte("kept"))); err != nil {
+		t.Fatal(err)
+	}
+	filler, err := os.Create(filepath.Join(dir, "filler"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer filler.Close()
+	if err := unix.Fallocate(int(filler.Fd()), 0, 0, 400<<20); err == nil {
+		t.Fatal("the disk is larger than it should be")
+	}
+	var disk unix.Statfs_t
+	if err := unix.Statfs(dir, &disk); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Fallocate(int(filler.Fd()), 0, 0, int64(disk.Bavail)*disk.Bsize-10<<20); err != nil {
+		t.Fatal(err)
+	}
+	err = s.Commit(ctx, Put("k/1", []byte("refused")))
+	if !errors.Is(err, ErrFull) || !strings.Contains(err.Error(), "10 MiB are free on the disk of "+dir) || !strings.Contains(err.Error(), "free some space") {
+		t.Fatalf("a write: %v", err)
+	}
+	if value, _, err := s.Get(ctx, "k/0"); err != nil || string(value) != "kept" {
+		t.Fatalf("a read: %q, %v", value, err)
+	}
+	if err := s.Commit(ctx, Delete("k/none")); err != nil {
+		t.Fatalf("a deletion: %v", err)
+	}
+	if err := filler.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Commit(ctx, Put("k/1", []byte("taken"))); err != nil {
 		t.Fatalf("with room again: %v", err)
 	}
 }
