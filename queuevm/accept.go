@@ -80,7 +80,7 @@ func (vm *VM) welcome(conn net.Conn, proven func()) {
 		_ = conn.Close()
 		return
 	}
-	secured, id, err := vm.key.accept(&replayed{Conn: conn, head: head}, plain, vm.config.Self, vm.mayDial, vm.knows)
+	secured, id, err := vm.key.accept(&replayed{Conn: conn, head: head}, plain, vm.config.Self, vm.mayDial, vm.gaveUp, vm.knows)
 	if err == nil {
 		if r, ok := secured.(*replayed); ok {
 			secured = r.Conn // nothing is left of what was read ahead
@@ -120,6 +120,14 @@ func (vm *VM) mayDial(id string) (string, bool) {
 		return "", false
 	}
 	return p.Fingerprint, true
+}
+
+// gaveUp says whether a peer was reported lost, for good.
+func (vm *VM) gaveUp(id string) bool {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	p := vm.peers[id]
+	return p == nil || p.gone
 }
 
 func (vm *VM) knows(fingerprint string) bool {

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -267,4 +268,26 @@ func TestBellThatAChildSpoils(t *testing.T) {
 		_, err := vm.Dequeue(within(t, 10*time.Second), "out")
 		must(t, err)
 	}
+}
+
+// FuzzControlSocket: whatever a program asks gets a sentence, and at most the
+// descriptors of its own rings.
+func FuzzControlSocket(f *testing.F) {
+	vm := start(f, Config{})
+	processes(f, vm, 0, 1)
+	wire(f, 1, 4096, vm, Endpoint{Process: 0, Port: "x"}, vm, Endpoint{Process: 1, Port: "y"})
+	for _, text := range []string{"open x", "open y", "open", "ports 0", "ports 1", "ports -1", "ports 99999999999999999999", "", " ", "open \x00"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, question string) {
+		vm.mu.Lock()
+		answer, fds := vm.processes[0].answer(question)
+		vm.mu.Unlock()
+		if !strings.HasPrefix(answer, "ok ") && !strings.HasPrefix(answer, "error ") || len(answer) > controlMessage+64 {
+			t.Errorf("%q is answered %q", question, answer)
+		}
+		if len(fds) > 0 && question != "open x" {
+			t.Errorf("%q gets %d descriptors", question, len(fds))
+		}
+	})
 }

@@ -166,6 +166,15 @@ func (k *key) sign(message []byte) ([]byte, error) {
 	return append([]byte{byte(len(signature))}, signature...), nil
 }
 
+// The last byte of the exchange: the link is up, or never will be again.
+const (
+	welcomed = 1
+	givenUp  = 2
+)
+
+// errGivenUp: to dial again would not help.
+var errGivenUp = errors.New("it has given this node up for lost")
+
 // readField reads a u8 length and as many bytes.
 func readField(r io.Reader) ([]byte, error) {
 	var n [1]byte
@@ -217,12 +226,15 @@ func (k *key) dial(raw net.Conn, plain bool, self string, p Peer) (net.Conn, err
 	if _, err := io.ReadFull(conn, welcome[:]); err != nil {
 		return nil, fmt.Errorf("it does not take our key: %w", err)
 	}
+	if welcome[0] != welcomed {
+		return nil, errGivenUp
+	}
 	return conn, nil
 }
 
 // accept is the other side of dial. find names the fingerprint of a peer that
-// may dial this node. It returns the peer's id.
-func (k *key) accept(raw net.Conn, plain bool, self string, find func(id string) (fingerprint string, ok bool), known func(fingerprint string) bool) (net.Conn, string, error) {
+// may dial this node, gone whether that one was given up. It returns the peer's id.
+func (k *key) accept(raw net.Conn, plain bool, self string, find func(id string) (fingerprint string, ok bool), gone func(id string) bool, known func(fingerprint string) bool) (net.Conn, string, error) {
 	conn := raw
 	if !plain {
 		config, err := k.pinned(known)
@@ -258,7 +270,11 @@ func (k *key) accept(raw net.Conn, plain bool, self string, find func(id string)
 	if !theirs.proves(said("dialer", theirs, mine), signature) {
 		return nil, "", fmt.Errorf("%q does not hold the key it shows", id)
 	}
-	if _, err := conn.Write([]byte{1}); err != nil {
+	if gone(id) {
+		_, err := conn.Write([]byte{givenUp})
+		return nil, "", errors.Join(fmt.Errorf("%q was given up for lost", id), err)
+	}
+	if _, err := conn.Write([]byte{welcomed}); err != nil {
 		return nil, "", err
 	}
 	return conn, id, nil

@@ -164,8 +164,8 @@ func (vm *VM) link(limit context.Context, p *peer) error {
 	plain := vm.config.Plain
 	for {
 		err := vm.dial(limit, p, plain)
-		if err == nil {
-			return nil
+		if err == nil || errors.Is(err, errGivenUp) {
+			return err
 		}
 		// A peer that wants all links encrypted hangs up on a plain greeting.
 		hungUp := errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)
@@ -306,10 +306,14 @@ func (vm *VM) tune(fd int) {
 	set := func(level, option, value int) { _ = unix.SetsockoptInt(fd, level, option, value) }
 	set(unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	set(unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
-	set(unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 5)
-	set(unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 2)
+	// A peer that vanished without a word is known to be gone after Redial, idle
+	// or not: half of it in silence, then three probes; and what is sent must be
+	// acknowledged, or taken into the peer's buffer, within it.
+	limit := max(vm.config.Redial, 3*time.Second)
+	set(unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, max(1, int(limit/2/time.Second)))
+	set(unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, max(1, int(limit/6/time.Second)))
 	set(unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 3)
-	set(unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(max(vm.config.Redial, 5*time.Second).Milliseconds()))
+	set(unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(limit.Milliseconds()))
 	// A small send buffer keeps ring memory in cache until it is sent; over a
 	// long way it would hold the window down.
 	if info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO); err == nil && info.Rtt < 1000 {

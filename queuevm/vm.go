@@ -49,7 +49,8 @@ type Config struct {
 	// encrypted, and peers prove their keys either way.
 	Plain bool
 	// Redial is how long a cut link may stay down before the peer is reported
-	// lost. Zero means 10 s.
+	// lost, and how long, but 3 s at least, a peer may be silent before its link
+	// is taken for cut. Zero means 10 s.
 	Redial time.Duration
 	// Cores is how many cores this VM and its processes may count on to
 	// themselves: only when each can have one do they spin before they yield.
