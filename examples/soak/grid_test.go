@@ -60,6 +60,14 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// together lets the short tests, which mostly wait, run at the same time; the
+// long ones would only be in each other's way.
+func together(t *testing.T) {
+	if !*longFlag {
+		t.Parallel()
+	}
+}
+
 // chance is a source of random choices that several goroutines may draw from.
 type chance struct {
 	mu  sync.Mutex // guards rng

@@ -25,6 +25,7 @@ func (j *job) ran() int { return bytes.Count(j.told, []byte("start 0\n")) }
 // A grid without faults passes every check, and a job is tried again as often
 // as its profile says: no more, no less.
 func TestRetries(t *testing.T) {
+	together(t)
 	g := newGrid(t, gridOptions{workers: 2, slots: 8})
 	var jobs []*job
 	for retries := range 4 {
@@ -55,6 +56,7 @@ func TestRetries(t *testing.T) {
 // transaction and each call. The jobs end as they would have without that: a
 // failed attempt is counted once, also when the broker dies while it counts.
 func TestBrokerKilled(t *testing.T) {
+	together(t)
 	c := newChance(t)
 	g := newGrid(t, gridOptions{workers: 2, slots: 8})
 	type kill struct {
@@ -73,7 +75,7 @@ func TestBrokerKilled(t *testing.T) {
 	}
 	if !*longFlag {
 		c.rng.Shuffle(len(kills), func(i, k int) { kills[i], kills[k] = kills[k], kills[i] })
-		kills = kills[:7]
+		kills = kills[:5]
 	}
 	var jobs []*job
 	missed := map[string]int{}
@@ -137,6 +139,7 @@ func TestBrokerKilled(t *testing.T) {
 // A worker, or the MVM process on it, is killed as a call passes: before it
 // arrives, or as it has been answered. The job ends well nevertheless.
 func TestNodeKilled(t *testing.T) {
+	together(t)
 	c := newChance(t)
 	g := newGrid(t, gridOptions{workers: 3, slots: 4, chance: c})
 	type kill struct {
@@ -158,7 +161,7 @@ func TestNodeKilled(t *testing.T) {
 	}
 	if !*longFlag {
 		c.rng.Shuffle(len(kills), func(i, k int) { kills[i], kills[k] = kills[k], kills[i] })
-		kills = kills[:8]
+		kills = kills[:6]
 	}
 	var jobs []*job
 	for i, k := range kills {
@@ -225,6 +228,7 @@ func TestNodeKilled(t *testing.T) {
 // Calls between broker and nodes that come late, twice, in another order, or
 // whose answers are lost, change nothing.
 func TestReordered(t *testing.T) {
+	together(t)
 	count := 12
 	if *longFlag {
 		count = 300

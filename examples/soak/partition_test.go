@@ -118,6 +118,7 @@ func (h *halves) heal() { h.ip("link", "set", h.name+"wa", "up") }
 // end what they hold by themselves, the jobs go on in the other half, and the
 // nodes are as good as before once they are back.
 func TestPartition(t *testing.T) {
+	together(t)
 	const workers = 4
 	h := newHalves(t, workers)
 	g := newGrid(t, gridOptions{workers: workers, slots: 4, place: h.place})
@@ -149,7 +150,7 @@ func TestPartition(t *testing.T) {
 		})
 	}
 
-	over, batch := begin(2, job{mode: "ok", count: 4, rounds: 40, pause: 15 * time.Millisecond, nodes: workers})
+	over, batch := begin(2, job{mode: "ok", count: 4, rounds: 40, pause: 40 * time.Millisecond, nodes: workers})
 	running()
 	h.part()
 	nap(t.Context(), 3*time.Second)

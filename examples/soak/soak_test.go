@@ -9,7 +9,8 @@ import (
 // TestSoak takes jobs through a grid of four workers while everything that can
 // fail fails.
 func TestSoak(t *testing.T) {
-	count, width := 40, 10
+	together(t)
+	count, width := 30, 8
 	if *longFlag {
 		count, width = *jobsFlag, 12
 	}
