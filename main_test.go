@@ -81,7 +81,8 @@ var rooms = map[string][]string{
 	"node/mvm":             {"queuevm", "node/build"},
 	"osvm":                 {"osvm/*"},
 	"node":                 {"wsdl", "services/*", "-services/client", "-services/store", "node/*", "queuevm", "osvm"},
-	"examples":             {"wsdl", "services/client", "queuevm/client"},
+	"examples":             {"wsdl", "services/client", "queuevm/client", "examples/bench/soap"},
+	"examples/bench/soap":  {"wsdl", "services/soap"},
 	"examples/soak":        {"wsdl", "services/client"},
 	"":                     {"*"},
 }
