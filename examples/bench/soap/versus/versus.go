@@ -37,18 +37,18 @@ const (
 	GSOAP = "gSOAP"
 )
 
-// What a Round measures.
+// What a Round measures; latencies are in microseconds.
 const (
 	PerCPU = "calls a CPU second"
 	Rate   = "calls a second"
-	P50    = "median latency, µs"
-	P99    = "p99 latency, µs"
+	P50    = "median latency"
+	P99    = "p99 latency"
 )
 
 const connections = 16
 
-// Missing is what Open returns when a program that it needs is not installed.
-var Missing = errors.New("not installed")
+// ErrMissing is what Open returns when a program that it needs is not installed.
+var ErrMissing = errors.New("not installed")
 
 // Contest is both servers, running. Close it.
 type Contest struct {
@@ -62,11 +62,11 @@ type running struct {
 }
 
 // Open builds both servers in the folder dir and starts them. It is called in
-// the project's folder. An error that wraps Missing names what to install.
+// the project's folder. An error that wraps ErrMissing names what to install.
 func Open(ctx context.Context, dir string) (*Contest, error) {
 	for program, in := range map[string]string{"wsdl2h": "gsoap", "soapcpp2": "gsoap", "gcc": "gcc", "wrk": "wrk"} {
 		if _, err := exec.LookPath(program); err != nil {
-			return nil, fmt.Errorf("%s of Debian's %s is %w", program, in, Missing)
+			return nil, fmt.Errorf("%s of Debian's %s is %w", program, in, ErrMissing)
 		}
 	}
 	c := &Contest{dir: dir, running: map[string]*running{}}
