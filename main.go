@@ -139,7 +139,7 @@ func helpCommand(root *cobra.Command) *cobra.Command {
 // nodeOptions are the flags of `mvm node`.
 type nodeOptions struct {
 	listen, data, join, state, name, advertise string
-	goCache                                    string
+	goCache, compilers                         string
 	roles                                      []string
 	slots                                      int
 	insecure                                   bool
@@ -188,6 +188,7 @@ it listen elsewhere, where whoever reaches it can run programs on it.`,
 	f.StringVar(&o.name, "name", "", "the node's `NAME` for people (default: the host's)")
 	f.StringVar(&o.advertise, "advertise", "", "`HOST:PORT` under which others reach it (default: what it listens on)")
 	f.StringVar(&o.goCache, "go-cache", "", "`DIR` for what Go compiled, which the nodes of a machine may share (default: in --data)")
+	f.StringVar(&o.compilers, "compilers", "", "`FILE` that remembers what this machine's compilers are, which its nodes may share (default: in --data)")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warning or error")
 	f.IntVar(&o.listenFD, "listen-fd", 0, "serve on this inherited socket instead of --listen")
@@ -540,7 +541,7 @@ func killAt(text string) (func(point string), error) {
 func (s *server) openNode() (err error) {
 	c := node.Config{
 		Name: s.options.name, Dir: filepath.Join(s.dir, "node"), URL: s.url, Roles: s.roles, Version: Version,
-		Slots: s.options.slots, GoCache: s.options.goCache, JoinURL: s.options.join, Caller: s.caller, Images: s.images, Log: s.log,
+		Slots: s.options.slots, GoCache: s.options.goCache, Compilers: s.options.compilers, JoinURL: s.options.join, Caller: s.caller, Images: s.images, Log: s.log,
 	}
 	if s.has(wsdl.RoleBackend) {
 		c.JoinURL, c.InformationURL = "", s.url+"/services/information"

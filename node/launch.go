@@ -81,23 +81,33 @@ type starter struct {
 // no other node uses at the same time: it names what is this node's.
 func newStarter(dir string, limits mvm.Limits, log *logrus.Entry) (*starter, error) {
 	sum := sha256.Sum256([]byte(dir))
-	s := &starter{prefix: hex.EncodeToString(sum[:8]) + ".", limits: limits, cleaning: mvm.Probe(nil)}
+	s := &starter{prefix: hex.EncodeToString(sum[:8]) + ".", limits: limits}
 	switch _, err := fs.Stat(embedded, slimProgram); {
 	case errors.Is(err, fs.ErrNotExist):
 		log.Info("this program was built without the slim MVM process and starts itself in its place: each job starts some 10 ms of CPU time later (`make build` embeds it)")
 		s.binary = func() (*os.File, error) { return nil, nil }
+		s.cleaning = mvm.Probe(nil)
 	case err != nil:
 		return nil, err
 	default:
-		s.binary = sync.OnceValues(func() (*os.File, error) {
-			program, err := embedded.ReadFile(slimProgram)
-			if err != nil {
-				return nil, err
-			}
-			return mvm.Executable(program)
-		})
+		s.binary = sync.OnceValues(slim)
+		program, err := slim()
+		if err != nil {
+			return nil, err
+		}
+		s.cleaning = mvm.Probe(program)
+		program.Close()
 	}
 	return s, nil
+}
+
+// slim puts the slim program into memory.
+func slim() (*os.File, error) {
+	program, err := embedded.ReadFile(slimProgram)
+	if err != nil {
+		return nil, err
+	}
+	return mvm.Executable(program)
 }
 
 func (s *starter) Launch(ctx context.Context, start mvm.Start) (process, error) {

@@ -72,6 +72,10 @@ type Config struct {
 	// library; "" is a part of Dir. Nodes of one user on one machine may share
 	// one, and then only the first of them pays for it.
 	GoCache string
+	// Compilers is the file in which the node remembers what this machine's
+	// compilers are; "" is one in Dir. Nodes of one user on one machine may share
+	// it, and then only the first of them has to ask.
+	Compilers string
 	// StreamMax is the bytes kept of each stdout and stderr; 0 is 1 MiB.
 	StreamMax int64
 }
@@ -163,10 +167,13 @@ func newNode(config Config, p parts) (_ *Node, err error) {
 			return nil, fmt.Errorf("open the cache of Go builds: %w", err)
 		}
 	}
+	if config.Compilers != "" {
+		f.compilers = config.Compilers
+	}
 	n := &Node{
 		config: config, folders: f, incarnation: random(8),
 		caller: config.Caller, http: config.HTTP, images: config.Images,
-		clock: p.clock, compilers: build.NewDetector(""),
+		clock: p.clock, compilers: build.NewDetector("", f.compilers),
 		streamMax: config.StreamMax, callTimeout: 30 * time.Second,
 		beatNow: make(chan struct{}, 1),
 		runners: map[key]*runner{}, calls: map[uint64]chan answer{},

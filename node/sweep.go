@@ -31,6 +31,8 @@ type folders struct {
 	clients  string // the client library's files, for builds and programs
 	identity string
 	lock     string
+
+	compilers string // what they turned out to be
 }
 
 func foldersOf(dir string) (folders, error) {
@@ -52,6 +54,8 @@ func foldersOf(dir string) (folders, error) {
 		clients:  filepath.Join(dir, "clients"),
 		identity: filepath.Join(dir, "node-id"),
 		lock:     filepath.Join(dir, "node.lock"),
+
+		compilers: filepath.Join(dir, "compilers.json"),
 	}
 	return f, err
 }

@@ -28,7 +28,7 @@ type bench struct {
 // may have put beside them, so that these are built here.
 func newBench(t *testing.T) *bench {
 	t.Helper()
-	b := &bench{t: t, compilers: NewDetector("").Compilers(t.Context()), clients: t.TempDir(), cache: t.TempDir()}
+	b := &bench{t: t, compilers: NewDetector("", "").Compilers(t.Context()), clients: t.TempDir(), cache: t.TempDir()}
 	for _, folder := range []string{"c", "client", "python"} {
 		err := copyTree(filepath.Join("../../queuevm", folder), filepath.Join(b.clients, folder), func(name string) bool { return !strings.HasPrefix(name, "lib/") })
 		if err != nil {
@@ -93,7 +93,7 @@ func (b *bench) run(r Request, arguments ...string) string {
 }
 
 func TestDetect(t *testing.T) {
-	d := NewDetector("")
+	d := NewDetector("", "")
 	first := d.Compilers(t.Context())
 	for _, c := range first {
 		t.Logf("%+v", c)
@@ -116,7 +116,7 @@ func TestDetect(t *testing.T) {
 	}
 	fake("gcc", "echo crt1.o") // no C library to link with
 	fake("python3", "exit 1")
-	d = NewDetector(dir)
+	d = NewDetector(dir, "")
 	if got := d.Compilers(t.Context()); len(got) != 0 {
 		t.Errorf("found %v", got)
 	}
@@ -130,6 +130,56 @@ func TestDetect(t *testing.T) {
 	if log, _ := os.ReadFile(dir + "/log"); string(log) != "asked\nasked\n" {
 		t.Errorf("it was asked more than once:\n%s", log)
 	}
+}
+
+// What was found outlives the detector for as long as nothing of it changes, and
+// nothing that failed does.
+func TestDetectorRemembers(t *testing.T) {
+	dir, file := t.TempDir(), filepath.Join(t.TempDir(), "sub", "compilers.json")
+	fake := func(name, script string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	asked := func(want int, names ...string) {
+		t.Helper()
+		os.Remove(dir + "/log")
+		var got []string
+		for _, c := range NewDetector(dir, file).Compilers(t.Context()) {
+			got = append(got, c.Name+" "+c.Version)
+		}
+		log, _ := os.ReadFile(dir + "/log")
+		if n := strings.Count(string(log), "asked"); n != want || strings.Join(got, ", ") != strings.Join(names, ", ") {
+			t.Errorf("found %q after %d questions, expected %q after %d", got, n, names, want)
+		}
+	}
+	start := filepath.Join(dir, "crt1.o")
+	if err := os.WriteFile(start, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	gcc := func(version string) {
+		fake("gcc", "echo asked >> "+dir+"/log; case $1 in --version) echo "+version+";; *) echo "+start+";; esac")
+	}
+	gcc("one")
+	asked(2, "gcc one")
+	asked(0, "gcc one")
+	gcc("eleven")
+	asked(2, "gcc eleven")
+	asked(0, "gcc eleven")
+	if err := os.WriteFile(start, []byte("other"), 0o644); err != nil { // what it links with is another
+		t.Fatal(err)
+	}
+	asked(2, "gcc eleven")
+	asked(0, "gcc eleven")
+	fake("go", "echo asked >> "+dir+"/log; exit 1") // may work next time, for whatever reason
+	asked(3, "gcc eleven")
+	asked(3, "gcc eleven")
+	os.Remove(dir + "/go")
+	asked(0, "gcc eleven") // as it was before
+	if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	asked(2, "gcc eleven")
 }
 
 func TestLanguages(t *testing.T) {

@@ -23,13 +23,20 @@ type Compiler struct {
 type probe struct {
 	language string
 	names    []string // in order of preference
-	ask      func(ctx context.Context, path string) (command, version string, ok bool)
+	ask      func(ctx context.Context, path string) (finding, bool)
+}
+
+// finding is what a program said of itself.
+type finding struct {
+	command, version string
+	rests            string // a file that it needs besides, "" if none
 }
 
 // Detector finds this machine's compilers and remembers them for as long as
 // the programs on the search path stay the same.
 type Detector struct {
 	path   string
+	memory memory
 	probes []probe
 
 	mu     sync.Mutex // guards what follows
@@ -43,12 +50,13 @@ type Detector struct {
 const fresh = time.Second
 
 // NewDetector looks for compilers on a search path as in $PATH; "" means this
-// process's own.
-func NewDetector(path string) *Detector {
+// process's own. file is where what they are outlives this process, "" nowhere;
+// several processes of one user may share it.
+func NewDetector(path, file string) *Detector {
 	if path == "" {
 		path = os.Getenv("PATH")
 	}
-	return &Detector{path: path, probes: []probe{
+	return &Detector{path: path, memory: memory{file}, probes: []probe{
 		{C, []string{"gcc", "cc", "clang"}, askNative},
 		{CPP, []string{"g++", "c++", "clang++"}, askNative},
 		{Go, []string{"go"}, askGo},
@@ -78,7 +86,7 @@ func (d *Detector) Compilers(ctx context.Context) []Compiler {
 					continue
 				}
 				found[i] = append(found[i], path)
-				seen.WriteString(path + " " + info.ModTime().UTC().Format(time.RFC3339Nano) + "\n")
+				seen.WriteString(stamp(path, info))
 			}
 		}
 	}
@@ -86,15 +94,20 @@ func (d *Detector) Compilers(ctx context.Context) []Compiler {
 		d.looked = looked
 		return append([]Compiler(nil), d.known...)
 	}
+	if known, ok := d.memory.recall(seen.String()); ok {
+		d.known, d.seen, d.looked = known, seen.String(), looked
+		return append([]Compiler(nil), known...)
+	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	answers := make([]*Compiler, len(d.probes))
+	rests := make([]string, len(d.probes))
 	var all sync.WaitGroup
 	for i, p := range d.probes {
 		all.Go(func() {
 			for _, path := range found[i] {
-				if command, version, ok := p.ask(ctx, path); ok {
-					answers[i] = &Compiler{p.language, filepath.Base(path), command, version}
+				if f, ok := p.ask(ctx, path); ok {
+					answers[i], rests[i] = &Compiler{p.language, filepath.Base(path), f.command, f.version}, f.rests
 					return
 				}
 			}
@@ -102,13 +115,24 @@ func (d *Detector) Compilers(ctx context.Context) []Compiler {
 	}
 	all.Wait()
 	known := []Compiler{}
-	for _, c := range answers {
-		if c != nil {
-			known = append(known, *c)
+	var files []string
+	failed := false
+	for i, c := range answers {
+		if c == nil {
+			failed = failed || len(found[i]) > 0
+			continue
+		}
+		known = append(known, *c)
+		files = append(files, c.Command)
+		if rests[i] != "" {
+			files = append(files, rests[i])
 		}
 	}
 	if ctx.Err() == nil { // else some were cut short: ask again next time
 		d.known, d.seen, d.looked = known, seen.String(), looked
+		if !failed {
+			d.memory.keep(d.seen, known, files)
+		}
 	}
 	return append([]Compiler(nil), known...)
 }
@@ -138,33 +162,33 @@ func firstLine(s string) string {
 
 // askNative wants, beside the compiler, the C library's files to link with: a
 // compiler alone is common and useless.
-func askNative(ctx context.Context, path string) (string, string, bool) {
+func askNative(ctx context.Context, path string) (finding, bool) {
 	start, ok := answer(ctx, path, "-print-file-name=crt1.o")
 	if !ok || !filepath.IsAbs(start) {
-		return "", "", false
+		return finding{}, false
 	}
 	version, ok := answer(ctx, path, "--version")
-	return path, firstLine(version), ok && version != ""
+	return finding{path, firstLine(version), start}, ok && version != ""
 }
 
-func askGo(ctx context.Context, path string) (string, string, bool) {
+func askGo(ctx context.Context, path string) (finding, bool) {
 	version, ok := answer(ctx, path, "version")
-	return path, strings.TrimPrefix(firstLine(version), "go version "), ok && strings.HasPrefix(version, "go version ")
+	return finding{command: path, version: strings.TrimPrefix(firstLine(version), "go version ")}, ok && strings.HasPrefix(version, "go version ")
 }
 
 // askPython follows version managers' wrappers to the program behind them:
 // they would look for their own files in a home folder that a job lacks.
-func askPython(ctx context.Context, path string) (string, string, bool) {
+func askPython(ctx context.Context, path string) (finding, bool) {
 	said, ok := answer(ctx, path, "-I", "-c", `import ctypes, sys; print(sys.executable); print("Python", sys.version.split()[0])`)
 	command, version, two := strings.Cut(said, "\n")
-	return command, version, ok && two && filepath.IsAbs(command) && strings.HasPrefix(version, "Python 3")
+	return finding{command: command, version: version}, ok && two && filepath.IsAbs(command) && strings.HasPrefix(version, "Python 3")
 }
 
-func askShell(ctx context.Context, path string) (string, string, bool) {
+func askShell(ctx context.Context, path string) (finding, bool) {
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
-		return "", "", false
+		return finding{}, false
 	}
 	said, ok := answer(ctx, path, "-c", "echo works")
-	return path, filepath.Base(real), ok && said == "works"
+	return finding{command: path, version: filepath.Base(real)}, ok && said == "works"
 }

@@ -65,7 +65,7 @@ print(x)`},
 // clients is the client files' folder, and libmvm.so for Python.
 func clients(t *testing.T) (dir, library string, compilers []build.Compiler) {
 	t.Helper()
-	compilers = build.NewDetector("").Compilers(t.Context())
+	compilers = build.NewDetector("", "").Compilers(t.Context())
 	dir, err := filepath.Abs("../../queuevm")
 	if err == nil {
 		library, err = build.SharedLibrary(t.Context(), dir, t.TempDir(), compilers)

@@ -43,8 +43,9 @@ func labCommand() *cobra.Command {
 		Long: `Starts an ephemeral grid of separate node processes on loopback, with slots
 enough for the profile spread evenly, runs the job on it, prints what its
 processes wrote and a short account, and exits with the job's outcome. Nothing
-is left: no process, and no file but those saved with -o and Go's compiled
-standard library in the user's cache folder. Ctrl-C cancels the job.`,
+is left: no process, and no file but those saved with -o and, in the user's cache
+folder, Go's compiled standard library and a note of what the compilers are.
+Ctrl-C cancels the job.`,
 		Example: `  mvm lab examples/jobs/sunspots/sunspots.xml
   mvm lab heat.xml --nodes 2 -p steps=500 -o results
   mvm lab heat.xml --keep     # the grid stays up until Ctrl-C, for other verbs`,

@@ -73,8 +73,8 @@ func startGrid(ctx context.Context, binary string, slots []int) (grid *labGrid, 
 			"--exit-with-parent", "--temporary"}
 		if cache, err := os.UserCacheDir(); err == nil {
 			// Go's standard library is compiled once on this machine, not by
-			// each node of each lab.
-			args = append(args, "--go-cache", filepath.Join(cache, "mvm", "go"))
+			// each node of each lab, and compilers are asked once what they are.
+			args = append(args, "--go-cache", filepath.Join(cache, "mvm", "go"), "--compilers", filepath.Join(cache, "mvm", "compilers.json"))
 		}
 		var extra *os.File
 		if i == 0 {
