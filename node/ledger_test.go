@@ -201,111 +201,140 @@ func parseEvent(line string) (any, error) {
 // spawned that was not named live or whose lease is over.
 func TestAnyOrder(t *testing.T) {
 	for seed := range uint64(300) {
-		r := rand.New(rand.NewPCG(seed, 1))
-		l := newLedger("n1", "i1", room{Slots: 3, Memory: 1000, Cores: 2}, 2*time.Second)
-		l.step(registered{10 * time.Second})
-		var now time.Duration
-		open := map[uint64]bool{}
-		state := map[key]string{}
-		var calls uint64
-		var pending []func() any // what the shell would tell next
-		apply := func(e any) {
-			for _, a := range l.step(e) {
-				switch a := a.(type) {
-				case answer:
-					if !open[a.call] {
-						t.Fatalf("seed %d: call %d is answered twice or was never made", seed, a.call)
-					}
-					delete(open, a.call)
-				case book:
-					if state[a.key] != "" {
-						t.Fatalf("seed %d: %s is booked after %s", seed, a.key, state[a.key])
-					}
-					state[a.key] = "book"
-				case load:
-					if state[a.key] != "book" {
-						t.Fatalf("seed %d: %s is loaded after %s", seed, a.key, state[a.key])
-					}
-					if h := l.find(a.key); !h.named || now >= h.until {
-						t.Fatalf("seed %d: %s is loaded without a lease", seed, a.key)
-					}
-					state[a.key] = "load"
-					pending = append(pending, func() any { return loaded{at: now, key: a.key, fault: chance(r, 5)} })
-				case spawn:
-					if state[a.key] != "load" {
-						t.Fatalf("seed %d: %s is spawned after %s", seed, a.key, state[a.key])
-					}
-					if h := l.find(a.key); !h.named || now >= h.until {
-						t.Fatalf("seed %d: %s is spawned without a lease", seed, a.key)
-					}
-					state[a.key] = "spawn"
-					pending = append(pending, func() any { return spawned{key: a.key, fault: chance(r, 5)} })
-				case end:
-					if state[a.key] == "end" || state[a.key] == "" {
-						t.Fatalf("seed %d: %s is ended after %q", seed, a.key, state[a.key])
-					}
-					state[a.key] = "end"
-					pending = append(pending, func() any { return removed{key: a.key, sequence: 1} })
+		anyOrder(t, fmt.Sprintf("seed %d", seed), rand.NewPCG(seed, 1), 400)
+	}
+}
+
+// FuzzLedger is TestAnyOrder with the order that the input says.
+func FuzzLedger(f *testing.F) {
+	f.Add([]byte("awaken, instantiate, terminate"))
+	f.Fuzz(func(t *testing.T, moves []byte) {
+		anyOrder(t, "the order", &script{said: moves}, min(len(moves)/3, 400))
+	})
+}
+
+// script is a source of numbers that were written down, and of others after
+// their end: with the same one again and again a rand.Rand never comes to an end.
+type script struct {
+	said []byte
+	more uint64
+}
+
+func (s *script) Uint64() uint64 {
+	if len(s.said) == 0 {
+		s.more += 0x9e3779b97f4a7c15
+		return s.more
+	}
+	next := uint64(s.said[0])
+	s.said = s.said[1:]
+	return next<<56 | next<<24 // numbers are made of the upper bits, of 64 or of 32
+}
+
+func anyOrder(t *testing.T, name string, source rand.Source, steps int) {
+	r := rand.New(source)
+	l := newLedger("n1", "i1", room{Slots: 3, Memory: 1000, Cores: 2}, 2*time.Second)
+	l.step(registered{10 * time.Second})
+	var now time.Duration
+	open := map[uint64]bool{}
+	state := map[key]string{}
+	var calls uint64
+	var pending []func() any // what the shell would tell next
+	apply := func(e any) {
+		for _, a := range l.step(e) {
+			switch a := a.(type) {
+			case answer:
+				if !open[a.call] {
+					t.Fatalf("%s: call %d is answered twice or was never made", name, a.call)
 				}
-			}
-			if f := l.free(); f.Slots < 0 || f.Memory < 0 || f.Cores < 0 {
-				t.Fatalf("seed %d: more is booked than there is: %+v", seed, f)
-			}
-		}
-		for range 400 {
-			k := key{string(rune('a' + r.IntN(4))), 1 + r.IntN(3)}
-			f := fence{k, "n1", "i1"}
-			if r.IntN(10) == 0 {
-				f.incarnation = "i0"
-			}
-			switch r.IntN(10) {
-			case 0, 1:
-				calls++
-				open[calls] = true
-				apply(awakenCall{call: calls, at: now, fence: f, need: room{Slots: r.IntN(4), Memory: int64(r.IntN(900))}})
-			case 2, 3:
-				calls++
-				open[calls] = true
-				apply(instantiateCall{call: calls, at: now, fence: f})
-			case 4:
-				calls++
-				open[calls] = true
-				apply(terminateCall{call: calls, fence: f, grace: time.Duration(r.IntN(2)) * time.Second})
-			case 5:
-				apply(beatSent{})
-				var live []key
-				for _, a := range l.held {
-					if r.IntN(8) > 0 {
-						live = append(live, a.key)
-					}
+				delete(open, a.call)
+			case book:
+				if state[a.key] != "" {
+					t.Fatalf("%s: %s is booked after %s", name, a.key, state[a.key])
 				}
-				apply(beatAnswered{beat: l.sent - uint64(r.IntN(2)), sent: now, at: now, lease: 10 * time.Second, live: live})
-			case 6:
-				now += time.Duration(r.IntN(4000)) * time.Millisecond
-				apply(tick{now})
-			case 7:
-				if len(l.held) > 0 && r.IntN(4) == 0 {
-					apply(lost{key: l.held[0].key, reason: "gone"})
+				state[a.key] = "book"
+			case load:
+				if state[a.key] != "book" {
+					t.Fatalf("%s: %s is loaded after %s", name, a.key, state[a.key])
 				}
-			default:
-				if len(pending) > 0 {
-					i := r.IntN(len(pending))
-					tell := pending[i]
-					pending = append(pending[:i], pending[i+1:]...)
-					apply(tell())
+				if h := l.find(a.key); !h.named || now >= h.until {
+					t.Fatalf("%s: %s is loaded without a lease", name, a.key)
 				}
+				state[a.key] = "load"
+				pending = append(pending, func() any { return loaded{at: now, key: a.key, fault: chance(r, 5)} })
+			case spawn:
+				if state[a.key] != "load" {
+					t.Fatalf("%s: %s is spawned after %s", name, a.key, state[a.key])
+				}
+				if h := l.find(a.key); !h.named || now >= h.until {
+					t.Fatalf("%s: %s is spawned without a lease", name, a.key)
+				}
+				state[a.key] = "spawn"
+				pending = append(pending, func() any { return spawned{key: a.key, fault: chance(r, 5)} })
+			case end:
+				if state[a.key] == "end" || state[a.key] == "" {
+					t.Fatalf("%s: %s is ended after %q", name, a.key, state[a.key])
+				}
+				state[a.key] = "end"
+				pending = append(pending, func() any { return removed{key: a.key, sequence: 1} })
 			}
 		}
-		now += time.Hour
-		apply(tick{now})
-		for len(pending) > 0 {
-			tell := pending[0]
-			pending = pending[1:]
-			apply(tell())
+		if f := l.free(); f.Slots < 0 || f.Memory < 0 || f.Cores < 0 {
+			t.Fatalf("%s: more is booked than there is: %+v", name, f)
 		}
-		if len(open) > 0 || len(l.held) > 0 {
-			t.Fatalf("seed %d: %d calls were never answered, %d attempts never removed", seed, len(open), len(l.held))
+	}
+	for range steps {
+		k := key{string(rune('a' + r.IntN(4))), 1 + r.IntN(3)}
+		f := fence{k, "n1", "i1"}
+		if r.IntN(10) == 0 {
+			f.incarnation = "i0"
 		}
+		switch r.IntN(10) {
+		case 0, 1:
+			calls++
+			open[calls] = true
+			apply(awakenCall{call: calls, at: now, fence: f, need: room{Slots: r.IntN(4), Memory: int64(r.IntN(900))}})
+		case 2, 3:
+			calls++
+			open[calls] = true
+			apply(instantiateCall{call: calls, at: now, fence: f})
+		case 4:
+			calls++
+			open[calls] = true
+			apply(terminateCall{call: calls, fence: f, grace: time.Duration(r.IntN(2)) * time.Second})
+		case 5:
+			apply(beatSent{})
+			var live []key
+			for _, a := range l.held {
+				if r.IntN(8) > 0 {
+					live = append(live, a.key)
+				}
+			}
+			apply(beatAnswered{beat: l.sent - uint64(r.IntN(2)), sent: now, at: now, lease: 10 * time.Second, live: live})
+		case 6:
+			now += time.Duration(r.IntN(4000)) * time.Millisecond
+			apply(tick{now})
+		case 7:
+			if len(l.held) > 0 && r.IntN(4) == 0 {
+				apply(lost{key: l.held[0].key, reason: "gone"})
+			}
+		default:
+			if len(pending) > 0 {
+				i := r.IntN(len(pending))
+				tell := pending[i]
+				pending = append(pending[:i], pending[i+1:]...)
+				apply(tell())
+			}
+		}
+	}
+	now += time.Hour
+	apply(tick{now})
+	for len(pending) > 0 {
+		tell := pending[0]
+		pending = pending[1:]
+		apply(tell())
+	}
+	if len(open) > 0 || len(l.held) > 0 {
+		t.Fatalf("%s: %d calls were never answered, %d attempts never removed", name, len(open), len(l.held))
 	}
 }
 
