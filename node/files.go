@@ -136,7 +136,7 @@ func fits(work string, f *os.File) (int64, error) {
 		return 0, err
 	}
 	if room := int64(disk.Bavail) * disk.Bsize / 10 * 9; size > room {
-		return 0, fmt.Errorf("it has %d bytes, and the node's disk has room for %d", size, room)
+		return 0, fmt.Errorf("it has %d bytes, and may take %d of its node's disk: %w", size, room, unix.ENOSPC)
 	}
 	return size, nil
 }
@@ -236,6 +236,8 @@ func collect(ctx context.Context, images *image.Store, work string, spec *wsdl.P
 			if size, err = fits(work, from); err == nil {
 				// Another process of the job may go on writing to it.
 				f, err = take(o.Name, io.LimitReader(from, size))
+			} else if errors.Is(err, unix.ENOSPC) {
+				full = err
 			}
 			from.Close()
 		}

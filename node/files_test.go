@@ -51,7 +51,10 @@ func TestOutputsAreFilesOfTheProcess(t *testing.T) {
 	for _, name := range append(refused, "good", "missing") {
 		spec.Output = append(spec.Output, &wsdl.OutputFile{Name: name, Optional: name == "missing"})
 	}
-	files, missing, trouble := collect(t.Context(), images, work, spec)
+	files, missing, trouble, full := collect(t.Context(), images, work, spec)
+	if full != nil {
+		t.Errorf("it has to do with room: %v", full)
+	}
 	var names []string
 	for _, f := range files {
 		names = append(names, f.Name)
