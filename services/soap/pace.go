@@ -31,13 +31,15 @@ type pace struct {
 func (s *Server) newPace(x *exchange, arrived int64) *pace {
 	p := &pace{limits: s.limits, memory: s.memory, arrived: arrived}
 	p.cut = func() { _ = x.out.control.SetReadDeadline(time.Unix(1, 0)) } // a recorder in a test has none
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.restart()
 	p.timer = time.AfterFunc(s.limits.Grace, p.tick)
 	return p
 }
 
 // restart counts anew from here: nothing is due before all graces are over. The
-// caller holds mu, or is alone.
+// caller holds mu.
 func (p *pace) restart() {
 	for i := range p.marks {
 		p.marks[i] = p.arrived - p.due(p.limits.Slow, graces)
