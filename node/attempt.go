@@ -222,7 +222,7 @@ func (r *runner) build(ctx context.Context, i int, b *wsdl.Build) (*wsdl.BuildSt
 	if err := build.Check(request.Language, request.Flags, request.Files); err != nil {
 		return nil, wsdl.NewFault(wsdl.FaultCodeBuildFailed, fmt.Sprintf("source %s: %v", b.Source, err), advice(wsdl.FaultCodeBuildFailed))
 	}
-	digest, err := build.Key(request)
+	digest, err := n.keys.Key(request)
 	if err != nil {
 		return nil, err
 	}

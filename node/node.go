@@ -94,6 +94,7 @@ type Node struct {
 	alarm           Alarm
 	launcher        launcher
 	compilers       *build.Detector
+	keys            build.Keys // the client files are laid by New and stay as they are
 	cache           *cache
 	spool           *spool
 	total           room

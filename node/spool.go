@@ -47,6 +47,7 @@ type lane struct {
 	waiting []int64            // sequence numbers, in order
 	busy    bool               // a goroutine delivers
 	memory  map[int64]*spooled // those that the disk would not take
+	fresh   *spooled           // the first of waiting, as it was put: the first try need not read it
 	// substitutes is what goes in the place of reports that cannot be read or
 	// are refused. Those of an earlier life's have none.
 	substitutes map[int64]*spooled
@@ -196,7 +197,9 @@ func (s *spool) put(r *spooled, durable bool) error {
 		err = fmt.Errorf("keep a report: %w", err)
 	}
 	l.substitutes[r.Report.Sequence] = substitute(r)
-	l.waiting = append(l.waiting, r.Report.Sequence)
+	if l.waiting = append(l.waiting, r.Report.Sequence); len(l.waiting) == 1 {
+		l.fresh = r
+	}
 	s.send(name, l)
 	return err
 }
@@ -302,6 +305,10 @@ func (s *spool) drain(ctx context.Context, name string, l *lane) {
 		}
 		sequence := l.waiting[0]
 		report := l.memory[sequence]
+		if report == nil && l.fresh != nil && l.fresh.Report.Sequence == sequence {
+			report = l.fresh
+		}
+		l.fresh = nil
 		s.mu.Unlock()
 
 		var err error

@@ -312,6 +312,7 @@ func TestLimit(t *testing.T) {
 func TestKey(t *testing.T) {
 	b := newBench(t)
 	base := b.request(C, []string{"-O1", "-g"}, "main.c", "int main(void){}", "a.h", "", "b.h", "1")
+	var keys Keys
 	key := func(change func(*Request)) string {
 		t.Helper()
 		r := base
@@ -323,6 +324,11 @@ func TestKey(t *testing.T) {
 		k, err := Key(r)
 		if err != nil {
 			t.Fatal(err)
+		}
+		for range 2 {
+			if again, err := keys.Key(r); err != nil || again != k {
+				t.Errorf("of many builds it is %s (%v), alone %s", again, err, k)
+			}
 		}
 		return k
 	}

@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // Key names a build: "sha256:" and the digest of all that goes into the
@@ -19,7 +20,35 @@ import (
 // version, machine, and the client library it is linked with. Where files lie
 // and what the source is called do not matter; of the files' order, only which
 // is first. It reads the client files, never the source's.
-func Key(request Request) (string, error) {
+func Key(request Request) (string, error) { return key(request, treeDigest) }
+
+// Keys gives the keys of many builds with client files that do not change: it
+// reads them once. Its zero value is ready; it may be used concurrently.
+type Keys struct {
+	mu      sync.Mutex        // guards digests
+	digests map[string]string // by folder
+}
+
+// Key is as the function Key.
+func (k *Keys) Key(request Request) (string, error) {
+	return key(request, func(dir string) (string, error) {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if digest, known := k.digests[dir]; known {
+			return digest, nil
+		}
+		digest, err := treeDigest(dir)
+		if err == nil {
+			if k.digests == nil {
+				k.digests = map[string]string{}
+			}
+			k.digests[dir] = digest
+		}
+		return digest, err
+	})
+}
+
+func key(request Request, treeDigest func(dir string) (string, error)) (string, error) {
 	h := sha256.New()
 	add := func(words ...string) {
 		h.Write(binary.BigEndian.AppendUint64(nil, uint64(len(words))))
