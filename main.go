@@ -141,7 +141,7 @@ type nodeOptions struct {
 	listen, data, join, state, name, advertise string
 	goCache, compilers                         string
 	roles                                      []string
-	slots                                      int
+	slots, cacheLimit                          int
 	insecure                                   bool
 	logFormat, logLevel                        string
 
@@ -189,6 +189,7 @@ it listen elsewhere, where whoever reaches it can run programs on it.`,
 	f.StringVar(&o.advertise, "advertise", "", "`HOST:PORT` under which others reach it (default: what it listens on)")
 	f.StringVar(&o.goCache, "go-cache", "", "`DIR` for what Go compiled, which the nodes of a machine may share (default: in --data)")
 	f.StringVar(&o.compilers, "compilers", "", "`FILE` that remembers what this machine's compilers are, which its nodes may share (default: in --data)")
+	f.IntVar(&o.cacheLimit, "cache-limit", 4096, "`MIB` of builds that are kept, and of what Go compiled, each; what was not used for longest goes")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warning or error")
 	f.IntVar(&o.listenFD, "listen-fd", 0, "serve on this inherited socket instead of --listen")
@@ -214,6 +215,9 @@ func (o *nodeOptions) run(cmd *cobra.Command) error {
 	}
 	if o.slots < 0 {
 		return client.Usage(fmt.Errorf("--slots %d: write how many processes run at once", o.slots))
+	}
+	if o.cacheLimit < 1 {
+		return client.Usage(fmt.Errorf("--cache-limit %d: write how many MiB are kept", o.cacheLimit))
 	}
 	if o.join != "" && !isGridURL(o.join) {
 		return client.Usage(fmt.Errorf("--join %s: write it as http://host:port, the address of any node of the grid", o.join))
@@ -541,7 +545,8 @@ func killAt(text string) (func(point string), error) {
 func (s *server) openNode() (err error) {
 	c := node.Config{
 		Name: s.options.name, Dir: filepath.Join(s.dir, "node"), URL: s.url, Roles: s.roles, Version: Version,
-		Slots: s.options.slots, GoCache: s.options.goCache, Compilers: s.options.compilers, JoinURL: s.options.join, Caller: s.caller, Images: s.images, Log: s.log,
+		Slots: s.options.slots, GoCache: s.options.goCache, CacheMax: int64(s.options.cacheLimit) << 20, Compilers: s.options.compilers,
+		JoinURL: s.options.join, Caller: s.caller, Images: s.images, Log: s.log,
 	}
 	if s.has(wsdl.RoleBackend) {
 		c.JoinURL, c.InformationURL = "", s.url+"/services/information"

@@ -43,6 +43,7 @@ type runner struct {
 	answer    *wsdl.AwakenResponse
 	plan      *wsdl.Instantiate // nil until Instantiate came
 	artifacts map[string]string // source -> folder
+	held      []string          // keys of the builds that the cache must keep
 	listening sync.WaitGroup    // the goroutine that reads events
 	statuses  map[int]*wsdl.ProcessStatus
 	unkept    map[int]string // of processes: what of their streams could not be kept
@@ -245,7 +246,11 @@ func (r *runner) build(ctx context.Context, i int, b *wsdl.Build) (*wsdl.BuildSt
 	}
 	r.mu.Lock()
 	r.artifacts[b.Source] = dir
+	r.held = append(r.held, digest)
 	r.mu.Unlock()
+	if language == build.Go && !cached {
+		n.running.Go(n.trimGo)
+	}
 	return &wsdl.BuildStatus{Source: b.Source, Digest: digest, Node: n.id, Cached: wsdl.Of(cached),
 		Millis: wsdl.Of(time.Since(began).Milliseconds()), Output: output}, nil
 }
@@ -361,6 +366,11 @@ func (r *runner) end(order end) (sequence int64, gone bool) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	for _, key := range r.held {
+		if err := r.node.cache.release(key); err != nil {
+			r.log.WithError(err).Warn("an old build stays in the cache")
+		}
+	}
 	return r.sequence, true
 }
 

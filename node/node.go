@@ -76,6 +76,9 @@ type Config struct {
 	// compilers are; "" is one in Dir. Nodes of one user on one machine may share
 	// it, and then only the first of them has to ask.
 	Compilers string
+	// CacheMax bounds the builds that are kept, and what Go compiled, each, in
+	// bytes: above it goes what was not used for longest. 0 is 4 GiB.
+	CacheMax int64
 	// StreamMax is the bytes kept of each stdout and stderr; 0 is 1 MiB.
 	StreamMax int64
 }
@@ -155,6 +158,9 @@ func newNode(config Config, p parts) (_ *Node, err error) {
 	case (config.JoinURL == "") == (config.InformationURL == ""):
 		return nil, errors.New("a node needs either a node to join or the information service's address")
 	}
+	if config.CacheMax == 0 {
+		config.CacheMax = 4 << 30
+	}
 	base, err := url.Parse(config.URL)
 	if err != nil || base.Hostname() == "" {
 		return nil, fmt.Errorf("%q is no base address of a node; it looks like http://host:port", config.URL)
@@ -216,7 +222,7 @@ func newNode(config Config, p parts) (_ *Node, err error) {
 	if err := layClients(f.clients, p.clients); err != nil {
 		return nil, fmt.Errorf("lay out the client library: %w", err)
 	}
-	if n.cache, err = openCache(f.builds); err != nil {
+	if n.cache, err = openCache(f.builds, n.config.CacheMax); err != nil {
 		return nil, fmt.Errorf("open the build cache: %w", err)
 	}
 	n.spool, err = openSpool(&spool{dir: f.spool, node: n.id, deliver: n.deliver, dropped: n.delivered, pause: p.retry, log: n.log})
@@ -321,6 +327,14 @@ func (n *Node) library(ctx context.Context) string {
 		n.libraryPath = path
 	})
 	return n.libraryPath
+}
+
+// trimGo bounds what Go compiled. While anyone builds with it, it waits for
+// another time.
+func (n *Node) trimGo() {
+	if err := build.TrimGoCache(n.folders.goCache, n.config.CacheMax); err != nil {
+		n.log.WithError(err).Warn("the cache of Go builds is not trimmed")
+	}
 }
 
 // ID is the node's id; stable over restarts with the same Dir.

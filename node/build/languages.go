@@ -73,6 +73,12 @@ func (b *builder) golang(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("wait for Go's build cache %s: %w", goCache, err)
 	}
+	done, err := use(goCache)
+	if err != nil {
+		unlock(false)
+		return fmt.Errorf("use Go's build cache %s: %w", goCache, err)
+	}
+	defer done()
 	argv := append([]string{b.Compiler.Command, "build", "-buildvcs=false", "-o", filepath.Join(b.Out, program)}, b.Flags...)
 	b.manifest = manifest{Language: b.Language, Program: program}
 	err = b.compile(ctx, source, environment, append(argv, ".")...)
