@@ -1571,6 +1571,7 @@ type Profile struct {
 type Blob struct {
 	Digest string `xml:"digest" json:"digest,omitempty"`
 
+	// Of the whole, in bytes; absent while nothing of it is there.
 	Size *int64 `xml:"size,omitempty" json:"size,omitempty"`
 
 	// Bytes that are there; equal to size once it is complete and verified.

@@ -317,7 +317,7 @@ var schemaTypes = [...]schemaType{
 	66: {name: "Binary", kind: kindBase64},
 	67: {name: "Blob", kind: kindComplex, elements: []schemaElement{
 		{"digest", 125, 1, 1, false},
-		{"size", 124, 1, 1, true},
+		{"size", 124, 0, 1, true},
 		{"received", 124, 1, 1, true},
 		{"complete", 121, 1, 1, true},
 		{"url", 125, 0, 1, false},
