@@ -1,0 +1,352 @@
+package conformance
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"net/http"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/beevik/etree"
+
+	"mvm/examples/conformance/wsi"
+	"mvm/services/client"
+	"mvm/services/soap"
+	"mvm/wsdl"
+)
+
+// services are the five published contracts, by name.
+func services(t *testing.T) map[string]*wsi.Service {
+	t.Helper()
+	var elements []string
+	for _, name := range []string{"grid.xsd", "profile.xsd"} {
+		d := etree.NewDocument()
+		if err := d.ReadFromBytes(published(t, name)); err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range d.Root().SelectElements("element") {
+			elements = append(elements, e.SelectAttrValue("name", ""))
+		}
+	}
+	found := map[string]*wsi.Service{}
+	for _, name := range []string{"bootstrap", "broker", "image", "queue", "information"} {
+		service, violations := wsi.Description(published(t, name+".wsdl"), elements)
+		for _, v := range violations {
+			t.Errorf("%s.wsdl: %s", name, v)
+		}
+		found[name] = service
+	}
+	return found
+}
+
+func published(t *testing.T, name string) []byte {
+	t.Helper()
+	data, err := fs.ReadFile(wsdl.Documents, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func TestDescriptionsKeepTheBasicProfile(t *testing.T) {
+	operations := 0
+	for _, s := range services(t) {
+		operations += len(s.Operations)
+	}
+	if operations < 30 {
+		t.Errorf("only %d operations were found", operations)
+	}
+}
+
+const stranger = "stranger/1" // the User-Agent of requests that are wrong on purpose
+
+// judgeMessages calls every operation as our own client does, and provokes a
+// fault of each, and then judges every SOAP message that was on the wire: of
+// the stacks, of ours, and of the nodes among themselves.
+func judgeMessages(t *testing.T, g *grid) {
+	contracts := services(t)
+	for _, soap12 := range []bool{false, true} {
+		exercise(t, g, soap12)
+		provoke(t, g, contracts, soap12)
+	}
+	waitFor(t, "a heartbeat", func() bool {
+		return slices.ContainsFunc(g.records.all(), func(x exchange) bool { return bytes.Contains(x.responseBody, []byte("<HeartbeatResponse ")) })
+	})
+
+	all := []*wsi.Service{}
+	for _, s := range contracts {
+		all = append(all, s)
+	}
+	seen := map[string]bool{} // "1.1 request GetBroker"
+	elements := map[string]bool{}
+	judged := 0
+	for _, x := range g.records.all() {
+		service, found := contracts[path.Base(x.request.URL.Path)]
+		if x.request.Method != http.MethodPost || !found {
+			continue
+		}
+		of := []*wsi.Service{service}
+		request := wsi.Message{Method: x.request.Method, Proto: x.request.Proto, Header: x.request.Header, Body: x.requestBody, Services: of}
+		answer := wsi.Message{Status: x.response.StatusCode, Proto: x.response.Proto, Header: x.response.Header, Body: x.responseBody, Services: of}
+		ours := strings.HasPrefix(x.request.UserAgent(), "Go-http-client/")
+		for _, m := range []wsi.Message{request, answer} {
+			if m.Body == nil || m.Method != "" && !ours {
+				continue
+			}
+			judge, version := wsi.Message11, "1.1"
+			if strings.HasPrefix(m.Header.Get("Content-Type"), "application/soap+xml") {
+				judge, version = wsi.Message12, "1.2"
+			}
+			judged++
+			if violations := judge(m); len(violations) > 0 {
+				t.Errorf("SOAP %s: %v\n%s\n%s", version, violations, m.Header, m.Body)
+				continue
+			}
+			kind, element := content(t, m.Body)
+			if m.Method != "" {
+				kind = "request"
+			}
+			elements[element] = true
+			name, _, _ := strings.Cut(strings.TrimPrefix(element, "<"), " ")
+			if kind == "fault" {
+				name = "GridFault"
+				if o := asked(t, x.requestBody); o != "" {
+					name = o
+				}
+			}
+			seen[version+" "+kind+" "+strings.TrimSuffix(name, "Response")] = true
+		}
+	}
+	for _, s := range all {
+		for _, o := range s.Operations {
+			for _, kind := range []string{"request", "answer", "fault"} {
+				if !seen["1.1 "+kind+" "+o.Name] {
+					t.Errorf("no %s of %s was on the wire in SOAP 1.1: does exercise call it?", kind, o.Name)
+				}
+			}
+			if !seen["1.2 fault "+o.Name] {
+				t.Errorf("no fault of %s was on the wire in SOAP 1.2", o.Name)
+			}
+		}
+	}
+	t.Logf("%d messages judged, with %d different elements in them", judged, len(elements))
+	validate(t, slices.Sorted(maps.Keys(elements)))
+}
+
+// asked is the name of the element in an envelope's body.
+func asked(t *testing.T, envelope []byte) string {
+	if etree.NewDocument().ReadFromBytes(envelope) != nil {
+		return "" // it was wrong on purpose, or too large to keep
+	}
+	_, element := content(t, envelope)
+	name, _, _ := strings.Cut(strings.TrimPrefix(element, "<"), " ")
+	return name[strings.IndexByte(name, ':')+1:]
+}
+
+// content is what an envelope carries, as a document of its own: the child of
+// its body ("answer"), or the detail of a fault ("fault").
+func content(t *testing.T, envelope []byte) (kind, element string) {
+	t.Helper()
+	d := etree.NewDocument()
+	if err := d.ReadFromBytes(envelope); err != nil {
+		t.Fatal(err)
+	}
+	kind = "answer"
+	body := d.Root().SelectElement("Body")
+	if body == nil || len(body.ChildElements()) == 0 {
+		return kind, ""
+	}
+	e := body.ChildElements()[0]
+	if e.Tag == "Fault" {
+		kind = "fault"
+		if e = d.FindElement("//GridFault"); e == nil {
+			return kind, ""
+		}
+	}
+	alone := e.Copy()
+	for above := e.Parent(); above != nil; above = above.Parent() {
+		for _, a := range above.Attr {
+			if (a.Space == "xmlns" || a.Key == "xmlns") && alone.SelectAttr(a.FullKey()) == nil {
+				alone.CreateAttr(a.FullKey(), a.Value)
+			}
+		}
+	}
+	var b strings.Builder
+	alone.WriteTo(&b, &etree.WriteSettings{})
+	return kind, b.String()
+}
+
+// validate has xmllint compare elements with the published schema.
+func validate(t *testing.T, elements []string) {
+	t.Helper()
+	if _, err := exec.LookPath("xmllint"); err != nil {
+		t.Skip("xmllint IS NOT HERE: the messages were not compared with the schema; install libxml2-utils")
+	}
+	dir := t.TempDir()
+	for _, name := range []string{"grid.xsd", "profile.xsd"} {
+		if err := os.WriteFile(filepath.Join(dir, name), published(t, name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for part := range slices.Chunk(slices.DeleteFunc(elements, func(e string) bool { return e == "" }), 1000) {
+		args := []string{"--noout", "--nonet", "--schema", filepath.Join(dir, "grid.xsd")}
+		for _, element := range part {
+			file := filepath.Join(dir, fmt.Sprintf("%x.xml", sha256.Sum256([]byte(element))))
+			if err := os.WriteFile(file, []byte(element), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			args = append(args, file)
+		}
+		if out, err := exec.Command("xmllint", args...).CombinedOutput(); err != nil {
+			for line := range strings.Lines(string(out)) {
+				if !strings.HasSuffix(line, " validates\n") {
+					t.Errorf("xmllint: %s", line)
+				}
+			}
+		}
+	}
+}
+
+// exercise calls, in one version of SOAP, all that our client has calls for.
+func exercise(t *testing.T, g *grid, soap12 bool) {
+	t.Helper()
+	ctx := t.Context()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	caller := soap.NewClient(soap.ClientConfig{SOAP12: soap12, Strict: true})
+	defer caller.Close()
+	c, err := client.Config{Caller: caller}.Dial(ctx, g.url)
+	must(err)
+	_, err = c.Services(ctx)
+	must(err)
+	_, err = c.Nodes(ctx)
+	must(err)
+	_, err = wsdl.NewInformationClient(caller, g.url+"/services/information").QueryContext(ctx, &wsdl.Query{})
+	must(err)
+	ring := wsdl.TopologyKindRing
+	_, err = c.Register(ctx, &wsdl.Profile{Kind: wsdl.Of(wsdl.ProfileKindTopology), Name: "ring", Topology: &wsdl.Topology{Kind: &ring}})
+	must(err)
+	_, err = c.Profiles(ctx, "", "")
+	must(err)
+	_, err = c.Profile(ctx, wsdl.ProfileKindTopology, "ring", 0)
+	must(err)
+
+	data := wsdl.Binary("a blob")
+	digest := fmt.Sprintf("sha256:%x", sha256.Sum256(data))
+	image := wsdl.NewImageClient(caller, g.url+"/services/image")
+	_, err = image.PutBlobContext(ctx, &wsdl.PutBlob{Digest: digest, Size: wsdl.Of(int64(len(data))), Data: &data})
+	must(err)
+	_, err = image.GetBlobContext(ctx, &wsdl.GetBlob{Digest: digest})
+	must(err)
+	_, err = image.StatBlobContext(ctx, &wsdl.StatBlob{Digest: digest})
+	must(err)
+	_, err = image.ListBlobsContext(ctx, &wsdl.ListBlobs{})
+	must(err)
+
+	document, err := client.Load("../jobs/testdata/outside.xml")
+	must(err)
+	_, err = c.Plan(ctx, client.Request{Document: document})
+	must(err)
+	id, err := c.Submit(ctx, client.Request{Document: document})
+	must(err)
+	var job *wsdl.JobStatus
+	waitFor(t, "the job runs", func() bool {
+		job, err = c.Job(ctx, id)
+		must(err)
+		return wsdl.Or(job.State, "") == wsdl.JobStateRunning
+	})
+	_, err = c.Output(ctx, id, 0, client.Stdout, 0, false, io.Discard)
+	must(err)
+	for _, q := range job.Outside {
+		queue := wsdl.NewQueueClient(caller, q.Url)
+		held, err := queue.InspectContext(ctx, &wsdl.Inspect{Job: id})
+		must(err)
+		for _, a := range held.Attempt {
+			_, err = queue.GetQuietContext(ctx, &wsdl.GetQuiet{Attempt: a.Attempt})
+			must(err)
+		}
+		_, err = queue.OpenSocketContext(ctx, &wsdl.OpenSocket{Job: id, Queue: q.Name})
+		must(err)
+		if q.Name == "questions" {
+			_, err = queue.EnqueueContext(ctx, &wsdl.Enqueue{Job: id, Queue: q.Name, Item: []*wsdl.Binary{&data}})
+		} else {
+			_, err = queue.DequeueContext(ctx, &wsdl.Dequeue{Job: id, Queue: q.Name, TimeoutMillis: 1000})
+		}
+		must(err)
+	}
+	_, err = c.Jobs(ctx, client.JobFilter{})
+	must(err)
+	_, err = c.Cancel(ctx, id, "it was said")
+	must(err)
+	_, err = c.Wait(ctx, id, nil)
+	must(err)
+}
+
+// provoke sends every operation, in one version of SOAP, an element that it
+// does not know, and headers and envelopes that are wrong.
+func provoke(t *testing.T, g *grid, contracts map[string]*wsi.Service, soap12 bool) {
+	t.Helper()
+	space, media := "http://schemas.xmlsoap.org/soap/envelope/", "text/xml; charset=utf-8"
+	if soap12 {
+		space, media = "http://www.w3.org/2003/05/soap-envelope", "application/soap+xml; charset=utf-8"
+	}
+	post := func(address, envelope string) int {
+		t.Helper()
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, address, strings.NewReader(envelope))
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Header.Set("Content-Type", media)
+		request.Header.Set("User-Agent", stranger)
+		answer, err := http.DefaultClient.Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer answer.Body.Close()
+		if _, err := io.Copy(io.Discard, answer.Body); err != nil {
+			t.Fatal(err)
+		}
+		return answer.StatusCode
+	}
+	sender := 500
+	if soap12 {
+		sender = 400
+	}
+	for service, contract := range contracts {
+		for _, o := range contract.Operations {
+			body := `<s:Envelope xmlns:s="` + space + `"><s:Body><m:` + o.Name + ` xmlns:m="urn:mvm:1"><m:stranger/></m:` + o.Name + `></s:Body></s:Envelope>`
+			if status := post(g.url+"/services/"+service, body); status != sender {
+				t.Errorf("%s with a stranger in it: HTTP status %d, want %d", o.Name, status, sender)
+			}
+		}
+	}
+	for envelope, want := range map[string]int{
+		`<s:Envelope xmlns:s="` + space + `"><s:Header><x:a xmlns:x="urn:x" s:mustUnderstand="1"/></s:Header><s:Body><GetBroker xmlns="urn:mvm:1"/></s:Body></s:Envelope>`: 500,
+		`<s:Envelope xmlns:s="urn:another"><s:Body/></s:Envelope>`:                     500,
+		`<s:Envelope xmlns:s="` + space + `"><s:Body/></s:Envelope>`:                   sender,
+		`<s:Envelope xmlns:s="` + space + `"><s:Body><Nothing/></s:Body></s:Envelope>`: sender,
+		`<!DOCTYPE x><s:Envelope xmlns:s="` + space + `"><s:Body/></s:Envelope>`:       sender,
+		`<s:Envelope xmlns:s="` + space + `"><s:Body>`:                                 sender,
+	} {
+		if status := post(g.url+"/services/bootstrap", envelope); status != want {
+			t.Errorf("%s: HTTP status %d, want %d", envelope, status, want)
+		}
+	}
+	elsewhere := `<s:Envelope xmlns:s="` + space + `"><s:Body><ListNodes xmlns="urn:mvm:1"/></s:Body></s:Envelope>`
+	if status := post(g.worker+"/services/broker", elsewhere); status != sender {
+		t.Errorf("a broker's operation on a worker: HTTP status %d, want %d", status, sender)
+	}
+}
