@@ -121,13 +121,24 @@ func ring1(bell int) {
 	_, _, _ = syscall.RawSyscall(unix.SYS_WRITE, uintptr(bell), uintptr(unsafe.Pointer(&one)), 8)
 }
 
+// rouse wakes whoever sleeps on a waits word, also when the word says that nobody
+// does: a program can be killed after it took the word back and before it called
+// the kernel, and then nobody else would.
+func rouse(word *uint32, bell int) {
+	value := atomic.SwapUint32(word, awake)
+	_, _, _ = syscall.RawSyscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(word)), 1 /* FUTEX_WAKE */, 1<<30, 0, 0, 0)
+	if value == waitsDaemon {
+		ring1(bell)
+	}
+}
+
 // endProducer finishes the producing end: the consumer gets what is whole in
 // the ring and then END, or the error that the state names.
 func (r *ring) endProducer(state uint32, bell int) {
 	atomic.OrUint32(&r.header.producerState, state)
 	atomic.AddUint32(&r.header.epoch, 1)
-	wake(&r.header.consumerWaits, bell)
-	wake(&r.header.producerWaits, bell)
+	rouse(&r.header.consumerWaits, bell)
+	rouse(&r.header.producerWaits, bell)
 }
 
 // endConsumer finishes the consuming end: producers get "closed", or the error
@@ -135,8 +146,8 @@ func (r *ring) endProducer(state uint32, bell int) {
 func (r *ring) endConsumer(state uint32, bell int) {
 	atomic.OrUint32(&r.header.consumerState, state)
 	atomic.AddUint32(&r.header.epoch, 1)
-	wake(&r.header.producerWaits, bell)
-	wake(&r.header.consumerWaits, bell)
+	rouse(&r.header.producerWaits, bell)
+	rouse(&r.header.consumerWaits, bell)
 }
 
 // giver is the daemon's producing end of a ring. Its user synchronises.

@@ -1,0 +1,101 @@
+package queuevm
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestKilledAtAnyInstruction kills a C program at every instruction of the calls
+// to enqueue and dequeue: the other end gets what is whole and then END, or
+// "closed", and nobody hangs. Without MVM_SOAK at some of them.
+func TestKilledAtAnyInstruction(t *testing.T) {
+	if runtime.GOARCH != "amd64" {
+		t.Skip("SKIPPED: the program that steps is for x86-64")
+	}
+	step := filepath.Join(t.TempDir(), "step")
+	if out, err := exec.Command("gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-Ic", "testdata/step.c", "c/mvm.c", "-o", step, "-lpthread").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	for name, make := range together(t) {
+		for _, verb := range []string{"enqueue", "big", "dequeue"} {
+			if verb == "big" && name != "local" && !soak() {
+				continue
+			}
+			t.Run(name+"/"+verb, func(t *testing.T) {
+				a, b := make(t)
+				random := rand.New(rand.NewPCG(seed, 0))
+				jump := 1
+				switch {
+				case !soak():
+					jump = 120
+				case verb == "big":
+					jump = 50
+				}
+				killed := 0
+				for n, k := random.IntN(jump), 0; ; n, k = n+1+random.IntN(2*jump-1), k+1 {
+					if !kill(t, step, a, b, k, n, verb) {
+						break
+					}
+					killed++
+					if verb == "big" && !soak() {
+						n += 5000
+					}
+				}
+				t.Logf("killed at %d instructions", killed)
+				if killed < 3 {
+					t.Error("the test proves little")
+				}
+			})
+		}
+	}
+}
+
+// kill has one program killed at its n-th instruction, with ports and processes
+// of its own. false when the calls were over before.
+func kill(t *testing.T, step string, a, b *VM, k, n int, verb string) bool {
+	from, to := 2*k, 2*k+1
+	must(t, a.AddProcess(Process{ID: from, Count: 1, Task: "from"}))
+	must(t, b.AddProcess(Process{ID: to, Count: 1, Task: "to"}))
+	wire(t, uint32(k+1), 16<<10, a, Endpoint{Process: from, Port: "p"}, b, Endpoint{Process: to, Port: "p"})
+	most := "200"
+	if verb == "big" {
+		most = "20000"
+	}
+	var stepped, other *child
+	if verb == "dequeue" {
+		stepped = spawn(t, b, to, []string{step}, strconv.Itoa(n), verb, "p")
+		other = spawn(t, a, from, built.c, "send", "p", "1000000", "200")
+	} else {
+		stepped = spawn(t, a, from, []string{step}, strconv.Itoa(n), verb, "p")
+		other = spawn(t, b, to, built.c, "receive", "p", most)
+	}
+	how := stepped.result()
+	var err error
+	select {
+	case err = <-other.done:
+	case <-time.After(30 * time.Second):
+		t.Fatalf("%s, killed at instruction %d (%s): the other end waits for ever", verb, n, how)
+	}
+	said := strings.TrimSpace(other.stdout.String() + other.stderr.String())
+	where := fmt.Sprintf("%s, killed at instruction %d (%s): the other end says %q (%v)", verb, n, how, said, err)
+	if how != "killed" && !strings.HasPrefix(how, "through ") {
+		t.Fatal(where)
+	}
+	if verb == "dequeue" {
+		if err == nil || !strings.Contains(said, "closed") {
+			t.Fatal(where)
+		}
+	} else if items, bad := strconv.Atoi(said); err != nil || bad != nil || items < 1 || items > 3 || how != "killed" && items != 3 {
+		t.Fatal(where)
+	}
+	return how == "killed"
+}
