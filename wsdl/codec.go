@@ -65,7 +65,7 @@ func (s *Scanner) Decode(into any) bool {
 	*name = xml.Name{Space: Namespace, Local: root}
 	c := &s.codec
 	c.from, c.typ = s, &schemaTypes[typ]
-	return c.read(m)
+	return c.read(m, c.typ.mayBeEmpty())
 }
 
 // Append appends a message, a pointer to the generated type of a global
@@ -240,7 +240,7 @@ func record[T any, V interface {
 	visitor
 }](c *codec, field *T) bool {
 	if c.from != nil {
-		return c.read(V(field))
+		return c.read(V(field), false)
 	}
 	c.write(V(field), "")
 	return true
@@ -258,7 +258,7 @@ func rooted[T any, V interface {
 	}
 	root, name := V(field).root()
 	*name = xml.Name{Space: Namespace, Local: root}
-	return c.read(V(field))
+	return c.read(V(field), false)
 }
 
 // write writes a value of c.typ as c.element.
@@ -347,10 +347,10 @@ func (c *codec) escape(s string) {
 }
 
 // read reads an element of c.typ, whose start tag was read last, to its end.
-func (c *codec) read(v visitor) bool {
+func (c *codec) read(v visitor, nillable bool) bool {
 	s, typ := c.from, c.typ
-	if nilled, ok := c.attributes(v, typ, false); nilled || !ok {
-		return false
+	if nilled, ok := c.attributes(v, typ, nillable); nilled || !ok {
+		return nilled && ok && c.nothing()
 	}
 	at, count := 0, 0 // in typ.elements, and how many of it there were
 	for {
@@ -401,7 +401,7 @@ func (c *codec) child(v visitor, field int, e *schemaElement) bool {
 		return false
 	}
 	if nilled {
-		return (s.empty || bytes.HasPrefix(s.data[s.at:], []byte("</"))) && s.next() == tokenEnd
+		return c.nothing()
 	}
 	if c.value, ok = s.content(); !ok {
 		return false
@@ -412,10 +412,20 @@ func (c *codec) child(v visitor, field int, e *schemaElement) bool {
 	return v.visit(c, field)
 }
 
+// nothing reads the open element's end where not even white space is before it.
+func (c *codec) nothing() bool {
+	s := c.from
+	return (s.empty || bytes.HasPrefix(s.data[s.at:], []byte("</"))) && s.next() == tokenEnd
+}
+
 // trim is collapse for text that is not to be written to.
 func trim(k kind, text []byte) []byte {
-	if k == kindBase64 && bytes.ContainsAny(text, " \t\r\n") {
+	n := len(text)
+	switch {
+	case k == kindBase64 && bytes.ContainsAny(text, " \t\r\n"):
 		text = bytes.Clone(text)
+	case k != kindBase64 && n > 0 && !white(text[0]) && !white(text[n-1]):
+		return text
 	}
 	return collapse(k, text)
 }

@@ -139,6 +139,7 @@ func TestCodecTakesWhatClientsSend(t *testing.T) {
 	}{
 		{`<GetBroker xmlns="urn:mvm:1"/>`, new(GetBroker)},
 		{`<ns0:GetBroker xmlns:ns0="urn:mvm:1"></ns0:GetBroker>`, new(GetBroker)},
+		{`<GetBroker xmlns="urn:mvm:1"` + xsiNamespace + ` xsi:nil="true" />`, new(GetBroker)},
 		{"\xef\xbb\xbf<?xml version='1.0' encoding='utf-8' standalone=\"yes\" ?>\r\n<!-- c -->\r\n<GetBroker xmlns='urn:mvm:1' >\r\n<!-- c --></GetBroker >\r\n<!-- e -->\r\n", new(GetBroker)},
 		{`<?xml version="1.0"?><GetBroker xmlns="urn:mvm:1"/>`, new(GetBroker)},
 		{`<?xml version="1.0" standalone="no"?><GetBroker xmlns="urn:mvm:1"/>`, new(GetBroker)},
@@ -191,7 +192,7 @@ func TestCodecLeavesTheRest(t *testing.T) {
 		slots(`<freeSlots xsi:nil="true">1</freeSlots>`), slots(`<freeSlots xsi:nil="true"> </freeSlots>`), slots(`<freeSlots xsi:nil="true"><![CDATA[]]></freeSlots>`), slots(`<freeSlots xsi:nil="yes"/>`), slots(`<freeSlots xsi:nil="true" xsi:nil="true"/>`),
 		slots(`<freeSlots a="b">1</freeSlots>`), slots(`<freeSlots xsi:type="xsd:string">1</freeSlots>`), slots(`<freeSlots xsi:other="1">1</freeSlots>`), slots(`<freeSlots xmlns:x="urn:x" xmlns:x="urn:y">1</freeSlots>`), slots(`<freeSlots xmlns:x="">1</freeSlots>`),
 		slots(`<freeSlots xml:lang="en">1</freeSlots>`), slots(`<freeSlots xmlns:xml="urn:x">1</freeSlots>`), slots(`<freeSlots xmlns:x="urn:x" x:a="1">1</freeSlots>`),
-		inside(`<node xsi:nil="true"/><incarnation/><freeSlots>1</freeSlots>`),
+		inside(`<node xsi:nil="true"/><incarnation/><freeSlots>1</freeSlots>`), `<Heartbeat xmlns="urn:mvm:1"` + xsiNamespace + ` xsi:nil="true"/>`,
 		`<Heartbeat xmlns="urn:mvm:2"><node/><incarnation/><freeSlots>1</freeSlots></Heartbeat>`, `<Heartbeat><node/></Heartbeat>`, `<Register xmlns="urn:mvm:1"/>`,
 		node(strings.Repeat("<a>", 100)), slots("<freeSlots" + strings.Repeat(" ", 65<<10) + ">1</freeSlots>"), slots(`<freeSlots ` + strings.Repeat("a", 300) + `="">1</freeSlots>`),
 		slots(strings.Repeat("<!---->", 10) + "<" + strings.Repeat("a", 300) + "/>"),
@@ -224,6 +225,7 @@ func FuzzCodec(f *testing.F) {
 	f.Add([]byte(`<n:Heartbeat xmlns:n="urn:mvm:1"` + xsiNamespace + ` xmlns:y='urn:y'><n:node xsi:type='y:string' >a<![CDATA[]]]]>&gt;&#x41;` + "\r\n" + `<!-- c -->]]</n:node ><n:incarnation/><n:freeSlots xsi:nil="true"/></n:Heartbeat>`))
 	f.Add([]byte("\xef\xbb\xbf<?xml version='1.0' encoding=\"UTF-8\"?><GetBroker xmlns='urn:mvm:1'/>"))
 	f.Add([]byte(`<PutBlob xmlns="urn:mvm:1"><digest>d</digest><size>9</size><data>QUJD REVG</data></PutBlob>`))
+	f.Add([]byte(`<GetBroker xmlns="urn:mvm:1"` + xsiNamespace + ` xsi:nil="1"></GetBroker>`))
 	f.Fuzz(func(t *testing.T, document []byte) {
 		for _, m := range messages() {
 			agree(t, document, m)

@@ -2,6 +2,8 @@ package soap
 
 import (
 	"encoding/xml"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -98,4 +100,34 @@ func FuzzEnvelope(f *testing.F) {
 	f.Add([]byte(`<?xml version="1.0" encoding="utf-8"?><s:Envelope xmlns:s='` + namespace12 + `'><s:Header><t xmlns='urn:t' s:mustUnderstand='0'>x<!-- c --><![CDATA[]]]]>&gt;<u/></t></s:Header><s:Body>` + heartbeat + `</s:Body></s:Envelope>`))
 	f.Add([]byte("\xef\xbb\xbf" + envelope12("\r\n"+strings.Replace(heartbeat, "<node>n", "<!-- -- --><node>&#x41;", 1))))
 	f.Fuzz(func(t *testing.T, data []byte) { sameRequest(t, data) })
+}
+
+// What other people's stacks and our own client send, as it was seen on the
+// wire, is read without encoding/xml.
+func TestScannerTakesWhatStacksSend(t *testing.T) {
+	operations := map[string]wsdl.Operation{}
+	for _, c := range (&fakeGrid{}).contracts() {
+		for _, o := range c.Operations {
+			operations[o.Name] = o
+		}
+	}
+	files, err := filepath.Glob("testdata/clients/*.xml")
+	if err != nil || len(files) < 40 {
+		t.Fatalf("%d messages, %v", len(files), err)
+	}
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, name, _ := strings.Cut(strings.TrimSuffix(filepath.Base(file), ".xml"), "-")
+		quick, slow := operations[name].NewRequest(), operations[name].NewRequest()
+		v, ok := quickly(data, quick)
+		w, why := thoroughly(data, name, slow)
+		if !ok || why != "" {
+			t.Errorf("%s is taken: %t; the checker says %q", file, ok, why)
+		} else if v != w || !reflect.DeepEqual(quick, slow) {
+			t.Errorf("%s is to the scanner %+v, to the checker %+v", file, quick, slow)
+		}
+	}
 }

@@ -8,6 +8,14 @@
 // errors; every exchange has a request id, one line in the log and its place in
 // the metrics. The package must not know what an operation means, who may call
 // it (that is the Guard's), or import another room than wsdl.
+//
+// What a call of 1 KB costs here, by profiles: two thirds is net/http's and the
+// kernel's, a sixth reading and writing the message (wsdl.Scanner, wsdl.Append;
+// with encoding/xml it was four times all the rest), a sixteenth the line in the
+// log, which is mostly its write. So nothing on the way of a call may build a
+// map, match a regular expression, look up a metric by its labels, start a timer
+// or a goroutine, or format an error that nobody gets: each of these was there
+// once and cost more than the message did.
 package soap
 
 import (
