@@ -48,7 +48,7 @@ func stacks(t *testing.T, g *grid) []stack {
 		{"zeep", "Zeep/", "python3-zeep", []string{"/usr/bin/python3", "-c", "import zeep"}, []string{"/usr/bin/python3", "zeep/grid.py"}, nil},
 		{"gSOAP", "gSOAP/", "gsoap libgsoap-dev libssl-dev gcc", []string{"sh", "-c", "command -v wsdl2h soapcpp2 gcc && echo '#include <stdsoap2.h>\n#include <openssl/evp.h>' | gcc -E - >/dev/null"},
 			[]string{filepath.Join(folder, "grid")}, build},
-		{"node-soap", "node-soap/", "nodejs npm, then make setup", []string{"node", "-e", "require('soap')"}, []string{"node", "node-soap/grid.js"}, nil},
+		{"node-soap", "node-soap/", "nodejs npm", []string{"node", "-e", "require('soap')"}, []string{"node", "node-soap/grid.js"}, nil},
 		{"PHP", "PHP-SOAP/", "php-cli php-soap", []string{"php", "-r", "new ReflectionClass('SoapClient');"}, []string{"php", "php/grid.php"}, nil},
 		{"SOAP::Lite", "SOAP::Lite/", "libsoap-lite-perl", []string{"perl", "-MSOAP::Lite", "-e1"}, []string{"perl", "perl/grid.pl"}, nil},
 	}
