@@ -186,7 +186,7 @@ func TestCodecLeavesTheRest(t *testing.T) {
 		`<?xml version="1.1"?>` + node("n"), `<?xml version="1.0" encoding="latin1"?>` + node("n"), `<?xml encoding="UTF-8"?>` + node("n"), `<?xmlversion="1.0"?>` + node("n"),
 		node("n") + "x", node("n") + node("n"), node("n") + "</a>", node("\x00"), node("\x1f"), node("\xff"), node("\ufffe"), node("\uffff"), node("]]>"),
 		node("&"), node("&x;"), node("&#0;"), node("&#xD800;"), node("&#xFFFE;"), node("&#x110000;"), node("&#;"), node("&#x;"), node("&lt"), node("&#99999999999;"),
-		node("<a/>"), node("<!-- -- -->"), node("<!--->"), node("<!--> -->"), node("<![CDATA[\x01]]>"), node("<![CDATA["), node("<?p i?>"), node("</nod>"),
+		node("<a/>"), node("<!-- -- -->"), node("<!--->"), node("<!--> -->"), node("<![CDATA[\x01]]>"), node("<![CDATA["), node("<?p i?>"), node("</nod>"), node("n<\x19node>"), slots("<freeSlots>1<!freeSlots>"), slots("<freeSlots>1<?freeSlots>"),
 		inside(""), inside("<node/>"), slots(""), slots(`<freeSlots/>`), slots(`<freeSlots>1</freeSlots><freeSlots>1</freeSlots>`), slots(`<freeSlots>1.5</freeSlots>`), slots(`<freeSlots>2147483648</freeSlots>`),
 		slots(`<freeSlots>1</freeSlots>text`), slots(`<freeSlots>1</freeSlots><other/>`), slots(`<freeSlots>1</freeSlots><incarnation/>`), slots(`<freeSlots xmlns="">1</freeSlots>`), slots(`<x:freeSlots>1</x:freeSlots>`),
 		slots(`<freeSlots xsi:nil="true">1</freeSlots>`), slots(`<freeSlots xsi:nil="true"> </freeSlots>`), slots(`<freeSlots xsi:nil="true"><![CDATA[]]></freeSlots>`), slots(`<freeSlots xsi:nil="yes"/>`), slots(`<freeSlots xsi:nil="true" xsi:nil="true"/>`),

@@ -224,13 +224,13 @@ func (s *Scanner) pop() {
 	s.open = s.open[:last]
 }
 
-// endTag reads the end tag at which the Scanner stands.
+// endTag reads the tag at which the Scanner stands, if it is an end tag.
 func (s *Scanner) endTag() token {
-	if len(s.open) == 0 {
+	rest, ok := bytes.CutPrefix(s.data[s.at:], []byte("</"))
+	if !ok || len(s.open) == 0 {
 		return tokenOdd
 	}
 	name := s.open[len(s.open)-1].name
-	rest := s.data[s.at+2:]
 	if len(rest) <= len(name) || string(rest[:len(name)]) != string(name) {
 		return tokenOdd
 	}
