@@ -142,15 +142,15 @@ func (g *grid) since(begin time.Time) ([]logged, error) {
 	return all, nil
 }
 
-// used is the CPU time that the nodes, and all that they have waited for, took
-// so far. A child that was not waited for yet does not count.
-func (g *grid) used() time.Duration {
-	var sum time.Duration
+// used is the CPU time that the nodes took so far, and that of the processes
+// that they have started and waited for.
+func (g *grid) used() (nodes, processes time.Duration) {
 	for _, n := range g.nodes {
 		own, children := processorTime(n.cmd.Process.Pid)
-		sum += own + children
+		nodes += own
+		processes += children
 	}
-	return sum
+	return nodes, processes
 }
 
 // processorTime is the CPU time of a process, and of the children that it has
@@ -196,10 +196,3 @@ func command(ctx context.Context, dir, name string, args ...string) (took, cpu t
 }
 
 func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-
-// reapedBy is the CPU time of the children that a process has reaped, and of
-// those that they have.
-func reapedBy(pid int) time.Duration {
-	_, children := processorTime(pid)
-	return children
-}

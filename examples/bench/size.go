@@ -49,7 +49,7 @@ func sizeCase() *contest {
 		}
 		worker := g.nodes[1].cmd.Process.Pid
 		mine := func(ctx context.Context) (sample, error) {
-			before := reapedBy(worker)
+			_, before := processorTime(worker)
 			if _, err := g.flood(ctx, jobs, 4); err != nil {
 				return nil, err
 			}
@@ -67,7 +67,8 @@ func sizeCase() *contest {
 					programs += time.Duration(p.UserMicros+p.SystemMicros) * time.Microsecond
 				}
 			}
-			process := reapedBy(worker) - before - programs
+			_, after := processorTime(worker)
+			process := after - before - programs
 			help, _, err := command(ctx, dir, b.mvm, "--help")
 			if err != nil {
 				return nil, err
