@@ -110,7 +110,10 @@ func launch(t *testing.T, binary *os.File, cleaning string, change func(*Start))
 func launchAs(t *testing.T, config LaunchConfig) *launched {
 	t.Helper()
 	l := &launched{t: t, dir: t.TempDir(), mark: fmt.Sprintf("test-%d-%s-%d", os.Getpid(), t.Name(), time.Now().UnixNano()), ended: map[int]ProcessState{}}
-	config.Mark, config.Start.Attempt, config.Start.Node, config.Start.WorkDir = l.mark, t.Name()+"/1", "a", l.dir
+	config.Mark, config.Start.Attempt, config.Start.WorkDir = l.mark, t.Name()+"/1", l.dir
+	if config.Start.Node == "" {
+		config.Start.Node = "a"
+	}
 	var err error
 	if l.Handle, err = Launch(config); err != nil {
 		t.Fatal(err)
