@@ -185,10 +185,14 @@ func (y *layout) waits(told []*wsdl.Wait) []waiting {
 		if wsdl.Or(w.Enqueues, false) {
 			mine, other = c.From, c.To
 		}
-		if mine.Outside != "" || mine.Process != int(wsdl.Or(w.Process, -1)) {
+		if mine.Process < 0 || mine.Process != int(wsdl.Or(w.Process, -1)) {
 			continue
 		}
-		all = append(all, waiting{Process: mine.Process, Port: mine.Port, Enqueues: wsdl.Or(w.Enqueues, false),
+		queue := ""
+		if other.Queue > 0 {
+			queue = y.job.Queues[other.Queue-1].Name
+		}
+		all = append(all, waiting{Queue: queue, Process: mine.Process, Port: mine.Port, Enqueues: wsdl.Or(w.Enqueues, false),
 			Depth: wsdl.Or(w.Depth, 0), Capacity: wsdl.Or(w.Capacity, 0), Other: other.Process})
 	}
 	return all

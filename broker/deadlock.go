@@ -31,7 +31,8 @@ type waiting struct {
 	Port            string
 	Enqueues        bool // for room; else for an item
 	Depth, Capacity int64
-	Other           int // the process at the other end
+	Other           int    // the process at the other end, below 0 where there is none
+	Queue           string // or the served queue
 }
 
 // probeAgain is the time between two tries where an answer did not come, or
@@ -153,6 +154,9 @@ func (l *life) waitOf(id int, waits []waiting) string {
 	var parts []string
 	for _, w := range waits[:min(len(waits), portsShown)] {
 		other := "nobody"
+		if w.Queue != "" {
+			other = "the queue " + w.Queue
+		}
 		if w.Other >= 0 && w.Other < len(l.Processes) {
 			other = l.Processes[w.Other].label()
 		}

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"time"
 
@@ -16,6 +17,7 @@ type layout struct {
 	members  []member // as they were placed
 	base     string   // this node's address
 	node     []int    // process -> member
+	homes    []int    // served queue, by its ID less 1 -> member
 	channels [][]int  // member -> ids of its channels, ascending
 	peers    [][]int  // member -> members that it shares a channel with, ascending
 	proxy    []bool   // member -> an edge leaves it, or comes from outside
@@ -33,6 +35,9 @@ func newLayout(j *profile.Job, members []member, base string) *layout {
 		for _, p := range m.Processes {
 			y.node[p] = i
 		}
+	}
+	for _, ends := range queueEnds(j) {
+		y.homes = append(y.homes, homeOf(ends, func(process int) int { return y.node[process] }))
 	}
 	together := map[[2]int]bool{}
 	for i := range j.Channels {
@@ -59,12 +64,50 @@ func newLayout(j *profile.Job, members []member, base string) *layout {
 }
 
 // holder is the member that serves an end: an end outside the job is served
-// where the process at the other end is.
+// where the other end is, a queue at its home.
 func (y *layout) holder(end, other profile.End) int {
-	if end.Outside != "" {
-		return y.node[other.Process]
+	switch {
+	case end.Queue > 0:
+		return y.homes[end.Queue-1]
+	case end.Outside != "":
+		return y.holder(other, end)
 	}
 	return y.node[end.Process]
+}
+
+// queueEnds lists, for each served queue, the processes that give to it or take
+// from it; all of the job where none does.
+func queueEnds(j *profile.Job) [][]int {
+	ends := make([][]int, len(j.Queues))
+	for i := range j.Channels {
+		c := &j.Channels[i]
+		if q := c.To.Queue; q > 0 && c.From.Process >= 0 {
+			ends[q-1] = append(ends[q-1], c.From.Process)
+		}
+		if q := c.From.Queue; q > 0 && c.To.Process >= 0 {
+			ends[q-1] = append(ends[q-1], c.To.Process)
+		}
+	}
+	for q := range ends {
+		if len(ends[q]) == 0 {
+			for process := range j.Processes {
+				ends[q] = append(ends[q], process)
+			}
+		}
+	}
+	return ends
+}
+
+// homeOf is where a queue is served: where most of its ends are, so that most of
+// them need no proxy; of several such places the first.
+func homeOf[Place cmp.Ordered](ends []int, place func(process int) Place) Place {
+	count := map[Place]int{}
+	for _, process := range ends {
+		count[place(process)]++
+	}
+	return slices.MinFunc(slices.Collect(maps.Keys(count)), func(a, b Place) int {
+		return cmp.Or(cmp.Compare(count[b], count[a]), cmp.Compare(a, b))
+	})
 }
 
 func (y *layout) fence(job string, number, i int) *wsdl.Attempt {
@@ -137,11 +180,21 @@ func (y *layout) instantiate(job string, number, i int, proxies []proxyRecord) *
 		}
 		request.Process = append(request.Process, spec)
 	}
+	queues := map[int]bool{}
 	for _, id := range y.channels[i] {
 		c := &y.job.Channels[id]
 		request.Channel = append(request.Channel, &wsdl.Channel{
 			Id: wsdl.Of(int32(c.ID)), Capacity: int32(c.Capacity),
 			From: y.end(i, c.From, c.To), To: y.end(i, c.To, c.From),
+		})
+		if q := c.From.Queue + c.To.Queue; q > 0 {
+			queues[q] = true
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(queues)) {
+		q := &y.job.Queues[id-1]
+		request.Queue = append(request.Queue, &wsdl.ServedQueue{
+			Id: int32(q.ID), Name: q.Name, Type_: wsdl.Of(wsdl.QueueType(q.Type)), Full: wsdl.Of(wsdl.FullPolicy(q.Full)), Capacity: int32(q.Capacity),
 		})
 	}
 	for _, peer := range y.peers[i] {
@@ -156,27 +209,36 @@ func (y *layout) end(i int, end, other profile.End) *wsdl.ChannelEnd {
 	case end.Outside != "":
 		return &wsdl.ChannelEnd{Outside: end.Outside}
 	case holder != i:
-		return &wsdl.ChannelEnd{Peer: y.members[holder].Node}
+		return &wsdl.ChannelEnd{Peer: y.members[holder].Node, Queue: int32(end.Queue)}
+	case end.Queue > 0:
+		return &wsdl.ChannelEnd{Queue: int32(end.Queue)}
 	}
 	return &wsdl.ChannelEnd{Process: wsdl.Of(int32(end.Process)), Port: end.Port}
 }
 
 // outside is an end of a channel that people and programs outside the job reach.
 type outside struct {
-	name    string
-	in      bool
-	process int // at the other end: the queue is on its node
+	name string
+	in   bool
+	ends []int // processes at the other end: it is on the node of most of them
 }
 
 // outsideOf lists the job's ends outside, by name.
 func outsideOf(j *profile.Job) []outside {
 	var all []outside
+	queues := queueEnds(j)
+	ends := func(other profile.End) []int {
+		if other.Queue > 0 {
+			return queues[other.Queue-1]
+		}
+		return []int{other.Process}
+	}
 	for i := range j.Channels {
 		switch c := &j.Channels[i]; {
 		case c.From.Outside != "":
-			all = append(all, outside{c.From.Outside, true, c.To.Process})
+			all = append(all, outside{c.From.Outside, true, ends(c.To)})
 		case c.To.Outside != "":
-			all = append(all, outside{c.To.Outside, false, c.From.Process})
+			all = append(all, outside{c.To.Outside, false, ends(c.From)})
 		}
 	}
 	slices.SortFunc(all, func(a, b outside) int { return cmp.Compare(a.name, b.name) })

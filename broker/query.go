@@ -181,7 +181,7 @@ func (j *job) results(ctx context.Context) (result, error) {
 func (j *job) queues() []*wsdl.OutsideQueue {
 	var queues []*wsdl.OutsideQueue
 	for _, o := range j.outside {
-		node := j.life.Processes[o.process].Node
+		node := homeOf(o.ends, func(process int) string { return j.life.Processes[process].Node })
 		i := slices.IndexFunc(j.life.Members, func(m member) bool { return m.Node == node })
 		if i < 0 {
 			continue

@@ -276,6 +276,12 @@ func (r *runner) spawn() *wsdl.Fault {
 			ID: uint32(wsdl.Or(c.Id, 0)), Capacity: int(c.Capacity), From: endpoint(c.From), To: endpoint(c.To),
 		})
 	}
+	for _, q := range plan.Queue {
+		message.Queues = append(message.Queues, queuevm.Queue{
+			ID: int(q.Id), Name: q.Name, Capacity: int(q.Capacity),
+			Type: queuevm.QueueType(wsdl.Or(q.Type_, "")), Full: queuevm.FullPolicy(wsdl.Or(q.Full, "")),
+		})
+	}
 	for _, p := range plan.Peer {
 		message.Peers = append(message.Peers, queuevm.Peer{ID: p.Node, Address: p.Address, Fingerprint: p.Fingerprint})
 	}
@@ -314,7 +320,7 @@ func (r *runner) specify(s *wsdl.ProcessSpec, artifacts map[string]string) (mvm.
 }
 
 func endpoint(e *wsdl.ChannelEnd) queuevm.Endpoint {
-	return queuevm.Endpoint{Process: int(wsdl.Or(e.Process, 0)), Port: e.Port, Peer: e.Peer, Outside: e.Outside}
+	return queuevm.Endpoint{Process: int(wsdl.Or(e.Process, 0)), Port: e.Port, Peer: e.Peer, Outside: e.Outside, Queue: int(e.Queue)}
 }
 
 // end removes the attempt and returns the number of its last report. It is the

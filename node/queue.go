@@ -269,6 +269,9 @@ func (q *queue) InspectContext(ctx context.Context, request *wsdl.Inspect) (*wsd
 				for _, c := range reply.Inspect.Channels {
 					state.Channel = append(state.Channel, channelState(c))
 				}
+				for _, q := range reply.Inspect.Queues {
+					state.Queue = append(state.Queue, queueState(q))
+				}
 			}
 		}
 		response.Attempt = append(response.Attempt, state)
@@ -289,6 +292,17 @@ func channelState(c queuevm.ChannelState) *wsdl.ChannelState {
 	return s
 }
 
+func queueState(q queuevm.QueueState) *wsdl.QueueState {
+	long := func(n uint64) *int64 { return wsdl.Of(int64(n)) }
+	return &wsdl.QueueState{
+		Id: int32(q.ID), Name: q.Name, Type_: wsdl.Of(wsdl.QueueType(q.Type)), Full: wsdl.Of(wsdl.FullPolicy(q.Full)), Capacity: int64(q.Capacity),
+		Items: wsdl.Of(int64(q.Items)), Depth: long(q.Bytes), ItemsIn: long(q.ItemsIn), ItemsOut: long(q.ItemsOut),
+		Dropped: long(q.Dropped), Refused: long(q.Refused), Producers: int32(q.Producers), Takers: int32(q.Takers),
+		ProducersClosed: wsdl.Of(int32(q.ProducersClosed)), TakersClosed: wsdl.Of(int32(q.TakersClosed)),
+		ProducersWait: wsdl.Of(int32(q.ProducersWait)), TakersWait: wsdl.Of(int32(q.TakersWait)),
+	}
+}
+
 // crossed is what a remote channel has carried, as its end on this node counts.
 func crossed(c queuevm.ChannelState) (items, bytes int64) {
 	if c.From.Peer != "" {
@@ -300,7 +314,9 @@ func crossed(c queuevm.ChannelState) (items, bytes int64) {
 func channelEnd(e queuevm.Endpoint) *wsdl.ChannelEnd {
 	switch {
 	case e.Peer != "":
-		return &wsdl.ChannelEnd{Peer: e.Peer}
+		return &wsdl.ChannelEnd{Peer: e.Peer, Queue: int32(e.Queue)}
+	case e.Queue != 0:
+		return &wsdl.ChannelEnd{Queue: int32(e.Queue)}
 	case e.Outside != "":
 		return &wsdl.ChannelEnd{Outside: e.Outside}
 	}

@@ -494,6 +494,8 @@ func (v *Instantiate) visit(c *codec, field int) bool {
 	case 3:
 		return list(c, &v.Channel, record)
 	case 4:
+		return list(c, &v.Queue, record)
+	case 5:
 		return list(c, &v.Peer, record)
 	}
 	return false
@@ -1187,6 +1189,8 @@ func (v *AttemptState) visit(c *codec, field int) bool {
 		return list(c, &v.Process, record)
 	case 4:
 		return list(c, &v.Channel, record)
+	case 5:
+		return list(c, &v.Queue, record)
 	}
 	return false
 }
@@ -1263,6 +1267,8 @@ func (v *ChannelEnd) visit(c *codec, field int) bool {
 		return one(c, &v.Peer, text)
 	case 3:
 		return one(c, &v.Outside, text)
+	case 4:
+		return one(c, &v.Queue, number)
 	}
 	return false
 }
@@ -1710,6 +1716,46 @@ func (v *Queue) visit(c *codec, field int) bool {
 	return false
 }
 
+func (v *QueueState) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Id, number)
+	case 1:
+		return one(c, &v.Name, text)
+	case 2:
+		return optional(c, &v.Type_, text)
+	case 3:
+		return optional(c, &v.Full, text)
+	case 4:
+		return one(c, &v.Capacity, number)
+	case 5:
+		return optional(c, &v.Items, number)
+	case 6:
+		return optional(c, &v.Depth, number)
+	case 7:
+		return optional(c, &v.ItemsIn, number)
+	case 8:
+		return optional(c, &v.ItemsOut, number)
+	case 9:
+		return optional(c, &v.Dropped, number)
+	case 10:
+		return optional(c, &v.Refused, number)
+	case 11:
+		return one(c, &v.Producers, number)
+	case 12:
+		return one(c, &v.Takers, number)
+	case 13:
+		return optional(c, &v.ProducersClosed, number)
+	case 14:
+		return optional(c, &v.TakersClosed, number)
+	case 15:
+		return optional(c, &v.ProducersWait, number)
+	case 16:
+		return optional(c, &v.TakersWait, number)
+	}
+	return false
+}
+
 func (v *Rejection) visit(c *codec, field int) bool {
 	switch field {
 	case 0:
@@ -1750,6 +1796,22 @@ func (v *Resources) visit(c *codec, field int) bool {
 		return optional(c, &v.Cores, text)
 	case 6:
 		return optional(c, &v.Memory, text)
+	}
+	return false
+}
+
+func (v *ServedQueue) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Id, number)
+	case 1:
+		return one(c, &v.Name, text)
+	case 2:
+		return optional(c, &v.Type_, text)
+	case 3:
+		return optional(c, &v.Full, text)
+	case 4:
+		return one(c, &v.Capacity, number)
 	}
 	return false
 }

@@ -121,7 +121,7 @@ const (
 	// Watts and Strogatz: a ring lattice of the given degree, re-wired with the given probability, from the seed. Ports link0...
 	TopologyKindSmallWorld TopologyKind = "smallWorld"
 
-	// Bipartite: the first task's processes are masters with ports worker0...; all others are workers, with master (or master0... if there are several).
+	// Bipartite: the first task's processes are masters with ports worker0...; all others are workers, with master (or master0... if there are several). With a queue of type work or broadcast there is one such queue from all masters to all workers, and unless it is forward one back: then all masters have the one port worker, all workers master.
 	TopologyKindFarm TopologyKind = "farm"
 
 	// From the graph element: DOT, GraphML or an edge list. Ports as the graph names them, else link0...
@@ -156,16 +156,23 @@ const (
 type QueueType string
 
 const (
+
+	// In order of arrival, to one taker. The default.
 	QueueTypeFifo QueueType = "fifo"
 
+	// The highest priority first, among equals in order of arrival.
 	QueueTypePriority QueueType = "priority"
 
+	// The newest first.
 	QueueTypeLifo QueueType = "lifo"
 
+	// The newest only: each item replaces the one before it, so full means nothing for it.
 	QueueTypeLatest QueueType = "latest"
 
+	// In order of arrival, each item to one of many takers, whoever has asked for one longest.
 	QueueTypeWork QueueType = "work"
 
+	// In order of arrival, each item to every taker, each of which has a fifo of the whole capacity.
 	QueueTypeBroadcast QueueType = "broadcast"
 )
 
@@ -174,12 +181,17 @@ const (
 type FullPolicy string
 
 const (
+
+	// The producer waits for room. The default.
 	FullPolicyBlock FullPolicy = "block"
 
+	// The item is dropped.
 	FullPolicyDropNewest FullPolicy = "dropNewest"
 
+	// The oldest items are dropped until it fits; in a priority queue the oldest of the lowest priority.
 	FullPolicyDropOldest FullPolicy = "dropOldest"
 
+	// The producer is told so. Its every enqueue waits for the answer of the node that keeps the queue.
 	FullPolicyFail FullPolicy = "fail"
 )
 
@@ -806,6 +818,9 @@ type Instantiate struct {
 
 	Channel []*Channel `xml:"channel" json:"channel,omitempty"`
 
+	// Those that its channels lead to or from.
+	Queue []*ServedQueue `xml:"queue" json:"queue,omitempty"`
+
 	Peer []*Peer `xml:"peer" json:"peer,omitempty"`
 }
 
@@ -991,7 +1006,7 @@ type Job struct {
 	// One directed channel, spelled out.
 	Edge []*Edge `xml:"edge" json:"edge,omitempty"`
 
-	// A kind of queue that topologies and edges name by their queue attribute.
+	// A queue, or kind of queue, that topologies and edges name.
 	Queue []*Queue `xml:"queue" json:"queue,omitempty"`
 
 	// Limits on the job as a whole.
@@ -1631,6 +1646,24 @@ type ChannelEnd struct {
 	Peer string `xml:"peer,omitempty" json:"peer,omitempty"`
 
 	Outside string `xml:"outside,omitempty" json:"outside,omitempty"`
+
+	// The id of a served queue, from 1.
+	Queue int32 `xml:"queue,omitempty" json:"queue,omitempty"`
+}
+
+type ServedQueue struct {
+
+	// From 1, over the whole job.
+	Id int32 `xml:"id" json:"id,omitempty"`
+
+	Name string `xml:"name" json:"name,omitempty"`
+
+	Type_ *QueueType `xml:"type" json:"type,omitempty"`
+
+	Full *FullPolicy `xml:"full" json:"full,omitempty"`
+
+	// Bytes.
+	Capacity int32 `xml:"capacity" json:"capacity,omitempty"`
 }
 
 type Channel struct {
@@ -1691,6 +1724,49 @@ type ChannelState struct {
 	Closed *bool `xml:"closed,omitempty" json:"closed,omitempty"`
 }
 
+type QueueState struct {
+	Id int32 `xml:"id" json:"id,omitempty"`
+
+	Name string `xml:"name" json:"name,omitempty"`
+
+	Type_ *QueueType `xml:"type" json:"type,omitempty"`
+
+	Full *FullPolicy `xml:"full" json:"full,omitempty"`
+
+	// Bytes.
+	Capacity int64 `xml:"capacity" json:"capacity,omitempty"`
+
+	// That wait; of a broadcast for the taker that has most.
+	Items *int64 `xml:"items,omitempty" json:"items,omitempty"`
+
+	// Bytes of them, and 8 for each.
+	Depth *int64 `xml:"depth,omitempty" json:"depth,omitempty"`
+
+	// That producers have brought.
+	ItemsIn *int64 `xml:"itemsIn,omitempty" json:"itemsIn,omitempty"`
+
+	// That were handed to takers.
+	ItemsOut *int64 `xml:"itemsOut,omitempty" json:"itemsOut,omitempty"`
+
+	Dropped *int64 `xml:"dropped,omitempty" json:"dropped,omitempty"`
+
+	Refused *int64 `xml:"refused,omitempty" json:"refused,omitempty"`
+
+	Producers int32 `xml:"producers" json:"producers,omitempty"`
+
+	Takers int32 `xml:"takers" json:"takers,omitempty"`
+
+	ProducersClosed *int32 `xml:"producersClosed,omitempty" json:"producersClosed,omitempty"`
+
+	TakersClosed *int32 `xml:"takersClosed,omitempty" json:"takersClosed,omitempty"`
+
+	// Producers whose item waits for room.
+	ProducersWait *int32 `xml:"producersWait,omitempty" json:"producersWait,omitempty"`
+
+	// Takers that asked for an item and have none yet.
+	TakersWait *int32 `xml:"takersWait,omitempty" json:"takersWait,omitempty"`
+}
+
 type AttemptState struct {
 	Attempt *Attempt `xml:"attempt,omitempty" json:"attempt,omitempty"`
 
@@ -1702,6 +1778,9 @@ type AttemptState struct {
 	Process []*ProcessStatus `xml:"process" json:"process,omitempty"`
 
 	Channel []*ChannelState `xml:"channel" json:"channel,omitempty"`
+
+	// The served queues that this node keeps.
+	Queue []*QueueState `xml:"queue" json:"queue,omitempty"`
 }
 
 type BootstrapPortType interface {

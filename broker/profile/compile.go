@@ -54,7 +54,7 @@ type compiler struct {
 	lookup Lookup
 	file   func(reference string) ([]byte, error)
 	out    *Job
-	queues map[string]int // name to capacity in bytes
+	queues map[string]*queueKind
 	tasks  map[string]int // name to index in out.Tasks
 	copied int            // file names that are not shared between processes
 	broken bool           // the processes are not known, so nothing can be wired
@@ -74,62 +74,6 @@ func (c *compiler) compile(job *wsdl.Job, arguments map[string]string) {
 		c.wire(at, job)
 	}
 	c.compilePolicy(at, job.Policy)
-}
-
-func (c *compiler) compileQueues(at place, queues []*wsdl.Queue) {
-	c.queues = map[string]int{"fifo": DefaultCapacity}
-	for i, queue := range queues {
-		here := at.nth("queue", i)
-		if queue == nil {
-			c.add(here, "nothing", "a queue", "queue %d is empty", i+1)
-			continue
-		}
-		name := c.textField(here, c.scope, "name", queue.Name)
-		what := fmt.Sprintf("queue %d", i+1)
-		if c.named(name, what) {
-			what = "the queue " + quote(name.text)
-			if _, taken := c.queues[name.text]; name.text == "fifo" {
-				c.add(name.at, name.text, "another name", "a queue cannot be named \"fifo\": that is the queue of every channel that names none")
-			} else if taken {
-				c.add(name.at, name.text, "a name of its own", "two queues are named %s", quote(name.text))
-			}
-		}
-		if kind := wsdl.Or(queue.Type, wsdl.QueueTypeFifo); kind != wsdl.QueueTypeFifo {
-			c.unserved(here.attribute("type"), string(kind), "fifo", what+" has type "+quote(string(kind))+", which")
-		}
-		if full := wsdl.Or(queue.Full, wsdl.FullPolicyBlock); full != wsdl.FullPolicyBlock {
-			c.unserved(here.attribute("full"), string(full), "block", what+" has the policy "+quote(string(full))+" for a full queue, which")
-		}
-		for j, encoder := range queue.Encoder {
-			codec := ""
-			if encoder != nil {
-				codec = string(wsdl.Or(encoder.Codec, ""))
-			}
-			c.unserved(here.nth("encoder", j), codec, "no encoder", what+" has the encoder "+quote(codec)+", which")
-		}
-		asked := c.whole(numberField(&c.problems, here, c.scope, "capacity", queue.Capacity),
-			"the capacity of "+what, 1, MaxCapacity, DefaultCapacity)
-		capacity := MinCapacity
-		for int64(capacity) < asked {
-			capacity *= 2
-		}
-		if name.text != "fifo" {
-			c.queues[name.text] = capacity
-		}
-	}
-}
-
-// capacityOf is the capacity of the queue that an edge or topology names.
-func (c *compiler) capacityOf(name field, what string) int {
-	if !name.set {
-		return DefaultCapacity
-	}
-	capacity, known := c.queues[name.text]
-	if !known {
-		c.add(name.at, name.text, "the name of a queue of this job, or fifo", "%s names the queue %s, which the job does not have%s", what, quote(name.text), c.nearest(name.text, maps.Keys(c.queues)))
-		return DefaultCapacity
-	}
-	return capacity
 }
 
 func (c *compiler) compileSources(at place, sources []*wsdl.Source) map[string]bool {
@@ -331,8 +275,8 @@ func (c *compiler) compileTask(at place, i int, task *wsdl.Task, sources map[str
 		what = "the task " + quote(name.text)
 		if _, taken := c.tasks[name.text]; taken {
 			c.add(name.at, name.text, "a name of its own", "two tasks are named %s", quote(name.text))
-		} else if name.text == "outside" {
-			c.add(name.at, name.text, "another name", "a task cannot be named \"outside\": edges write outside:name for what is outside the job")
+		} else if name.text == "outside" || name.text == "queue" {
+			c.add(name.at, name.text, "another name", "a task cannot be named %q: edges write outside:name for what is outside the job, and queue:name for a queue", name.text)
 		} else {
 			c.tasks[name.text] = len(c.out.Tasks)
 		}

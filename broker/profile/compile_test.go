@@ -107,6 +107,21 @@ func TestMistakesAreRefused(t *testing.T) {
 		{task + `<queue name="q" capacity="0"/>`, `3 job/queue[1]/@capacity: 0`},
 		{task + `<queue name="fifo"/>`, `3 job/queue[1]/@name: fifo`},
 		{task + `<queue name="q"/><queue name="q"/>`, `3 job/queue[2]/@name: q`},
+		{task + `<queue name="q" type="latest" full="fail"/>`, `3 job/queue[1]/@full: fail`},
+		{task + `<edge from="p:a" to="p[1]:b" queue="q"/><queue name="q" type="work"/>`, `3 job/edge[1]/@queue: q`},
+		{task + `<topology kind="star" queue="q"/><queue name="q" type="broadcast"/>`, `3 job/topology[1]/@queue: q`},
+		{task + `<edge from="p:a" to="queue:q"/><queue name="q" type="work"/>`, `3 job/queue[1]: no edge from "queue:q"`},
+		{task + `<edge from="queue:q" to="p:a"/><queue name="q" type="work"/>`, `3 job/queue[1]: no edge to "queue:q"`},
+		{task + `<edge from="p:a" to="queue:q"/><edge from="queue:q" to="p[*]:b"/><queue name="q"/>`, `3 job/queue[1]/@type: fifo`},
+		{task + `<edge from="queue:q" to="queue:q"/><queue name="q"/>`, `3 job/edge[1]: queue:q to queue:q`},
+		{task + `<edge from="p:a" to="queue:x"/><queue name="q" type="work"/>`, `3 job/edge[1]/@to: queue:x`},
+		{task + `<edge from="p:a" to="queue:fifo"/>`, `3 job/edge[1]/@to: queue:fifo`},
+		{task + `<edge from="p[*]:a" to="p[1]:b"/>`, `3 job/edge[1]: p[*]:a to p[1]:b`},
+		{task + `<edge from="p:a" to="queue:q" queue="r"/><queue name="q" type="lifo"/><queue name="r"/>`, `3 job/edge[1]/@queue: r`},
+		{task + `<edge from="p:a" to="p[1]:b" queue="q" direct="true"/><queue name="q" type="lifo"/>`, `3 job/edge[1]/@direct: true`},
+		{task + `<edge from="p:a" to="queue:q" direct="true"/><queue name="q" type="work"/>`, `3 job/edge[1]/@direct: true`},
+		{task + `<edge from="p[*]:a" to="queue:q"/><edge from="queue:q" to="p:b"/><edge from="p[2]:a" to="p:c"/><queue name="q" type="work"/>`, `3 job/edge[3]: a`},
+		{`<task name="queue" source="c"/>`, `3 job/task[1]/@name: queue`},
 	} {
 		_, err := parse(t, c.body)
 		if err == nil {
@@ -129,8 +144,6 @@ func TestMistakesAreRefused(t *testing.T) {
 // What the schema knows and this version does not serve is refused by name.
 func TestUnservedIsNamed(t *testing.T) {
 	for _, c := range []struct{ body, name string }{
-		{task + `<queue name="q" type="priority"/>`, "priority"},
-		{task + `<queue name="q" full="dropOldest"/>`, "dropOldest"},
 		{task + `<queue name="q"><encoder codec="zstd"/></queue>`, "zstd"},
 		{task + `<topology kind="ring"><link latency="5"/></topology>`, "link"},
 		{task + `<edge from="p:a" to="p[1]:b"><link loss="0.1"/></edge>`, "link"},
@@ -478,6 +491,53 @@ func TestEmptyContentSaysNothingBesideAnotherForm(t *testing.T) {
 	for i, want := range []string{DigestOf([]byte("true")), DigestOf([]byte("beside")), DigestOf(nil), DigestOf(nil)} {
 		if got := compiled.Sources[0].Files[i].Digest; got != want {
 			t.Errorf("file %d has digest %s, want %s", i, got, want)
+		}
+	}
+}
+
+// What is laid between the ends of edges and topologies that name queues.
+func TestQueuesAreLaid(t *testing.T) {
+	for _, c := range []struct{ body, want string }{
+		{`<edge from="p:a" to="p[1]:b" queue="q"/><queue name="q" capacity="4096"/>`, "p[0]:a>p[1]:b"},
+		{`<edge from="p:a" to="p[1]:b" queue="q"/><edge from="p:c" to="p[1]:d" queue="q"/><queue name="q" type="priority" full="fail" capacity="5000"/>`,
+			"p[0]:a>queue:q queue:q>p[1]:b p[0]:c>queue:q#2 queue:q#2>p[1]:d; q priority fail 8192, q#2 priority fail 8192"},
+		{`<edge from="p:a" to="queue:q"/><edge from="queue:q" to="p[*]:b"/><edge from="outside:o" to="queue:q"/><queue name="q" type="work"/>`,
+			"p[0]:a>queue:q queue:q>p[0]:b queue:q>p[1]:b queue:q>p[2]:b queue:q>p[3]:b outside:o>queue:q; q work block 262144"},
+		{`<task name="m" source="c" count="2"/><topology kind="farm" over="m p" queue="q"/><queue name="q" type="work"/>`,
+			"m[0]:worker>queue:q m[1]:worker>queue:q queue:q>p[0]:master queue:q>p[1]:master queue:q>p[2]:master queue:q>p[3]:master " +
+				"p[0]:master>queue:q#2 p[1]:master>queue:q#2 p[2]:master>queue:q#2 p[3]:master>queue:q#2 queue:q#2>m[0]:worker queue:q#2>m[1]:worker; q work block 262144, q#2 work block 262144"},
+		{`<task name="m" source="c"/><topology kind="farm" over="m p" queue="q" direction="forward" prefix="x"/><queue name="q" type="broadcast"/>`,
+			"m:xworker>queue:q queue:q>p[0]:xmaster queue:q>p[1]:xmaster queue:q>p[2]:xmaster queue:q>p[3]:xmaster; q broadcast block 262144"},
+		{`<topology kind="line" queue="q" direction="forward"/><queue name="q" type="latest"/>`,
+			"p[0]:next>queue:q queue:q>p[1]:prev p[1]:next>queue:q#2 queue:q#2>p[2]:prev p[2]:next>queue:q#3 queue:q#3>p[3]:prev; q latest block 262144, q#2 latest block 262144, q#3 latest block 262144"},
+	} {
+		job, err := parse(t, task+c.body)
+		if err != nil {
+			t.Errorf("%s: %v", c.body, err)
+			continue
+		}
+		var channels, queues []string
+		for i := range job.Channels {
+			channels = append(channels, endLabel(job, job.Channels[i].From)+">"+endLabel(job, job.Channels[i].To))
+		}
+		for _, q := range job.Queues {
+			queues = append(queues, fmt.Sprint(q.Name, " ", q.Type, " ", q.Full, " ", q.Capacity))
+		}
+		got := strings.Join(channels, " ")
+		if len(queues) > 0 {
+			got += "; " + strings.Join(queues, ", ")
+		}
+		if got != c.want {
+			t.Errorf("%s\ngot  %s\nwant %s", c.body, got, c.want)
+		}
+		for _, format := range []string{"svg", "dot", "text"} {
+			picture, err := Draw(job, format)
+			if err != nil || len(picture) == 0 {
+				t.Errorf("%s as %s: %v", c.body, format, err)
+			}
+			if strings.Contains(c.body, "work") && !strings.Contains(string(picture), "queue:q") {
+				t.Errorf("%s as %s does not show the queue", c.body, format)
+			}
 		}
 	}
 }

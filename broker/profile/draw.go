@@ -31,26 +31,68 @@ type joint struct {
 	channel  int // the first of its channels
 }
 
-// joints pairs the channels up, in the order of their IDs.
+// joints pairs the channels up, in the order of their IDs. A queue that joins two
+// ends only is drawn as the one line between them.
 func joints(job *Job) []joint {
 	out := make([]joint, 0, len(job.Channels))
 	back := make(map[[2]End]int, len(job.Channels))
-	for i := range job.Channels {
-		c := &job.Channels[i]
+	channels := job.Channels
+	if len(job.Queues) > 0 {
+		channels = shortened(job)
+	}
+	for i := range channels {
+		c := &channels[i]
 		if at, ok := back[[2]End{c.From, c.To}]; ok && !out[at].both {
 			out[at].both = true
 			continue
 		}
 		back[[2]End{c.To, c.From}] = len(out)
-		out = append(out, joint{from: c.From, to: c.To, channel: i})
+		out = append(out, joint{from: c.From, to: c.To, channel: c.ID})
 	}
 	return out
+}
+
+// shortened is the channels, those to and from a queue between two ends as one.
+func shortened(job *Job) []Channel {
+	type ends struct {
+		to, from, channels int
+	}
+	of := make([]ends, len(job.Queues))
+	for i := range job.Channels {
+		if q := job.Channels[i].To.Queue; q > 0 {
+			of[q-1].to = i
+			of[q-1].channels++
+		}
+		if q := job.Channels[i].From.Queue; q > 0 {
+			of[q-1].from = i
+			of[q-1].channels++
+		}
+	}
+	var out []Channel
+	for _, c := range job.Channels {
+		if q := c.From.Queue; q > 0 && of[q-1].channels == 2 {
+			continue
+		}
+		if q := c.To.Queue; q > 0 && of[q-1].channels == 2 {
+			c.To = job.Channels[of[q-1].from].To
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+// awayLabel is an end that is no process's, as edges write it.
+func awayLabel(job *Job, e End) string {
+	if e.Queue > 0 {
+		return "queue:" + job.Queues[e.Queue-1].Name
+	}
+	return "outside:" + e.Outside
 }
 
 // endLabel is an end as edges write it.
 func endLabel(job *Job, e End) string {
 	if e.Process < 0 {
-		return "outside:" + e.Outside
+		return awayLabel(job, e)
 	}
 	return job.Processes[e.Process].Label() + ":" + e.Port
 }
@@ -67,7 +109,7 @@ func drawDOT(job *Job) []byte {
 	}
 	vertex := func(e End) string {
 		if e.Process < 0 {
-			return quoted("outside:" + e.Outside)
+			return quoted(awayLabel(job, e))
 		}
 		return quoted(job.Processes[e.Process].Label())
 	}
@@ -97,7 +139,7 @@ func drawText(job *Job) []byte {
 	var outside []string
 	put := func(own, other End, arrow string) {
 		if own.Process < 0 {
-			outside = append(outside, fmt.Sprintf("outside:%s %s %s", own.Outside, arrow, endLabel(job, other)))
+			outside = append(outside, fmt.Sprintf("%s %s %s", awayLabel(job, own), arrow, endLabel(job, other)))
 			return
 		}
 		lines[own.Process] = append(lines[own.Process], line{own.Port, arrow + " " + endLabel(job, other)})

@@ -44,6 +44,7 @@ type Job struct {
 	Tasks       []Task     // as the document orders them
 	Processes   []Process  // by ID: task by task, then by index
 	Channels    []Channel  // by ID
+	Queues      []Queue    // those that are served at a home, by ID
 	Topologies  []Topology // what the channels were made from, for drawing
 	WallTime    time.Duration
 	Retries     int
@@ -121,6 +122,16 @@ type Requirement struct {
 	Minimum  int64
 }
 
+// Queue is a served queue: one that is more than a fifo between two ends. A
+// channel leads to it from each producer, and from it to each taker.
+type Queue struct {
+	ID       int    // its place in Job.Queues and 1: no End has 0
+	Name     string // as the document names it; #2... for the next of its kind
+	Type     string // a wsdl.QueueType
+	Full     string // a wsdl.FullPolicy
+	Capacity int    // bytes, a power of two
+}
+
 // Channel is a directed fifo of items between two ends.
 type Channel struct {
 	ID       int // its place in Job.Channels
@@ -128,12 +139,14 @@ type Channel struct {
 	Capacity int // bytes, a power of two
 }
 
-// End is one end of a channel: a process's port, or the name of a queue that
-// people and programs outside the job reach; then Process is -1.
+// End is one end of a channel: a process's port, the name of a queue that
+// people and programs outside the job reach, or a served queue; Process is -1
+// for the latter two.
 type End struct {
 	Process int
 	Port    string
 	Outside string
+	Queue   int
 }
 
 // Topology is one pattern laid over processes, as it was resolved. Members

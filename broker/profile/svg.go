@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"math/bits"
+	"slices"
 	"strings"
 )
 
@@ -240,19 +241,27 @@ func (s *scene) see(p point) {
 	s.high = point{math.Max(s.high.x, p.x), math.Max(s.high.y, p.y)}
 }
 
-// layOutside puts what feeds the job to its left, what it feeds to its right.
+// layOutside puts what feeds the job to its left, what it feeds to its right, and
+// between it and that the queues that several share.
 func (s *scene) layOutside(all []joint) {
-	var left, right []string
+	var left, right, queues []string
 	width := 0.0
+	see := func(e End, list *[]string) {
+		if e.Process >= 0 {
+			return
+		}
+		name := awayLabel(s.job, e)
+		width = math.Max(width, pillWidth(pill(name)))
+		if e.Queue > 0 {
+			list = &queues
+		}
+		if !slices.Contains(*list, name) {
+			*list = append(*list, name)
+		}
+	}
 	for _, j := range all {
-		if j.from.Process < 0 {
-			left = append(left, j.from.Outside)
-			width = math.Max(width, pillWidth(j.from.Outside))
-		}
-		if j.to.Process < 0 {
-			right = append(right, j.to.Outside)
-			width = math.Max(width, pillWidth(j.to.Outside))
-		}
+		see(j.from, &left)
+		see(j.to, &right)
 	}
 	middle := (s.low.y + s.high.y) / 2
 	column := func(names []string, x float64) {
@@ -263,16 +272,20 @@ func (s *scene) layOutside(all []joint) {
 			s.see(at.plus(point{width / 2, 20}))
 		}
 	}
+	column(queues, s.high.x+width/2+80)
 	lowX, highX := s.low.x-width/2-80, s.high.x+width/2+80
 	column(left, lowX)
 	column(right, highX)
-	for _, name := range append(left, right...) {
-		at := s.outside[name]
-		w := pillWidth(name)
-		fmt.Fprintf(&s.nodes, `<g><title>outside:%s</title><rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" rx="3" fill="#fff" stroke="#5b6675" stroke-width="1.4" stroke-dasharray="4 3"/><text x="%.1f" y="%.1f" text-anchor="middle" fill="#333c48">%s</text></g>`+"\n",
-			escape(name), at.x-w/2, at.y-pillH/2, w, pillH, at.x, at.y+4.2, escape(name))
+	for _, name := range slices.Concat(left, right, queues) {
+		at, text := s.outside[name], pill(name)
+		w := pillWidth(text)
+		fmt.Fprintf(&s.nodes, `<g><title>%s</title><rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" rx="3" fill="#fff" stroke="#5b6675" stroke-width="1.4" stroke-dasharray="4 3"/><text x="%.1f" y="%.1f" text-anchor="middle" fill="#333c48">%s</text></g>`+"\n",
+			escape(name), at.x-w/2, at.y-pillH/2, w, pillH, at.x, at.y+4.2, escape(text))
 	}
 }
+
+// pill is what is written on an outside end or a queue: its name alone.
+func pill(label string) string { return label[strings.Index(label, ":")+1:] }
 
 func escape(text string) string {
 	var out bytes.Buffer
@@ -382,8 +395,9 @@ func (s *scene) drawCrossing(j joint, stage int, colour, title string) {
 func (s *scene) drawLine(j joint, title, colour string, several, before int) {
 	place := func(e End) (point, shape, string) {
 		if e.Process < 0 {
-			at := s.outside[e.Outside]
-			return at, shape{at: at}, e.Outside
+			name := awayLabel(s.job, e)
+			at := s.outside[name]
+			return at, shape{at: at}, pill(name)
 		}
 		h := s.shapes[e.Process]
 		return h.at, h, s.job.Processes[e.Process].Label()

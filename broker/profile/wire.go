@@ -52,6 +52,7 @@ func (c *compiler) wire(at place, job *wsdl.Job) {
 		w.origins = append(w.origins, origin{len(c.out.Channels), here})
 		w.layEdge(here, i, edge, outside)
 	}
+	w.settleQueues()
 	w.bind()
 }
 
@@ -73,8 +74,8 @@ func (w *wirer) channel(from, to End, capacity int) {
 // lay puts a topology's channels between the processes that it is over.
 func (w *wirer) lay(at place, spec topologySpec) {
 	members, tasks, ok := w.members(spec)
-	kind := string(spec.kind)
-	what := fmt.Sprintf("the %s", kind)
+	pattern := string(spec.kind)
+	what := fmt.Sprintf("the %s", pattern)
 	if spec.kind == "" {
 		if !spec.refused {
 			w.add(at.attribute("kind"), "nothing", "a kind of topology, or the profile of a registered one", "the topology has neither a kind nor the profile of a registered one")
@@ -86,7 +87,7 @@ func (w *wirer) lay(at place, spec topologySpec) {
 		for i, k := range kinds {
 			names[i] = string(k)
 		}
-		w.add(at.attribute("kind"), kind, strings.Join(names, ", "), "there is no topology of kind %s%s", quote(kind), w.nearest(kind, slices.Values(names)))
+		w.add(at.attribute("kind"), pattern, strings.Join(names, ", "), "there is no topology of kind %s%s", quote(pattern), w.nearest(pattern, slices.Values(names)))
 		return
 	}
 	if spec.link != nil {
@@ -104,21 +105,37 @@ func (w *wirer) lay(at place, spec topologySpec) {
 		w.add(spec.prefix.at, prefix, "a letter, then up to 39 letters, digits, '_', '.' or '-'", "%s has the prefix %s, expected a letter, then up to 39 letters, digits, '_', '.' or '-'", what, quote(prefix))
 		ok = false
 	}
-	capacity := w.capacityOf(spec.queue, what)
+	kind := w.kindOf(spec.queue, what)
 	w.irrelevant(spec)
+	if kind.shared() && spec.kind != wsdl.TopologyKindFarm {
+		w.add(spec.queue.at, spec.queue.text, "a farm, or edges to and from "+quote("queue:"+spec.queue.text),
+			"%s has queues of type %s, which many share: only a farm has a place for one; for others write edges to and from %s", what, kind.kind, quote("queue:"+spec.queue.text))
+		ok = false
+	}
 	if !ok {
 		return
 	}
-	layout := Topology{Kind: kind, Prefix: prefix, Members: members, Columns: 1, Rows: 1, Layers: 1, First: len(w.out.Channels)}
+	layout := Topology{Kind: pattern, Prefix: prefix, Members: members, Columns: 1, Rows: 1, Layers: 1, First: len(w.out.Channels)}
 	p, ok := w.pattern(at, spec, &layout, tasks)
 	if !ok {
 		return
 	}
 	most := p.links
+	if kind.shared() {
+		most = int64(len(members))
+	} else if kind.served() {
+		most *= 2
+	}
 	if direction != wsdl.DirectionForward {
 		most *= 2
 	}
 	if !w.afford(at, most, what) {
+		return
+	}
+	if kind.shared() {
+		w.layFarm(kind, members[:layout.Masters], members[layout.Masters:], prefix, direction == wsdl.DirectionForward)
+		layout.Length = len(w.out.Channels) - layout.First
+		w.out.Topologies = append(w.out.Topologies, layout)
 		return
 	}
 	w.out.Channels = slices.Grow(w.out.Channels, int(most))
@@ -130,10 +147,10 @@ func (w *wirer) lay(at place, spec topologySpec) {
 			way = forward
 		}
 		if way != backward {
-			w.channel(a, b, capacity)
+			w.join(a, b, kind)
 		}
 		if way != forward {
-			w.channel(b, a, capacity)
+			w.join(b, a, kind)
 		}
 	})
 	layout.Length = len(w.out.Channels) - layout.First
@@ -175,40 +192,94 @@ func (w *wirer) members(spec topologySpec) (members, tasks []int, ok bool) {
 	return members, tasks, ok
 }
 
-// layEdge adds one channel that is spelled out.
+// layEdge adds what one edge spells out: a channel; two, with a queue between; or
+// a channel for each process of a task, to or from a queue.
 func (w *wirer) layEdge(at place, i int, edge *wsdl.Edge, outside map[string]bool) {
 	what := fmt.Sprintf("edge %d", i+1)
 	if edge.Link != nil {
 		w.unserved(at.child("link"), "link", "no link element", what+" has link properties: imposing them")
 	}
-	if edge.Direct {
-		w.unserved(at.attribute("direct"), "true", "the proxy", "a direct channel ("+what+")")
-	}
-	capacity := w.capacityOf(w.textField(at, w.scope, "queue", edge.Queue), what)
+	name := w.textField(at, w.scope, "queue", edge.Queue)
+	kind := w.kindOf(name, what)
 	from, okFrom := w.end(w.textField(at, w.scope, "from", edge.From), what, outside)
 	to, okTo := w.end(w.textField(at, w.scope, "to", edge.To), what, outside)
 	if !okFrom || !okTo {
 		return
 	}
-	if from.Process < 0 && to.Process < 0 {
+	named := from.kind
+	if named == nil {
+		named = to.kind
+	}
+	if edge.Direct {
+		if kind.served() || named != nil {
+			w.add(at.attribute("direct"), "true", "no direct, or a plain fifo", "%s is direct, but leads through a queue that is served at a home: nothing is between the two ends of a direct channel", what)
+			return
+		}
+		w.unserved(at.attribute("direct"), "true", "the proxy", "a direct channel ("+what+")")
+	}
+	switch {
+	case from.kind != nil && to.kind != nil:
+		w.add(at, edge.From+" to "+edge.To, "a queue at one end at most", "%s leads from a queue to a queue, expected a process or outside at one end", what)
+		return
+	case from.Outside != "" && to.Outside != "":
 		w.add(at, edge.From+" to "+edge.To, "a process at one end at least", "%s leads from outside to outside, expected a process at one end at least", what)
 		return
+	case named != nil && name.set:
+		w.add(name.at, name.text, "nothing here", "%s names a queue at its end and another between its ends, expected one of them", what)
+		return
+	case named == nil && (from.count > 1 || to.count > 1):
+		w.add(at, edge.From+" to "+edge.To, "task[index]", "%s is of all processes of a task, which only an edge to or from %s can be: give it an index", what, quote("queue:name"))
+		return
+	case kind.shared():
+		w.add(name.at, name.text, "edges to and from "+quote("queue:"+name.text), "%s has a queue of type %s, which many share: write edges to and from %s", what, kind.kind, quote("queue:"+name.text))
+		return
 	}
-	if w.afford(at, 1, what) {
-		w.channel(from, to, capacity)
+	more := int64(max(from.count, to.count))
+	if kind.served() {
+		more++
+	}
+	if !w.afford(at, more, what) {
+		return
+	}
+	switch {
+	case from.kind != nil:
+		for k := range to.count {
+			w.taker(named, to.nth(k))
+		}
+	case to.kind != nil:
+		for k := range from.count {
+			w.producer(named, from.nth(k))
+		}
+	default:
+		w.join(from.End, to.End, kind)
 	}
 }
 
-const endRule = "task:port, task[index]:port or outside:name"
+// edgeEnd is an end of an edge: one End, those of count processes from it on, or
+// a queue that is named.
+type edgeEnd struct {
+	End
+	count int
+	kind  *queueKind
+}
+
+func (e edgeEnd) nth(k int) End {
+	if e.Process >= 0 {
+		e.Process += k
+	}
+	return e.End
+}
+
+const endRule = "task:port, task[index]:port, task[*]:port, queue:name or outside:name"
 
 // end reads one end of an edge.
-func (w *wirer) end(f field, what string, outside map[string]bool) (End, bool) {
+func (w *wirer) end(f field, what string, outside map[string]bool) (edgeEnd, bool) {
 	if f.bad {
-		return End{}, false
+		return edgeEnd{}, false
 	}
-	refuse := func(format string, args ...any) (End, bool) {
+	refuse := func(format string, args ...any) (edgeEnd, bool) {
 		w.add(f.at, f.text, endRule, "%s has the end %s: %s", what, quote(f.text), fmt.Sprintf(format, args...))
-		return End{}, false
+		return edgeEnd{}, false
 	}
 	name, port, ok := strings.Cut(f.text, ":")
 	if !ok {
@@ -217,21 +288,31 @@ func (w *wirer) end(f field, what string, outside map[string]bool) (End, bool) {
 	if !isName(port) {
 		return refuse("%s is not a name: write %s", quote(port), nameRule)
 	}
-	if name == "outside" {
+	switch name {
+	case "outside":
 		if outside[port] {
 			return refuse("another edge already leads to the outside queue %q; each needs a name of its own", port)
 		}
 		outside[port] = true
-		return End{Process: -1, Outside: port}, true
+		return edgeEnd{End{Process: -1, Outside: port}, 1, nil}, true
+	case "queue":
+		kind := w.queues[port]
+		if kind == nil || port == "fifo" {
+			return refuse("the job has no queue %s%s", quote(port), w.nearest(port, maps.Keys(w.queues)))
+		}
+		return edgeEnd{End{Process: -1}, 1, kind}, true
 	}
-	index := 0
+	index, all := 0, false
 	if task, rest, indexed := strings.Cut(name, "["); indexed {
 		number, closed := strings.CutSuffix(rest, "]")
-		if !closed || !digits(number) || len(number) > 9 {
+		all = number == "*"
+		if !closed || !all && (!digits(number) || len(number) > 9) {
 			return refuse("expected %s", endRule)
 		}
 		name = task
-		index, _ = strconv.Atoi(number)
+		if !all {
+			index, _ = strconv.Atoi(number)
+		}
 	}
 	i, known := w.tasks[name]
 	if !known {
@@ -241,7 +322,11 @@ func (w *wirer) end(f field, what string, outside map[string]bool) (End, bool) {
 	if index >= task.Count {
 		return refuse("the task %q has %d processes, so its index goes from 0 to %d", name, task.Count, task.Count-1)
 	}
-	return End{Process: task.First + index, Port: port}, true
+	e := edgeEnd{End{Process: task.First + index, Port: port}, 1, nil}
+	if all {
+		e.count = task.Count
+	}
+	return e, true
 }
 
 // bind gives each process the list of its ports and refuses a port that would

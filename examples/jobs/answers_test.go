@@ -226,3 +226,36 @@ func checkPipeline(t *testing.T, stdout string, words []byte, top int) {
 		t.Errorf("stdout is %q, want %q", got, lines[:top])
 	}
 }
+
+// checkFarm counts by the sieve of Eratosthenes.
+func checkFarm(t *testing.T, stdout string, primes []byte, shares []string, limit, orders int) {
+	t.Helper()
+	composite := make([]bool, limit)
+	want := 0
+	for n := 2; n < limit; n++ {
+		if composite[n] {
+			continue
+		}
+		want++
+		for k := n * n; k < limit; k += n {
+			composite[k] = true
+		}
+	}
+	if got := fmt.Sprintf("%d primes below %d\n", want, limit); stdout != got {
+		t.Errorf("stdout is %q, want %q", stdout, got)
+	}
+	if got := strings.TrimSpace(string(primes)); got != strconv.Itoa(want) {
+		t.Errorf("primes.txt says %s, want %d", got, want)
+	}
+	done := 0
+	for _, share := range shares {
+		var n int
+		if _, err := fmt.Sscanf(share, "%d orders\n", &n); err != nil {
+			t.Errorf("a worker says %q: %v", share, err)
+		}
+		done += n
+	}
+	if done != orders {
+		t.Errorf("the workers did %d orders of %d: %q", done, orders, shares)
+	}
+}

@@ -77,6 +77,20 @@ func TestPipeline(t *testing.T) {
 	}
 }
 
+func TestFarm(t *testing.T) {
+	g := startGrid(t, 4, 4)
+	for _, farm := range [][2]int{{6, 4}, {2, 1}} {
+		workers, nodes := farm[0], farm[1]
+		job := g.run(request(t, "farm/farm.xml", fmt.Sprintf("workers=%d", workers), fmt.Sprintf("nodes=%d", nodes), "limit=200000", "orders=50"))
+		var shares []string
+		for i := range workers {
+			shares = append(shares, string(g.file(job, "worker", i, "stdout")))
+		}
+		checkFarm(t, string(g.file(job, "add", 0, "stdout")), g.file(job, "add", 0, "primes.txt"), shares, 200000, 50)
+		g.crossed(job, nodes)
+	}
+}
+
 // digests are the builds of a job, without repetition.
 func digests(job *wsdl.JobStatus) []string {
 	var all []string

@@ -85,6 +85,7 @@ func (e *Error) Error() string { return e.Message }
 type Instantiate struct {
 	Processes []ProcessSpec
 	Channels  []queuevm.Channel
+	Queues    []queuevm.Queue // that the channels lead to or from; how many is counted here
 	Peers     []queuevm.Peer
 	WallTime  time.Duration // 0 = no limit
 }
@@ -144,6 +145,7 @@ type Socket struct{ Address, Token string }
 // Inspection is what the attempt looks like now.
 type Inspection struct {
 	Channels  []queuevm.ChannelState
+	Queues    []queuevm.QueueState // served here
 	Processes []ProcessState
 }
 

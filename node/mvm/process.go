@@ -89,6 +89,21 @@ func (p *process) instantiate(r *Instantiate) (int, error) {
 			return 0, fmt.Errorf("instantiate: %w", err)
 		}
 	}
+	producers, takers := map[int]int{}, map[int]int{}
+	for _, c := range r.Channels {
+		if c.To.Peer == "" {
+			producers[c.To.Queue]++
+		}
+		if c.From.Peer == "" {
+			takers[c.From.Queue]++
+		}
+	}
+	for _, q := range r.Queues {
+		q.Producers, q.Takers = producers[q.ID], takers[q.ID]
+		if err := p.vm.AddQueue(q); err != nil {
+			return 0, fmt.Errorf("instantiate: %w", err)
+		}
+	}
 	for _, c := range r.Channels {
 		if err := p.vm.AddChannel(c); err != nil {
 			return 0, fmt.Errorf("instantiate: %w", err)
@@ -374,7 +389,7 @@ func (p *process) signal(signal unix.Signal) {
 }
 
 func (p *process) inspect() *Inspection {
-	found := &Inspection{Channels: p.vm.Inspect()}
+	found := &Inspection{Channels: p.vm.Inspect(), Queues: p.vm.InspectQueues()}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, id := range slices.Sorted(maps.Keys(p.programs)) {
@@ -416,7 +431,7 @@ func (p *process) enqueue(r *Enqueue) (taken int, err error) {
 	defer cancel()
 	for _, item := range r.Items {
 		err := p.vm.Enqueue(ctx, r.Queue, item)
-		if errors.Is(err, context.DeadlineExceeded) {
+		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, queuevm.ErrFull) {
 			return taken, nil
 		}
 		if err != nil {

@@ -1,0 +1,181 @@
+package profile
+
+import (
+	"fmt"
+	"maps"
+
+	"mvm/wsdl"
+)
+
+// queueKind is a queue element: what the queues that are made from it are like,
+// and the one that edges name as their end.
+type queueKind struct {
+	name     string
+	kind     wsdl.QueueType
+	full     wsdl.FullPolicy
+	capacity int
+	at       place
+	made     int // queues of this kind so far
+
+	id                int // of the one that edges name, 0 before it is made
+	producers, takers int // its
+}
+
+// served says that such a queue is more than a fifo between two ends, and so
+// needs a home.
+func (k *queueKind) served() bool {
+	return k.kind != wsdl.QueueTypeFifo || k.full != wsdl.FullPolicyBlock
+}
+
+// shared says that such a queue is for many takers: one of it for each pair of
+// ends would be another queue.
+func (k *queueKind) shared() bool {
+	return k.kind == wsdl.QueueTypeWork || k.kind == wsdl.QueueTypeBroadcast
+}
+
+func (c *compiler) compileQueues(at place, queues []*wsdl.Queue) {
+	plain := &queueKind{name: "fifo", kind: wsdl.QueueTypeFifo, full: wsdl.FullPolicyBlock, capacity: DefaultCapacity}
+	c.queues = map[string]*queueKind{plain.name: plain}
+	for i, queue := range queues {
+		here := at.nth("queue", i)
+		if queue == nil {
+			c.add(here, "nothing", "a queue", "queue %d is empty", i+1)
+			continue
+		}
+		name := c.textField(here, c.scope, "name", queue.Name)
+		what := fmt.Sprintf("queue %d", i+1)
+		if c.named(name, what) {
+			what = "the queue " + quote(name.text)
+			if _, taken := c.queues[name.text]; name.text == plain.name {
+				c.add(name.at, name.text, "another name", "a queue cannot be named \"fifo\": that is the queue of every channel that names none")
+			} else if taken {
+				c.add(name.at, name.text, "a name of its own", "two queues are named %s", quote(name.text))
+			}
+		}
+		kind := &queueKind{
+			name: name.text, at: here, capacity: MinCapacity,
+			kind: wsdl.Or(queue.Type, wsdl.QueueTypeFifo), full: wsdl.Or(queue.Full, wsdl.FullPolicyBlock),
+		}
+		switch kind.kind {
+		case wsdl.QueueTypeFifo, wsdl.QueueTypePriority, wsdl.QueueTypeLifo, wsdl.QueueTypeLatest, wsdl.QueueTypeWork, wsdl.QueueTypeBroadcast:
+		default:
+			c.add(here.attribute("type"), string(kind.kind), "fifo, priority, lifo, latest, work or broadcast", "%s has the type %s, expected fifo, priority, lifo, latest, work or broadcast", what, quote(string(kind.kind)))
+		}
+		switch kind.full {
+		case wsdl.FullPolicyBlock, wsdl.FullPolicyDropNewest, wsdl.FullPolicyDropOldest, wsdl.FullPolicyFail:
+		default:
+			c.add(here.attribute("full"), string(kind.full), "block, dropNewest, dropOldest or fail", "%s has the policy %s for a full queue, expected block, dropNewest, dropOldest or fail", what, quote(string(kind.full)))
+		}
+		if kind.kind == wsdl.QueueTypeLatest && queue.Full != nil {
+			c.add(here.attribute("full"), string(kind.full), "nothing here", "%s is of type latest, which each item replaces: it is never full, so full means nothing for it", what)
+		}
+		for j, encoder := range queue.Encoder {
+			codec := ""
+			if encoder != nil {
+				codec = string(wsdl.Or(encoder.Codec, ""))
+			}
+			c.unserved(here.nth("encoder", j), codec, "no encoder", what+" has the encoder "+quote(codec)+", which")
+		}
+		asked := c.whole(numberField(&c.problems, here, c.scope, "capacity", queue.Capacity),
+			"the capacity of "+what, 1, MaxCapacity, DefaultCapacity)
+		for int64(kind.capacity) < asked {
+			kind.capacity *= 2
+		}
+		if name.text != plain.name {
+			c.queues[name.text] = kind
+		}
+	}
+}
+
+// kindOf is the queue that an edge or topology has between its ends.
+func (c *compiler) kindOf(name field, what string) *queueKind {
+	if !name.set {
+		return c.queues["fifo"]
+	}
+	kind, known := c.queues[name.text]
+	if !known {
+		c.add(name.at, name.text, "the name of a queue of this job, or fifo", "%s names the queue %s, which the job does not have%s", what, quote(name.text), c.nearest(name.text, maps.Keys(c.queues)))
+		return c.queues["fifo"]
+	}
+	return kind
+}
+
+// queue makes a served queue of a kind and gives its ID.
+func (w *wirer) queue(k *queueKind) int {
+	q := Queue{ID: len(w.out.Queues) + 1, Name: k.name, Type: string(k.kind), Full: string(k.full), Capacity: k.capacity}
+	if k.made++; k.made > 1 {
+		q.Name = fmt.Sprintf("%s#%d", k.name, k.made)
+	}
+	w.out.Queues = append(w.out.Queues, q)
+	return q.ID
+}
+
+// join lays a channel from one end to another, with a queue of its own between
+// them where the kind is more than a fifo.
+func (w *wirer) join(from, to End, k *queueKind) {
+	if !k.served() {
+		w.channel(from, to, k.capacity)
+		return
+	}
+	between := End{Process: -1, Queue: w.queue(k)}
+	w.channel(from, between, k.capacity)
+	w.channel(between, to, k.capacity)
+}
+
+// named is the end at the queue of a kind that edges name.
+func (w *wirer) named(k *queueKind) End {
+	if k.id == 0 {
+		k.id = w.queue(k)
+	}
+	return End{Process: -1, Queue: k.id}
+}
+
+func (w *wirer) producer(k *queueKind, e End) {
+	k.producers++
+	w.channel(e, w.named(k), k.capacity)
+}
+
+func (w *wirer) taker(k *queueKind, e End) {
+	k.takers++
+	w.channel(w.named(k), e, k.capacity)
+}
+
+// layFarm joins masters and workers by one queue there and, unless it leads
+// forward only, one back.
+func (w *wirer) layFarm(k *queueKind, masters, workers []int, prefix string, forward bool) {
+	lay := func(producers, takers []int, out, in string) {
+		between := End{Process: -1, Queue: w.queue(k)}
+		for _, p := range producers {
+			w.channel(End{Process: p, Port: prefix + out}, between, k.capacity)
+		}
+		for _, p := range takers {
+			w.channel(between, End{Process: p, Port: prefix + in}, k.capacity)
+		}
+	}
+	lay(masters, workers, "worker", "master")
+	if !forward {
+		lay(workers, masters, "master", "worker")
+	}
+}
+
+// settleQueues refuses queues that edges name and that could not work.
+func (w *wirer) settleQueues() {
+	if len(w.list) > 0 { // what is missing may be what was refused
+		return
+	}
+	for _, q := range w.out.Queues {
+		k := w.queues[q.Name]
+		if k == nil || k.id != q.ID {
+			continue
+		}
+		what := "the queue " + quote(k.name)
+		switch {
+		case k.producers == 0:
+			w.add(k.at, "no edge to "+quote("queue:"+k.name), "a producer", "%s has takers and no producer", what)
+		case k.takers == 0:
+			w.add(k.at, "no edge from "+quote("queue:"+k.name), "a taker", "%s has producers and no taker", what)
+		case k.takers > 1 && k.kind == wsdl.QueueTypeFifo:
+			w.add(k.at.attribute("type"), string(k.kind), "work or broadcast", "%s is a fifo with %d takers: write work for each item to one of them, or broadcast for each item to all", what, k.takers)
+		}
+	}
+}
