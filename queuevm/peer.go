@@ -85,6 +85,9 @@ func (vm *VM) Connect(ctx context.Context, peers []Peer) error {
 		}
 		p := vm.peer(d.ID)
 		p.Peer = d
+		if sameHost(d.Address, vm.Address()) {
+			vm.neighbours++
+		}
 		group = append(group, p)
 	}
 	close(vm.told)
@@ -108,6 +111,13 @@ func (vm *VM) Connect(ctx context.Context, peers []Peer) error {
 		}
 	}
 	return nil
+}
+
+// sameHost says whether two proxies are on one machine, by where they listen.
+func sameHost(a, b string) bool {
+	one, _, err := net.SplitHostPort(a)
+	two, _, other := net.SplitHostPort(b)
+	return err == nil && other == nil && one == two
 }
 
 // keep holds the link to one peer up: the lower id dials, the other waits. The

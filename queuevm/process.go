@@ -88,13 +88,16 @@ func (vm *VM) Child(id int) (*os.File, []string, error) {
 
 // spins is how often a process looks again before it yields; the loop, whose
 // look is a system call, a tenth of it. None unless every process, and the loop
-// when it has work, can have a core of its own.
+// when it has work, can have a core of its own: the peers on this machine take
+// their share of them. Where the nodes of a lab each took both of two cores for
+// theirs, a hop cost several times as much: who spins there keeps whom it waits
+// for from running.
 func (vm *VM) spins() int {
 	busy := len(vm.processes)
 	if vm.listener != nil || len(vm.queues) > 0 {
 		busy++
 	}
-	if busy > vm.config.Cores {
+	if busy > vm.config.Cores/(1+vm.neighbours) {
 		return 0
 	}
 	return 200

@@ -52,9 +52,9 @@ type Config struct {
 	// lost, and how long, but 3 s at least, a peer may be silent before its link
 	// is taken for cut. Zero means 10 s.
 	Redial time.Duration
-	// Cores is how many cores this VM and its processes may count on to
-	// themselves: only when each can have one do they spin before they yield.
-	// Zero means all of the machine's; a node that shares it says less.
+	// Cores is how many cores this VM, its processes, and those of its peers on
+	// the same machine may count on to themselves: only when each can have one do
+	// they spin before they yield. Zero means all of the machine's.
 	Cores int
 	// Reaper says that all children of this process belong to the job, also those
 	// that are not Started programs: what a program left becomes one.
@@ -147,24 +147,25 @@ type VM struct {
 	stopped  chan struct{} // closed when Run returns
 	tasks    sync.WaitGroup
 
-	mu        sync.Mutex // guards everything below; the loop holds it but for its sleeps
-	processes map[int]*process
-	channels  map[uint32]*channel
-	queues    map[int]*queue
-	carried   []*channel          // those with an end that is the daemon's
-	hot       []*channel          // those that the loop polls
-	givers    map[string]*channel // outside queues into the job
-	takers    map[string]*channel // outside queues out of the job
-	peers     map[string]*peer
-	links     []*peer // the same, for the loop's rounds
-	tokens    map[string]token
-	sources   map[int32]source
-	turn      int // which hot channel goes first this round
-	running   bool
-	connected bool
-	closed    bool
-	period    uint64   // of Quiet
-	rest      []uint64 // how far everything was when it was last quiet; nil when it was not
+	mu         sync.Mutex // guards everything below; the loop holds it but for its sleeps
+	processes  map[int]*process
+	channels   map[uint32]*channel
+	queues     map[int]*queue
+	carried    []*channel          // those with an end that is the daemon's
+	hot        []*channel          // those that the loop polls
+	givers     map[string]*channel // outside queues into the job
+	takers     map[string]*channel // outside queues out of the job
+	peers      map[string]*peer
+	links      []*peer // the same, for the loop's rounds
+	tokens     map[string]token
+	sources    map[int32]source
+	turn       int // which hot channel goes first this round
+	running    bool
+	connected  bool
+	neighbours int // peers on this machine
+	closed     bool
+	period     uint64   // of Quiet
+	rest       []uint64 // how far everything was when it was last quiet; nil when it was not
 }
 
 // New makes a VM and, when Config.Listen is set, listens and makes the
