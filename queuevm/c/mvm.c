@@ -17,6 +17,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -826,6 +827,19 @@ static ssize_t ask(const char *question, char *answer, size_t size, int fds[3]) 
 /* Maps a ring: header and data, and the data once more behind it. */
 static int map_ring(struct end *e, int fd, uint64_t capacity) {
     size_t first = HEADER_SIZE + capacity;
+#ifdef MVM_TEST_ONE_MAPPING
+    /* A thread sanitizer watches addresses: it must see one memory where a
+     * program holds both ends of a ring. */
+    static struct { ino_t inode; struct end end; } mapped[64];
+    static int rings;
+    struct stat stat;
+    if (fstat(fd, &stat)) return -1;
+    for (int k = 0; k < rings; k++)
+        if (mapped[k].inode == stat.st_ino) {
+            *e = mapped[k].end;
+            return 0;
+        }
+#endif
     unsigned char *base = mmap(NULL, first + capacity, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) return -1;
     if (mmap(base, first, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED ||
@@ -844,6 +858,12 @@ static int map_ring(struct end *e, int fd, uint64_t capacity) {
     e->capacity = capacity;
     e->served = h->served;
     e->most = h->most ? h->most : UINT64_MAX;
+#ifdef MVM_TEST_ONE_MAPPING
+    if (rings < 64) {
+        mapped[rings].inode = stat.st_ino;
+        mapped[rings++].end = *e;
+    }
+#endif
     return 0;
 }
 
