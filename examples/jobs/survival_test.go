@@ -18,20 +18,22 @@ import (
 
 func TestOutsideQueues(t *testing.T) {
 	g := startGrid(t, 2, 2)
-	id := g.submit(request(t, "testdata/outside.xml"))
-	g.eventually("the job runs", func() (bool, string) {
-		job, err := g.client.Job(t.Context(), id)
+	for _, profile := range []string{"outside.xml", "outside-served.xml"} {
+		id := g.submit(request(t, "testdata/"+profile))
+		g.eventually("the job runs", func() (bool, string) {
+			job, err := g.client.Job(t.Context(), id)
+			if err != nil {
+				return false, err.Error()
+			}
+			return wsdl.Or(job.State, "") == wsdl.JobStateRunning, string(wsdl.Or(job.State, "")) + " " + job.Reason
+		})
+		out, err := exec.Command("python3", "testdata/outside.py", g.client.Broker(), id).CombinedOutput()
 		if err != nil {
-			return false, err.Error()
+			t.Fatalf("outside.py: %v\n%s", err, out)
 		}
-		return wsdl.Or(job.State, "") == wsdl.JobStateRunning, string(wsdl.Or(job.State, "")) + " " + job.Reason
-	})
-	out, err := exec.Command("python3", "testdata/outside.py", g.client.Broker(), id).CombinedOutput()
-	if err != nil {
-		t.Fatalf("outside.py: %v\n%s", err, out)
-	}
-	if job := g.wait(id); wsdl.Or(job.State, "") != wsdl.JobStateSucceeded {
-		t.Errorf("the job is %s: %s", wsdl.Or(job.State, ""), job.Reason)
+		if job := g.wait(id); wsdl.Or(job.State, "") != wsdl.JobStateSucceeded {
+			t.Errorf("the job is %s: %s", wsdl.Or(job.State, ""), job.Reason)
+		}
 	}
 }
 
