@@ -46,7 +46,7 @@ func TestKilledAtAnyInstruction(t *testing.T) {
 						break
 					}
 					killed++
-					}
+				}
 				t.Logf("killed at %d instructions", killed)
 				if killed < 3 {
 					t.Error("the test proves little")
