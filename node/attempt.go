@@ -38,7 +38,8 @@ type runner struct {
 	hard   chan struct{}  // closed when no grace is left
 	harden sync.Once
 
-	mu        sync.Mutex // guards what follows
+	mu        sync.Mutex    // guards what follows
+	until     time.Duration // its lease ends, on the node's clock
 	process   process
 	answer    *wsdl.AwakenResponse
 	plan      *wsdl.Instantiate // nil until Instantiate came
@@ -292,11 +293,34 @@ func (r *runner) spawn() *wsdl.Fault {
 		r.statuses[id] = &wsdl.ProcessStatus{Id: wsdl.Of(int32(id)), Task: s.Task, Index: s.Index, Node: r.node.id, State: wsdl.Of(wsdl.ProcessStateWaiting)}
 	}
 	r.mu.Unlock()
+	r.keep(0)
 	if _, err := r.process.Call(r.ctx, mvm.Request{Instantiate: message}); err != nil {
 		return r.fault("instantiate it", err)
 	}
 	return nil
 }
+
+// keep tells the MVM process how long the attempt may go on, which is until the
+// latest that keep was told: should this process stand still, that one ends the
+// attempt in its stead, a moment later than this one would.
+func (r *runner) keep(until time.Duration) {
+	r.mu.Lock()
+	r.until = max(r.until, until)
+	until, p := r.until, r.process
+	r.mu.Unlock()
+	if until == 0 || p == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.ctx, leaseMargin)
+	defer cancel()
+	if _, err := p.Call(ctx, mvm.Request{Lease: &mvm.Lease{For: until + leaseMargin - r.node.clock.Now()}}); err != nil && r.ctx.Err() == nil {
+		r.log.WithError(err).Warn("the MVM process was not told of its lease")
+	}
+}
+
+// leaseMargin is well below what the broker waits beyond a lease: the grace of
+// an end and the clocks' drift.
+const leaseMargin = time.Second
 
 // specify lays a process's input files and says how to start it.
 func (r *runner) specify(s *wsdl.ProcessSpec, artifacts map[string]string) (mvm.ProcessSpec, error) {

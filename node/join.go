@@ -152,5 +152,12 @@ func (n *Node) heartbeat(ctx context.Context, info *wsdl.InformationClient, inte
 		}
 	}
 	n.step(e)
+	n.mu.Lock()
+	for _, k := range e.live {
+		if r := n.runners[k]; r != nil {
+			go r.keep(e.sent + e.lease) // one that stands still holds up no heartbeat
+		}
+	}
+	n.mu.Unlock()
 	return next, nil
 }

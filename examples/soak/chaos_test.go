@@ -39,11 +39,14 @@ func (c *chaos) count(fault string) {
 func (c *chaos) run(ctx context.Context, from *chance) {
 	c.counts = map[string]int{}
 	var fronts sync.WaitGroup
-	for _, front := range []func(context.Context, *chance){c.front, c.workers, c.network} {
+	for _, front := range []struct {
+		hurt func(context.Context, *chance)
+		rest time.Duration // at most, between two faults
+	}{{c.front, 8 * time.Second}, {c.workers, 3 * time.Second}, {c.network, 3 * time.Second}} {
 		own := from.fork()
 		fronts.Go(func() {
-			for nap(ctx, own.between(100*time.Millisecond, 3*time.Second)) {
-				front(ctx, own)
+			for nap(ctx, own.between(100*time.Millisecond, front.rest)) {
+				front.hurt(ctx, own)
 			}
 		})
 	}

@@ -12,7 +12,7 @@ func TestSoak(t *testing.T) {
 	together(t)
 	count, width := 30, 8
 	if *longFlag {
-		count, width = *jobsFlag, 12
+		count, width = *jobsFlag, 16
 	}
 	c := newChance(t)
 	g := newGrid(t, gridOptions{workers: 4, slots: 4, chance: c})
@@ -29,7 +29,7 @@ func TestSoak(t *testing.T) {
 		t.Logf("at first, %s: %v", n.name, s)
 	}
 
-	ctx, over := context.WithTimeout(t.Context(), 2*time.Minute+time.Duration(count)*time.Second)
+	ctx, over := context.WithTimeout(t.Context(), 2*time.Minute+3*time.Duration(count)*time.Second)
 	defer over()
 	damage := &chaos{g: g, calls: true, brief: !*longFlag}
 	faults, heal := context.WithCancel(ctx)

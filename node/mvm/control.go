@@ -56,6 +56,7 @@ type Request struct {
 	Dequeue     *Dequeue
 	OpenSocket  *OpenSocket
 	Quiet       *struct{}
+	Lease       *Lease
 }
 
 // Reply answers the Request with the same ID.
@@ -101,6 +102,11 @@ type ProcessSpec struct {
 	Environment []string // NAME=value
 	MemoryMiB   int64    // 0 = no limit
 }
+
+// Lease says for how long from now the node may keep the attempt. When that is
+// over and no other Lease came, the MVM process ends all as if the node were
+// gone. Without any it keeps the attempt for as long as the node is there.
+type Lease struct{ For time.Duration }
 
 // Terminate ends every process: SIGTERM, then SIGKILL after Grace. It is
 // answered when none is left; the MVM process then exits.

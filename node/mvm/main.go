@@ -147,6 +147,9 @@ func newProcess(start Start, w *wire, cleaning string) (*process, error) {
 	}
 	p := &process{start: start, namespace: cleaning == PIDNamespace, mark: os.Getenv(markName),
 		vm: vm, wire: w, programs: map[int]*program{}, builds: make(chan struct{}, concurrentBuilds()), wired: make(chan struct{})}
+	if p.lease, err = newLease(); err != nil {
+		return nil, err
+	}
 	p.idle = sync.NewCond(&p.mu)
 	p.life, p.die = context.WithCancel(context.Background())
 	if p.null, err = os.Open(os.DevNull); err != nil {
@@ -180,9 +183,17 @@ func (p *process) serve() int {
 			go p.answer(&r, over)
 		}
 	}()
+	forsaken := make(chan struct{}, 1)
+	go func() {
+		if p.lease.over() == nil {
+			forsaken <- struct{}{}
+		}
+	}()
 	var failed error
 	select {
 	case <-over:
+	case <-forsaken:
+		failed = errors.Join(errors.New("the node has not kept the lease"), p.end("its node has not kept its lease", 0))
 	case <-lost:
 		failed = p.end("the node is gone", 0)
 	case err := <-carrying:
@@ -222,6 +233,8 @@ func (p *process) answer(r *Request, over chan<- struct{}) {
 		reply.Socket, err = p.openSocket(r.OpenSocket)
 	case r.Quiet != nil:
 		reply.Quiet = new(p.quiet())
+	case r.Lease != nil:
+		err = p.lease.keep(r.Lease.For)
 	default:
 		err = &Error{Code: "internal", Message: fmt.Sprintf("request %d asks for nothing that this MVM process knows", r.ID)}
 	}

@@ -40,6 +40,7 @@ type process struct {
 	wire      *wire
 	spawner   *spawner
 	drain     *drain
+	lease     *lease
 	null      *os.File
 	builds    chan struct{}   // one token for each build that may run at once
 	life      context.Context // ends with the attempt
