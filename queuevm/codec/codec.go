@@ -1,0 +1,213 @@
+// Package codec converts the items of a channel on their way, so that programs
+// that write one form can talk to programs that read another (the encoder and
+// decoder of the paper's queue-level VM, section 2.2).
+//
+// A Chain is a row of steps. A decode step takes an item's bytes apart into
+// values; an encode step makes bytes of values again. What always holds: a
+// chain that New accepts begins and ends with bytes; an item either converts
+// whole or is refused with a sentence that says where; nothing that an item
+// holds makes a conversion use more than a small multiple of Limits.Item.
+//
+// The package must never do I/O, look at a clock or keep anything of an item
+// after Convert returned.
+package codec
+
+import (
+	"fmt"
+	"strings"
+)
+
+// The codecs. Lines, JSON, XML and XDR stand between bytes and values; raw
+// takes bytes for a value as they are; base64 and zstd make bytes of bytes.
+const (
+	Raw    = "raw"
+	Lines  = "lines"
+	JSON   = "json"
+	XML    = "xml"
+	XDR    = "xdr"
+	Base64 = "base64"
+	Zstd   = "zstd"
+)
+
+// Step is one conversion.
+type Step struct {
+	Codec  string
+	Decode bool // from the codec's form to what it stands for; else the other way
+	// Type says what the bytes hold, where they do not say it themselves: for
+	// xdr a type specifier of RFC 4506 ("double<>", "struct { int id; }"), for
+	// xml the name of the root element that is written (default "item").
+	Type string
+}
+
+func (s Step) String() string {
+	way := "encode "
+	if s.Decode {
+		way = "decode "
+	}
+	if s.Type != "" {
+		return way + s.Codec + " " + s.Type
+	}
+	return way + s.Codec
+}
+
+// Limits bound what one item may cost.
+type Limits struct {
+	Item   int // bytes of an item before, after and between steps; 0 is 64 MiB
+	Values int // in one item: a decoded value takes some 24 bytes however few it was written in; 0 is 4 Mi
+	Depth  int // of values inside values; 0 is 64
+}
+
+const (
+	defaultItem   = 64 << 20
+	defaultValues = 4 << 20
+	defaultDepth  = 64
+)
+
+// budget is what is left of Limits while one item is taken apart.
+type budget struct {
+	limits Limits
+	values int
+	depth  int
+}
+
+// spend counts one value.
+func (b *budget) spend() error {
+	if b.values++; b.values > b.limits.Values {
+		return fmt.Errorf("the item holds more than %d values", b.limits.Values)
+	}
+	return nil
+}
+
+// enter goes into a list or record; the caller leaves with b.depth--.
+func (b *budget) enter() error {
+	if b.depth++; b.depth > b.limits.Depth {
+		return fmt.Errorf("the values are nested more than %d deep", b.limits.Depth)
+	}
+	return nil
+}
+
+// Chain converts items, one at a time: it keeps buffers and is for one
+// goroutine.
+type Chain struct {
+	steps       []Step
+	conversions []conversion
+	limits      Limits
+}
+
+// conversion is one step made ready. Between steps an item is a []byte or any
+// other Value.
+type conversion func(Value) (Value, error)
+
+// state is what an item is between two steps.
+type state int
+
+const (
+	isBytes state = iota
+	isValue
+)
+
+// form is how a codec stands between states, and how its conversions are made.
+type form struct {
+	value  bool // its decoded side is a value
+	typed  bool // it takes a Type
+	encode func(typ string, l Limits) (conversion, error)
+	decode func(typ string, l Limits) (conversion, error)
+}
+
+func formOf(name string) (form, bool) {
+	switch name {
+	case Raw:
+		return form{value: true, encode: encodeRaw, decode: decodeRaw}, true
+	case Lines:
+		return form{value: true, encode: encodeLines, decode: decodeLines}, true
+	case JSON:
+		return form{value: true, encode: encodeJSON, decode: decodeJSON}, true
+	case XML:
+		return form{value: true, typed: true, encode: encodeXML, decode: decodeXML}, true
+	case XDR:
+		return form{value: true, typed: true, encode: encodeXDR, decode: decodeXDR}, true
+	case Base64:
+		return form{encode: encodeBase64, decode: decodeBase64}, true
+	case Zstd:
+		return form{encode: encodeZstd, decode: decodeZstd}, true
+	}
+	return form{}, false
+}
+
+// Names lists the codecs.
+func Names() []string { return []string{Raw, Lines, JSON, XML, XDR, Base64, Zstd} }
+
+// New makes a chain, or says which step cannot stand where it is. No steps is
+// the chain that changes nothing.
+func New(steps []Step, limits Limits) (*Chain, error) {
+	if limits.Item <= 0 {
+		limits.Item = defaultItem
+	}
+	if limits.Values <= 0 {
+		limits.Values = defaultValues
+	}
+	if limits.Depth <= 0 {
+		limits.Depth = defaultDepth
+	}
+	c := &Chain{steps: steps, limits: limits}
+	at := isBytes
+	for i, s := range steps {
+		step, next, err := ready(s, at, limits)
+		if err != nil {
+			return nil, fmt.Errorf("step %d, %s: %w", i+1, s, err)
+		}
+		c.conversions = append(c.conversions, step)
+		at = next
+	}
+	if at == isValue {
+		return nil, fmt.Errorf("the chain ends with values that were decoded and not encoded: add an encode step")
+	}
+	return c, nil
+}
+
+// ready makes one step's conversion and says what an item is after it.
+func ready(s Step, at state, limits Limits) (conversion, state, error) {
+	f, known := formOf(s.Codec)
+	if !known {
+		return nil, 0, fmt.Errorf("there is no codec %q; there are %s", s.Codec, strings.Join(Names(), ", "))
+	}
+	if s.Type != "" && !f.typed {
+		return nil, 0, fmt.Errorf("%s takes no type", s.Codec)
+	}
+	before, after := isBytes, isBytes
+	make := f.encode
+	if f.value {
+		before = isValue
+	}
+	if s.Decode {
+		before, after, make = after, before, f.decode
+	}
+	switch {
+	case before == isValue && at == isBytes:
+		return nil, 0, fmt.Errorf("%s writes values, and here are bytes: decode them first, with raw if they are to stay as they are", s.Codec)
+	case before == isBytes && at == isValue:
+		return nil, 0, fmt.Errorf("this takes bytes, and here are decoded values: encode them first")
+	}
+	step, err := make(s.Type, limits)
+	return step, after, err
+}
+
+// Convert takes an item through the chain. What it answers may share memory
+// with the item and is good until the next call. An error says which step could
+// not go on, where in the item, and why.
+func (c *Chain) Convert(item []byte) ([]byte, error) {
+	if len(item) > c.limits.Item {
+		return nil, fmt.Errorf("an item of %d bytes is over the limit of %d for a channel with codecs", len(item), c.limits.Item)
+	}
+	var v Value = item
+	for i, convert := range c.conversions {
+		var err error
+		if v, err = convert(v); err != nil {
+			return nil, fmt.Errorf("step %d, %s: %w", i+1, c.steps[i], err)
+		}
+		if b, ok := v.([]byte); ok && len(b) > c.limits.Item {
+			return nil, fmt.Errorf("step %d, %s: gives %d bytes, over the limit of %d", i+1, c.steps[i], len(b), c.limits.Item)
+		}
+	}
+	return v.([]byte), nil // New saw to it that a chain ends with bytes
+}
