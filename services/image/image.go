@@ -48,9 +48,10 @@ type Store struct {
 	// removal of blobs (write).
 	sweeping sync.RWMutex
 
-	mu       sync.Mutex               // guards the two below
+	mu       sync.Mutex               // guards the three below
 	partials map[string]*partial      // by hex
 	fetching map[string]chan struct{} // by hex; closed when that Fetch has ended
+	copies   map[string]chan struct{} // by hex; closed when the disk has caught up with that copy
 
 	leasing sync.Mutex           // guards leases
 	leases  map[string]time.Time // by hex: when this life last renewed it; an older one is as good as none
@@ -70,7 +71,7 @@ func New(c Config) (*Store, error) {
 		c.Clock = time.Now
 	}
 	s := &Store{dir: c.Dir, lease: c.Lease, clock: c.Clock,
-		partials: map[string]*partial{}, leases: map[string]time.Time{}, fetching: map[string]chan struct{}{}, pins: map[string]map[string]struct{}{}}
+		partials: map[string]*partial{}, leases: map[string]time.Time{}, fetching: map[string]chan struct{}{}, copies: map[string]chan struct{}{}, pins: map[string]map[string]struct{}{}}
 	for _, sub := range []string{"blobs", "partial", "pins"} {
 		if err := os.MkdirAll(filepath.Join(c.Dir, sub), 0o700); err != nil {
 			return nil, fmt.Errorf("image store: %w", err)
@@ -218,6 +219,9 @@ func (s *Store) Stat(digest string) (Status, error) {
 	size, here, err := s.renew(h)
 	if err != nil {
 		return Status{}, err
+	}
+	if here && !s.onDisk(h) {
+		return s.Stat(digest)
 	}
 	if here {
 		return Status{Digest: digest, Size: size, Received: size, Complete: true}, nil

@@ -33,6 +33,9 @@ func (s *Store) Pin(owner string, digests ...string) error {
 		}
 		wanted[h] = struct{}{}
 	}
+	for h := range wanted {
+		s.onDisk(h)
+	}
 	filing := s.file(name)
 	filing.Lock()
 	defer filing.Unlock()

@@ -199,7 +199,7 @@ func (s *Store) receive(ctx context.Context, body io.Reader, digest string, size
 	}()
 	for {
 		p := <-pieces
-		st, err := s.PutChunk(ctx, digest, size, from, p.data)
+		st, err := s.putChunk(ctx, digest, size, from, p.data, s.publishCopy)
 		if err != nil || st.Complete {
 			return err
 		}

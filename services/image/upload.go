@@ -43,6 +43,12 @@ func (s *Store) resume() error {
 		return err
 	}
 	for _, file := range files {
+		if strings.HasPrefix(file.Name(), copying) {
+			if err := s.tear(file.Name()); err != nil {
+				return err
+			}
+			continue
+		}
 		path := filepath.Join(s.dir, "partial", file.Name())
 		h, size, ok := strings.Cut(file.Name(), ".")
 		n, err := strconv.ParseInt(size, 10, 64)
@@ -132,6 +138,19 @@ func (s *Store) Drop(digest string) error {
 // all that was received is dropped. An upload goes on where it was after a
 // restart, and after a full disk.
 func (s *Store) PutChunk(ctx context.Context, digest string, size, offset int64, data []byte) (Status, error) {
+	for {
+		st, err := s.putChunk(ctx, digest, size, offset, data, s.publish)
+		if err != nil || !st.Complete || s.onDisk(strings.TrimPrefix(digest, prefix)) {
+			return st, err
+		}
+	}
+}
+
+// publisher makes the verified file at path the blob h.
+type publisher func(f *os.File, path, h string) error
+
+// putChunk is PutChunk for those who leave it to publish what a complete blob is.
+func (s *Store) putChunk(ctx context.Context, digest string, size, offset int64, data []byte, publish publisher) (Status, error) {
 	h, err := hexOf(digest)
 	if err != nil {
 		return Status{}, err
@@ -154,7 +173,7 @@ func (s *Store) PutChunk(ctx context.Context, digest string, size, offset int64,
 			fmt.Sprintf("blob %s: the chunk begins at %d, but only %d bytes were received", digest, offset, p.received),
 			fmt.Sprintf("go on at offset %d", p.received))
 	}
-	if err := s.extend(ctx, p, data[min(int64(len(data)), p.received-offset):]); err != nil {
+	if err := s.extend(ctx, p, data[min(int64(len(data)), p.received-offset):], publish); err != nil {
 		return Status{}, err
 	}
 	return s.status(p), nil
@@ -186,7 +205,7 @@ func (s *Store) status(p *partial) Status {
 
 // extend writes data after what was received, and completes the blob when that
 // is all of it. p.mu is held.
-func (s *Store) extend(ctx context.Context, p *partial, data []byte) error {
+func (s *Store) extend(ctx context.Context, p *partial, data []byte, publish publisher) error {
 	if len(data) == 0 && p.received < p.size {
 		if p.received == 0 {
 			return s.drop(p, nil) // whoever only asks begins no upload
@@ -226,7 +245,7 @@ func (s *Store) extend(ctx context.Context, p *partial, data []byte) error {
 			fmt.Sprintf("the %d bytes received as %s%s hash to %s", p.size, prefix, p.hex, Digest(sum)),
 			"nothing of them was kept; hash the file again and upload it from the start"))
 	}
-	if err := s.publish(f, p.path, p.hex); err != nil {
+	if err := publish(f, p.path, p.hex); err != nil {
 		return err
 	}
 	p.complete = true
@@ -255,30 +274,44 @@ func (p *partial) rehash(ctx context.Context, f *os.File) error {
 // publish makes the verified file at path the blob h: on disk before it can be
 // seen, and seen on disk before this returns.
 func (s *Store) publish(f *os.File, path, h string) error {
-	now := s.clock()
-	if err := errors.Join(f.Chmod(0o444), f.Sync(), os.Chtimes(path, now, now)); err != nil {
+	s.onDisk(h) // a copy of it whose mark is still there would take this one with it
+	if err := f.Sync(); err != nil {
 		return s.diskError(err)
+	}
+	made, err := s.show(f, path, h)
+	if err != nil {
+		return err
 	}
 	folder := filepath.Dir(s.path(h))
-	switch err := os.Mkdir(folder, 0o700); {
-	case err == nil:
-		if err := syncDir(filepath.Dir(folder)); err != nil {
-			return s.diskError(err)
-		}
-	case !errors.Is(err, fs.ErrExist):
-		return s.diskError(err)
+	err = syncDir(folder)
+	if made {
+		err = errors.Join(err, syncDir(filepath.Dir(folder)))
 	}
-	s.lend(h, now)
-	s.sweeping.RLock() // a sweep that found an old blob there must not remove this one
-	err := os.Rename(path, s.path(h))
-	s.sweeping.RUnlock()
 	if err != nil {
 		return s.diskError(err)
 	}
-	if err := syncDir(folder); err != nil {
-		return s.diskError(err)
-	}
 	return nil
+}
+
+// show makes the verified file at path the blob h for all to see, and tells
+// whether a folder was made for it.
+func (s *Store) show(f *os.File, path, h string) (made bool, err error) {
+	now := s.clock()
+	if err := errors.Join(f.Chmod(0o444), os.Chtimes(path, now, now)); err != nil {
+		return false, s.diskError(err)
+	}
+	err = os.Mkdir(filepath.Dir(s.path(h)), 0o700)
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return false, s.diskError(err)
+	}
+	made = err == nil
+	s.lend(h, now)
+	s.sweeping.RLock() // a sweep that found an old blob there must not remove this one
+	defer s.sweeping.RUnlock()
+	if err := os.Rename(path, s.path(h)); err != nil {
+		return made, s.diskError(err)
+	}
+	return made, nil
 }
 
 // Put stores everything that r gives, until io.EOF, and returns its digest and
@@ -309,8 +342,14 @@ func (s *Store) Put(ctx context.Context, r io.Reader) (digest string, size int64
 		return "", 0, fmt.Errorf("image store: reading what is to be stored: %w", err)
 	}
 	h := fmt.Sprintf("%x", sum.Sum(nil))
-	if _, here, err := s.renew(h); err != nil || here {
-		return prefix + h, size, err
+	for {
+		_, here, err := s.renew(h)
+		if err != nil || here && s.onDisk(h) {
+			return prefix + h, size, err
+		}
+		if !here {
+			break
+		}
 	}
 	if err := s.publish(f, f.Name(), h); err != nil {
 		return "", 0, err
