@@ -144,6 +144,7 @@ func (r *runner) fetch(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	began := time.Now()
 	work := make(chan string)
 	failed := make(chan error, 4)
 	var all sync.WaitGroup
@@ -172,6 +173,7 @@ feed:
 	case err := <-failed:
 		return err
 	default:
+		r.log.WithFields(logrus.Fields{"blobs": len(digests), "micros": time.Since(began).Microseconds()}).Debug("blobs are here")
 		return ctx.Err()
 	}
 }

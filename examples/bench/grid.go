@@ -29,15 +29,16 @@ type gridNode struct {
 	url string
 }
 
-// startGrid starts len(slots) nodes and returns when all can be given jobs.
-func startGrid(ctx context.Context, b *bench, slots ...int) (*grid, error) {
+// startGrid starts len(slots) nodes, each with flags, and returns when all can
+// be given jobs.
+func startGrid(ctx context.Context, b *bench, flags []string, slots ...int) (*grid, error) {
 	dir, err := b.folder("grid")
 	if err != nil {
 		return nil, err
 	}
 	g := &grid{}
 	for i, n := range slots {
-		args := []string{"--slots", strconv.Itoa(n), "--data", filepath.Join(dir, strconv.Itoa(i))}
+		args := append([]string{"--slots", strconv.Itoa(n), "--data", filepath.Join(dir, strconv.Itoa(i))}, flags...)
 		if i > 0 {
 			args = append(args, "--join", g.url)
 		}

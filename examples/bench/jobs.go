@@ -37,7 +37,7 @@ func jobsCase() *contest {
 		if err != nil {
 			return nil, nil, err
 		}
-		g, err := startGrid(ctx, b, slots)
+		g, err := startGrid(ctx, b, nil, slots)
 		if err != nil {
 			return nil, s.stop, err
 		}

@@ -52,7 +52,7 @@ func launchCase() *contest {
 		if _, _, err := command(ctx, dir, mpicc, "-O2", "-o", "mpi", "mpi.c"); err != nil {
 			return nil, nil, err
 		}
-		g, err := startGrid(ctx, b, 4, 4, 4, 4)
+		g, err := startGrid(ctx, b, nil, 4, 4, 4, 4)
 		if err != nil {
 			return nil, nil, err
 		}

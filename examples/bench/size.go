@@ -37,7 +37,7 @@ func sizeCase() *contest {
 		if err := b.lay(dir, "trivial.c", "trivial.xml"); err != nil {
 			return nil, nil, err
 		}
-		g, err := startGrid(ctx, b, 0, 4)
+		g, err := startGrid(ctx, b, nil, 0, 4)
 		if err != nil {
 			return nil, nil, err
 		}
