@@ -26,8 +26,10 @@ const (
 // connections bounds how many connections a Server has. When there is one too
 // many, the most dispensable goes that has been what it is for the longest: so
 // that whoever opens connections and keeps them takes none from others, who
-// need theirs for a moment, or have just been answered. Only when all are at
-// work a new one is refused.
+// need theirs for a moment, or have just been answered. A quarter of those that
+// may go is left to the idle, for else whoever fills the places with uploads
+// would have newcomers push each other out before they could say what they
+// want. Only when all are at work a new one is refused.
 type connections struct {
 	most    int
 	dropped prometheus.Counter
@@ -121,14 +123,29 @@ func (c *connections) add(conn net.Conn) *connection {
 
 // dispensable returns the connection to close when there is one too many, or
 // nil. The caller holds mu.
-func (c *connections) dispensable() (victim net.Conn) {
-	least := int64(phaseWorking) << phaseShift
+func (c *connections) dispensable() net.Conn {
+	const working = int64(phaseWorking) << phaseShift
+	var idle, busy net.Conn // the first of each to go
+	leastIdle, leastBusy := working, working
+	idles, all := 0, 0
 	for conn, k := range c.open {
-		if state := k.state.Load(); state < least {
-			victim, least = conn, state
+		switch state := k.state.Load(); {
+		case state >= working:
+			continue
+		case phase(state>>phaseShift) == phaseIdle:
+			idles++
+			if state < leastIdle {
+				idle, leastIdle = conn, state
+			}
+		case state < leastBusy:
+			busy, leastBusy = conn, state
 		}
+		all++
 	}
-	return victim
+	if idle == nil || busy != nil && idles < all/4 {
+		return busy
+	}
+	return idle
 }
 
 // refuseConnection answers what has not been asked yet. A new connection takes

@@ -85,3 +85,34 @@ func TestConnectionsAreBounded(t *testing.T) {
 	}
 	shape("0 idle, 0 sending, 0 answering, 0 working")
 }
+
+// Whoever fills the places with uploads, which are dropped after what is
+// silent, leaves newcomers the time that they need to send a request.
+func TestUploadsDoNotCrowdNewcomersOut(t *testing.T) {
+	const most = 8
+	v := start(t, Config{Limits: Limits{Connections: most}})
+	http.DefaultClient.CloseIdleConnections()
+	upload := "POST /services/broker HTTP/1.1\r\nHost: x\r\nContent-Type: text/xml\r\nContent-Length: 200000\r\n\r\n" + strings.Repeat(" ", 100_000)
+	for range most {
+		v.dial(t, upload)
+	}
+	until(t, "uploads in every place", func() bool {
+		v.connections.mu.Lock()
+		defer v.connections.mu.Unlock()
+		sending := 0
+		for _, k := range v.connections.open {
+			if k.phase() == phaseSending {
+				sending++
+			}
+		}
+		return sending == most
+	})
+	first := v.dial(t, "")
+	v.dial(t, "")
+	if _, err := io.WriteString(first, "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if said, err := io.ReadAll(first); err != nil || !strings.HasPrefix(string(said), "HTTP/1.1 200") {
+		t.Errorf("the newcomer got %q, %v", said, err)
+	}
+}
