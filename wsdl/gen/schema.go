@@ -123,6 +123,9 @@ func simpleType(e *etree.Element) (*schemaType, error) {
 	t := &schemaType{name: e.SelectAttrValue("name", ""), kind: kind}
 	for _, facet := range r.ChildElements() {
 		value := facet.SelectAttrValue("value", "")
+		if kind != "kindString" { // the fast codec would not look at it
+			return nil, fmt.Errorf("facet %s of %s is not supported", facet.Tag, base)
+		}
 		switch facet.Tag {
 		case "enumeration":
 			t.values = append(t.values, value)

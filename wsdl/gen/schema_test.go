@@ -23,6 +23,8 @@ func TestUnsupportedSchemasAreRefused(t *testing.T) {
 		`<xs:simpleType name="A"><xs:list itemType="xs:int"/></xs:simpleType>`:                                                                          "only restrictions",
 		`<xs:simpleType name="A"><xs:restriction base="xs:decimal"/></xs:simpleType>`:                                                                   "base xs:decimal",
 		`<xs:simpleType name="A"><xs:restriction base="xs:int"><xs:minInclusive value="1"/></xs:restriction></xs:simpleType>`:                           "facet minInclusive",
+		`<xs:simpleType name="A"><xs:restriction base="xs:int"><xs:pattern value="[1-9]"/></xs:restriction></xs:simpleType>`:                            "facet pattern of xs:int",
+		`<xs:simpleType name="A"><xs:restriction base="xs:long"><xs:enumeration value="1"/></xs:restriction></xs:simpleType>`:                           "facet enumeration of xs:long",
 		`<xs:simpleType name="A"><xs:restriction base="xs:string"><xs:pattern value="\i\c*"/></xs:restriction></xs:simpleType>`:                         "does not mean the same",
 		`<xs:simpleType name="A"><xs:restriction base="xs:string"><xs:pattern value="^a$"/></xs:restriction></xs:simpleType>`:                           "does not mean the same",
 	} {
