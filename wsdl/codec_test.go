@@ -12,13 +12,31 @@ import (
 	"github.com/hooklift/gowsdl/soap"
 )
 
-// messages are generated types by which the codec is tried: all forms and
+// messages are generated types by which the codec is fuzzed: all forms and
 // kinds of fields are in them.
 func messages() []message {
 	return []message{
 		new(SubmitJob), new(Register), new(Heartbeat), new(HeartbeatResponse), new(Report), new(GetOutput), new(GetJobResponse),
 		new(DequeueResponse), new(PutBlob), new(GetBroker), new(Instantiate), new(GridFault), new(RegisterProfile),
 	}
+}
+
+// allMessages are the requests and answers of every operation, and the fault.
+func allMessages(t *testing.T) []message {
+	t.Helper()
+	all := []message{new(GridFault)}
+	for _, service := range []reflect.Type{reflect.TypeFor[BootstrapContext](), reflect.TypeFor[InformationContext](), reflect.TypeFor[BrokerContext](), reflect.TypeFor[ImageContext](), reflect.TypeFor[QueueContext]()} {
+		for operation := range service.Methods() {
+			for _, of := range []reflect.Type{operation.Type.In(1), operation.Type.Out(0)} {
+				m, ok := reflect.New(of.Elem()).Interface().(message)
+				if !ok {
+					t.Fatalf("the codec does not know %s", of)
+				}
+				all = append(all, m)
+			}
+		}
+	}
+	return all
 }
 
 func empty(m message) message {
@@ -111,7 +129,7 @@ func fill(v reflect.Value, n *int) {
 }
 
 func TestCodecWritesAsEncodingXML(t *testing.T) {
-	for _, m := range messages() {
+	for _, m := range allMessages(t) {
 		root, _ := m.root()
 		sameBytes(t, m) // empty
 		n := 0
