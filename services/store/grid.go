@@ -234,6 +234,20 @@ func (g *grid) node(id string) node {
 	return node{}
 }
 
+// load notes a node's load while its alive key is the one of a revision, and
+// says whether it is.
+func (g *grid) load(id string, revision int64, load []byte) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n := g.nodes[id]
+	if n == nil || n.aliveRevision != revision {
+		return false
+	}
+	n.alive.Load = load
+	g.tell()
+	return true
+}
+
 // hear notes that a node's lease was just kept here.
 func (g *grid) hear(id string, lease clientv3.LeaseID) {
 	g.mu.Lock()

@@ -12,6 +12,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/lease"
 )
 
 // NodeRecord is a node as the state knows it.
@@ -148,7 +149,9 @@ func (s *Store) readNode(ctx context.Context, id string) (node, error) {
 }
 
 // KeepNode keeps a node alive for another ttl, from when this is called, and
-// records its load when that has changed; otherwise it writes nothing. A node
+// records its load when that has changed: where others read it, in the cluster,
+// and with an embedded server in memory only, so that another life of it first
+// knows the load of the node's first heartbeat to this one. A node
 // that is not alive under this incarnation is refused with ErrStale, and must be
 // given no answer that keeps anything of its.
 func (s *Store) KeepNode(ctx context.Context, id, incarnation string, load []byte) error {
@@ -171,7 +174,8 @@ func (s *Store) KeepNode(ctx context.Context, id, incarnation string, load []byt
 		case n.aliveRevision == 0:
 			return fmt.Errorf("state store: node %s has lost its lease: %w", id, ErrStale)
 		}
-		if n.alive.Owner != s.owner || !bytes.Equal(n.alive.Load, load) {
+		switch {
+		case n.alive.Owner != s.owner || !bytes.Equal(n.alive.Load, load) && s.embedded == nil:
 			alive, err := json.Marshal(aliveValue{Incarnation: incarnation, Owner: s.owner, Load: load})
 			if err != nil {
 				return fmt.Errorf("state store: node %s: %w", id, err)
@@ -186,9 +190,16 @@ func (s *Store) KeepNode(ctx context.Context, id, incarnation string, load []byt
 				continue
 			}
 			s.grid.apply(Change{KV: KV{Key: alivePrefix + id, Value: alive, Revision: answer.Header.Revision, lease: n.lease}})
+		case !bytes.Equal(n.alive.Load, load):
+			// Nobody else reads the embedded server, and the next heartbeat tells
+			// its successor: a write to disk for each would cost as much as any
+			// other step of a job, since every Awaken makes its node send one.
+			if !s.grid.load(id, n.aliveRevision, load) {
+				continue
+			}
 		}
-		_, err := s.lease.KeepAliveOnce(ctx, n.lease)
-		if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		err := s.renew(ctx, n.lease)
+		if errors.Is(err, rpctypes.ErrLeaseNotFound) || errors.Is(err, lease.ErrLeaseNotFound) {
 			return fmt.Errorf("state store: node %s has lost its lease: %w", id, ErrStale)
 		}
 		if err != nil {
@@ -198,6 +209,17 @@ func (s *Store) KeepNode(ctx context.Context, id, incarnation string, load []byt
 		return nil
 	}
 	return fmt.Errorf("state store: keep node %s: others keep it at the same time: %w", id, ErrConflict)
+}
+
+// renew keeps a lease. The embedded server is asked without its client, which
+// opens a stream for each call.
+func (s *Store) renew(ctx context.Context, id clientv3.LeaseID) error {
+	if s.embedded != nil {
+		_, err := s.embedded.etcd.Server.LeaseRenew(ctx, lease.LeaseID(id))
+		return err
+	}
+	_, err := s.lease.KeepAliveOnce(ctx, id)
+	return err
 }
 
 // Nodes returns every node that is known, by id. It is answered from the cache:
