@@ -143,16 +143,16 @@ func document(t *testing.T, groups []group, got map[string]answer) {
 	var b strings.Builder
 	fmt.Fprintf(&b, `# Hostile and broken input
 
-What strangers may send to a node, by mistake or in malice, and what they get. The test beside this file sends all of it to a real node and compares; %sgo test ./examples/hostile -update%s writes it anew. Meanwhile others call the same node and run jobs on it: half of their calls are answered within %s and each within %s, on a machine that is busy with the test; the node has at most %d MiB resident at any time; and in the end it holds no more descriptors, connections and goroutines than before.
+What strangers may send to a node, by mistake or in malice, and what they get. The test beside this file sends all of it to a real node and compares; %sgo test ./examples/hostile -update%s writes it anew. Meanwhile others call the same node and run jobs on it: half of their calls are answered within %s and each within %s, on a machine that is busy with the test; the node has at most %d MiB resident at any time; and in the end it has given back all connections, descriptors and goroutines but for a few of its own.
 
 An answer is shown as its HTTP status, the fault's code where it is a SOAP fault, and the sentences that say what is wrong, shortened where it says more.
 
 What bounds the cost, with the defaults (services/soap, Limits; wsdl, Limits):
 
-- A request has at most 16 MiB. It holds 64 KiB or twice of it what has arrived; all above 64 KiB share 256 MiB.
+- A request has at most 16 MiB. It holds 64 KiB, or twice what has arrived of it; all above 64 KiB share 256 MiB.
 - It must arrive at 2 KiB a second, measured over 10 s: a slow but honest link is served. Where others wait for the memory that it holds it must arrive at 256 KiB a second, measured over 2 s.
 - Headers have at most 64 KiB and 10 s. The reader of an answer has 60 s for each MiB. A kept connection may rest for 2 minutes.
-- There are at most 2048 connections. One too many costs the one that has been silent for the longest its place; what is at work loses it never.
+- There are at most 2048 connections, or half of the files that the node may open if that is less. One too many costs the one that has been silent for the longest its place; an upload or a download only where hardly any is silent; a call that is being carried out never. When all are, a new connection gets 503 and is told to come again.
 - An answer that does not need the request's body goes out at once. The rest of the body is thrown away for up to 10 s, so that whoever sends all before reading gets to read it; only who sends longer than that sees a reset.
 - A document has at most 64 levels, 600,000 elements, and in an element 64 attributes and 64 KiB; a name has 256 bytes. Reading ends at the hundredth problem.
 - An output file has at most 16 GiB, and nine tenths of what is free on the node's disk.

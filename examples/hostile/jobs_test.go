@@ -132,6 +132,7 @@ func profilesGroup() group {
 	flag := func(language, flag string) string {
 		return `<source name="s" language="` + language + `"><file name="a.c"><text>x</text></file><flag>` + quoted(flag) + `</flag></source><task name="t" source="s"/>`
 	}
+	named := func(what, content string) entry { return p(what+" named $(reboot)", content, refused, "$(reboot)") }
 	return group{"Profiles", "Sent with PlanJob as part of a SOAP call. What is counted is judged before it is made.", []entry{
 		p("a million tasks", source+strings.Repeat(`<task name="t"/>`, 1_000_000), large, "more than 600000 elements"),
 		p("half a million tasks of one name", source+strings.Repeat(`<task name="t" source="s"/>`, 500_000), refused, "two tasks are named"),
@@ -179,7 +180,15 @@ func profilesGroup() group {
 		p("a probability of 2", two+`<topology kind="smallWorld" probability="2"/>`, refused, ""),
 		p("a variable that the linker obeys by name MVM_", source+`<task name="t" source="s"><environment name="MVM_PORTS" value="x"/></task>`, refused, "reserved"),
 		p("a variable with = in its name", source+`<task name="t" source="s"><environment name="A=B" value="x"/></task>`, refused, ""),
-		p("a task named $(reboot)", source+`<task name="$$(reboot)" source="s"/>`, refused, "a letter, then"),
+		named("a task", source+`<task name="$$(reboot)" source="s"/>`),
+		named("a source", `<source name="$$(reboot)" language="shell"><file name="s.sh"><text>true</text></file></source><task name="t" source="$$(reboot)"/>`),
+		named("a language", `<source name="s" language="$(reboot)"><file name="s.sh"><text>true</text></file></source><task name="t" source="s"/>`),
+		named("a parameter", `<parameter name="$(reboot)" default="x"/>`+source+`<task name="t" source="s"/>`),
+		named("a variable", source+`<task name="t" source="s"><environment name="$$(reboot)" value="x"/></task>`),
+		named("a port", two+`<edge from="t:$$(reboot)" to="t[1]:b"/>`),
+		named("a queue", two+`<queue name="$$(reboot)"/>`),
+		named("an end outside the job", two+`<edge from="outside:$$(reboot)" to="t:a"/>`),
+		{name: "a job named $(reboot)", head: refused, says: "$(reboot)", send: call("broker", `<PlanJob xmlns="urn:mvm:1"><job name="$(reboot)">`+source+`<task name="t" source="s"/></job></PlanJob>`)},
 		p("a task named with an escape sequence", source+`<task name="&#x9b;2J" source="s"/>`, refused, "a letter, then"),
 		p("a task whose name reads backwards", source+`<task name="a&#x202e;b" source="s"/>`, refused, "a letter, then"),
 		p("a C source with the flag -fplugin=./x.so", flag("c", "-fplugin=./x.so"), refused, "the flag \"-fplugin=./x.so\" is refused for c"),
