@@ -281,6 +281,34 @@ func levels(t *testing.T, test func(t *testing.T, p parts)) {
 	}
 }
 
+// TestASilentStreamEnds: who follows what a program prints learns that it ended
+// without a word.
+func TestASilentStreamEnds(t *testing.T) {
+	m := newGrid(t).node()
+	gate := filepath.Join(t.TempDir(), "gate")
+	if err := unix.Mkfifo(gate, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m.run("j", "read line <"+gate+"; echo loud >&2")
+	read := func(name string) *wsdl.ReadStreamResponse {
+		answer, err := m.queue.ReadStreamContext(t.Context(), &wsdl.ReadStream{Attempt: m.attempt("j", 1), Process: wsdl.Of(int32(0)), Name: name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return answer
+	}
+	if answer := read("stdout"); *answer.End || answer.Data != nil {
+		t.Errorf("while it runs: %+v", answer)
+	}
+	if err := os.WriteFile(gate, []byte("go\n"), 0); err != nil { // waits for the reader
+		t.Fatal(err)
+	}
+	eventually(t, "the silent stream ends", func() bool { return *read("stdout").End })
+	if answer := read("stderr"); string(wsdl.Or(answer.Data, nil)) != "loud\n" || !*answer.End {
+		t.Errorf("what it said: %+v", answer)
+	}
+}
+
 func TestALostMVMProcess(t *testing.T) { levels(t, testALostMVMProcess) }
 
 func testALostMVMProcess(t *testing.T, p parts) {

@@ -170,6 +170,7 @@ func (q *queue) ReadStreamContext(ctx context.Context, request *wsdl.ReadStream)
 		id := int(wsdl.Or(request.Process, 0))
 		r.mu.Lock()
 		_, known := r.specs[id]
+		ended := known && terminal(r.statuses[id]) // first, or it could print before it ended
 		r.mu.Unlock()
 		if !known {
 			return nil, wsdl.NewFault(wsdl.FaultCodeNotFound, fmt.Sprintf("process %d of attempt %s is not on node %s", id, f.key, n.id), "the job's status names the node of each process")
@@ -178,6 +179,7 @@ func (q *queue) ReadStreamContext(ctx context.Context, request *wsdl.ReadStream)
 		if err != nil {
 			return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, err.Error(), "the name is stdout or stderr")
 		}
+		end = end || ended && len(data) == 0
 		if len(data) > 0 || end || !time.Now().Before(deadline) {
 			answer := &wsdl.ReadStreamResponse{Next: &next, End: &end}
 			if len(data) > 0 {

@@ -25,7 +25,10 @@ import (
 // A reader in another process takes the bytes from begun-capacity to done, and
 // looks at begun again after reading: what was written over meanwhile is void.
 // So a reader needs no help from the writer and what is kept outlives it. A
-// complete stream's first file has no write permission left.
+// complete stream's first file has no write permission left. A stream without a
+// byte has no file: a file system where files come and go in their thousands may
+// look for a long time until it has a free one (ext4 passes by all that were
+// removed in the last minute), which cost a silent program more than its start.
 const (
 	tailMagic  = "MVMTAIL1"
 	tailHeader = 32
@@ -59,8 +62,7 @@ func newKeeper(path string, max int64) *keeper {
 	return &keeper{path: path, room: (max + 1) / 2, size: max / 2}
 }
 
-// open makes the first file: when there is something to keep, or at the end, so
-// that the start of a program does not wait for the disk.
+// open makes the first file, when there is something to keep.
 func (k *keeper) open() {
 	if k.head == nil && k.broken == nil {
 		k.head, k.broken = os.OpenFile(k.path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o644)
@@ -114,7 +116,6 @@ func (k *keeper) mark(offset int64, count uint64) {
 
 // finish declares the stream complete.
 func (k *keeper) finish() {
-	k.open()
 	if k.head != nil {
 		k.head.Chmod(0o444)
 		k.head.Close()
@@ -131,8 +132,9 @@ func (k *keeper) finish() {
 // It returns at most length bytes from offset on (and, where bytes were left
 // out, a line that says how many: dropped is that number, else 0), the offset
 // to ask for next, and whether the stream is complete and next is its end. A
-// stream that does not exist yet reads as empty and incomplete. A damaged one
-// is an error: the program can write there.
+// stream that has no byte yet reads as empty and incomplete, also when its
+// program has ended: whoever knows that it had ended before knows that nothing
+// will come. A damaged one is an error: the program can write there.
 func ReadStream(workDir string, process int, name string, offset, length int64) (data []byte, next int64, end bool, dropped int64, err error) {
 	if offset < 0 || length <= 0 || name != "stdout" && name != "stderr" {
 		return nil, offset, false, 0, fmt.Errorf("read %s of process %d from %d, %d bytes: no such part of a stream", name, process, offset, length)

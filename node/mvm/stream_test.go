@@ -28,6 +28,9 @@ func TestKeeper(t *testing.T) {
 				if k.broken != nil {
 					t.Fatal(k.broken)
 				}
+				if files, err := os.ReadDir(dir); err != nil || length == 0 && len(files) > 0 {
+					t.Fatalf("an empty stream has files: %v, %v", files, err)
+				}
 				for _, step := range []int64{1, 13, 10000} {
 					var got []byte
 					offset, left, rounds := int64(0), int64(0), 0
@@ -45,7 +48,7 @@ func TestKeeper(t *testing.T) {
 							data = append([]byte(head), tail...)
 							left += dropped
 						}
-						got, offset, end = append(got, data...), next, over
+						got, offset, end = append(got, data...), next, over || length == 0 // which has no file
 					}
 					head, tail := min(length, int((max+1)/2)), 0
 					if length > head {
