@@ -89,7 +89,7 @@ soak: setup build ## the long loops of faults: 2,000 jobs through four nodes, an
 	$(GO) test -count 1 -v -timeout 120m ./examples/soak -args -long $(SOAK)
 	MVM_SOAK=1 $(GO) test -count 1 -timeout 120m ./queuevm
 
-bench bench-setup: PEERS = need mpicc.mpich mpich; need mpicc.mpich libmpich-dev; need slurmctld slurm-wlm; need munged munge; need nginx nginx-light; need curl curl; need soapcpp2 gsoap; need wrk wrk;
+bench bench-setup: PEERS = need mpicc.mpich mpich; need mpicc.mpich libmpich-dev; need mpiexec.openmpi openmpi-bin; need mpicc.openmpi libopenmpi-dev; need slurmctld slurm-wlm; need munged munge; need nginx nginx-light; need curl curl; need soapcpp2 gsoap; need wrk wrk;
 bench-setup: setup ## install also what MVM is measured against
 
 setup: ## install what is missing from Debian, or say what to install
