@@ -112,7 +112,7 @@ func TestScannerTakesWhatStacksSend(t *testing.T) {
 		}
 	}
 	files, err := filepath.Glob("testdata/clients/*.xml")
-	if err != nil || len(files) < 40 {
+	if err != nil || len(files) < 60 {
 		t.Fatalf("%d messages, %v", len(files), err)
 	}
 	for _, file := range files {
