@@ -83,7 +83,7 @@ func (c *Contest) open(ctx context.Context) error {
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("go build ./examples/bench/soap: %w\n%s", err, out)
 	}
-	if err := c.start(MVM, ours, "-serve"); err != nil {
+	if err := c.start(MVM, ours); err != nil {
 		return err
 	}
 	if err := c.write("server.c", server); err != nil {
@@ -123,13 +123,13 @@ func (c *Contest) write(name string, data []byte) error {
 }
 
 // start starts a server, which prints its address.
-func (c *Contest) start(name, program string, arguments ...string) error {
+func (c *Contest) start(name, program string) error {
 	log, err := os.Create(filepath.Join(c.dir, name+".log"))
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	command := exec.Command(program, arguments...)
+	command := exec.Command(program)
 	command.Stderr = log
 	out, err := command.StdoutPipe()
 	if err != nil {
