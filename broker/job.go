@@ -35,6 +35,7 @@ type job struct {
 	why      string        // why it waits for room, from the scheduler
 	changed  chan struct{} // closed, and made anew, at each change
 	inbox    []posted
+	held     []func(error) // whoever waits until life.Held is durable
 	draining bool
 	dead     bool // the broker ended in the middle; only its successor knows better
 
@@ -86,6 +87,8 @@ func (j *job) ask(ctx context.Context, e event) error {
 		return err
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-j.broker.ctx.Done():
+		return errEnded
 	}
 }
 
@@ -94,6 +97,12 @@ func (j *job) drain() {
 		j.mu.Lock()
 		if len(j.inbox) == 0 || j.dead {
 			rest := j.inbox
+			if j.dead {
+				for _, done := range j.held {
+					rest = append(rest, posted{done: done})
+				}
+				j.held = nil
+			}
 			j.inbox, j.draining = nil, false
 			j.mu.Unlock()
 			for _, p := range rest {
@@ -114,15 +123,25 @@ func (j *job) drain() {
 			j.broker.scheduler.untaken(j.id, j.life.Members)
 		}
 		err := j.perform(actions)
+		tell := []func(error){p.done}
 		j.mu.Lock()
-		if err != nil {
+		_, told := p.event.(reported)
+		switch {
+		case err != nil:
 			j.dead = true
-		} else if moved {
+		case j.life.Held != nil && told:
+			j.held, tell = append(j.held, p.done), nil
+		case j.life.Held == nil:
+			tell, j.held = append(tell, j.held...), nil
+		}
+		if err == nil && moved && j.life.Held == nil {
 			j.show()
 		}
 		j.mu.Unlock()
-		if p.done != nil {
-			p.done(err)
+		for _, done := range tell {
+			if done != nil {
+				done(err)
+			}
 		}
 	}
 }

@@ -35,8 +35,12 @@ type life struct {
 	Members   []member
 	Processes []process
 	Builds    []build
-	Probing   int     // the round of questions under way that looks for a deadlock; 0 = none
-	Answers   []quiet // of the first round, while the second is under way
+	// Held is the report of the last end of all, while it is neither durable nor
+	// acknowledged: its node goes on keeping it, so the job's end, which is
+	// moments away, may be what makes it durable.
+	Held    *memberReport
+	Probing int     // the round of questions under way that looks for a deadlock; 0 = none
+	Answers []quiet // of the first round, while the second is under way
 
 	changes int // grows when something that a reader sees changed
 }
@@ -324,6 +328,7 @@ const (
 	flushTimer  timer = "flush"  // the last reports are not coming
 	startTimer  timer = "start"  // nor are those of a node that had ended before the broker was back
 	probeTimer  timer = "probe"  // it is time to ask again whether all is quiet
+	holdTimer   timer = "hold"   // the job's end takes long: what it was to make durable is made so now
 	absentTimer timer = "absent" // nor are those of a node that does not hold the attempt any more
 )
 

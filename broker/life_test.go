@@ -97,6 +97,14 @@ func play(t *testing.T, transcript string) string {
 // crash leaves of a life what the journal would.
 func crash(l *life) {
 	l.Probing, l.Answers = 0, nil
+	if l.Held != nil {
+		l.Phase, l.Outcome, l.Cause, l.Reason = wsdl.JobStateRunning, undecided, "", ""
+		l.Members[l.Held.Member].Reported = l.Held.Report.Sequence - 1
+		for _, p := range l.Held.Report.Processes {
+			l.Processes[p.ID].State = wsdl.ProcessStateWaiting
+		}
+		l.Held = nil
+	}
 	if l.Phase == wsdl.JobStateTerminating && l.Outcome == requeue {
 		l.Phase, l.Outcome, l.Cause, l.Reason = wsdl.JobStateAwakening, undecided, "", ""
 	}

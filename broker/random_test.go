@@ -81,7 +81,7 @@ func playAnyOrder(t *testing.T, seed uint64) {
 				}
 				e = x
 			default:
-				timers := []timer{probeTimer, wallTimer, dropTimer, flushTimer, expireTimer, startTimer, absentTimer}
+				timers := []timer{probeTimer, wallTimer, dropTimer, flushTimer, expireTimer, startTimer, absentTimer, holdTimer}
 				x := elapsed{Attempt: number, Timer: timers[rng.IntN(len(timers))], Turn: rng.IntN(3)}
 				if x.Timer == startTimer || x.Timer == absentTimer {
 					x.Members = []int{i}

@@ -258,6 +258,7 @@ func (b *Service) restoreAttempt(j *job, s status, records []store.KV) error {
 		// What it led to was durable with it, and is repeated by recovered.
 		l.step(s.Submitted, reported{Attempt: l.Attempt, Member: r.Member, Report: r.Report})
 	}
+	l.Held = nil // it is durable
 	if s.Outcome != undecided && s.Attempt == l.Attempt {
 		l.Phase, l.Outcome, l.Cause, l.Reason, l.Failures = wsdl.JobStateTerminating, s.Outcome, s.Cause, s.Reason, s.Failures
 	}

@@ -52,6 +52,9 @@ func (b *Service) ReportContext(ctx context.Context, request *wsdl.Report) (*wsd
 	var mine []int
 	if why == "" {
 		known, mine = l.Members[i].Reported, l.Members[i].Processes
+		if l.Held != nil && l.Held.Member == i {
+			known = l.Held.Report.Sequence - 1 // what is held is not to be acknowledged yet
+		}
 	}
 	j.mu.Unlock()
 	switch {

@@ -3,6 +3,7 @@ package broker
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,6 +13,25 @@ import (
 // step takes one event and answers with what to do. now is only written down,
 // never compared.
 func (l *life) step(now time.Time, e event) []action {
+	actions := l.react(now, e)
+	if l.Held == nil {
+		return actions
+	}
+	// The end of the job makes the held report durable. Any other commit comes
+	// after it.
+	for i, a := range actions {
+		if c, ok := a.(commit); ok {
+			if c.End || c.Requeue {
+				l.Held = nil
+				return actions
+			}
+			return slices.Insert(actions, i, l.keep()...)
+		}
+	}
+	return actions
+}
+
+func (l *life) react(now time.Time, e event) []action {
 	if n := e.attempt(); n >= 0 && (n != l.Attempt || l.Gone) {
 		return nil // from an attempt that is over
 	}
@@ -72,7 +92,7 @@ func (l *life) placed(e placed) []action {
 	l.Phase = wsdl.JobStateAwakening
 	l.Reason = ""
 	l.Outcome, l.Cause = undecided, ""
-	l.Gone, l.Running, l.Former = false, false, ""
+	l.Gone, l.Running, l.Former, l.Held = false, false, "", nil
 	l.Probing, l.Answers = 0, nil
 	l.Members = e.Members
 	l.Builds = nil
@@ -214,6 +234,7 @@ func (l *life) reported(now time.Time, e reported) []action {
 		return nil
 	}
 	l.changes++
+	before := l.keep()
 	gap := ""
 	if next := m.Reported + 1; r.Sequence > next && !m.Resumed {
 		gap = fmt.Sprintf("node %s: report %d came where report %d was due: what that said is lost", m.label(), r.Sequence, next)
@@ -254,7 +275,8 @@ func (l *life) reported(now time.Time, e reported) []action {
 			actions = l.failed(now, cause)
 		}
 	case l.allEnded():
-		actions = l.decide(now, succeed, "")
+		l.Held = &memberReport{Member: e.Member, Report: r}
+		return append(l.decide(now, succeed, ""), wait{Timer: holdTimer, For: longestHold})
 	case r.Quiet > 0:
 		actions = l.probe()
 	}
@@ -262,17 +284,32 @@ func (l *life) reported(now time.Time, e reported) []action {
 	if len(actions) > 0 {
 		if first, ok := actions[0].(commit); ok {
 			if first.End || first.Requeue {
-				return actions // the end carries every process
+				return append(before, actions...) // the end carries every process
 			}
 			first.Report = save.Report
 			actions[0] = first
-			return actions
+			return append(before, actions...)
 		}
 	}
 	if save.Report != nil {
-		actions = append([]action{save}, actions...)
+		before = append(before, save)
 	}
-	return actions
+	return append(before, actions...)
+}
+
+// longestHold is for how long a report waits for the job's end to make it
+// durable. A node that answers Terminate does so in milliseconds.
+const longestHold = time.Second
+
+// keep makes the held report durable by itself, with what it led to.
+func (l *life) keep() []action {
+	if l.Held == nil {
+		return nil
+	}
+	l.changes++
+	save := commit{Report: l.Held, Outcome: true}
+	l.Held = nil
+	return []action{save}
 }
 
 // describe says which process failed and how.
@@ -346,8 +383,9 @@ func (l *life) decide(now time.Time, to outcome, cause string) []action {
 	l.Reason = cause
 	var actions []action
 	save := commit{}
-	if to != requeue {
-		// A requeue need not be durable: an attempt without a go is superseded anyway.
+	if to != requeue && l.Held == nil {
+		// A requeue need not be durable: an attempt without a go is superseded
+		// anyway. Nor does what a held report leads to: it will come again.
 		save.Outcome = true
 	}
 	for i := range l.Members {
@@ -405,7 +443,8 @@ func (l *life) terminated(now time.Time, e terminated) []action {
 	}
 	l.settle(e.Member)
 	if !m.Settled {
-		return append(actions, wait{Timer: flushTimer, For: l.Rules.Flush})
+		// A node reports in order: what is due comes after the held one.
+		return append(append(actions, l.keep()...), wait{Timer: flushTimer, For: l.Rules.Flush})
 	}
 	return append(actions, l.conclude(now)...)
 }
@@ -478,6 +517,8 @@ func (l *life) elapsed(now time.Time, e elapsed) []action {
 		return nil
 	case l.Phase != wsdl.JobStateTerminating:
 		return nil
+	case t == holdTimer:
+		return l.keep()
 	case t == dropTimer:
 		save := commit{}
 		for i := range l.Members {
