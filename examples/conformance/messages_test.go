@@ -263,10 +263,10 @@ func exercise(t *testing.T, g *grid, soap12 bool) {
 	id, err := c.Submit(ctx, client.Request{Document: document})
 	must(err)
 	var job *wsdl.JobStatus
-	waitFor(t, "the job runs", func() bool {
+	waitFor(t, "the job's process runs", func() bool { // its stream is read from its node then
 		job, err = c.Job(ctx, id)
 		must(err)
-		return wsdl.Or(job.State, "") == wsdl.JobStateRunning
+		return len(job.Process) == 1 && wsdl.Or(job.Process[0].State, "") == wsdl.ProcessStateRunning
 	})
 	_, err = c.Output(ctx, id, 0, client.Stdout, 0, false, io.Discard)
 	must(err)
