@@ -60,6 +60,15 @@ func operations() []string {
 	return []string{"import", "broker", "submit", "follow", "output", "blob", "queue", "fault", "cancel"}
 }
 
+// told is what the line about an operation must say: what only a grid that did
+// it can have answered.
+func told() map[string]string {
+	return map[string]string{
+		"import": "; 4 nodes", "follow": "succeeded", "output": "11.01 years", "blob": fmt.Sprint(blobSize, " bytes"),
+		"queue": "WHO IS THERE", "fault": `: SubmitJob/job/task[1]/@count: "many"`, "cancel": "enough slept",
+	}
+}
+
 const blobSize = 20_000_000
 
 // TestStacks runs every stack in both versions of SOAP, prints the table, and
@@ -158,8 +167,10 @@ func (s stack) run(t *testing.T, g *grid, version string) map[string]bool {
 
 	done := map[string]bool{}
 	for line := range strings.Lines(said.String()) {
-		name, _, _ := strings.Cut(line, ":")
-		done[name] = true
+		name, says, _ := strings.Cut(line, ":")
+		if done[name] = strings.Contains(says, told()[name]); !done[name] {
+			t.Errorf("%s says %q, which lacks %q", name, says, told()[name])
+		}
 	}
 	if failed != nil || complaint.Len() > 0 {
 		t.Errorf("%s ended with %v and said on stderr: %s", s.command[0], failed, complaint.String())
