@@ -145,6 +145,12 @@ func TestASpoolThatCannotBeRead(t *testing.T) {
 		g.set(func() { g.brokerDown = true })
 		m.run("j", "exit 0")
 		spoil(m)
+		// What it had read before may still be on its way to the broker.
+		eventually(t, "a substitute is in the place of the first", func() bool {
+			files, _ := filepath.Glob(filepath.Join(m.folders.spool, "*", "*.xml"))
+			text, _ := os.ReadFile(files[0])
+			return len(text) > len("<Spooled")
+		})
 		g.set(func() { g.brokerDown = false })
 		eventually(t, "the end is told", func() bool { s := g.status("j", 0); return s != nil && terminal(s) })
 		if s := g.status("j", 0); *s.State != wsdl.ProcessStateLost || !strings.Contains(s.Message, "cannot be read") {
