@@ -215,7 +215,8 @@ func TestCrashInARing(t *testing.T) {
 		t.Errorf("the one that crashes: %+v", s)
 	}
 	for _, i := range []int{0, 1, 3} {
-		if s := g[i%2].await(i); s.ExitCode != 3 && s.ExitCode != 4 {
+		// Where the machine is busy, the news may be there before the first item.
+		if s := g[i%2].await(i); s.ExitCode < 2 || s.ExitCode > 4 {
 			t.Errorf("process %d: %+v", i, s)
 		}
 	}
