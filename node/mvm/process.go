@@ -407,6 +407,11 @@ func (p *process) awaitWiring() error {
 	select {
 	case <-p.wired:
 		return nil
+	default: // an attempt that ends may be wired nevertheless
+	}
+	select {
+	case <-p.wired:
+		return nil
 	case <-p.life.Done():
 		return queuevm.ErrDown
 	case <-timer.C:
@@ -455,15 +460,26 @@ func (p *process) dequeue(r *Dequeue) (*Dequeued, error) {
 	ctx, cancel := context.WithTimeout(p.life, max(r.Timeout, time.Millisecond))
 	defer cancel()
 	var got Dequeued
+	ending := false
 	for size := 0; len(got.Items) < max(r.Limit, 1) && size < batchMax; {
 		item, err := p.vm.Dequeue(ctx, r.Queue)
 		switch {
+		case errors.Is(err, context.Canceled) && !ending:
+			// The attempt ends because its programs have: what they left, or
+			// that there is no more, is here for whoever waited for it.
+			ending = true
+			last, enough := context.WithTimeout(context.Background(), time.Millisecond)
+			defer enough()
+			ctx = last
+			continue
 		case err == nil:
 			got.Items = append(got.Items, item)
 			size += len(item)
 		case errors.Is(err, io.EOF):
 			got.End = true
 			return &got, nil
+		case ending && len(got.Items) == 0:
+			return nil, fmt.Errorf("queue %s: %w", r.Queue, context.Cause(p.life))
 		case errors.Is(err, context.DeadlineExceeded), len(got.Items) > 0 && ctx.Err() != nil:
 			return &got, nil
 		default:
