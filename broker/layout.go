@@ -75,19 +75,10 @@ func (y *layout) holder(end, other profile.End) int {
 	return y.node[end.Process]
 }
 
-// queueEnds lists, for each served queue, the processes that give to it or take
-// from it; all of the job where none does.
+// queueEnds are the processes that decide where each served queue's home is: its
+// ends, or all of the job where every end is outside.
 func queueEnds(j *profile.Job) [][]int {
-	ends := make([][]int, len(j.Queues))
-	for i := range j.Channels {
-		c := &j.Channels[i]
-		if q := c.To.Queue; q > 0 && c.From.Process >= 0 {
-			ends[q-1] = append(ends[q-1], c.From.Process)
-		}
-		if q := c.From.Queue; q > 0 && c.To.Process >= 0 {
-			ends[q-1] = append(ends[q-1], c.To.Process)
-		}
-	}
+	ends := j.QueueEnds()
 	for q := range ends {
 		if len(ends[q]) == 0 {
 			for process := range j.Processes {

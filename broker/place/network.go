@@ -10,33 +10,41 @@ type network struct {
 	weight []int32
 }
 
+// pairs gives each two processes that talk, once for each channel between them.
+// The ends of a served queue make a star around the first of them: its home
+// will be where most of them are.
+func pairs(job *profile.Job, each func(a, b int)) {
+	for i := range job.Channels {
+		if a, b := job.Channels[i].From.Process, job.Channels[i].To.Process; a >= 0 && b >= 0 && a != b {
+			each(a, b)
+		}
+	}
+	for _, ends := range job.QueueEnds() {
+		for _, end := range ends {
+			if end != ends[0] {
+				each(ends[0], end)
+			}
+		}
+	}
+}
+
 func newNetwork(job *profile.Job) *network {
 	n := len(job.Processes)
 	start := make([]int32, n+1)
-	joins := func(c *profile.Channel) bool {
-		return c.From.Process >= 0 && c.To.Process >= 0 && c.From.Process != c.To.Process
-	}
-	for i := range job.Channels {
-		if c := &job.Channels[i]; joins(c) {
-			start[c.From.Process+1]++
-			start[c.To.Process+1]++
-		}
-	}
+	pairs(job, func(a, b int) {
+		start[a+1]++
+		start[b+1]++
+	})
 	for i := range n {
 		start[i+1] += start[i]
 	}
 	to := make([]int32, start[n])
 	next := append([]int32(nil), start...)
-	put := func(a, b int) {
-		to[next[a]] = int32(b)
+	pairs(job, func(a, b int) {
+		to[next[a]], to[next[b]] = int32(b), int32(a)
 		next[a]++
-	}
-	for i := range job.Channels {
-		if c := &job.Channels[i]; joins(c) {
-			put(c.From.Process, c.To.Process)
-			put(c.To.Process, c.From.Process)
-		}
-	}
+		next[b]++
+	})
 	// Several channels between two processes become one link of their number.
 	g := &network{start: make([]int32, n+1), to: to[:0], weight: make([]int32, 0, len(to))}
 	at := make([]int32, n) // where the row in work has a neighbour, from 1

@@ -370,6 +370,31 @@ func TestCutsAreGood(t *testing.T) {
 	}
 }
 
+// Who shares a served queue is kept together as who shares a channel is: here
+// four farms of four, told one process after the other over all of them.
+func TestQueuesKeepTheirEndsTogether(t *testing.T) {
+	body := `<task name="p" source="c" count="16"/>`
+	for p := range 16 {
+		if p < 4 {
+			body += fmt.Sprintf(`<edge from="p[%d]:out" to="queue:q%d"/>`, p, p)
+		} else {
+			body += fmt.Sprintf(`<edge from="queue:q%d" to="p[%d]:in"/>`, p%4, p)
+		}
+	}
+	for k := range 4 {
+		body += fmt.Sprintf(`<queue name="q%d" type="work"/>`, k)
+	}
+	plan, ok := Place(compile(t, body), alike(4, 4), "")
+	if !ok {
+		t.Fatal(plan.Reason)
+	}
+	for p, node := range plan.Node {
+		if node != plan.Node[p%4] {
+			t.Errorf("process %d is on node %d, the producer of its queue on %d", p, node, plan.Node[p%4])
+		}
+	}
+}
+
 func TestBigPlansAreFast(t *testing.T) {
 	job := compile(t, `<task name="p" source="c" count="10000"/><topology kind="random" degree="6"/>`)
 	nodes := alike(1000, 10)

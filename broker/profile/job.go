@@ -132,6 +132,22 @@ type Queue struct {
 	Capacity int    // bytes, a power of two
 }
 
+// QueueEnds lists, for each served queue, the processes that give to it or take
+// from it, once for each channel.
+func (j *Job) QueueEnds() [][]int {
+	ends := make([][]int, len(j.Queues))
+	for i := range j.Channels {
+		c := &j.Channels[i]
+		if q := c.To.Queue; q > 0 && c.From.Process >= 0 {
+			ends[q-1] = append(ends[q-1], c.From.Process)
+		}
+		if q := c.From.Queue; q > 0 && c.To.Process >= 0 {
+			ends[q-1] = append(ends[q-1], c.To.Process)
+		}
+	}
+	return ends
+}
+
 // Channel is a directed fifo of items between two ends.
 type Channel struct {
 	ID       int // its place in Job.Channels
