@@ -167,9 +167,9 @@ func TestDeadlockOfOneWithItself(t *testing.T) {
 func TestNoDeadlockIsSeenWhereThereIsNone(t *testing.T) {
 	for _, line := range []string{
 		"c timed x", "c sleep x", "c read x", "c spin x",
-		"c take+sleep x", "c take+timed x", "c take+spin x", "c take+relay x", "c take+child x",
+		"c take+sleep x", "c take+timed x", "c take+spin x", "c take+relay x", "c take+child x", "c take+alarm x", "c take+tick x",
 		"go timed x", "go sleep x", "go take+timer x", "go take+sleep x", "go take+read x",
-		"python timed x", "python sleep x", "python take+timer x",
+		"python timed x", "python sleep x", "python take+timer x", "python take+alarm x",
 	} {
 		t.Run(line, func(t *testing.T) {
 			vm := start(t, Config{})

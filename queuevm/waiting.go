@@ -3,6 +3,8 @@ package queuevm
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
+	"io/fs"
 	"os"
 	"slices"
 	"strconv"
@@ -64,6 +66,9 @@ func (vm *VM) waiting() ([]Wait, bool) {
 				return nil, false
 			}
 		}
+		if !p.clockless() {
+			return nil, false
+		}
 		found = append(found, p)
 	}
 	// Whoever has not been switched away since the first look, and was blocked
@@ -108,7 +113,7 @@ func (vm *VM) settleWaits(found []program) ([]Wait, bool) {
 			waiting[w.Process] = true
 			waits = append(waits, w)
 		}
-		if p.timed > 0 && !golang {
+		if (p.timed > 0 || p.alarm) && !golang {
 			return nil, false
 		}
 	}
@@ -133,7 +138,25 @@ type program struct {
 	areas  []area // where its memory is, once that was asked
 	asked  bool
 	waits  []ringEnd
-	timed  int // threads with a limit
+	timed  int  // threads with a limit
+	alarm  bool // it has a handler for SIGALRM, as Go's runtime has for all signals
+}
+
+// clockless says that no timer of the program's will interrupt it with a
+// signal. Whether alarm(2) is set the kernel does not tell: alarm says whether
+// there is a handler for it.
+func (p *program) clockless() bool {
+	timers, err := os.ReadFile("/proc/" + strconv.Itoa(p.pid) + "/timers")
+	if len(timers) > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) { // kernels may lack it
+		return false
+	}
+	status, err := os.ReadFile("/proc/" + strconv.Itoa(p.pid) + "/status")
+	if err != nil {
+		return false
+	}
+	caught, err := strconv.ParseUint(statusOf(status, "SigCgt"), 16, 64)
+	p.alarm = caught>>(unix.SIGALRM-1)&1 != 0
+	return err == nil
 }
 
 // blocked says whether a thread is blocked as waiting says.
@@ -289,13 +312,8 @@ func switches(threads map[int][]int) ([]uint64, bool) {
 			if err != nil {
 				return nil, false
 			}
-			for _, name := range []string{"\nvoluntary_ctxt_switches:", "\nnonvoluntary_ctxt_switches:"} {
-				at := bytes.Index(status, []byte(name))
-				if at < 0 {
-					return nil, false
-				}
-				line, _, _ := bytes.Cut(status[at+len(name):], []byte("\n"))
-				n, err := strconv.ParseUint(string(bytes.TrimSpace(line)), 10, 64)
+			for _, name := range []string{"voluntary_ctxt_switches", "nonvoluntary_ctxt_switches"} {
+				n, err := strconv.ParseUint(statusOf(status, name), 10, 64)
 				if err != nil {
 					return nil, false
 				}
@@ -304,6 +322,13 @@ func switches(threads map[int][]int) ([]uint64, bool) {
 		}
 	}
 	return counts, true
+}
+
+// statusOf is a value of /proc/PID/status, "" when it is not there.
+func statusOf(status []byte, name string) string {
+	_, rest, _ := bytes.Cut(status, []byte("\n"+name+":"))
+	line, _, _ := bytes.Cut(rest, []byte("\n"))
+	return string(bytes.TrimSpace(line))
 }
 
 // threadsBelow lists the threads of some children of a process, or of all, and

@@ -48,6 +48,7 @@ static void *timed_in_thread(void *p) {
     pthread_cond_timedwait(&c, &m, &t);
     return NULL;
 }
+static void end(int signal) { (void)signal; _exit(0); }
 static void *spin_in_thread(void *p) { (void)p; for (;;) sched_yield(); return NULL; }
 
 static pthread_t thread(void *(*what)(void *)) {
@@ -116,6 +117,19 @@ int main(int argc, char **argv) {
     if (!strcmp(verb, "take+relay")) { thread(relay); thread(relay); return -take(ports[0]); }
     if (!strcmp(verb, "take+child")) {
         if (fork() == 0) { nap(1000000); _exit(0); }
+        return -take(ports[0]);
+    }
+    if (!strcmp(verb, "take+alarm")) {
+        signal(SIGALRM, end);
+        alarm(1000);
+        return -take(ports[0]);
+    }
+    if (!strcmp(verb, "take+tick")) { /* a timer of its own, with another signal */
+        timer_t timer;
+        struct sigevent told = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR1};
+        struct itimerspec when = {.it_value = {.tv_sec = 1000}};
+        signal(SIGUSR1, end);
+        if (timer_create(CLOCK_MONOTONIC, &told, &timer) || timer_settime(timer, 0, &when, NULL)) return 1;
         return -take(ports[0]);
     }
     fprintf(stderr, "what is %s?\n", verb);

@@ -1,4 +1,5 @@
 """A program that comes to a stop: stuck.py VERB [PORT...]."""
+import signal
 import sys
 import threading
 import time
@@ -22,6 +23,10 @@ elif verb == "timed":
     ports[0].dequeue(1000)
 elif verb == "sleep":
     time.sleep(1000)
+elif verb == "take+alarm":
+    signal.signal(signal.SIGALRM, lambda *_: sys.exit())
+    signal.alarm(1000)
+    list(ports[0])
 elif verb == "take+timer":
     threading.Timer(1000, lambda: None).start()
     list(ports[0])
