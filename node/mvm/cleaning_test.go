@@ -155,6 +155,47 @@ func TestNodeAndMVMProcessKilled(t *testing.T) {
 	})
 }
 
+// TestForsakenGroups: a node's sweep takes the groups that an earlier node of
+// another data folder left, but none that is young or lived in.
+func TestForsakenGroups(t *testing.T) {
+	g := findGroups(forTasks)
+	make := func(name string, age time.Duration, lived bool) string {
+		group, err := g.add("mvm.test-" + strconv.Itoa(os.Getpid()) + name)
+		if err != nil {
+			t.Skipf("SKIPPED: no control groups can be made here: %v", err)
+		}
+		t.Cleanup(func() { _ = endGroup(group, time.Now().Add(10*time.Second)) })
+		if lived {
+			command := exec.Command("/bin/sleep", "1000")
+			command.SysProcAttr = &syscall.SysProcAttr{}
+			if err := within([]*cell{{groups: g, path: group}}, command.SysProcAttr, command.Start); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = command.Process.Kill(); _ = command.Wait() })
+		}
+		then := time.Now().Add(-age)
+		if err := os.Chtimes(group, then, then); err != nil {
+			t.Fatal(err)
+		}
+		return group
+	}
+	groups := map[string]bool{ // whether it stays
+		make("a-all", time.Hour, false):   false,
+		make("a-1", time.Minute, false):   false, // a program's of the same launch
+		make("b-all", time.Hour, true):    true,
+		make("b-1", time.Hour, false):     true,
+		make("c-all", time.Minute, false): true,
+	}
+	if _, err := Sweep("nobody." + strconv.Itoa(os.Getpid())); err != nil {
+		t.Fatal(err)
+	}
+	for group, stays := range groups {
+		if _, err := os.Stat(group); (err == nil) != stays {
+			t.Errorf("%s: %v, want it to stay: %t", group, err, stays)
+		}
+	}
+}
+
 func TestSweep(t *testing.T) {
 	levels(t, func(t *testing.T, binary *os.File, cleaning string) {
 		l := launch(t, binary, cleaning, nil)

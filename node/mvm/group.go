@@ -203,13 +203,7 @@ func within(cells []*cell, sys *syscall.SysProcAttr, start func() error) error {
 // them.
 func endGroups(prefix string, deadline time.Time) error {
 	var failed error
-	var seen []string
-	for _, controller := range []string{forKilling, forMemory, forTasks} {
-		parent := findGroups(controller).parent
-		if parent == "" || slices.Contains(seen, parent) {
-			continue
-		}
-		seen = append(seen, parent)
+	for _, parent := range groupParents() {
 		entries, _ := os.ReadDir(parent) // what cannot be read was not made either
 		for _, e := range entries {
 			if e.IsDir() && strings.HasPrefix(e.Name(), prefix) {
@@ -218,6 +212,17 @@ func endGroups(prefix string, deadline time.Time) error {
 		}
 	}
 	return failed
+}
+
+// groupParents are the folders in which groups are made.
+func groupParents() []string {
+	var parents []string
+	for _, controller := range []string{forKilling, forMemory, forTasks} {
+		if parent := findGroups(controller).parent; parent != "" && !slices.Contains(parents, parent) {
+			parents = append(parents, parent)
+		}
+	}
+	return parents
 }
 
 // endGroup kills until nothing lives in a group, nor in any that was made below

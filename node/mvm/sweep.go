@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -28,7 +29,35 @@ func Sweep(prefix string) (int, error) {
 	killed, err := sweep(markName+"="+prefix, time.Now().Add(10*time.Second))
 	// A prefix ends within a mark: not as the name of one launch's groups does.
 	groups := strings.TrimSuffix(groupName(prefix), "-")
-	return killed, errors.Join(err, endGroups(groups, time.Now().Add(10*time.Second)))
+	err = errors.Join(err, endGroups(groups, time.Now().Add(10*time.Second)))
+	removeForsaken()
+	return killed, err
+}
+
+// forsakenAfter is well over the time from the making of a launch's groups to
+// its first process in them.
+const forsakenAfter = 10 * time.Minute
+
+// removeForsaken removes the groups of launches whose node was killed and never
+// started again. Their MVM process ended with the node, so the group of all is
+// empty; a live launch's is not, but at its very beginning. Nothing is killed.
+func removeForsaken() {
+	const end = "all" // see enclosure
+	for _, parent := range groupParents() {
+		found, _ := filepath.Glob(filepath.Join(parent, "mvm.*-"+end))
+		for _, all := range found {
+			info, err := os.Stat(all)
+			if err != nil || time.Since(info.ModTime()) < forsakenAfter || len(members(all)) > 0 {
+				continue
+			}
+			launch, _ := filepath.Glob(strings.TrimSuffix(all, end) + "*")
+			for _, group := range launch {
+				if len(members(group)) == 0 {
+					_ = removeGroup(group) // or the next sweep does
+				}
+			}
+		}
+	}
 }
 
 // sweep kills until nothing carries the mark any more.
