@@ -510,7 +510,11 @@ func (l *ledger) remove(e removed) []any {
 	}
 	actions := answerAll(nil, &a.awakens, fault, 0)
 	actions = answerAll(actions, &a.instantiates, fault, 0)
-	actions = answerAll(actions, &a.terminates, nil, e.sequence)
+	if len(a.terminates) > 0 {
+		// Whoever asked for the end frees the room by the answer. A heartbeat
+		// here would be the second that every job costs.
+		return answerAll(actions, &a.terminates, nil, e.sequence)
+	}
 	return append(actions, beat{})
 }
 
