@@ -315,9 +315,9 @@ func (l *ledger) record(job string) *jobRecord {
 	return j
 }
 
-// rest puts a job that holds nothing at the end of the list to forget.
+// rest puts a job that holds nothing any more, or does not yet, at the end of
+// the list to forget, in which it is not.
 func (l *ledger) rest(job string) {
-	l.idle = slices.DeleteFunc(l.idle, func(s string) bool { return s == job })
 	l.idle = append(l.idle, job)
 	if n := len(l.idle) - faultsKept; n > 0 {
 		l.jobs[l.idle[n-1]].fault = nil
@@ -400,7 +400,12 @@ func (l *ledger) awaken(e awakenCall) []any {
 	}
 	j.held = &attempt{key: e.key, need: e.need, born: l.sent, until: e.at + l.lease, awakens: []uint64{e.call}}
 	l.held = append(l.held, j.held)
-	l.idle = slices.DeleteFunc(l.idle, func(s string) bool { return s == e.job })
+	for i, job := range slices.Backward(l.idle) { // most jobs have just come
+		if job == e.job {
+			l.idle = slices.Delete(l.idle, i, i+1)
+			break
+		}
+	}
 	// Anyone can send an Awaken; that it is the broker's shows in the answer to
 	// a heartbeat. Until then it costs this node nothing but room.
 	return []any{book{e.key}, beat{}}
