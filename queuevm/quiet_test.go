@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -193,6 +194,41 @@ func waitsOn(vm *VM, process int) bool {
 		}
 	}
 	return false
+}
+
+// Many of them could not be seen asleep at one moment if each woke up often.
+func TestPythonSleepsLongAndHearsSignals(t *testing.T) {
+	t.Parallel()
+	for _, line := range []string{"take x", "any x y", "fill x"} {
+		t.Run(line, func(t *testing.T) {
+			t.Parallel()
+			vm := start(t, Config{})
+			duo(t, vm, vm)
+			first := spawn(t, vm, 0, stuck(t, "python"), strings.Fields(line)...)
+			spawn(t, vm, 1, stuck(t, "c"), "take", "y")
+			becomesDeadlocked(t, vm)
+			pid := first.cmd.Process.Pid
+			last, since := uint64(0), time.Now()
+			for deadline := since.Add(30 * time.Second); time.Since(since) < 4*time.Second; time.Sleep(10 * time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatal("it wakes up again and again")
+				}
+				counts, ok := switches(map[int][]int{pid: {pid}})
+				if !ok || len(counts) != 2 {
+					t.Fatal("it is gone")
+				}
+				if counts[0]+counts[1] != last {
+					last, since = counts[0]+counts[1], time.Now()
+				}
+			}
+			must(t, first.cmd.Process.Signal(os.Interrupt))
+			select {
+			case <-first.done:
+			case <-time.After(5 * time.Second):
+				t.Error("it does not hear Ctrl-C")
+			}
+		})
+	}
 }
 
 // Who has ended waits for nothing, and whoever waits for it is let go.

@@ -298,7 +298,8 @@ static int await(struct end *e, uint64_t need, int (*enough)(struct end *, uint6
             left.tv_nsec = ns % 1000000000;
             limit = &left;
         }
-        syscall(SYS_futex, word, FUTEX_WAIT, waits, limit, NULL, 0);
+        long slept = syscall(SYS_futex, word, FUTEX_WAIT, waits, limit, NULL, 0);
+        if (slept < 0 && errno == EINTR && limit && sliced) { got = MVM_TIMEOUT; break; }
     }
     atomic_store_explicit(word, AWAKE, memory_order_relaxed);
     return got > 0 ? MVM_OK : got;
@@ -683,18 +684,19 @@ struct waiter { /* struct futex_waitv, which older headers lack */
     uint32_t flags, reserved;
 };
 
-static void sleep_on(mvm_port *const *ports, int n, uint32_t waits, int64_t deadline, long *nap) {
+static int sleep_on(mvm_port *const *ports, int n, uint32_t waits, int64_t deadline, long *nap) {
     struct timespec t;
     if (n <= 128) {
         struct waiter waiters[128];
         for (int k = 0; k < n; k++)
             waiters[k] = (struct waiter){waits, (uintptr_t)&ports[k]->in.header->consumer_waits, 2 /* 32-bit, shared */, 0};
         if (deadline > 0) t = (struct timespec){deadline / 1000000000, deadline % 1000000000};
-        if (syscall(SYS_futex_waitv, waiters, n, 0, deadline > 0 ? &t : NULL, CLOCK_MONOTONIC) >= 0 || errno != ENOSYS) return;
+        if (syscall(SYS_futex_waitv, waiters, n, 0, deadline > 0 ? &t : NULL, CLOCK_MONOTONIC) >= 0) return 0;
+        if (errno != ENOSYS) return errno == EINTR;
     }
     t = (struct timespec){0, *nap};
-    nanosleep(&t, NULL);
     if (*nap < 1000000) *nap *= 2;
+    return nanosleep(&t, NULL) < 0 && errno == EINTR;
 }
 
 /* Asks the served queues among the ports that do not owe an answer. */
@@ -743,7 +745,7 @@ static int wait_on(mvm_port *const *ports, int n, int64_t deadline) {
             if (ready(ports[k])) found = k;
         if (found != -1) break;
         if (deadline > 0 && now() >= deadline) { found = MVM_TIMEOUT; break; }
-        sleep_on(ports, n, waits, deadline, &nap);
+        if (sleep_on(ports, n, waits, deadline, &nap) && deadline > 0 && sliced) { found = MVM_TIMEOUT; break; }
     }
     for (int k = 0; k < n; k++) atomic_store_explicit(&ports[k]->in.header->consumer_waits, AWAKE, memory_order_relaxed);
     return found;

@@ -127,8 +127,8 @@ int mvm_wait(mvm_port *const *ports, int n, long ms);
 
 /* For libraries of other languages, whose blocking calls must look after their
  * own affairs now and then: mvm_wait and mvm_enqueue_timed for at most ms
- * milliseconds, as a slice of a wait without a limit, which the caller takes up
- * again at once. To whoever looks for deadlocks it is such a wait, and what it
+ * milliseconds, and no longer once a signal was handled, as a slice of a wait
+ * without a limit, which the caller takes up again at once. To whoever looks for deadlocks it is such a wait, and what it
  * asked of queues stays asked: who gives up after all calls mvm_wait once more. */
 int mvm_wait_slice(mvm_port *const *ports, int n, long ms);
 int mvm_enqueue_slice(mvm_port *port, const void *item, size_t length, long ms);

@@ -71,6 +71,16 @@ _BY_CODE = {-1: End, -2: Closed, -3: Lost, -4: TooBig, -5: Again, -6: Timeout, -
 _SLICE_MS = 200
 
 
+def _slices():
+    """How long a wait without a limit sleeps at a time. A signal ends a slice;
+    only one that comes just before it began waits for its end. They grow, for
+    no deadlock is found among many processes that each wake up often."""
+    ms = _SLICE_MS
+    while True:
+        yield ms
+        ms = min(4 * ms, 60000)
+
+
 def _load():
     path = os.environ.get("MVM_LIBRARY", "libmvm.so")
     try:
@@ -151,8 +161,9 @@ class Port:
                 _check(self._lib.mvm_enqueue(self._p, item, len(item)))
                 return
             code = self._lib.mvm_try_enqueue(self._p, item, len(item))
+            slices = _slices()
             while code in (-5, -6):
-                code = self._lib.mvm_enqueue_slice(self._p, item, len(item), _SLICE_MS)
+                code = self._lib.mvm_enqueue_slice(self._p, item, len(item), next(slices))
             _check(code)
 
     def try_enqueue(self, item):
@@ -279,10 +290,10 @@ def _wait(lib, handles, n, timeout):
             left -= _SLICE_MS
             if k != -6 or left <= 0:
                 return k
-    k = -6
+    k, slices = -6, _slices()
     try:
         while k == -6:
-            k = lib.mvm_wait_slice(handles, n, _SLICE_MS)
+            k = lib.mvm_wait_slice(handles, n, next(slices))
     finally:
         if k == -6:  # interrupted: what was asked for must not come later
             lib.mvm_wait(handles, n, 0)
