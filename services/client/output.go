@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -115,7 +116,8 @@ type Result struct {
 
 // Results lists the output files of a job, without stdout and stderr. A file
 // that only one process left keeps its name; where several left one of the
-// same name, each is put into a folder named after its process.
+// same name, each is put into a folder named after its process. If that hides
+// one file behind another, all are put into such folders.
 func Results(status *wsdl.JobStatus) []Result {
 	times := map[string]int{}
 	for _, p := range status.Process {
@@ -123,6 +125,14 @@ func Results(status *wsdl.JobStatus) []Result {
 			times[f.Name]++
 		}
 	}
+	results := resultsIn(status, func(name string) bool { return times[name] > 1 })
+	if collide(results) {
+		results = resultsIn(status, func(string) bool { return true })
+	}
+	return results
+}
+
+func resultsIn(status *wsdl.JobStatus, apart func(name string) bool) []Result {
 	var results []Result
 	for _, p := range status.Process {
 		for _, f := range p.File {
@@ -130,7 +140,7 @@ func Results(status *wsdl.JobStatus) []Result {
 				continue
 			}
 			r := Result{Process: wsdl.Or(p.Id, 0), Label: Label(status, p), Name: f.Name, Digest: f.Digest, Size: wsdl.Or(f.Size, 0), Path: f.Name}
-			if times[f.Name] > 1 {
+			if apart(f.Name) {
 				r.Path = path.Join(fmt.Sprintf("%s.%d", p.Task, wsdl.Or(p.Index, 0)), f.Name)
 			}
 			results = append(results, r)
@@ -138,6 +148,25 @@ func Results(status *wsdl.JobStatus) []Result {
 	}
 	sort.SliceStable(results, func(i, j int) bool { return results[i].Path < results[j].Path })
 	return results
+}
+
+// collide says whether two results have one path, or one lies below another.
+func collide(results []Result) bool {
+	files := map[string]bool{}
+	for _, r := range results {
+		if files[r.Path] {
+			return true
+		}
+		files[r.Path] = true
+	}
+	for _, r := range results {
+		for dir := path.Dir(r.Path); dir != "." && dir != "/"; dir = path.Dir(dir) {
+			if files[dir] {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // Save writes a result below dir, verified against its digest. Names come
@@ -160,9 +189,13 @@ func (c *Client) Save(ctx context.Context, id string, r Result, dir string) erro
 			return err
 		}
 	}
-	// The file appears under its name only when it is whole.
-	partial := name + ".partial"
-	f, err := root.OpenFile(partial, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
+	if there, err := root.Stat(name); err == nil && !there.Mode().IsRegular() {
+		return fmt.Errorf("output %s of %s cannot be saved: %s is there already and is no file; move it, or save into another folder", r.Name, r.Label, filepath.Join(dir, name))
+	}
+	// The file appears under its name only when it is whole. Until then it has one
+	// that no output has: theirs do not begin with a dot.
+	partial := filepath.Join(filepath.Dir(name), ".mvm-"+rand.Text())
+	f, err := root.OpenFile(partial, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o644)
 	if err != nil {
 		return err
 	}
