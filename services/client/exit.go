@@ -75,18 +75,16 @@ func ExitCode(err error) int {
 		return exit.Code
 	case errors.Is(err, context.Canceled):
 		return ExitInterrupted
-	case errors.Is(err, context.DeadlineExceeded):
-		return ExitTimeout
+	case errors.Is(err, context.DeadlineExceeded): // no --timeout, which ends with its own code
+		return ExitUnreachable
 	}
 	switch wsdl.CodeOf(err) {
 	case wsdl.FaultCodeInvalidProfile, wsdl.FaultCodeUnsupported, wsdl.FaultCodeBuildFailed:
 		return ExitRefused
-	case wsdl.FaultCodeUnavailable, wsdl.FaultCodeBusy, wsdl.FaultCodeWrongNode:
+	case wsdl.FaultCodeUnavailable, wsdl.FaultCodeBusy, wsdl.FaultCodeWrongNode, wsdl.FaultCodeTimeout:
 		return ExitUnreachable
 	case wsdl.FaultCodeNotFound:
 		return ExitNotFound
-	case wsdl.FaultCodeTimeout:
-		return ExitTimeout
 	case wsdl.FaultCodeUnauthenticated, wsdl.FaultCodeForbidden:
 		return ExitForbidden
 	}

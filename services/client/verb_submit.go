@@ -115,7 +115,7 @@ be finished, or failed with a reason, whatever is restarted meanwhile.`,
 			view := &jobView{p: shown}
 			job, err := c.Wait(ctx, id, view.changed)
 			shown.close()
-			if errors.Is(err, context.DeadlineExceeded) {
+			if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 				return &Exit{Code: ExitTimeout, Err: fmt.Errorf("job %s has not ended within %v; it goes on: `mvm job %s` shows it, `mvm cancel %s` ends it", id, timeout, id, id)}
 			}
 			if err != nil && cmd.Context().Err() != nil {
