@@ -244,6 +244,23 @@ func TestSaveStaysInItsFolder(t *testing.T) {
 	if left, _ := os.ReadDir(outside); len(left) > 0 {
 		t.Error("a link led out of the folder")
 	}
+	// Neither does it touch what is there under other names.
+	beside, long := filepath.Join(dir, "out.txt.partial"), strings.Repeat("n", 255)
+	if err := os.WriteFile(beside, []byte("mine"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	g.files[long] = data
+	for _, path := range []string{"out.txt", long} {
+		if err := c.Save(t.Context(), "j-1", Result{Name: path, Path: path, Digest: digest}, dir); err != nil {
+			t.Error(err)
+		}
+	}
+	if got, err := os.ReadFile(beside); string(got) != "mine" {
+		t.Errorf("a file beside the output became %q: %v", got, err)
+	}
+	if err := c.Save(t.Context(), "j-1", Result{Name: "out.txt", Path: "worker.0", Digest: digest}, dir); err == nil || !strings.Contains(err.Error(), "move it") {
+		t.Errorf("saved over a folder: %v", err)
+	}
 	wrong := strings.Replace(digest, digest[7:9], "00", 1)
 	if err := c.Save(t.Context(), "j-1", Result{Name: "out.txt", Path: "bad.txt", Digest: wrong}, dir); err == nil {
 		t.Error("bytes with another digest were saved")
@@ -269,6 +286,16 @@ func TestResultsOfSeveralProcessesDoNotCollide(t *testing.T) {
 	}
 	if text := strings.Join(got, " "); text != "master=field.png worker[0]=worker.0/part worker[1]=worker.1/part" {
 		t.Errorf("results: %s", text)
+	}
+	for _, hidden := range []string{"worker.1/part", "worker.0", "worker.1/part/more"} {
+		*job.Process[0] = *process(0, 0, "master", "field.png", hidden)
+		got = nil
+		for _, r := range Results(job) {
+			got = append(got, r.Path)
+		}
+		if text := strings.Join(got, " "); text != "master.0/field.png master.0/"+hidden+" worker.0/part worker.1/part" {
+			t.Errorf("results beside %s: %s", hidden, text)
+		}
 	}
 	if p, err := Process(job, "worker[1]"); err != nil || *p.Id != 2 {
 		t.Errorf("worker[1] is %v, %v", p, err)
@@ -297,7 +324,9 @@ func TestExitCodesSayWhatWentWrong(t *testing.T) {
 		{wsdl.NewFault(wsdl.FaultCodeUnavailable, "m", ""), 4},
 		{wsdl.NewFault(wsdl.FaultCodeNotFound, "m", ""), 5},
 		{outcome(status(wsdl.JobStateCancelled, 1)), 6},
-		{context.DeadlineExceeded, 7},
+		{context.DeadlineExceeded, 4},
+		{wsdl.NewFault(wsdl.FaultCodeTimeout, "m", ""), 4},
+		{&Exit{Code: ExitTimeout}, 7},
 		{wsdl.NewFault(wsdl.FaultCodeForbidden, "m", ""), 8},
 		{errors.New("x"), 9},
 		{context.Canceled, 130},
@@ -414,5 +443,19 @@ func TestGridAddressesAsPeopleWriteThem(t *testing.T) {
 		if got != want || (err == nil) != (want != "") {
 			t.Errorf("baseURL(%q) = %q, %v", text, got, err)
 		}
+	}
+}
+
+// How many slots are free changes with every other job: that is no news.
+func TestWhyAJobWaitsIsToldOnce(t *testing.T) {
+	var out bytes.Buffer
+	view := &jobView{p: newProgress(&out, true)}
+	for k, reason := range []string{"1 node has 5 free slots", "1 node has 6 free slots", "", "no node is up", "no node is up"} {
+		job := status(wsdl.JobStatePending, int64(k))
+		job.Reason = reason
+		view.changed(job)
+	}
+	if want := "pending: 1 node has 5 free slots\npending: no node is up\n"; out.String() != want {
+		t.Errorf("told:\n%s", out.String())
 	}
 }

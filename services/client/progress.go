@@ -3,6 +3,7 @@ package client
 import (
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 
 	"github.com/vbauerster/mpb/v8"
@@ -110,7 +111,10 @@ func (v *jobView) changed(job *wsdl.JobStatus) {
 	if state != v.state || job.Reason != v.reason || try != v.try {
 		switch {
 		case state == wsdl.JobStatePending && job.Reason != "":
-			v.p.step("pending: %s", job.Reason)
+			// How many slots are free changes with every other job.
+			if without := strings.Map(withoutDigits, job.Reason); state != v.state || try != v.try || without != strings.Map(withoutDigits, v.reason) {
+				v.p.step("pending: %s", job.Reason)
+			}
 		case state == wsdl.JobStateAwakening && try > 1:
 			v.p.step("attempt %d: building for %s", try, spreadText(job))
 		case state == wsdl.JobStateAwakening && state != v.state:
@@ -139,6 +143,13 @@ func (v *jobView) changed(job *wsdl.JobStatus) {
 		v.bar.done()
 		v.bar = nil
 	}
+}
+
+func withoutDigits(r rune) rune {
+	if r >= '0' && r <= '9' {
+		return -1
+	}
+	return r
 }
 
 // buildsText says what was compiled: "built 2 programs on 4 nodes (1 cached)".
