@@ -114,13 +114,12 @@ func (l *life) deadlock(answers []quiet) string {
 	}
 	text := "deadlock: every process waits for another, for ever: " + strings.Join(parts, "; ")
 	if others := len(order) - len(circle); others > 0 {
-		text += fmt.Sprintf("; and %d others wait", others)
-		for _, id := range order {
-			if !slices.Contains(circle, id) {
-				text += ", first " + l.waitOf(id, waits[id])
-				break
-			}
+		first := slices.IndexFunc(order, func(id int) bool { return !slices.Contains(circle, id) })
+		text += "; and "
+		if others > 1 {
+			text += fmt.Sprintf("%d others wait, first ", others)
 		}
+		text += l.waitOf(order[first], waits[order[first]])
 	}
 	return text
 }

@@ -185,4 +185,15 @@ func TestDescribe(t *testing.T) {
 			t.Errorf("%q and %q make %q, expected %q", c.message, c.tail, got, c.want)
 		}
 	}
+	for message, want := range map[string]string{
+		"ended by SIGKILL":         "w on node ada was killed by SIGKILL",
+		"ended by SIGKILL; gone":   "w on node ada was killed by SIGKILL: gone",
+		"it had 2 GiB":             "w on node ada was killed by SIGKILL: it had 2 GiB",
+		"wall time of 3s exceeded": "w on node ada was killed by SIGKILL: wall time of 3s exceeded",
+	} {
+		p := process{Task: "w", Count: 1, Node: "n1", State: wsdl.ProcessStateKilled, Signal: "SIGKILL", Message: message}
+		if got := l.describe(p); got != want {
+			t.Errorf("%q makes %q, expected %q", message, got, want)
+		}
+	}
 }

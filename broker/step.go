@@ -336,11 +336,13 @@ func (l *life) describe(p process) string {
 		s += " failed"
 	}
 	message := p.Message
-	if p.ExitCode != nil {
-		// The node says that too, before whatever else it has to say.
-		if more, ok := strings.CutPrefix(message, fmt.Sprintf("exit status %d", *p.ExitCode)); ok && (more == "" || strings.HasPrefix(more, "; ")) {
-			message = strings.TrimPrefix(more, "; ")
-		}
+	// The node says that too, before whatever else it has to say.
+	said := "ended by " + p.Signal
+	if p.Signal == "" {
+		said = fmt.Sprintf("exit status %d", wsdl.Or(p.ExitCode, 0))
+	}
+	if more, ok := strings.CutPrefix(message, said); ok && (more == "" || strings.HasPrefix(more, "; ")) {
+		message = strings.TrimPrefix(more, "; ")
 	}
 	if message != "" {
 		s += ": " + message
