@@ -193,6 +193,7 @@ func (p *process) serve() int {
 	select {
 	case <-over:
 	case <-forsaken:
+		p.wire.hurry(tellLimit)
 		failed = errors.Join(errors.New("the node has not kept the lease"), p.end("its node has not kept its lease", 0))
 	case <-lost:
 		failed = p.end("the node is gone", 0)

@@ -23,12 +23,13 @@ import (
 
 // Limits of one attempt that no profile changes.
 const (
-	connectLimit = 30 * time.Second // for every peer to be proven
-	wallGrace    = 2 * time.Second  // from SIGTERM to SIGKILL when the wall time is over
-	endLimit     = 10 * time.Second // for killed processes to be gone
-	itemMax      = 32 << 20         // bytes of an item from or to outside: it travels in one message
-	batchMax     = 8 << 20          // bytes of items in one Dequeued, unless one is bigger
-	wireLimit    = 10 * time.Second // for who reaches a queue before Instantiate made it
+	connectLimit = 30 * time.Second       // for every peer to be proven
+	wallGrace    = 2 * time.Second        // from SIGTERM to SIGKILL when the wall time is over
+	endLimit     = 10 * time.Second       // for killed processes to be gone
+	tellLimit    = 100 * time.Millisecond // for a node that has not kept the lease to be told what ended
+	itemMax      = 32 << 20               // bytes of an item from or to outside: it travels in one message
+	batchMax     = 8 << 20                // bytes of items in one Dequeued, unless one is bigger
+	wireLimit    = 10 * time.Second       // for who reaches a queue before Instantiate made it
 )
 
 // process is the MVM process: one attempt's queue-level VM and programs.

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"sync"
+	"time"
 )
 
 // wire is one end of the control socket.
@@ -30,6 +32,13 @@ func (w *wire) send(message any) error {
 	defer w.mu.Unlock()
 	_, err = w.writer.Write(frame)
 	return err
+}
+
+// hurry has what is still to be sent fail after d: the other end may not read.
+func (w *wire) hurry(d time.Duration) {
+	if f, ok := w.writer.(*os.File); ok {
+		_ = f.SetWriteDeadline(time.Now().Add(d)) // a socket has deadlines
+	}
 }
 
 // receive reads one message. io.EOF means that the other end is gone.
