@@ -49,7 +49,9 @@ type Config struct {
 	// Drop is how long, beyond Grace, Terminate may go unanswered before the
 	// attempt's lease is left to run out. Default 3 s.
 	Drop time.Duration
-	// Flush is how long a terminated node's last reports are waited for. Default 5 s.
+	// Flush is how long a terminated node's last reports are waited for: longer
+	// than a node pauses between two tries, up to 6 s, or a job that ended well
+	// while the broker was away would be called failed. Default 8 s.
 	Flush time.Duration
 	// Slack is how long beyond a job's wall time its nodes may take to end it
 	// themselves. Default 10 s.
@@ -166,7 +168,7 @@ func New(c Config) (*Service, error) {
 		or    time.Duration
 	}{
 		{&c.Lease, 10 * time.Second}, {&c.Grace, 2 * time.Second}, {&c.Drift, time.Second},
-		{&c.Drop, 3 * time.Second}, {&c.Flush, 5 * time.Second}, {&c.Slack, 10 * time.Second},
+		{&c.Drop, 3 * time.Second}, {&c.Flush, 8 * time.Second}, {&c.Slack, 10 * time.Second},
 		{&c.AwakenTimeout, 15 * time.Minute}, {&c.InstantiateTimeout, time.Minute},
 		{&c.TerminateTimeout, 15 * time.Second}, {&c.Patience, 3 * time.Second},
 		{&c.Backoff, 100 * time.Millisecond}, {&c.BackoffMax, 10 * time.Second},
