@@ -72,9 +72,13 @@ func startEmbedded(ctx context.Context, dir string, quota int64, log *zap.Logger
 	c.BootstrapDefragThresholdMegabytes = 64
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(log)
 
-	etcd, err := embed.StartEtcd(c)
+	etcd, err := startEtcd(c)
 	if err != nil {
 		lock.Close()
+		var s unix.Statfs_t
+		if unix.Statfs(dir, &s) == nil && int64(s.Bavail)*s.Bsize < reserve {
+			err = fmt.Errorf("%w: %v; %d MiB are free on its disk, and it needs %d: free some space there, or choose another data folder", ErrFull, err, int64(s.Bavail)*s.Bsize>>20, int64(reserve)>>20)
+		}
 		return nil, fmt.Errorf("state store: etcd in %s does not start: %w", c.Dir, err)
 	}
 	e := &embedded{lock: lock, etcd: etcd}
@@ -91,6 +95,17 @@ func startEmbedded(ctx context.Context, dir string, quota int64, log *zap.Logger
 	}
 	e.close()
 	return nil, fmt.Errorf("state store: etcd in %s does not become ready: %w", c.Dir, err)
+}
+
+// startEtcd makes an error of etcd's panics: what it cannot write or read on the
+// disk at its start, a full disk first of all.
+func startEtcd(c *embed.Config) (etcd *embed.Etcd, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			etcd, err = nil, fmt.Errorf("%v", p)
+		}
+	}()
+	return embed.StartEtcd(c)
 }
 
 // disarm ends the refusal of writes that a used-up quota began in an earlier

@@ -262,3 +262,19 @@ func TestStateDiskFull(t *testing.T) {
 		t.Fatalf("with room again: %v", err)
 	}
 }
+
+// Etcd panics where it finds no room at its start.
+func TestNoRoomAtTheStart(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=40m"); err != nil {
+		t.Skipf("SKIPPED: a full disk needs a small file system, which this user cannot mount: %v; run as root", err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	s, err := Open(t.Context(), Config{Dir: filepath.Join(dir, "state")})
+	if err == nil {
+		s.Close()
+	}
+	if !errors.Is(err, ErrFull) || !strings.Contains(err.Error(), "free some space there") {
+		t.Errorf("opened on a small disk: %v", err)
+	}
+}
