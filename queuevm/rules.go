@@ -50,6 +50,12 @@ type item struct {
 // size is what an item counts against a queue's capacity.
 func (i item) size() uint64 { return recordSize(len(i.data)) }
 
+// kindInstruction is in the low four bits of meta.
+const kindInstruction = 1
+
+// instructs says that the item is an instruction, and no data.
+func (i item) instructs() bool { return i.meta&0xf == kindInstruction }
+
 func (i item) priority() int { return int(i.meta >> 4 & 0xff) }
 
 // mostOf is the largest item, in bytes, that a queue of this capacity can hold.

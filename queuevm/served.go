@@ -18,6 +18,9 @@ type Queue struct {
 	Capacity  int // bytes, rounded up as a channel's
 	Producers int // how many channels lead to it and from it: at its home only,
 	Takers    int // which ends it when all have ended
+	// Converter changes items before they count against the capacity; nil
+	// changes nothing. Every node that knows the queue has one, or none has.
+	Converter Converter `json:"-"`
 }
 
 // QueueState is what InspectQueues sees of a served queue at its home.
@@ -51,17 +54,34 @@ type queue struct {
 	left     int      // takers that ended
 	state    uint32   // of END: lost, when a producer's channel ended so
 	in, out  uint64
+
+	work       chan *batch // to the converter; nil before the first item
+	converting []*front    // whose batches are there, in order of arrival
+	halted     bool        // an item cannot be converted
+}
+
+// most is the largest item, in bytes, that a producer may bring.
+func (q *queue) most() uint64 {
+	if q.Converter != nil {
+		return min(mostOf(q.capacity), ConvertedMax)
+	}
+	return mostOf(q.capacity)
 }
 
 // front is the home's end of a producer's channel.
 type front struct {
 	taker
-	channel *channel
-	queue   *queue
-	part    assembly
-	pending bool // part is a whole item that waits for room
-	ended   bool
-	armed   bool // the producer was told that the daemon sleeps
+	channel  *channel
+	queue    *queue
+	part     assembly
+	entering []item // whole items; those from entered on are not in the queue yet
+	entered  int
+	pending  bool // they wait for room, or batch for the converter
+	ended    bool
+	armed    bool // the producer was told that the daemon sleeps
+
+	batch      *batch // what is to be converted yet
+	converting bool   // it is at the converter
 }
 
 // back is the home's end of a taker's channel.
@@ -106,7 +126,7 @@ func (vm *VM) AddQueue(q Queue) error {
 func (c *channel) serve(vm *VM) {
 	h := c.ring.header
 	if q := vm.queues[c.To.Queue]; q != nil {
-		c.most = mostOf(q.capacity)
+		c.most = q.most()
 		h.most = c.most
 		if q.Full == FullFail {
 			h.served |= servedVerdict
@@ -164,16 +184,23 @@ func (c *channel) levelled(vm *VM, level uint32) {
 
 // step takes what the producer brought, as far as there is room.
 func (f *front) step(vm *VM) bool {
-	worked := false
+	worked := f.queue.Converter != nil && f.queue.converted(vm)
+	more := f.batch == nil // else what the converter left of one is next
 	for range frontBatch {
-		if f.ended || f.pending || f.queue.left == f.queue.Takers {
+		if f.ended || f.pending || f.queue.halted || f.queue.left == f.queue.Takers {
 			return worked
+		}
+		if !more {
+			break
 		}
 		state := atomic.LoadUint32(&f.header.producerState) // before tail: END comes after what was published
 		r, ok, err := f.next()
+		if f.batch != nil && (err != nil || !ok || r.more || r.cont || uint64(len(r.payload)) > f.queue.most()) {
+			break // what came before it goes first
+		}
 		whole := false
 		if ok {
-			whole, err = f.part.add(r, mostOf(f.queue.capacity))
+			whole, err = f.part.add(r, f.queue.most())
 		}
 		if err != nil {
 			vm.breaks(f.channel, err)
@@ -200,30 +227,51 @@ func (f *front) step(vm *VM) bool {
 			vm.heat(f.channel)
 		}
 		if whole {
+			it := item{f.part.meta, f.part.bytes}
+			f.part.reset()
 			f.queue.in++
-			f.offer(vm)
-			f.queue.settle(vm)
+			if f.queue.Converter == nil {
+				f.entering = append(f.entering, it)
+				f.offer(vm)
+				continue
+			}
+			if f.batch == nil {
+				f.batch = &batch{first: f.items}
+			}
+			more = f.batch.add(it) < convertBatch && !f.channel.verdicts
 		}
+	}
+	if f.batch != nil {
+		f.handOver(vm)
+		return true
 	}
 	return worked
 }
 
-// offer has a whole item enter, or wait behind those that came before it.
+// offer has whole items enter, or wait behind those that came before them.
 func (f *front) offer(vm *VM) {
 	q := f.queue
-	if len(q.blocked) > 0 || !f.enter(vm) {
-		f.pending = true
-		q.blocked = append(q.blocked, f)
+	for f.entered < len(f.entering) {
+		if len(q.blocked) > 0 || !f.enter(vm) {
+			f.pending = true
+			q.blocked = append(q.blocked, f)
+			q.settle(vm)
+			return
+		}
+		q.settle(vm)
 	}
 }
 
-// enter has the rules judge the item; false when it must wait.
+// enter has the rules judge the next item; false when it must wait.
 func (f *front) enter(vm *VM) bool {
-	judged := f.queue.store.offer(item{f.part.meta, f.part.bytes})
+	judged := f.queue.store.offer(f.entering[f.entered])
 	if judged == blocked {
 		return false
 	}
-	f.part.reset()
+	f.entering[f.entered] = item{} // so that its bytes can go
+	if f.entered++; f.entered == len(f.entering) {
+		f.entering, f.entered = f.entering[:0], 0
+	}
 	if f.channel.verdicts {
 		word := uint32(f.items) << 1
 		if judged == refused {
@@ -267,11 +315,12 @@ func (q *queue) settle(vm *VM) {
 				k++
 			}
 		}
-		for len(q.blocked) > 0 && q.blocked[0].enter(vm) {
-			f := q.blocked[0]
-			q.blocked = slices.Delete(q.blocked, 0, 1)
-			f.pending = false
-			vm.heat(f.channel)
+		if len(q.blocked) > 0 && q.blocked[0].enter(vm) {
+			if f := q.blocked[0]; len(f.entering) == 0 {
+				q.blocked = slices.Delete(q.blocked, 0, 1)
+				f.pending = f.converting
+				vm.heat(f.channel)
+			}
 			moved = true
 		}
 	}
@@ -322,6 +371,9 @@ func (b *back) step(vm *VM) bool {
 		for _, f := range q.fronts {
 			for b.waiting && f.step(vm) {
 			}
+		}
+		if b.waiting && q.Converter != nil && !q.halted && slices.ContainsFunc(q.fronts, func(f *front) bool { return f.batch != nil }) {
+			return worked // asked again when that is converted
 		}
 		if free, err := b.free(); err != nil {
 			vm.breaks(b.channel, err)
@@ -419,7 +471,8 @@ func (b *back) leave(vm *VM) {
 	q.blocked = nil
 	for _, f := range q.fronts {
 		f.part.reset()
-		f.pending = false
+		f.entering, f.entered = nil, 0
+		f.pending = f.converting
 		f.ring.endConsumer(stateClosed, vm.bell)
 		vm.heat(f.channel)
 	}
@@ -427,6 +480,9 @@ func (b *back) leave(vm *VM) {
 
 // stirred is channel.stirred for the home's ends, where the other end is no peer.
 func (f *front) stirred() bool {
+	if f.converting && f.batch.done.Load() {
+		return true
+	}
 	return !f.ended && f.channel.in == nil &&
 		(f.armed && atomic.LoadUint32(&f.header.consumerWaits) == awake || atomic.LoadUint32(&f.header.producerState) != 0)
 }
@@ -439,7 +495,13 @@ func (b *back) stirred() bool {
 // still is channel.still for the home's ends: nothing to take in, and no answer
 // that could be given.
 func (f *front) still() bool {
-	if f.ended || f.pending || f.queue.left == f.queue.Takers {
+	if f.ended || f.queue.left == f.queue.Takers {
+		return true
+	}
+	if f.batch != nil {
+		return false // it is being converted, or the attempt is about to fail
+	}
+	if f.pending {
 		return true
 	}
 	if f.armed && atomic.LoadUint32(&f.header.consumerWaits) == awake {

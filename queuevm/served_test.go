@@ -221,6 +221,10 @@ func TestServedFlow(t *testing.T) {
 }
 
 func flow(t *testing.T, kind QueueType, way route, meanwhile func(*bench)) {
+	flowOf(t, kind, way, nil, meanwhile)
+}
+
+func flowOf(t *testing.T, kind QueueType, way route, converter Converter, meanwhile func(*bench)) {
 	const count, most = 200, 5000
 	vms := way.start(t)
 	all := make([]int, len(vms))
@@ -235,7 +239,7 @@ func flow(t *testing.T, kind QueueType, way route, meanwhile func(*bench)) {
 	}
 	forms := []string{"block", "timed", "try", "wait", "block", "wait"}
 	producers, takers := spread(3), spread(len(forms))
-	b := newBench(t, vms, way.home, Queue{Type: kind, Full: FullBlock, Capacity: 8 << 10}, producers, takers)
+	b := newBench(t, vms, way.home, Queue{Type: kind, Full: FullBlock, Capacity: 8 << 10, Converter: converter}, producers, takers)
 	var givers, gatherers []*child
 	for k, form := range forms {
 		gatherers = append(gatherers, b.gather(k, takers[k], languages()[k%3].program, form))

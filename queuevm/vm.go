@@ -95,6 +95,7 @@ type Channel struct {
 	ID       uint32
 	Capacity int
 	From, To Endpoint
+	Label    string // what people call the producer; needed where To is a queue with a Converter
 }
 
 // Peer is another node of the job group: where its proxy listens and the
@@ -142,6 +143,7 @@ type VM struct {
 	bell     int // an eventfd that the daemon's goroutines ring to end the loop's sleep
 	door     int // the same for children, who may do what they like with it
 	lostPeer chan PeerLost
+	refused  chan error
 	done     chan struct{} // closed by Close
 	told     chan struct{} // closed by Connect: who the peers are is known
 	stopped  chan struct{} // closed when Run returns
@@ -182,8 +184,8 @@ func New(config Config) (*VM, error) {
 	}
 	vm := &VM{
 		config: config, epoll: -1, bell: -1, door: -1,
-		lostPeer: make(chan PeerLost, 16),
-		done:     make(chan struct{}), told: make(chan struct{}), stopped: make(chan struct{}),
+		lostPeer: make(chan PeerLost, 16), refused: make(chan error, 1),
+		done: make(chan struct{}), told: make(chan struct{}), stopped: make(chan struct{}),
 		processes: map[int]*process{}, channels: map[uint32]*channel{}, queues: map[int]*queue{},
 		givers: map[string]*channel{}, takers: map[string]*channel{},
 		peers: map[string]*peer{}, tokens: map[string]token{}, sources: map[int32]source{},

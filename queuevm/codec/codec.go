@@ -50,6 +50,17 @@ func (s Step) String() string {
 	return way + s.Codec
 }
 
+// StepError says which step of a chain cannot stand where it is, or could not go
+// on with an item.
+type StepError struct {
+	Number int // from 1
+	Step   Step
+	Err    error
+}
+
+func (e *StepError) Error() string { return fmt.Sprintf("step %d, %s: %v", e.Number, e.Step, e.Err) }
+func (e *StepError) Unwrap() error { return e.Err }
+
 // Limits bound what one item may cost.
 type Limits struct {
 	Item   int // bytes of an item before, after and between steps; 0 is 64 MiB
@@ -137,7 +148,8 @@ func formOf(name string) (form, bool) {
 // Names lists the codecs.
 func Names() []string { return []string{Raw, Lines, JSON, XML, XDR, Base64, Zstd} }
 
-// New makes a chain, or says which step cannot stand where it is. No steps is
+// New makes a chain, or says, as a *StepError, which step cannot stand where it
+// is; any other error is about the chain as a whole. No steps is
 // the chain that changes nothing.
 func New(steps []Step, limits Limits) (*Chain, error) {
 	if limits.Item <= 0 {
@@ -154,7 +166,7 @@ func New(steps []Step, limits Limits) (*Chain, error) {
 	for i, s := range steps {
 		step, next, err := ready(s, at, limits)
 		if err != nil {
-			return nil, fmt.Errorf("step %d, %s: %w", i+1, s, err)
+			return nil, &StepError{i + 1, s, err}
 		}
 		c.conversions = append(c.conversions, step)
 		at = next
@@ -203,7 +215,7 @@ func (c *Chain) Convert(item []byte) ([]byte, error) {
 	for i, convert := range c.conversions {
 		var err error
 		if v, err = convert(v); err != nil {
-			return nil, fmt.Errorf("step %d, %s: %w", i+1, c.steps[i], err)
+			return nil, &StepError{i + 1, c.steps[i], err}
 		}
 		if b, ok := v.([]byte); ok && len(b) > c.limits.Item {
 			return nil, fmt.Errorf("step %d, %s: gives %d bytes, over the limit of %d", i+1, c.steps[i], len(b), c.limits.Item)
