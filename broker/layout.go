@@ -174,24 +174,40 @@ func (y *layout) instantiate(job string, number, i int, proxies []proxyRecord) *
 	queues := map[int]bool{}
 	for _, id := range y.channels[i] {
 		c := &y.job.Channels[id]
-		request.Channel = append(request.Channel, &wsdl.Channel{
+		channel := &wsdl.Channel{
 			Id: wsdl.Of(int32(c.ID)), Capacity: int32(c.Capacity),
 			From: y.end(i, c.From, c.To), To: y.end(i, c.To, c.From),
-		})
+		}
+		if q := c.To.Queue; q > 0 && len(y.job.Queues[q-1].Steps) > 0 {
+			channel.Label = y.label(c.From)
+		}
+		request.Channel = append(request.Channel, channel)
 		if q := c.From.Queue + c.To.Queue; q > 0 {
 			queues[q] = true
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(queues)) {
 		q := &y.job.Queues[id-1]
-		request.Queue = append(request.Queue, &wsdl.ServedQueue{
+		served := &wsdl.ServedQueue{
 			Id: int32(q.ID), Name: q.Name, Type_: wsdl.Of(wsdl.QueueType(q.Type)), Full: wsdl.Of(wsdl.FullPolicy(q.Full)), Capacity: int32(q.Capacity),
-		})
+		}
+		for _, s := range q.Steps {
+			served.Encoder = append(served.Encoder, &wsdl.Encoder{Codec: wsdl.Of(wsdl.Codec(s.Codec)), Decode: s.Decode, Type: s.Type})
+		}
+		request.Queue = append(request.Queue, served)
 	}
 	for _, peer := range y.peers[i] {
 		request.Peer = append(request.Peer, &wsdl.Peer{Node: y.members[peer].Node, Address: proxies[peer].Address, Fingerprint: proxies[peer].Fingerprint})
 	}
 	return request
+}
+
+// label is what people call a producer.
+func (y *layout) label(end profile.End) string {
+	if end.Outside != "" {
+		return "outside:" + end.Outside
+	}
+	return y.job.Processes[end.Process].Label()
 }
 
 // end is one end of a channel as member i sees it.

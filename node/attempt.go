@@ -276,14 +276,21 @@ func (r *runner) spawn() *wsdl.Fault {
 			return wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("channel %d lacks an end", wsdl.Or(c.Id, 0)), "give it from and to")
 		}
 		message.Channels = append(message.Channels, queuevm.Channel{
-			ID: uint32(wsdl.Or(c.Id, 0)), Capacity: int(c.Capacity), From: endpoint(c.From), To: endpoint(c.To),
+			ID: uint32(wsdl.Or(c.Id, 0)), Capacity: int(c.Capacity), From: endpoint(c.From), To: endpoint(c.To), Label: c.Label,
 		})
 	}
 	for _, q := range plan.Queue {
-		message.Queues = append(message.Queues, queuevm.Queue{
+		queue := mvm.Queue{Queue: queuevm.Queue{
 			ID: int(q.Id), Name: q.Name, Capacity: int(q.Capacity),
 			Type: queuevm.QueueType(wsdl.Or(q.Type_, "")), Full: queuevm.FullPolicy(wsdl.Or(q.Full, "")),
-		})
+		}}
+		for _, e := range q.Encoder {
+			if e == nil {
+				return wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("an encoder of the queue %s is empty", q.Name), "name its codec")
+			}
+			queue.Steps = append(queue.Steps, mvm.Step{Codec: string(wsdl.Or(e.Codec, "")), Decode: e.Decode, Type: e.Type})
+		}
+		message.Queues = append(message.Queues, queue)
 	}
 	for _, p := range plan.Peer {
 		message.Peers = append(message.Peers, queuevm.Peer{ID: p.Node, Address: p.Address, Fingerprint: p.Fingerprint})

@@ -1253,6 +1253,8 @@ func (v *Channel) visit(c *codec, field int) bool {
 		return optional(c, &v.From, record)
 	case 3:
 		return optional(c, &v.To, record)
+	case 4:
+		return one(c, &v.Label, text)
 	}
 	return false
 }
@@ -1331,6 +1333,10 @@ func (v *Encoder) visit(c *codec, field int) bool {
 	switch field {
 	case 0:
 		return optional(c, &v.Codec, text)
+	case 1:
+		return one(c, &v.Decode, boolean)
+	case 2:
+		return one(c, &v.Type, text)
 	}
 	return false
 }
@@ -1812,6 +1818,8 @@ func (v *ServedQueue) visit(c *codec, field int) bool {
 		return optional(c, &v.Full, text)
 	case 4:
 		return one(c, &v.Capacity, number)
+	case 5:
+		return list(c, &v.Encoder, record)
 	}
 	return false
 }

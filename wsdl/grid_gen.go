@@ -1291,7 +1291,7 @@ type Link struct {
 
 type Queue struct {
 
-	// Codecs that items pass through, in order.
+	// Steps that convert each item, in order, as it enters the queue and before it counts against the capacity. An item that cannot be converted fails the attempt. Before, between and after steps an item is no larger than the capacity, and than 64 MiB.
 	Encoder []*Encoder `xml:"encoder" json:"encoder,omitempty"`
 
 	Name string `xml:"name,attr" json:"name,omitempty"`
@@ -1311,6 +1311,14 @@ type Queue struct {
 
 type Encoder struct {
 	Codec *Codec `xml:"codec,attr" json:"codec,omitempty"`
+
+	// true: from the codec's form to what it stands for. Default false: into the codec's form.
+
+	Decode bool `xml:"decode,attr,omitempty" json:"decode,omitempty"`
+
+	// What the bytes hold where they do not say it themselves. For xdr, which needs it, a type specifier of RFC 4506: double<>, or struct { int id; string name<>; }. For xml the name of the root element that is written, by default item. No other codec takes one.
+
+	Type string `xml:"type,attr,omitempty" json:"type,omitempty"`
 }
 
 type JobPolicy struct {
@@ -1664,6 +1672,9 @@ type ServedQueue struct {
 
 	// Bytes.
 	Capacity int32 `xml:"capacity" json:"capacity,omitempty"`
+
+	// The steps that convert each item, in order.
+	Encoder []*Encoder `xml:"encoder" json:"encoder,omitempty"`
 }
 
 type Channel struct {
@@ -1677,6 +1688,9 @@ type Channel struct {
 	From *ChannelEnd `xml:"from,omitempty" json:"from,omitempty"`
 
 	To *ChannelEnd `xml:"to,omitempty" json:"to,omitempty"`
+
+	// What people call the producer, where an item can be refused: sender[0], or outside:numbers.
+	Label string `xml:"label,omitempty" json:"label,omitempty"`
 }
 
 type Peer struct {

@@ -343,6 +343,7 @@ var schemaTypes = [...]schemaType{
 		{"capacity", 125, 1, 1, false},
 		{"from", 71, 1, 1, false},
 		{"to", 71, 1, 1, false},
+		{"label", 127, 0, 1, false},
 	}},
 	71: {name: "ChannelEnd", kind: kindComplex, elements: []schemaElement{
 		{"process", 125, 0, 1, true},
@@ -380,6 +381,8 @@ var schemaTypes = [...]schemaType{
 	}},
 	77: {name: "Encoder", kind: kindComplex, attributes: []schemaAttribute{
 		{"codec", 73, true},
+		{"decode", 123, false},
+		{"type", 127, false},
 	}},
 	78: {name: "FaultCode", kind: kindString, values: []string{"invalidRequest", "invalidProfile", "unsupported", "notFound", "conflict", "wrongNode", "busy", "stale", "buildFailed", "tooLarge", "timeout", "unauthenticated", "forbidden", "unavailable", "internal"}},
 	79: {name: "File", kind: kindComplex, elements: []schemaElement{
@@ -611,6 +614,7 @@ var schemaTypes = [...]schemaType{
 		{"type", 109, 1, 1, false},
 		{"full", 81, 1, 1, false},
 		{"capacity", 125, 1, 1, false},
+		{"encoder", 77, 0, -1, false},
 	}},
 	115: {name: "Service", kind: kindComplex, elements: []schemaElement{
 		{"name", 127, 1, 1, false},

@@ -144,7 +144,6 @@ func TestMistakesAreRefused(t *testing.T) {
 // What the schema knows and this version does not serve is refused by name.
 func TestUnservedIsNamed(t *testing.T) {
 	for _, c := range []struct{ body, name string }{
-		{task + `<queue name="q"><encoder codec="zstd"/></queue>`, "zstd"},
 		{task + `<topology kind="ring"><link latency="5"/></topology>`, "link"},
 		{task + `<edge from="p:a" to="p[1]:b"><link loss="0.1"/></edge>`, "link"},
 		{task + `<edge from="p:a" to="p[1]:b" direct="true"/>`, "direct"},
@@ -510,6 +509,8 @@ func TestQueuesAreLaid(t *testing.T) {
 			"m:xworker>queue:q queue:q>p[0]:xmaster queue:q>p[1]:xmaster queue:q>p[2]:xmaster queue:q>p[3]:xmaster; q broadcast block 262144"},
 		{`<topology kind="line" queue="q" direction="forward"/><queue name="q" type="latest"/>`,
 			"p[0]:next>queue:q queue:q>p[1]:prev p[1]:next>queue:q#2 queue:q#2>p[2]:prev p[2]:next>queue:q#3 queue:q#3>p[3]:prev; q latest block 262144, q#2 latest block 262144, q#3 latest block 262144"},
+		{`<edge from="p:a" to="p[1]:b" queue="q"/><queue name="q"><encoder codec="xdr" decode="true" type="double&lt;&gt;"/><encoder codec="json"/></queue>`,
+			"p[0]:a>queue:q queue:q>p[1]:b; q fifo block 262144, decode xdr double<>, encode json"},
 	} {
 		job, err := parse(t, task+c.body)
 		if err != nil {
@@ -522,6 +523,9 @@ func TestQueuesAreLaid(t *testing.T) {
 		}
 		for _, q := range job.Queues {
 			queues = append(queues, fmt.Sprint(q.Name, " ", q.Type, " ", q.Full, " ", q.Capacity))
+			for _, s := range q.Steps {
+				queues = append(queues, s.String())
+			}
 		}
 		got := strings.Join(channels, " ")
 		if len(queues) > 0 {
@@ -538,6 +542,25 @@ func TestQueuesAreLaid(t *testing.T) {
 			if strings.Contains(c.body, "work") && !strings.Contains(string(picture), "queue:q") {
 				t.Errorf("%s as %s does not show the queue", c.body, format)
 			}
+		}
+	}
+}
+
+// A chain that could convert nothing is refused where its first wrong step is.
+func TestChainsThatCannotBe(t *testing.T) {
+	long := strings.Repeat(`<encoder codec="base64"/>`, MaxSteps+1)
+	for _, c := range []struct{ encoders, at, says string }{
+		{`<encoder codec="json"/>`, "job/queue[1]/encoder[1]", "step 1, encode json: json writes values, and here are bytes"},
+		{`<encoder codec="zstd"/><encoder codec="xdr" decode="true"/>`, "job/queue[1]/encoder[2]", "step 2, decode xdr: "},
+		{`<encoder codec="xdr" decode="true" type="double&lt;"/><encoder codec="json"/>`, "job/queue[1]/encoder[1]", "step 1, decode xdr double<: "},
+		{`<encoder codec="json" decode="true"/>`, "job/queue[1]", "add an encode step"},
+		{`<encoder codec="zstd" type="fast"/>`, "job/queue[1]/encoder[1]", "zstd takes no type"},
+		{long, "job/queue[1]/encoder[17]", "expected at most 16"},
+	} {
+		_, err := parse(t, task+`<edge from="p:a" to="p[1]:b" queue="q"/><queue name="q">`+c.encoders+`</queue>`)
+		var fault *wsdl.Fault
+		if !errors.As(err, &fault) || len(fault.Problem) != 1 || fault.Problem[0].Element != c.at || !strings.Contains(fault.Problem[0].Message, c.says) {
+			t.Errorf("%s: found %v, expected at %s: %s", c.encoders, err, c.at, c.says)
 		}
 	}
 }

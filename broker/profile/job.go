@@ -17,6 +17,8 @@ package profile
 import (
 	"strconv"
 	"time"
+
+	"mvm/queuevm/codec"
 )
 
 // Bounds of one job. A profile that asks for more is refused before anything
@@ -24,6 +26,7 @@ import (
 const (
 	MaxProcesses = 100_000
 	MaxChannels  = 1_000_000
+	MaxSteps     = 16 // of one queue's encoders
 )
 
 // DefaultCapacity is a channel's capacity in bytes where no queue says
@@ -130,6 +133,7 @@ type Queue struct {
 	Type     string // a wsdl.QueueType
 	Full     string // a wsdl.FullPolicy
 	Capacity int    // bytes, a power of two
+	Steps    []codec.Step
 }
 
 // QueueEnds lists, for each served queue, the processes that give to it or take

@@ -1,9 +1,12 @@
 package profile
 
 import (
+	"errors"
 	"fmt"
 	"maps"
+	"strings"
 
+	"mvm/queuevm/codec"
 	"mvm/wsdl"
 )
 
@@ -14,6 +17,7 @@ type queueKind struct {
 	kind     wsdl.QueueType
 	full     wsdl.FullPolicy
 	capacity int
+	steps    []codec.Step
 	at       place
 	made     int // queues of this kind so far
 
@@ -24,7 +28,7 @@ type queueKind struct {
 // served says that such a queue is more than a fifo between two ends, and so
 // needs a home.
 func (k *queueKind) served() bool {
-	return k.kind != wsdl.QueueTypeFifo || k.full != wsdl.FullPolicyBlock
+	return k.kind != wsdl.QueueTypeFifo || k.full != wsdl.FullPolicyBlock || len(k.steps) > 0
 }
 
 // shared says that such a queue is for many takers: one of it for each pair of
@@ -69,13 +73,7 @@ func (c *compiler) compileQueues(at place, queues []*wsdl.Queue) {
 		if kind.kind == wsdl.QueueTypeLatest && queue.Full != nil {
 			c.add(here.attribute("full"), string(kind.full), "nothing here", "%s is of type latest, which each item replaces: it is never full, so full means nothing for it", what)
 		}
-		for j, encoder := range queue.Encoder {
-			codec := ""
-			if encoder != nil {
-				codec = string(wsdl.Or(encoder.Codec, ""))
-			}
-			c.unserved(here.nth("encoder", j), codec, "no encoder", what+" has the encoder "+quote(codec)+", which")
-		}
+		kind.steps = c.steps(here, what, queue.Encoder)
 		asked := c.whole(numberField(&c.problems, here, c.scope, "capacity", queue.Capacity),
 			"the capacity of "+what, 1, MaxCapacity, DefaultCapacity)
 		for int64(kind.capacity) < asked {
@@ -85,6 +83,42 @@ func (c *compiler) compileQueues(at place, queues []*wsdl.Queue) {
 			c.queues[name.text] = kind
 		}
 	}
+}
+
+// steps makes a queue's chain, and sees to it that its steps can follow each
+// other.
+func (c *compiler) steps(at place, what string, encoders []*wsdl.Encoder) []codec.Step {
+	if len(encoders) > MaxSteps {
+		c.add(at.nth("encoder", MaxSteps), fmt.Sprint(len(encoders)), fmt.Sprintf("at most %d encoders", MaxSteps), "%s has %d encoders, expected at most %d", what, len(encoders), MaxSteps)
+		return nil
+	}
+	var steps []codec.Step
+	for i, encoder := range encoders {
+		if encoder == nil {
+			c.add(at.nth("encoder", i), "nothing", "an encoder", "encoder %d of %s is empty", i+1, what)
+			return nil
+		}
+		typ := c.textField(at.nth("encoder", i), c.scope, "type", encoder.Type)
+		if typ.bad {
+			return nil
+		}
+		steps = append(steps, codec.Step{Codec: string(wsdl.Or(encoder.Codec, "")), Decode: encoder.Decode, Type: typ.text})
+	}
+	if _, err := codec.New(steps, codec.Limits{}); err != nil {
+		found := fmt.Sprint(len(steps), " encoders")
+		var wrong *codec.StepError
+		if errors.As(err, &wrong) {
+			at, found = at.nth("encoder", wrong.Number-1), wrong.Step.String()
+		}
+		const most = 400 // bytes of a sentence that may quote a type
+		why := err.Error()
+		if len(why) > most {
+			why = strings.ToValidUTF8(why[:most], "") + "..."
+		}
+		c.add(at, found, "encoders that can follow each other", "%s cannot convert items: %s", what, why)
+		return nil
+	}
+	return steps
 }
 
 // kindOf is the queue that an edge or topology has between its ends.
@@ -102,7 +136,7 @@ func (c *compiler) kindOf(name field, what string) *queueKind {
 
 // queue makes a served queue of a kind and gives its ID.
 func (w *wirer) queue(k *queueKind) int {
-	q := Queue{ID: len(w.out.Queues) + 1, Name: k.name, Type: string(k.kind), Full: string(k.full), Capacity: k.capacity}
+	q := Queue{ID: len(w.out.Queues) + 1, Name: k.name, Type: string(k.kind), Full: string(k.full), Capacity: k.capacity, Steps: k.steps}
 	if k.made++; k.made > 1 {
 		q.Name = fmt.Sprintf("%s#%d", k.name, k.made)
 	}

@@ -3,6 +3,7 @@ package mvm
 import (
 	"mvm/node/build"
 	"mvm/queuevm"
+	"mvm/queuevm/codec"
 	"time"
 )
 
@@ -86,10 +87,19 @@ func (e *Error) Error() string { return e.Message }
 type Instantiate struct {
 	Processes []ProcessSpec
 	Channels  []queuevm.Channel
-	Queues    []queuevm.Queue // that the channels lead to or from; how many is counted here
+	Queues    []Queue // that the channels lead to or from; how many is counted here
 	Peers     []queuevm.Peer
 	WallTime  time.Duration // 0 = no limit
 }
+
+// Queue is a served queue, and the steps that convert its items.
+type Queue struct {
+	queuevm.Queue
+	Steps []Step
+}
+
+// Step is one conversion; codec.Step says more.
+type Step = codec.Step
 
 // ProcessSpec is one process to run. Its working folder is
 // WorkDir/process-ID, where the node has already put its input files.

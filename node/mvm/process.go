@@ -19,6 +19,7 @@ import (
 
 	"mvm/node/build"
 	"mvm/queuevm"
+	"mvm/queuevm/codec"
 )
 
 // Limits of one attempt that no profile changes.
@@ -102,7 +103,14 @@ func (p *process) instantiate(r *Instantiate) (int, error) {
 	}
 	for _, q := range r.Queues {
 		q.Producers, q.Takers = producers[q.ID], takers[q.ID]
-		if err := p.vm.AddQueue(q); err != nil {
+		if len(q.Steps) > 0 {
+			chain, err := codec.New(q.Steps, codec.Limits{Item: min(max(q.Capacity, 1), queuevm.ConvertedMax)})
+			if err != nil {
+				return 0, fmt.Errorf("instantiate: queue %s: %w", q.Name, err)
+			}
+			q.Converter = chain
+		}
+		if err := p.vm.AddQueue(q.Queue); err != nil {
 			return 0, fmt.Errorf("instantiate: %w", err)
 		}
 	}
@@ -560,7 +568,8 @@ func (p *process) Run(ctx context.Context, s build.Step) (int, error) {
 }
 
 // watchPeers reports lost links until the attempt is over: once no program is
-// left, peers may go as they like.
+// left, peers may go as they like. An item that cannot be converted matters for
+// as long as anybody anywhere may want it.
 func (p *process) watchPeers() {
 	for {
 		select {
@@ -571,6 +580,8 @@ func (p *process) watchPeers() {
 			if matters {
 				p.tell(Event{Failure: fmt.Sprintf("the link to node %s is lost: %v", lost.ID, lost.Err)})
 			}
+		case err := <-p.vm.Refused():
+			p.tell(Event{Failure: err.Error()})
 		case <-p.life.Done():
 			return
 		}
