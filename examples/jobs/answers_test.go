@@ -259,3 +259,33 @@ func checkFarm(t *testing.T, stdout string, primes []byte, shares []string, limi
 		t.Errorf("the workers did %d orders of %d: %q", done, orders, shares)
 	}
 }
+
+// checkTranslate compares every position with Kepler's laws: from the time to
+// the angle by his equation, and the period by the third law.
+func checkTranslate(t *testing.T, stdout string, table []byte, years float64) {
+	t.Helper()
+	const axis, eccentricity = 5.2038, 0.0489
+	period := math.Pow(axis, 1.5)
+	if say := fmt.Sprintf("a round takes %.3f years\n", period); stdout != say {
+		t.Errorf("stdout is %q, want %q", stdout, say)
+	}
+	lines := strings.Split(strings.TrimSpace(string(table)), "\n")[1:]
+	if want := int(math.Round(years*100)) + 1; len(lines) != want {
+		t.Fatalf("orbit.csv has %d lines, want %d", len(lines), want)
+	}
+	for i, line := range lines {
+		var at, x, y float64
+		if _, err := fmt.Sscanf(line, "%g,%g,%g", &at, &x, &y); err != nil {
+			t.Fatalf("orbit.csv line %d, %q: %v", i+2, line, err)
+		}
+		mean := 2 * math.Pi * at / period
+		angle := mean
+		for range 50 {
+			angle = mean + eccentricity*math.Sin(angle)
+		}
+		wantX, wantY := axis*(math.Cos(angle)-eccentricity), axis*math.Sqrt(1-eccentricity*eccentricity)*math.Sin(angle)
+		if math.Abs(at-float64(i)/100) > 1e-9 || math.Hypot(x-wantX, y-wantY) > 1e-4 {
+			t.Fatalf("after %g years orbit.csv has it at %g, %g; by Kepler's equation it is at %g, %g", at, x, y, wantX, wantY)
+		}
+	}
+}

@@ -6,6 +6,7 @@ package jobs
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"mvm/services/client"
@@ -88,6 +89,32 @@ func TestFarm(t *testing.T) {
 		}
 		checkFarm(t, string(g.file(job, "add", 0, "stdout")), g.file(job, "add", 0, "primes.txt"), shares, 200000, 50)
 		g.crossed(job, nodes)
+	}
+}
+
+// What a C program writes as XDR a Python program reads as JSON.
+func TestTranslate(t *testing.T) {
+	g := startGrid(t, 2, 2)
+	for _, nodes := range []int{2, 1} {
+		job := g.run(request(t, "translate/translate.xml", fmt.Sprintf("nodes=%d", nodes)))
+		checkTranslate(t, string(g.file(job, "period", 0, "stdout")), g.file(job, "period", 0, "orbit.csv"), 15)
+		g.crossed(job, nodes)
+	}
+}
+
+// An item that cannot be converted fails the job and says which, whose, where
+// and why; what was before it comes through, and nothing after it.
+func TestUntranslated(t *testing.T) {
+	g := startGrid(t, 2, 2)
+	for _, nodes := range []string{"2", "1"} {
+		job := g.wait(g.submit(request(t, "testdata/untranslated.xml", "nodes="+nodes)))
+		const want = "queue numbers: item 17 of sender[0]: step 1, decode xdr double<>: at byte 4 of 5: element 0: 8 bytes are needed, 1 are left"
+		if wsdl.Or(job.State, "") != wsdl.JobStateFailed || !strings.Contains(job.Reason, want) {
+			t.Errorf("the job is %s: %s\nwant it to say %s", wsdl.Or(job.State, ""), job.Reason, want)
+		}
+		if said := string(g.file(job, "receiver", 0, "stdout")); !strings.HasPrefix("1\n2\n3\n4\n5\n6\n7\n8\n9\n10\n11\n12\n13\n14\n15\n16\n", said) {
+			t.Errorf("the receiver got %q", said)
+		}
 	}
 }
 

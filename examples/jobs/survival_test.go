@@ -18,7 +18,7 @@ import (
 
 func TestOutsideQueues(t *testing.T) {
 	g := startGrid(t, 2, 2)
-	for _, profile := range []string{"outside.xml", "outside-served.xml"} {
+	for _, profile := range []string{"outside.xml", "outside-served.xml", "outside-codecs.xml"} {
 		id := g.submit(request(t, "testdata/"+profile))
 		g.eventually("the job runs", func() (bool, string) {
 			job, err := g.client.Job(t.Context(), id)
