@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -90,7 +91,10 @@ func (b *Service) ListJobsContext(ctx context.Context, request *wsdl.ListJobs) (
 		return nil, err
 	}
 	limit := int(request.Limit)
-	if limit <= 0 || limit > maxPage {
+	if limit < 0 {
+		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("ListJobs: a limit of %d jobs", limit), "leave it out, or give at least 1")
+	}
+	if limit == 0 || limit > maxPage {
 		limit = maxPage
 	}
 	b.mu.Lock()

@@ -10,6 +10,7 @@ package client
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/url"
 	"os"
 	"strings"
@@ -36,7 +37,8 @@ type Config struct {
 	// Caller performs the calls. Default: a soap.Client.
 	Caller wsdl.Caller
 	// Patience is for how long a call that repeats itself (Wait, Follow) goes
-	// on trying while the grid cannot be reached. Default 15 s.
+	// on trying while the grid cannot be reached, and how long its first answer
+	// may take. Default 15 s.
 	Patience time.Duration
 }
 
@@ -72,7 +74,16 @@ func (cfg Config) Dial(ctx context.Context, grid string) (*Client, error) {
 		c.patience = 15 * time.Second
 	}
 	c.bootstrap = wsdl.NewBootstrapClient(c.caller, base+"/services/bootstrap")
-	where, err := c.bootstrap.GetBrokerContext(ctx, &wsdl.GetBroker{})
+	// Every verb begins so, and a node answers this from memory: one that is
+	// silent for longer is stopped or overwhelmed, and a person waits.
+	asked, enough := context.WithTimeout(ctx, c.patience)
+	defer enough()
+	where, err := c.bootstrap.GetBrokerContext(asked, &wsdl.GetBroker{})
+	if err != nil && ctx.Err() == nil && asked.Err() != nil {
+		return nil, wsdl.NewFault(wsdl.FaultCodeUnavailable,
+			fmt.Sprintf("the node at %s takes connections and has not answered for %v", base, c.patience),
+			"see on its machine whether it is stopped or overwhelmed, or name another node of the grid with --grid")
+	}
 	if err != nil {
 		return nil, err
 	}

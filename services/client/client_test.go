@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -457,5 +458,18 @@ func TestWhyAJobWaitsIsToldOnce(t *testing.T) {
 	}
 	if want := "pending: 1 node has 5 free slots\npending: no node is up\n"; out.String() != want {
 		t.Errorf("told:\n%s", out.String())
+	}
+}
+
+// A node that is stopped still takes connections: its kernel does.
+func TestDialSilentNode(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, err = Config{Patience: 50 * time.Millisecond}.Dial(t.Context(), l.Addr().String())
+	if wsdl.CodeOf(err) != wsdl.FaultCodeUnavailable || !strings.Contains(err.Error(), "has not answered for 50ms") {
+		t.Fatalf("%v: not that the node is silent", err)
 	}
 }
