@@ -1,6 +1,7 @@
 package queuevm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"runtime"
@@ -68,7 +69,7 @@ func (b bellWatch) event(uint32) {
 }
 
 // Run carries items until ctx ends or Close is called, and then returns nil.
-// It locks its OS thread; call it once, on a goroutine of its own, before
+// It locks its OS thread as soon as something is carried; call it once, on a goroutine of its own, before
 // Connect and before the first child starts.
 func (vm *VM) Run(ctx context.Context) error {
 	vm.mu.Lock()
@@ -83,11 +84,21 @@ func (vm *VM) Run(ctx context.Context) error {
 	vm.mu.Unlock()
 	stop := context.AfterFunc(ctx, func() { ring1(vm.bell) })
 	defer stop()
-	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	defer close(vm.stopped)
 	vm.loop(ctx)
 	return nil
+}
+
+// doze waits for events as any goroutine does. Until something is carried there
+// is nothing to be quick about, and most jobs never carry anything: a thread for
+// this alone would cost them more than their start.
+func (vm *VM) doze(events []unix.EpollEvent) (n int, err error) {
+	failed := vm.dozer.Read(func(fd uintptr) bool {
+		n, err = unix.EpollWait(int(fd), events, 0)
+		return n != 0 || err != nil
+	})
+	return n, cmp.Or(failed, err)
 }
 
 // loop polls hot channels and peers without blocking; when nothing moves it
@@ -98,11 +109,17 @@ func (vm *VM) loop(ctx context.Context) {
 		events    [eventsAtOne]unix.EpollEvent
 		idle      int
 		busy      int
+		locked    bool
 		noYieldTo time.Time
 	)
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
 	for !vm.closed && ctx.Err() == nil {
+		carries := len(vm.carried) > 0 || len(vm.links) > 0
+		if carries && !locked {
+			runtime.LockOSThread()
+			locked = true
+		}
 		worked := vm.carry()
 		if vm.look(events[:]) || worked {
 			idle = 0
@@ -114,8 +131,8 @@ func (vm *VM) loop(ctx context.Context) {
 		}
 		idle++
 		spins, tries := vm.spins()/10, yields
-		if len(vm.carried) == 0 && len(vm.links) == 0 {
-			spins, tries = 0, 0 // nothing is carried: there is nothing to be quick about
+		if !carries {
+			spins, tries = 0, 0 // there is nothing to be quick about
 		}
 		if idle <= spins {
 			continue
@@ -139,7 +156,13 @@ func (vm *VM) loop(ctx context.Context) {
 		}
 		vm.cool()
 		vm.mu.Unlock()
-		n, err := unix.EpollWait(vm.epoll, events[:], -1)
+		var n int
+		var err error
+		if carries {
+			n, err = unix.EpollWait(vm.epoll, events[:], -1)
+		} else {
+			n, err = vm.doze(events[:])
+		}
 		vm.mu.Lock()
 		if err == nil {
 			vm.dispatch(events[:n])

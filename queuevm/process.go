@@ -21,7 +21,7 @@ type process struct {
 	names   []string // of ports, in the order in which they came
 	control int      // our end of the control socket, -1 before Child and after the end
 	pidfd   int      // -1 when not watched
-	pid     int      // as this process sees it, while pidfd is watched
+	pid     int      // as this process sees it, 0 until someone asked (see number)
 	started bool
 	ended   bool
 }
@@ -130,8 +130,17 @@ func (vm *VM) Started(id int, pidfd int) error {
 	if err != nil {
 		return fmt.Errorf("process %d: watch its pidfd: %w", id, err)
 	}
-	p.pidfd, p.pid = own, pidOf(own)
+	p.pidfd = own
 	return nil
+}
+
+// number is the pid of the process's program, 0 when it is not known. Few ask, so
+// that no start pays for the answer. vm.mu is held.
+func (p *process) number() int {
+	if p.pid == 0 && p.pidfd >= 0 {
+		p.pid = pidOf(p.pidfd)
+	}
+	return p.pid
 }
 
 // pidOf is the number behind a pidfd, 0 when the kernel does not tell.

@@ -16,8 +16,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"runtime"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -140,8 +142,10 @@ type VM struct {
 	key      *key         // nil without a proxy
 	listener net.Listener // nil without a proxy
 	epoll    int
-	bell     int // an eventfd that the daemon's goroutines ring to end the loop's sleep
-	door     int // the same for children, who may do what they like with it
+	poller   *os.File        // the same, for Go's poller; closes it
+	dozer    syscall.RawConn // of poller
+	bell     int             // an eventfd that the daemon's goroutines ring to end the loop's sleep
+	door     int             // the same for children, who may do what they like with it
 	lostPeer chan PeerLost
 	refused  chan error
 	done     chan struct{} // closed by Close
@@ -199,6 +203,13 @@ func New(config Config) (*VM, error) {
 
 func (vm *VM) open() (err error) {
 	if vm.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return fmt.Errorf("epoll: %w", err)
+	}
+	if err := unix.SetNonblock(vm.epoll, true); err != nil {
+		return fmt.Errorf("epoll: %w", err)
+	}
+	vm.poller = os.NewFile(uintptr(vm.epoll), "epoll")
+	if vm.dozer, err = vm.poller.SyscallConn(); err != nil {
 		return fmt.Errorf("epoll: %w", err)
 	}
 	for _, bell := range []*int{&vm.bell, &vm.door} {
@@ -293,7 +304,12 @@ func (vm *VM) Close() error {
 		}
 		c.ring.free()
 	}
-	for _, fd := range []int{vm.epoll, vm.bell, vm.door} {
+	if vm.poller != nil {
+		_ = vm.poller.Close()
+	} else if vm.epoll >= 0 {
+		_ = unix.Close(vm.epoll)
+	}
+	for _, fd := range []int{vm.bell, vm.door} {
 		if fd >= 0 {
 			_ = unix.Close(fd)
 		}

@@ -44,7 +44,7 @@ func (vm *VM) waiting() ([]Wait, bool) {
 	known := true
 	for _, p := range vm.processes {
 		if !p.ended {
-			roots = append(roots, p.pid)
+			roots = append(roots, p.number())
 			known = known && p.pid > 0
 		}
 	}

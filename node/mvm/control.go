@@ -32,10 +32,12 @@ type Start struct {
 	Clients   string // folder with the client files (queuevm.ClientFiles), read-only
 	StreamMax int64  // bytes kept of each stdout and stderr (half head, half tail)
 
-	// Launch sets these two: what LaunchConfig.Limits said of memory, and the
-	// control group that has that limit, "" where there can be none.
+	// Launch sets these three: what LaunchConfig.Limits said of memory, the
+	// control group that has that limit, "" where there can be none, and how many
+	// threads may run Go at once when there is something to carry.
 	MemoryMiB   int64
 	MemoryGroup string
+	Threads     int
 }
 
 // Ready answers Start.

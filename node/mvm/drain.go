@@ -3,6 +3,7 @@ package mvm
 import (
 	"os"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -12,6 +13,7 @@ import (
 // for its reader and many programs cost no more than one.
 type drain struct {
 	epoll int
+	file  *os.File // the same, which Go's poller waits for: a thread that sleeps in the kernel costs a silent program more than its output
 
 	mu      sync.Mutex // guards what follows
 	streams map[int32]*stream
@@ -32,8 +34,17 @@ func newDrain() (*drain, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("epoll_create1", err)
 	}
-	d := &drain{epoll: epoll, streams: map[int32]*stream{}}
-	go d.run()
+	if err := unix.SetNonblock(epoll, true); err != nil {
+		unix.Close(epoll)
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	d := &drain{epoll: epoll, file: os.NewFile(uintptr(epoll), "epoll"), streams: map[int32]*stream{}}
+	waiter, err := d.file.SyscallConn()
+	if err != nil {
+		d.file.Close()
+		return nil, err
+	}
+	go d.run(waiter)
 	return d, nil
 }
 
@@ -62,15 +73,23 @@ func (d *drain) open(path string, max int64) (s *stream, writer int, err error) 
 	return s, pipe[1], nil
 }
 
-func (d *drain) run() {
-	buffer := make([]byte, 64<<10)
+func (d *drain) run(waiter syscall.RawConn) {
+	var buffer []byte
 	var events [64]unix.EpollEvent
 	for {
-		n, err := unix.EpollWait(d.epoll, events[:], -1)
-		if err != nil && err != unix.EINTR {
+		n := 0
+		var failed error
+		err := waiter.Read(func(fd uintptr) bool {
+			n, failed = unix.EpollWait(int(fd), events[:], 0)
+			return n != 0 && failed != unix.EINTR
+		})
+		if err != nil || failed != nil {
 			return // the descriptor is closed: the end of the process
 		}
-		for _, event := range events[:max(n, 0)] {
+		if buffer == nil {
+			buffer = make([]byte, 64<<10)
+		}
+		for _, event := range events[:n] {
 			d.mu.Lock()
 			s := d.streams[event.Fd]
 			d.mu.Unlock()

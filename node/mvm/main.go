@@ -98,7 +98,9 @@ func Main(args []string) int {
 // isolate makes this process the one that ends all others.
 func isolate(cleaning string) error {
 	// Handlers, not SIG_IGN: that would pass to the programs. As PID 1 it is
-	// out of the reach of their signals but for those that have a handler.
+	// out of the reach of their signals but for those that have a handler, and Go
+	// has one for each; without them, a program's SIGTERM ended it now and then
+	// all the same (seen with Linux 6.18).
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGPIPE, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM)
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {

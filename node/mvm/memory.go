@@ -154,7 +154,10 @@ func (p *process) exceeded(program *program, badly bool) string {
 // out of memory, not the node or an MVM process.
 func rankForKilling(pid int) {
 	// Only that it must not be done at all could keep it from working.
-	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("1000"), 0)
+	if fd, err := unix.Open("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", unix.O_WRONLY|unix.O_CLOEXEC, 0); err == nil {
+		_, _ = unix.Write(fd, []byte("1000"))
+		_ = unix.Close(fd)
+	}
 }
 
 // memoryCell makes the cell for a program with a limit in MiB, 0 being none. It

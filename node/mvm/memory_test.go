@@ -96,8 +96,10 @@ func TestMemoryLimitOfChildren(t *testing.T) {
 // TestStuckInCell: while the starting thread cannot leave a cell, nothing is
 // started that would share a limit that is not its own.
 func TestStuckInCell(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	stuck := errors.New("stuck")
-	s := &spawner{children: map[int]func(syscall.WaitStatus, *syscall.Rusage){}, leave: func() error { return stuck }}
+	s := &spawner{children: map[int]func(syscall.WaitStatus, *syscall.Rusage){}, leave: func() error { return stuck }, thread: syscall.Gettid()}
 	s.changed = sync.NewCond(&s.mu)
 	start := func() error { return s.start(child{argv: []string{"/bin/true"}, dir: "/"}, nil, nil) }
 	if err := start(); !errors.Is(err, stuck) || len(s.children) != 0 {

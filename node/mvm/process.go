@@ -120,6 +120,9 @@ func (p *process) instantiate(r *Instantiate) (int, error) {
 		}
 	}
 	close(p.wired)
+	if len(r.Channels)+len(r.Queues)+len(r.Peers) > 0 {
+		p.spread()
+	}
 	if len(r.Peers) > 0 {
 		ctx, cancel := context.WithTimeout(p.life, connectLimit)
 		defer cancel()
@@ -128,7 +131,8 @@ func (p *process) instantiate(r *Instantiate) (int, error) {
 		}
 	}
 	var failed error
-	p.spawner.do(func() {
+	limited := slices.ContainsFunc(r.Processes, func(s ProcessSpec) bool { return s.MemoryMiB > 0 })
+	p.spawner.do(limited, func() {
 		// Held over all starts: an end is told after them, and the reaper does
 		// not compete with them for the processors.
 		p.mu.Lock()
@@ -160,6 +164,11 @@ func (p *process) instantiate(r *Instantiate) (int, error) {
 	}
 	return len(r.Processes), nil
 }
+
+// spread lets goroutines run on as many processors as the node's do: what is
+// carried, by the loop that polls or by those that encrypt, must not wait for
+// its turn.
+func (p *process) spread() { runtime.GOMAXPROCS(max(p.start.Threads, 1)) }
 
 // spawn starts one program; it is called in spawner.do, and p.mu is held.
 func (p *process) spawn(s ProcessSpec) error {
@@ -540,7 +549,7 @@ func (p *process) Run(ctx context.Context, s build.Step) (int, error) {
 	done := make(chan struct{})
 	output := s.Output.Fd()
 	var err error
-	p.spawner.do(func() {
+	p.spawner.do(false, func() {
 		err = p.spawner.start(child{argv: s.Argv, environment: append(s.Environment, mark, markName+"="+p.mark), dir: s.Dir, files: []uintptr{p.null.Fd(), output, output}},
 			func(pid, _ int) {
 				e.pid = pid

@@ -18,10 +18,11 @@ import (
 // process may wait for children.
 type spawner struct {
 	deathSignal syscall.Signal // what children get when the MVM process dies; 0 where the namespace sees to it
-	works       chan func()    // done on one OS thread that never ends
-	leave       func() error   // takes that thread out of the cell that it is stuck in; nil while it is in none; used by works only
 
-	mu       sync.Mutex // guards what follows; held from before a fork until the child is known, and while one is reaped
+	mu       sync.Mutex   // guards what follows; held from before a fork until the child is known, and while one is reaped
+	works    chan func()  // done on one OS thread that never ends; nil until there is need for one
+	thread   int          // that thread
+	leave    func() error // takes that thread out of the cell that it is stuck in; nil while it is in none
 	children map[int]func(syscall.WaitStatus, *syscall.Rusage)
 	none     bool       // there was no child at all when the reaper last looked
 	changed  *sync.Cond // none changed
@@ -30,12 +31,10 @@ type spawner struct {
 func newSpawner(deathSignal syscall.Signal) *spawner {
 	s := &spawner{
 		deathSignal: deathSignal,
-		works:       make(chan func()),
 		children:    map[int]func(syscall.WaitStatus, *syscall.Rusage){},
 		none:        true,
 	}
 	s.changed = sync.NewCond(&s.mu)
-	go s.work()
 	go s.reap()
 	return s
 }
@@ -43,23 +42,35 @@ func newSpawner(deathSignal syscall.Signal) *spawner {
 // work has one OS thread for itself. It is not the first one of the process,
 // which must not enter a cell: that one is kept from everyone, so that it is not
 // taken again.
-func (s *spawner) work() {
+func (s *spawner) work(works <-chan func()) {
 	runtime.LockOSThread()
 	if unix.Gettid() == unix.Getpid() {
-		go s.work()
+		go s.work(works)
 		select {}
 	}
-	for work := range s.works {
+	for work := range works {
 		work()
 	}
 }
 
-// do has work done on the thread that starts all children, and waits for it:
-// the death signal follows the starting thread, and a change of threads for
-// each of many starts would cost more than the start.
-func (s *spawner) do(work func()) {
+// do has work done that starts children, and waits for it. With cells, or where
+// there is a death signal, which follows the starting thread, it is done on a
+// thread that is for this alone. Everyone else does without: a thread of its own
+// takes a second one to make it, and both cost as much as the start.
+func (s *spawner) do(cells bool, work func()) {
+	s.mu.Lock()
+	if s.works == nil && (cells || s.deathSignal != 0) {
+		s.works = make(chan func())
+		go s.work(s.works)
+	}
+	works := s.works
+	s.mu.Unlock()
+	if works == nil {
+		work()
+		return
+	}
 	done := make(chan struct{})
-	s.works <- func() {
+	works <- func() {
 		defer close(done)
 		work()
 	}
@@ -100,7 +111,7 @@ func (s *spawner) start(c child, before func(pid, pidfd int), ended func(syscall
 		if err != nil {
 			return fmt.Errorf("%w: %w", errNoCell, err)
 		}
-		s.leave = leave
+		s.leave, s.thread = leave, unix.Gettid()
 	}
 	pid, err := syscall.ForkExec(cmp.Or(c.path, c.argv[0]), c.argv, attributes)
 	stuck := s.outside() // no fault of a child that was born well: the next start says it
@@ -122,9 +133,9 @@ func (s *spawner) start(c child, before func(pid, pidfd int), ended func(syscall
 	return nil
 }
 
-// outside brings the thread that starts children out of every cell.
+// outside brings the thread that starts children out of every cell. s.mu is held.
 func (s *spawner) outside() error {
-	if s.leave == nil {
+	if s.leave == nil || unix.Gettid() != s.thread {
 		return nil
 	}
 	err := s.leave()

@@ -3,6 +3,9 @@
 // pays for its start.
 package main
 
+// The node says how many threads there may be: see Start.Threads.
+//go:debug containermaxprocs=0
+
 import (
 	"os"
 
