@@ -9,8 +9,8 @@ import (
 
 // The control protocol between a node and the MVM process that it starts for
 // one attempt. It runs over an inherited Unix stream socket (ControlFD); each
-// message is a 4-byte big-endian length and that many bytes of JSON, at most
-// MaxMessage. The first message is the node's Start, which the MVM process
+// message is a 4-byte big-endian length and that many bytes, at most MaxMessage,
+// as its visit names them (wire.go). The first message is the node's Start, which the MVM process
 // answers with Ready. After that the node sends Requests and the MVM process
 // sends Replies (in any order, matched by ID) and Events.
 //

@@ -214,11 +214,11 @@ func Launch(config LaunchConfig) (*Handle, error) {
 	}
 	theirs.Close() // or its end would not show as end of file
 	h := &Handle{
-		mark: config.Mark, process: process, control: control, wire: &wire{reader: control, writer: control},
+		mark: config.Mark, process: process, control: control, wire: newWire(control),
 		events: make(chan Event), done: make(chan struct{}), fresh: make(chan struct{}, 1), waiting: map[uint64]chan *Reply{},
 	}
 	control.SetDeadline(time.Now().Add(config.ReadyLimit))
-	err = h.wire.send(config.Start)
+	err = h.wire.send(&config.Start)
 	if err == nil {
 		err = h.wire.receive(&h.ready)
 	}
@@ -264,7 +264,7 @@ func (h *Handle) Call(ctx context.Context, r Request) (Reply, error) {
 		delete(h.waiting, r.ID)
 		h.mu.Unlock()
 	}()
-	if err := h.wire.send(r); err != nil {
+	if err := h.wire.send(&r); err != nil {
 		return Reply{}, fmt.Errorf("ask the MVM process: %w", err)
 	}
 	select {

@@ -32,19 +32,19 @@ func TestLeaseThatIsNotKept(t *testing.T) {
 			defer close(over)
 			_, _ = process.Wait()
 		}()
-		w := &wire{reader: ours, writer: ours}
-		send := func(message any) {
+		w := newWire(ours)
+		send := func(m message) {
 			t.Helper()
-			if err := w.send(message); err != nil {
+			if err := w.send(m); err != nil {
 				t.Fatal(err)
 			}
 		}
-		send(Start{Attempt: "lease/1", Node: "a", WorkDir: dir})
-		send(Request{ID: 1, Instantiate: &Instantiate{Processes: []ProcessSpec{sh(0, "until [ -e ../stop ]; do sleep 0.02; done"), sh(1, "sleep 1000")}}})
+		send(&Start{Attempt: "lease/1", Node: "a", WorkDir: dir})
+		send(&Request{ID: 1, Instantiate: &Instantiate{Processes: []ProcessSpec{sh(0, "until [ -e ../stop ]; do sleep 0.02; done"), sh(1, "sleep 1000")}}})
 		eventually(t, "the programs run", func() bool { _, err := os.Stat(dir + "/process-1"); return err == nil && len(withMark(mark)) >= 3 })
 		if stuck {
 			for id := range uint64(4000) { // whose replies nobody takes
-				send(Request{ID: 2 + id, Inspect: &struct{}{}})
+				send(&Request{ID: 2 + id, Inspect: &struct{}{}})
 			}
 			eventually(t, "they pile up", func() bool {
 				n, err := unix.IoctlGetInt(pair[0], unix.TIOCINQ)
@@ -57,7 +57,7 @@ func TestLeaseThatIsNotKept(t *testing.T) {
 		eventually(t, "one has ended", func() bool {
 			return !slices.ContainsFunc(withMark(mark), func(p string) bool { return strings.Contains(p, "stop") })
 		})
-		send(Request{ID: 1 << 40, Lease: &Lease{For: 300 * time.Millisecond}})
+		send(&Request{ID: 1 << 40, Lease: &Lease{For: 300 * time.Millisecond}})
 		select {
 		case <-over:
 		case <-time.After(20 * time.Second):

@@ -79,17 +79,17 @@ func Main(args []string) int {
 		return fail(fmt.Errorf("the control socket, descriptor %d: %w", ControlFD, err))
 	}
 	control := os.NewFile(ControlFD, "control")
-	w := &wire{reader: control, writer: control}
+	w := newWire(control)
 	var start Start
 	if err := w.receive(&start); err != nil {
 		return fail(fmt.Errorf("read what to start: %w", err))
 	}
 	p, err := newProcess(start, w, cleaning)
 	if err = errors.Join(isolated, err); err != nil {
-		w.send(Ready{Error: err.Error()})
+		w.send(&Ready{Error: err.Error()})
 		return fail(err)
 	}
-	if err := w.send(Ready{Address: p.vm.Address(), Fingerprint: p.vm.Fingerprint(), Cleaning: cleaning}); err != nil {
+	if err := w.send(&Ready{Address: p.vm.Address(), Fingerprint: p.vm.Fingerprint(), Cleaning: cleaning}); err != nil {
 		return fail(err)
 	}
 	return p.serve()
@@ -244,8 +244,8 @@ func (p *process) answer(r *Request, over chan<- struct{}) {
 	if err != nil {
 		reply.Error = toError(err)
 	}
-	if err := p.wire.send(FromProcess{Reply: reply}); err != nil {
+	if err := p.wire.send(&FromProcess{Reply: reply}); err != nil {
 		// Too long to send, or the node is gone, which its reader notices too.
-		_ = p.wire.send(FromProcess{Reply: &Reply{ID: r.ID, Error: &Error{Code: "internal", Message: err.Error()}}})
+		_ = p.wire.send(&FromProcess{Reply: &Reply{ID: r.ID, Error: &Error{Code: "internal", Message: err.Error()}}})
 	}
 }

@@ -637,6 +637,6 @@ func (p *process) quiet() queuevm.Quiet {
 }
 
 // tell sends an event. That the node is gone shows where its messages are read.
-func (p *process) tell(e Event) { _ = p.wire.send(FromProcess{Event: &e}) }
+func (p *process) tell(e Event) { _ = p.wire.send(&FromProcess{Event: &e}) }
 
 func concurrentBuilds() int { return max(1, runtime.NumCPU()) }

@@ -136,15 +136,15 @@ func FuzzTail(f *testing.F) {
 // FuzzReceive: whatever the other end sends, receive ends with a message or an
 // error and takes no memory on a mere claim.
 func FuzzReceive(f *testing.F) {
-	f.Add([]byte("\x00\x00\x00\x02{}"))
-	f.Add([]byte("\x00\x00\x00\x13{\"Event\":{\"Process\""))
+	f.Add([]byte("\x00\x00\x00\x02\x00\x00"))
+	f.Add([]byte("\x00\x00\x00\x05\x00\x01\x01\x00\x90"))
 	f.Add([]byte("\x03\xff\xff\xff{"))
 	f.Add([]byte("\xff\xff\xff\xff{}"))
 	f.Fuzz(func(t *testing.T, sent []byte) {
-		w := &wire{reader: bytes.NewReader(sent)}
+		w := newWire(bytes.NewBuffer(sent))
 		for w.receive(new(FromProcess)) == nil {
 		}
-		w = &wire{reader: bytes.NewReader(sent)}
+		w = newWire(bytes.NewBuffer(sent))
 		for w.receive(new(Request)) == nil {
 		}
 	})
