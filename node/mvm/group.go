@@ -39,16 +39,27 @@ const groupRoot = "/sys/fs/cgroup"
 // findGroups looks for a place that this process may use: below its own group
 // in version 1; in version 2 beside it, because a group cannot hold both
 // processes and groups with a memory limit, or for killing below it too.
-func findGroups(controller string) groups {
-	return findGroupsIn(groupRoot, "/proc/self/cgroup", controller)
+func findGroups(controller string) groups { return findAllGroups(controller)[0] }
+
+// findAllGroups does it for several controllers.
+func findAllGroups(controllers ...string) []groups {
+	return findGroupsIn(groupRoot, "/proc/self/cgroup", controllers...)
 }
 
-func findGroupsIn(root, membership, controller string) groups {
+func findGroupsIn(root, membership string, controllers ...string) []groups {
+	all := make([]groups, len(controllers))
 	text, err := os.ReadFile(membership)
 	if err != nil {
-		return groups{}
+		return all
 	}
-	for _, line := range strings.Split(string(text), "\n") {
+	for i, controller := range controllers {
+		all[i] = findGroup(root, string(text), controller)
+	}
+	return all
+}
+
+func findGroup(root, membership, controller string) groups {
+	for line := range strings.SplitSeq(membership, "\n") {
 		fields := strings.SplitN(line, ":", 3) // number:controllers:path
 		if len(fields) < 3 {
 			continue
@@ -108,8 +119,9 @@ func enclose(mark string, killing bool, limits Limits) (cells []*cell, err error
 	if limits.Tasks > 0 {
 		wanted = append(wanted, forTasks)
 	}
-	for _, controller := range wanted {
-		c, err := enclosure(cells, mark, controller)
+	places := findAllGroups(wanted...)
+	for i, controller := range wanted {
+		c, err := enclosure(cells, mark, places[i])
 		if err == nil {
 			switch controller {
 			case forKilling:
@@ -134,10 +146,9 @@ func enclose(mark string, killing bool, limits Limits) (cells []*cell, err error
 	return cells, nil
 }
 
-// enclosure is the cell of a launch for a controller: one of those made so far,
-// or a new one.
-func enclosure(cells []*cell, mark, controller string) (*cell, error) {
-	g := findGroups(controller)
+// enclosure is the cell of a launch at a place: one of those made so far, or a
+// new one.
+func enclosure(cells []*cell, mark string, g groups) (*cell, error) {
 	if i := slices.IndexFunc(cells, func(c *cell) bool { return c.groups == g }); i >= 0 {
 		return cells[i], nil
 	}
@@ -217,8 +228,8 @@ func endGroups(prefix string, deadline time.Time) error {
 // groupParents are the folders in which groups are made.
 func groupParents() []string {
 	var parents []string
-	for _, controller := range []string{forKilling, forMemory, forTasks} {
-		if parent := findGroups(controller).parent; parent != "" && !slices.Contains(parents, parent) {
+	for _, g := range findAllGroups(forKilling, forMemory, forTasks) {
+		if parent := g.parent; parent != "" && !slices.Contains(parents, parent) {
 			parents = append(parents, parent)
 		}
 	}
@@ -232,6 +243,11 @@ func groupParents() []string {
 // left.
 func endGroup(group string, deadline time.Time) error {
 	for {
+		// Nearly always it is empty, and then this is all: the kernel removes no
+		// group that has a process or a group in it.
+		if err := os.Remove(group); err == nil || errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
 		left := members(group)
 		if len(left) == 0 {
 			return removeGroup(group)

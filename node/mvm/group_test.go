@@ -105,7 +105,7 @@ func TestFindGroups(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, controller := range []string{forMemory, forKilling} {
-			if got := findGroupsIn(root, membership, controller); got != want[controller] {
+			if got := findGroupsIn(root, membership, controller)[0]; got != want[controller] {
 				t.Errorf("%q for %s: %+v, want %+v", text, controller, got, want[controller])
 			}
 		}
