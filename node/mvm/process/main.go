@@ -1,10 +1,10 @@
+// The node says how many threads there may be: see mvm.Start.Threads.
+//go:debug containermaxprocs=0
+
 // Command process is the MVM process on its own: what a node runs, from
 // memory, once for each attempt. It links next to nothing, because every job
 // pays for its start.
 package main
-
-// The node says how many threads there may be: see Start.Threads.
-//go:debug containermaxprocs=0
 
 import (
 	"os"
