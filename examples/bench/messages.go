@@ -20,9 +20,8 @@ import (
 var messages embed.FS
 
 const (
-	openMPI  = "Open MPI"
-	mpich    = "MPICH"
-	mpichTCP = "MPICH over TCP"
+	openMPI = "Open MPI"
+	mpich   = "MPICH"
 )
 
 // message is one run of messages/patterns.c.
@@ -33,7 +32,7 @@ type message struct {
 	processes int
 	bytes     int // points for fft
 	value     func(micros float64, bytes int) float64
-	times     map[string]int // by player, "" for all others: how often, about a quarter of a second
+	times     int // how often: about a quarter of a second
 }
 
 func micros(us float64, _ int) float64        { return us }
@@ -44,10 +43,10 @@ func gigabytes(us float64, bytes int) float64 { return float64(bytes) / us / 1e3
 // patterns over MVM's ports and over MPI.
 func messageCase() *contest {
 	list := []message{
-		{measure: "one way", profile: "pair", pattern: "pingpong", processes: 2, bytes: 8, value: micros, times: map[string]int{"": 100_000}},
-		{measure: "rate", profile: "pair", pattern: "stream", processes: 2, bytes: 8, value: perSecond, times: map[string]int{"": 2_000_000}},
-		{measure: "copied", profile: "pair", pattern: "stream", processes: 2, bytes: 1 << 20, value: gigabytes, times: map[string]int{"": 3000}},
-		{measure: "in place", profile: "pair", pattern: "inplace", processes: 2, bytes: 1 << 20, value: gigabytes, times: map[string]int{"": 100_000}},
+		{measure: "one way", profile: "pair", pattern: "pingpong", processes: 2, bytes: 8, value: micros, times: 100_000},
+		{measure: "rate", profile: "pair", pattern: "stream", processes: 2, bytes: 8, value: perSecond, times: 2_000_000},
+		{measure: "copied", profile: "pair", pattern: "stream", processes: 2, bytes: 1 << 20, value: gigabytes, times: 3000},
+		{measure: "in place", profile: "pair", pattern: "inplace", processes: 2, bytes: 1 << 20, value: gigabytes, times: 100_000},
 	}
 	c := &contest{
 		name:   "messages",
@@ -69,78 +68,6 @@ func messageCase() *contest {
 	return c
 }
 
-// patternCases measures more processes than cores, without and with two foreign
-// processes that use all the processor they get.
-func patternCases() []*contest {
-	var list []message
-	var order []string
-	units := map[string]string{}
-	for _, n := range []int{8, 16, 64} {
-		// MPICH's default spins, and takes thousands of times as long.
-		for _, m := range []message{
-			{pattern: "ring", profile: "ring", bytes: 8, times: map[string]int{"": 16_000 / n, mpich: 1}},
-			{pattern: "butterfly", profile: "butterfly", bytes: 8, times: map[string]int{"": 10_000 / n, mpich: 1}},
-			{pattern: "fft", profile: "butterfly", bytes: 1 << 16, times: map[string]int{"": 60, mpich: 1}},
-		} {
-			m.processes, m.value, m.measure = n, micros, fmt.Sprintf("%s on %d", m.pattern, n)
-			list, order = append(list, m), append(order, m.measure)
-			units[m.measure] = map[string]string{"ring": "us a hop", "butterfly": "us an iteration", "fft": "us a transform of 65,536 points"}[m.pattern]
-		}
-	}
-	each := func(theirs ...string) (all []func(*outcome) (float64, error)) {
-		for _, measure := range order {
-			all = append(all, less(measure, theirs...))
-		}
-		return all
-	}
-	const method = "As above, with channels of 1 MiB, all on one node. Open MPI runs with mpi_yield_when_idle, MPICH over TCP with UCX_TLS=tcp,self."
-	many := &contest{
-		name: "patterns", title: "Ring, butterfly and FFT on more processes than cores", method: method,
-		rounds: 5, order: order, units: units,
-		goals: []goal{
-			{text: "geometric mean of the nine, against the best of each", atLeast: 1, ratio: geometric(each(openMPI, mpich, mpichTCP)...), holds: "the table tells which."},
-			{text: "the worst of the nine, against the best of each", atLeast: 0.8, ratio: worst(each(openMPI, mpich, mpichTCP)...), holds: "the table tells which."},
-			{text: "the worst of the nine, against MPICH's default", atLeast: 50, ratio: worst(each(mpich)...), holds: "the table tells which."},
-		},
-	}
-	many.open = func(ctx context.Context, b *bench) ([]player, func(), error) {
-		return openMessages(ctx, b, list, []string{openMPI, mpich, mpichTCP}, 1<<20)
-	}
-	hogs := &contest{
-		name: "hogs", title: "The same beside two foreign processes that use all the processor they get", method: method,
-		rounds: 3, order: order, units: units,
-		goals: []goal{{text: "geometric mean of the nine, against Open MPI", atLeast: 5, ratio: geometric(each(openMPI)...), holds: "the table tells which."}},
-	}
-	hogs.open = func(ctx context.Context, b *bench) ([]player, func(), error) {
-		fewer := make([]message, len(list))
-		for i, m := range list {
-			m.times = map[string]int{"": max(1, m.times[""]/50), ours: max(1, m.times[""]/4)}
-			fewer[i] = m
-		}
-		players, done, err := openMessages(ctx, b, fewer, []string{openMPI}, 1<<20)
-		if err != nil {
-			return nil, done, err
-		}
-		var running []*exec.Cmd
-		stop := func() {
-			for _, c := range running {
-				c.Process.Kill()
-				c.Wait()
-			}
-			done()
-		}
-		for range 2 {
-			hog := exec.Command("sh", "-c", "while :; do :; done")
-			if err := hog.Start(); err != nil {
-				return nil, stop, err
-			}
-			running = append(running, hog)
-		}
-		return players, stop, nil
-	}
-	return []*contest{many, hogs}
-}
-
 // openMessages builds the patterns for MPI, and starts a node for MVM.
 func openMessages(ctx context.Context, b *bench, list []message, theirs []string, capacity int) ([]player, func(), error) {
 	dir, err := b.folder("messages")
@@ -157,7 +84,7 @@ func openMessages(ctx context.Context, b *bench, list []message, theirs []string
 		flags  map[string][]string
 	}{
 		{"openmpi", map[string][]string{openMPI: {"env", "OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1", "", "--oversubscribe", "--mca", "mpi_yield_when_idle", "1"}}},
-		{"mpich", map[string][]string{mpich: {"env", ""}, mpichTCP: {"env", "UCX_TLS=tcp,self", ""}}},
+		{"mpich", map[string][]string{mpich: {"env", ""}}},
 	} {
 		mpicc, err := installed("mpicc." + mpi.suffix)
 		if err != nil {
@@ -184,14 +111,14 @@ func openMessages(ctx context.Context, b *bench, list []message, theirs []string
 	if err != nil {
 		return nil, nil, err
 	}
-	mine := func(ctx context.Context, m message, times int) (string, error) {
-		return g.pattern(ctx, filepath.Join(dir, m.profile+".xml"), m, times, capacity)
+	mine := func(ctx context.Context, m message) (string, error) {
+		return g.pattern(ctx, filepath.Join(dir, m.profile+".xml"), m, capacity)
 	}
-	players := []player{{ours, measureAll(list, ours, mine)}}
+	players := []player{{ours, measureAll(list, mine)}}
 	for _, name := range theirs {
-		players = append(players, player{name, measureAll(list, name, func(ctx context.Context, m message, times int) (string, error) {
+		players = append(players, player{name, measureAll(list, func(ctx context.Context, m message) (string, error) {
 			if m.pattern == "inplace" {
-				m.pattern, times = "stream", times/30
+				m.pattern, m.times = "stream", m.times/30
 			}
 			args := append([]string{}, runs[name]...)
 			for i := range args {
@@ -199,7 +126,7 @@ func openMessages(ctx context.Context, b *bench, list []message, theirs []string
 					args[i] = strconv.Itoa(m.processes)
 				}
 			}
-			args = append(args, m.pattern, strconv.Itoa(times), strconv.Itoa(m.bytes))
+			args = append(args, m.pattern, strconv.Itoa(m.times), strconv.Itoa(m.bytes))
 			ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 			defer cancel()
 			c := exec.CommandContext(ctx, args[0], args[1:]...)
@@ -216,15 +143,11 @@ func openMessages(ctx context.Context, b *bench, list []message, theirs []string
 }
 
 // measureAll is one round of a player: every message once.
-func measureAll(list []message, player string, run func(context.Context, message, int) (string, error)) func(context.Context) (sample, error) {
+func measureAll(list []message, run func(context.Context, message) (string, error)) func(context.Context) (sample, error) {
 	return func(ctx context.Context) (sample, error) {
 		got := sample{}
 		for _, m := range list {
-			times, own := m.times[player]
-			if !own {
-				times = m.times[""]
-			}
-			out, err := run(ctx, m, times)
+			out, err := run(ctx, m)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", m.measure, err)
 			}
@@ -239,13 +162,13 @@ func measureAll(list []message, player string, run func(context.Context, message
 }
 
 // pattern runs a job and returns what process 0 printed.
-func (g *grid) pattern(ctx context.Context, profile string, m message, times, capacity int) (string, error) {
+func (g *grid) pattern(ctx context.Context, profile string, m message, capacity int) (string, error) {
 	document, err := client.Load(profile)
 	if err != nil {
 		return "", err
 	}
 	id, err := g.Submit(ctx, client.Request{Document: document, Arguments: map[string]string{
-		"pattern": m.pattern, "times": strconv.Itoa(times), "bytes": strconv.Itoa(m.bytes),
+		"pattern": m.pattern, "times": strconv.Itoa(m.times), "bytes": strconv.Itoa(m.bytes),
 		"processes": strconv.Itoa(m.processes), "capacity": strconv.Itoa(capacity),
 	}})
 	if err != nil {
