@@ -19,7 +19,6 @@ import (
 
 	"mvm/node/build"
 	"mvm/queuevm"
-	"mvm/queuevm/codec"
 )
 
 // Limits of one attempt that no profile changes.
@@ -103,13 +102,11 @@ func (p *process) instantiate(r *Instantiate) (int, error) {
 	}
 	for _, q := range r.Queues {
 		q.Producers, q.Takers = producers[q.ID], takers[q.ID]
-		if len(q.Steps) > 0 {
-			chain, err := codec.New(q.Steps, codec.Limits{Item: min(max(q.Capacity, 1), queuevm.ConvertedMax)})
-			if err != nil {
-				return 0, fmt.Errorf("instantiate: queue %s: %w", q.Name, err)
-			}
-			q.Converter = chain
+		converter, err := p.converter(q)
+		if err != nil {
+			return 0, fmt.Errorf("instantiate: queue %s: %w", q.Name, err)
 		}
+		q.Converter = converter
 		if err := p.vm.AddQueue(q.Queue); err != nil {
 			return 0, fmt.Errorf("instantiate: %w", err)
 		}
