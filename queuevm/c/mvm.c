@@ -42,6 +42,8 @@ enum {
     SERVED_VERDICT = 2, /* the producer awaits what became of each item */
     IMPATIENT = 1,
     CONTROL_NOTHING = 1,
+    KIND_MASK = 0xF, /* of a record's meta */
+    KIND_INSTRUCTION = 1,
     RECORD_HEADER = 8,
     TOTAL_HEADER = 8,
     CHUNK = 64 << 10, /* published at once within a record, so that both ends copy at the same time */
@@ -101,7 +103,7 @@ struct end {
     uint64_t held;         /* reserved or peeked: record bytes */
     int holding, broken, finished;
     uint32_t served;       /* SERVED_ bits; 0 on a plain channel */
-    uint32_t meta;         /* producer: of the items to come */
+    uint32_t meta;         /* producer: of the items to come; consumer: of the last one */
     uint64_t most;         /* producer: the largest item that the queue can hold */
     int asked;             /* consumer: the queue owes an answer, or it lies unread */
 };
@@ -409,6 +411,16 @@ int mvm_enqueue(mvm_port *port, const void *item, size_t length) {
     return enqueue_slow(o, item, length, -1);
 }
 
+int mvm_instruct(mvm_port *port, const void *item, size_t length) {
+    struct end *o = &port->out;
+    if (!o->header) return MVM_DIRECTION;
+    uint32_t meta = o->meta;
+    o->meta |= KIND_INSTRUCTION;
+    int code = enqueue_slow(o, item, length, -1);
+    o->meta = meta;
+    return code;
+}
+
 int mvm_enqueue_timed(mvm_port *port, const void *item, size_t length, long ms) {
     if (!port->out.header) return MVM_DIRECTION;
     return enqueue_slow(&port->out, item, length, deadline_of(ms < 0 ? 0 : ms));
@@ -502,10 +514,12 @@ static int first_of(struct end *i, struct first *f, int64_t deadline) {
     if (i->broken) return MVM_BROKEN;
     int code = i->served & SERVED_DEMAND ? await_answer(i, deadline) : await_bytes(i, RECORD_HEADER, deadline);
     if (code) return code;
-    uint32_t word;
+    uint32_t word, meta;
     memcpy(&word, at(i, i->mine), 4);
+    memcpy(&meta, at(i, i->mine) + 4, 4);
     f->length = f->total = word & LENGTH_MASK;
     f->flags = word & ~LENGTH_MASK;
+    i->meta = meta;
     if (f->length > largest(i) || f->flags & FLAG_CONTROL) goto garbage;
     if (f->flags == FLAG_MORE) {
         if (f->length < TOTAL_HEADER) goto garbage;
@@ -618,6 +632,8 @@ ssize_t mvm_next_length(mvm_port *port) {
     int code = first_of(&port->in, &f, -1);
     return code ? code : (ssize_t)f.total;
 }
+
+int mvm_is_instruction(const mvm_port *port) { return (port->in.meta & KIND_MASK) == KIND_INSTRUCTION; }
 
 ssize_t mvm_dequeue_alloc(mvm_port *port, void **item) {
     ssize_t length = mvm_next_length(port);

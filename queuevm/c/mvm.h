@@ -77,6 +77,10 @@ int mvm_enqueue(mvm_port *port, const void *item, size_t length);
  * 0 at first. A priority queue hands out the highest first; others ignore it. */
 int mvm_set_priority(mvm_port *port, int priority);
 
+/* mvm_enqueue for an instruction instead of data: source for a processor to
+ * build and to apply to the items after it (LAYOUT.md, "Instructions"). */
+int mvm_instruct(mvm_port *port, const void *item, size_t length);
+
 /* The same without waiting (MVM_AGAIN) or for at most ms milliseconds
  * (MVM_TIMEOUT); over mvm_largest MVM_TOO_BIG. Nothing is enqueued unless
  * MVM_OK is returned. A queue that refuses items when it is full is asked, which
@@ -104,6 +108,10 @@ ssize_t mvm_dequeue_alloc(mvm_port *port, void **item);
 
 /* The length of the next item, blocking until its first bytes are here. */
 ssize_t mvm_next_length(mvm_port *port);
+
+/* 1 when the item that was dequeued, peeked or measured last is an instruction,
+ * 0 when it is data. */
+int mvm_is_instruction(const mvm_port *port);
 
 /* Zero copy out: reserve gives *room for length bytes within the channel,
  * blocking until it is free; commit enqueues the first length bytes of it (at

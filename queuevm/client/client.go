@@ -196,6 +196,17 @@ func (p *Port) Enqueue(item []byte) error {
 	return p.out.enqueue(item, never)
 }
 
+// Instruct is Enqueue for an instruction instead of data: source for a processor
+// to build and to apply to the items after it (LAYOUT.md, "Instructions").
+func (p *Port) Instruct(item []byte) error {
+	p.outMu.Lock()
+	defer p.outMu.Unlock()
+	meta := p.out.meta
+	p.out.meta |= kindInstruction
+	defer func() { p.out.meta = meta }()
+	return p.out.enqueue(item, never)
+}
+
 // TryEnqueue is Enqueue without waiting (ErrAgain), for items up to LargestOut
 // (else ErrTooBig). Nothing is enqueued unless it returns nil. A queue that
 // refuses items when it is full is asked, and its answer waited for.
@@ -228,6 +239,14 @@ func (p *Port) DequeueInto(buffer []byte) (int, error) {
 	defer p.inMu.Unlock()
 	item, err := p.in.dequeue(buffer, true, never)
 	return len(item), err
+}
+
+// IsInstruction says whether the item that was dequeued or peeked last is an
+// instruction, not data.
+func (p *Port) IsInstruction() bool {
+	p.inMu.Lock()
+	defer p.inMu.Unlock()
+	return p.in.meta&kindMask == kindInstruction
 }
 
 // SetPriority is the priority of the items that are enqueued from now on, 0 to

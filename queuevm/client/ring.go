@@ -30,9 +30,12 @@ const (
 	servedDemand   = 1 // the consumer asks for each item
 	servedVerdict  = 2 // the producer awaits what became of each item
 	impatient      = 1
-	countMask      = 1<<31 - 1 // demands and verdicts are counted so far
-	lengthMask     = flagControl - 1
-	chunk          = 64 << 10 // published at once within a record, so that both ends copy at the same time
+
+	kindMask        = 0xf // of a record's meta
+	kindInstruction = 1
+	countMask       = 1<<31 - 1 // demands and verdicts are counted so far
+	lengthMask      = flagControl - 1
+	chunk           = 64 << 10 // published at once within a record, so that both ends copy at the same time
 )
 
 type header struct {
@@ -71,7 +74,7 @@ type end struct {
 	broken   bool
 	finished bool
 	served   uint32 // bits; 0 on a plain channel
-	meta     uint32 // producer: of the items to come
+	meta     uint32 // producer: of the items to come; consumer: of the last one
 	most     uint64 // producer: the largest item that the queue can hold, 0 for any
 	asked    bool   // consumer: the queue owes an answer, or it lies unread
 }
@@ -340,8 +343,10 @@ func (e *end) first(until deadline) (first, error) {
 	if err != nil {
 		return first{}, err
 	}
-	word := binary.LittleEndian.Uint32(e.at(e.mine, recordHeader))
+	head := binary.LittleEndian.Uint64(e.at(e.mine, recordHeader))
+	word := uint32(head)
 	f := first{length: int(word & lengthMask), total: uint64(word & lengthMask), flags: word &^ lengthMask}
+	e.meta = uint32(head >> 32)
 	if f.length > e.largest() || f.flags&flagControl != 0 || f.flags == flagMore && f.length < totalHeader {
 		return first{}, e.breaks()
 	}

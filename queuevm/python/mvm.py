@@ -94,7 +94,8 @@ def _load():
     for name, result, arguments in (
             ("open", p, [ctypes.c_char_p]), ("close", i, [p]), ("end", i, [p]),
             ("can_enqueue", i, [p]), ("can_dequeue", i, [p]), ("largest", size, [p, i]),
-            ("enqueue", i, [p, ctypes.c_char_p, size]),
+            ("enqueue", i, [p, ctypes.c_char_p, size]), ("instruct", i, [p, ctypes.c_char_p, size]),
+            ("is_instruction", i, [p]),
             ("enqueue_timed", i, [p, ctypes.c_char_p, size, long]),
             ("try_enqueue", i, [p, ctypes.c_char_p, size]),
             ("try_dequeue", ssize, [p, p, size]),
@@ -165,6 +166,18 @@ class Port:
             while code in (-5, -6):
                 code = self._lib.mvm_enqueue_slice(self._p, item, len(item), next(slices))
             _check(code)
+
+    def instruct(self, item):
+        """Enqueues an instruction instead of data: source (bytes) for a processor to
+        build and to apply to the items after it (LAYOUT.md, "Instructions")."""
+        item = bytes(item)
+        with self._out:
+            _check(self._lib.mvm_instruct(self._p, item, len(item)))
+
+    def is_instruction(self):
+        """Whether the item that was dequeued or peeked last is an instruction."""
+        with self._in:
+            return bool(self._lib.mvm_is_instruction(self._p))
 
     def try_enqueue(self, item):
         """Enqueues without waiting, or raises Again; TooBig over largest_out."""

@@ -153,6 +153,9 @@ static int do_forms(void) {
     CHECK(mvm_try_dequeue(in, buffer, sizeof buffer) == 3 && memcmp(buffer, "abc", 3) == 0);
     CHECK(mvm_enqueue(out, NULL, 0) == MVM_OK);
     CHECK(mvm_dequeue(in, buffer, 0) == 0);
+    CHECK(mvm_set_priority(out, 9) == MVM_OK && mvm_instruct(out, "source", 6) == MVM_OK && mvm_enqueue(out, "x", 1) == MVM_OK);
+    CHECK(mvm_dequeue(in, buffer, sizeof buffer) == 6 && mvm_is_instruction(in));
+    CHECK(mvm_dequeue(in, buffer, sizeof buffer) == 1 && !mvm_is_instruction(in));
     size_t most = mvm_largest(out, 1);
     CHECK(most == mvm_largest(in, 0) && most > 0);
     CHECK(mvm_reserve(out, most + 1, &room) == MVM_TOO_BIG);

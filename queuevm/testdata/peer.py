@@ -35,6 +35,11 @@ def forms():
     assert into.try_dequeue() == b"abc"
     out.enqueue(b"")
     assert into.dequeue() == b""
+    out.set_priority(9)
+    out.instruct(b"source")
+    out.enqueue(b"x")
+    assert into.dequeue() == b"source" and into.is_instruction()
+    assert into.dequeue() == b"x" and not into.is_instruction()
     most = out.largest_out
     assert most == into.largest_in > 0
     raises(mvm.TooBig, out.reserve, most + 1)
