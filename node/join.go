@@ -151,11 +151,11 @@ func (n *Node) heartbeat(ctx context.Context, info *wsdl.InformationClient, inte
 			e.live = append(e.live, key{a.Job, int(a.Number)})
 		}
 	}
-	n.step(e)
 	n.mu.Lock()
+	n.stepLocked(e, nil)
 	for _, k := range e.live {
-		if r := n.runners[k]; r != nil {
-			go r.keep(e.sent + e.lease) // one that stands still holds up no heartbeat
+		if a := n.ledger.find(k); a != nil && a.phase != terminating {
+			go n.runners[k].keep(a.until) // one that stands still holds up no heartbeat
 		}
 	}
 	n.mu.Unlock()

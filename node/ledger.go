@@ -524,12 +524,17 @@ func (l *ledger) remove(e removed) []any {
 }
 
 func (l *ledger) answeredBeat(e beatAnswered) []any {
+	// A node that stood still may hear of the answer before it looks at the
+	// clock: what had lapsed by then has no second life.
+	actions := l.lapse(e.at)
 	if e.beat <= l.answered {
-		return nil // a late answer: a newer one was heard
+		return actions // a late answer: a newer one was heard
 	}
 	l.answered, l.lease = e.beat, e.lease
-	var actions []any
 	for _, a := range l.held {
+		if e.at >= a.until {
+			continue
+		}
 		switch {
 		case slices.Contains(e.live, a.key):
 			a.named = true
@@ -546,18 +551,25 @@ func (l *ledger) answeredBeat(e beatAnswered) []any {
 	return actions
 }
 
-func (l *ledger) tick(now time.Duration) []any {
+// lapse ends what has no lease any more, and leaves no grace to what is ending.
+func (l *ledger) lapse(now time.Duration) []any {
 	var actions []any
 	for _, a := range l.held {
-		if now >= a.until {
-			if a.phase != terminating {
-				actions = append(actions, l.end(a, 0, fmt.Sprintf("its lease ran out: no heartbeat was answered for %v", l.lease), false)...)
-			} else if !a.killed {
-				a.killed = true
-				actions = append(actions, kill{a.key})
-			}
-			continue
+		switch {
+		case now < a.until:
+		case a.phase != terminating:
+			actions = append(actions, l.end(a, 0, fmt.Sprintf("its lease ran out: no heartbeat was answered for %v", l.lease), false)...)
+		case !a.killed:
+			a.killed = true
+			actions = append(actions, kill{a.key})
 		}
+	}
+	return actions
+}
+
+func (l *ledger) tick(now time.Duration) []any {
+	actions := l.lapse(now)
+	for _, a := range l.held {
 		if len(a.instantiates) > 0 && a.phase <= ready && now >= a.giveUp {
 			// Not stale: an answer that names others ends it, and says so then.
 			fault := wsdl.NewFault(wsdl.FaultCodeUnavailable, fmt.Sprintf("no heartbeat's answer has named attempt %s live yet", a.key), "call again")

@@ -14,6 +14,9 @@ import (
 // attempt begins. The time is CLOCK_BOOTTIME's, as the node's is.
 type lease struct{ file *os.File }
 
+// leaseOver is why the attempt ends then.
+const leaseOver = "its lease ran out, and its node, which stood still, did not end it"
+
 func newLease() (*lease, error) {
 	fd, err := unix.TimerfdCreate(unix.CLOCK_BOOTTIME, unix.TFD_CLOEXEC|unix.TFD_NONBLOCK)
 	if err != nil {

@@ -196,7 +196,9 @@ func (p *process) serve() int {
 	case <-over:
 	case <-forsaken:
 		p.wire.hurry(tellLimit)
-		failed = errors.Join(errors.New("the node has not kept the lease"), p.end("its node has not kept its lease", 0))
+		failed = errors.New(leaseOver)
+		p.tell(Event{Failure: failed.Error()}) // for a node that goes on, and finds this one gone
+		failed = errors.Join(failed, p.end(leaseOver, 0))
 	case <-lost:
 		failed = p.end("the node is gone", 0)
 	case err := <-carrying:
