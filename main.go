@@ -546,7 +546,7 @@ func (s *server) openNode() (err error) {
 	c := node.Config{
 		Name: s.options.name, Dir: filepath.Join(s.dir, "node"), URL: s.url, Roles: s.roles, Version: Version,
 		Slots: s.options.slots, GoCache: s.options.goCache, CacheMax: int64(s.options.cacheLimit) << 20, Compilers: s.options.compilers,
-		JoinURL: s.options.join, Caller: s.caller, Images: s.images, Log: s.log,
+		JoinURL: s.options.join, BrokerURL: s.brokerURL, Caller: s.caller, Images: s.images, Log: s.log,
 	}
 	if s.has(wsdl.RoleBackend) {
 		c.JoinURL, c.InformationURL = "", s.url+"/services/information"
@@ -578,12 +578,11 @@ func (s *server) face() (*soap.Server, error) {
 	contracts := []wsdl.Contract{
 		wsdl.BootstrapContract(boot),
 		wsdl.ImageContract(image.NewService(s.images, func() string { return s.url })),
-		wsdl.QueueContract(s.node.Queue()),
 	}
 	if s.broker != nil {
-		contracts = append(contracts, wsdl.BrokerContract(s.broker))
+		contracts = append(contracts, wsdl.QueueContract(s.broker.Queue(s.node.Queue())), wsdl.BrokerContract(s.broker))
 	} else {
-		contracts = append(contracts, soap.Elsewhere(wsdl.BrokerContract(nil), s.brokerURL))
+		contracts = append(contracts, wsdl.QueueContract(s.node.Queue()), soap.Elsewhere(wsdl.BrokerContract(nil), s.brokerURL))
 	}
 	if s.info != nil {
 		contracts = append(contracts, wsdl.InformationContract(s.info))

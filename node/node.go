@@ -60,6 +60,10 @@ type Config struct {
 	// InformationURL is the information service, for a node that knows it.
 	InformationURL string
 
+	// BrokerURL is the broker service's address as it is now, "" while none is
+	// known; nil is what the grid said when the node registered.
+	BrokerURL func() string
+
 	Caller wsdl.Caller
 	HTTP   *http.Client // for blobs; nil is a client of its own
 	Images *image.Store

@@ -4,6 +4,92 @@ package wsdl
 
 import "encoding/xml"
 
+func (v *AddEdge) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Job, text)
+	case 1:
+		return optional(c, &v.Edge, record)
+	case 2:
+		return optional(c, &v.Queue, record)
+	case 3:
+		return one(c, &v.WaitMillis, number)
+	}
+	return false
+}
+
+func (v *AddEdge) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "AddEdge", &v.XMLName
+}
+
+func (v *AddEdgeResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Change, record)
+	}
+	return false
+}
+
+func (v *AddEdgeResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "AddEdgeResponse", &v.XMLName
+}
+
+func (v *ApplyChange) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Attempt, record)
+	case 1:
+		return one(c, &v.Number, number)
+	case 2:
+		return one(c, &v.Step, number)
+	case 3:
+		return list(c, &v.Build, record)
+	case 4:
+		return list(c, &v.Peer, record)
+	case 5:
+		return list(c, &v.Queue, record)
+	case 6:
+		return list(c, &v.Channel, record)
+	case 7:
+		return list(c, &v.Alter, record)
+	case 8:
+		return list(c, &v.Switch_, record)
+	}
+	return false
+}
+
+func (v *ApplyChange) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "ApplyChange", &v.XMLName
+}
+
+func (v *ApplyChangeResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Done, boolean)
+	case 1:
+		return one(c, &v.Waits, text)
+	case 2:
+		return list(c, &v.Switch_, record)
+	}
+	return false
+}
+
+func (v *ApplyChangeResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "ApplyChangeResponse", &v.XMLName
+}
+
 func (v *Awaken) visit(c *codec, field int) bool {
 	switch field {
 	case 0:
@@ -86,6 +172,56 @@ func (v *CancelJobResponse) root() (string, *xml.Name) {
 	return "CancelJobResponse", &v.XMLName
 }
 
+func (v *ChangeQueue) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Job, text)
+	case 1:
+		return one(c, &v.Queue, text)
+	case 2:
+		return optional(c, &v.Type_, text)
+	case 3:
+		return optional(c, &v.Full, text)
+	case 4:
+		return optional(c, &v.Capacity, number)
+	case 5:
+		return optional(c, &v.Encoders, record)
+	case 6:
+		return optional(c, &v.Rule, text)
+	case 7:
+		return one(c, &v.RuleVersion, number)
+	case 8:
+		return optional(c, &v.Link, record)
+	case 9:
+		return one(c, &v.Served, boolean)
+	case 10:
+		return one(c, &v.WaitMillis, number)
+	}
+	return false
+}
+
+func (v *ChangeQueue) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "ChangeQueue", &v.XMLName
+}
+
+func (v *ChangeQueueResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Change, record)
+	}
+	return false
+}
+
+func (v *ChangeQueueResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "ChangeQueueResponse", &v.XMLName
+}
+
 func (v *Dequeue) visit(c *codec, field int) bool {
 	switch field {
 	case 0:
@@ -122,6 +258,42 @@ func (v *DequeueResponse) root() (string, *xml.Name) {
 		return "", nil
 	}
 	return "DequeueResponse", &v.XMLName
+}
+
+func (v *DrainQueue) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Job, text)
+	case 1:
+		return one(c, &v.Queue, text)
+	case 2:
+		return one(c, &v.Limit, number)
+	}
+	return false
+}
+
+func (v *DrainQueue) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "DrainQueue", &v.XMLName
+}
+
+func (v *DrainQueueResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return list(c, &v.Item, record)
+	case 1:
+		return optional(c, &v.More, boolean)
+	}
+	return false
+}
+
+func (v *DrainQueueResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "DrainQueueResponse", &v.XMLName
 }
 
 func (v *Enqueue) visit(c *codec, field int) bool {
@@ -230,6 +402,40 @@ func (v *GetBrokerResponse) root() (string, *xml.Name) {
 		return "", nil
 	}
 	return "GetBrokerResponse", &v.XMLName
+}
+
+func (v *GetChange) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Job, text)
+	case 1:
+		return one(c, &v.Number, number)
+	case 2:
+		return one(c, &v.WaitMillis, number)
+	}
+	return false
+}
+
+func (v *GetChange) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "GetChange", &v.XMLName
+}
+
+func (v *GetChangeResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Change, record)
+	}
+	return false
+}
+
+func (v *GetChangeResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "GetChangeResponse", &v.XMLName
 }
 
 func (v *GetJob) visit(c *codec, field int) bool {
@@ -687,6 +893,46 @@ func (v *ListProfilesResponse) root() (string, *xml.Name) {
 	return "ListProfilesResponse", &v.XMLName
 }
 
+func (v *ListQueues) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Job, text)
+	case 1:
+		return one(c, &v.Queue, text)
+	case 2:
+		return one(c, &v.SampleMillis, number)
+	case 3:
+		return one(c, &v.Planned, boolean)
+	}
+	return false
+}
+
+func (v *ListQueues) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "ListQueues", &v.XMLName
+}
+
+func (v *ListQueuesResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Attempt, number)
+	case 1:
+		return list(c, &v.Queue, record)
+	case 2:
+		return list(c, &v.Change, record)
+	}
+	return false
+}
+
+func (v *ListQueuesResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "ListQueuesResponse", &v.XMLName
+}
+
 func (v *ListServices) visit(c *codec, field int) bool {
 	switch field {
 	}
@@ -713,6 +959,70 @@ func (v *ListServicesResponse) root() (string, *xml.Name) {
 		return "", nil
 	}
 	return "ListServicesResponse", &v.XMLName
+}
+
+func (v *MakeQueue) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Name, text)
+	case 1:
+		return optional(c, &v.Type_, text)
+	case 2:
+		return one(c, &v.Capacity, number)
+	}
+	return false
+}
+
+func (v *MakeQueue) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "MakeQueue", &v.XMLName
+}
+
+func (v *MakeQueueResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Queue, record)
+	}
+	return false
+}
+
+func (v *MakeQueueResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "MakeQueueResponse", &v.XMLName
+}
+
+func (v *MoveJob) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Job, text)
+	case 1:
+		return one(c, &v.Queue, text)
+	}
+	return false
+}
+
+func (v *MoveJob) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "MoveJob", &v.XMLName
+}
+
+func (v *MoveJobResponse) visit(c *codec, field int) bool {
+	switch field {
+	}
+	return false
+}
+
+func (v *MoveJobResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "MoveJobResponse", &v.XMLName
 }
 
 func (v *OpenSocket) visit(c *codec, field int) bool {
@@ -749,6 +1059,42 @@ func (v *OpenSocketResponse) root() (string, *xml.Name) {
 		return "", nil
 	}
 	return "OpenSocketResponse", &v.XMLName
+}
+
+func (v *PeekQueue) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Job, text)
+	case 1:
+		return one(c, &v.Queue, text)
+	case 2:
+		return one(c, &v.Limit, number)
+	case 3:
+		return one(c, &v.Bytes, number)
+	}
+	return false
+}
+
+func (v *PeekQueue) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "PeekQueue", &v.XMLName
+}
+
+func (v *PeekQueueResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return list(c, &v.Item, record)
+	}
+	return false
+}
+
+func (v *PeekQueueResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "PeekQueueResponse", &v.XMLName
 }
 
 func (v *PlanJob) visit(c *codec, field int) bool {
@@ -975,6 +1321,68 @@ func (v *RegisterResponse) root() (string, *xml.Name) {
 	return "RegisterResponse", &v.XMLName
 }
 
+func (v *RemoveEdge) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Job, text)
+	case 1:
+		return one(c, &v.Edge, text)
+	case 2:
+		return one(c, &v.WaitMillis, number)
+	}
+	return false
+}
+
+func (v *RemoveEdge) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "RemoveEdge", &v.XMLName
+}
+
+func (v *RemoveEdgeResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Change, record)
+	}
+	return false
+}
+
+func (v *RemoveEdgeResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "RemoveEdgeResponse", &v.XMLName
+}
+
+func (v *RemoveQueue) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Name, text)
+	}
+	return false
+}
+
+func (v *RemoveQueue) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "RemoveQueue", &v.XMLName
+}
+
+func (v *RemoveQueueResponse) visit(c *codec, field int) bool {
+	switch field {
+	}
+	return false
+}
+
+func (v *RemoveQueueResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "RemoveQueueResponse", &v.XMLName
+}
+
 func (v *Report) visit(c *codec, field int) bool {
 	switch field {
 	case 0:
@@ -1015,6 +1423,44 @@ func (v *ReportResponse) root() (string, *xml.Name) {
 		return "", nil
 	}
 	return "ReportResponse", &v.XMLName
+}
+
+func (v *RewireEdge) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Job, text)
+	case 1:
+		return one(c, &v.Edge, text)
+	case 2:
+		return one(c, &v.From, text)
+	case 3:
+		return one(c, &v.To, text)
+	case 4:
+		return one(c, &v.WaitMillis, number)
+	}
+	return false
+}
+
+func (v *RewireEdge) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "RewireEdge", &v.XMLName
+}
+
+func (v *RewireEdgeResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Change, record)
+	}
+	return false
+}
+
+func (v *RewireEdgeResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "RewireEdgeResponse", &v.XMLName
 }
 
 func (v *StatBlob) visit(c *codec, field int) bool {
@@ -1191,6 +1637,8 @@ func (v *AttemptState) visit(c *codec, field int) bool {
 		return list(c, &v.Channel, record)
 	case 5:
 		return list(c, &v.Queue, record)
+	case 6:
+		return optional(c, &v.Micros, number)
 	}
 	return false
 }
@@ -1243,6 +1691,24 @@ func (v *BuildStatus) visit(c *codec, field int) bool {
 	return false
 }
 
+func (v *ChangeStatus) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Number, number)
+	case 1:
+		return one(c, &v.Attempt, number)
+	case 2:
+		return one(c, &v.What, text)
+	case 3:
+		return one(c, &v.Queue, text)
+	case 4:
+		return optional(c, &v.State, text)
+	case 5:
+		return one(c, &v.Reason, text)
+	}
+	return false
+}
+
 func (v *Channel) visit(c *codec, field int) bool {
 	switch field {
 	case 0:
@@ -1255,6 +1721,8 @@ func (v *Channel) visit(c *codec, field int) bool {
 		return optional(c, &v.To, record)
 	case 4:
 		return one(c, &v.Label, text)
+	case 5:
+		return optional(c, &v.After, number)
 	}
 	return false
 }
@@ -1288,14 +1756,22 @@ func (v *ChannelState) visit(c *codec, field int) bool {
 	case 4:
 		return optional(c, &v.Depth, number)
 	case 5:
-		return optional(c, &v.ProxyItems, number)
+		return optional(c, &v.ItemsIn, number)
 	case 6:
-		return optional(c, &v.ProxyBytes, number)
+		return optional(c, &v.ItemsOut, number)
 	case 7:
-		return optional(c, &v.ProducerWaits, boolean)
+		return optional(c, &v.BytesIn, number)
 	case 8:
-		return optional(c, &v.ConsumerWaits, boolean)
+		return optional(c, &v.BytesOut, number)
 	case 9:
+		return optional(c, &v.ProxyItems, number)
+	case 10:
+		return optional(c, &v.ProxyBytes, number)
+	case 11:
+		return optional(c, &v.ProducerWaits, boolean)
+	case 12:
+		return optional(c, &v.ConsumerWaits, boolean)
+	case 13:
 		return optional(c, &v.Closed, boolean)
 	}
 	return false
@@ -1337,6 +1813,14 @@ func (v *Encoder) visit(c *codec, field int) bool {
 		return one(c, &v.Decode, boolean)
 	case 2:
 		return one(c, &v.Type, text)
+	}
+	return false
+}
+
+func (v *EncoderChain) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return list(c, &v.Encoder, record)
 	}
 	return false
 }
@@ -1722,6 +2206,60 @@ func (v *Queue) visit(c *codec, field int) bool {
 	return false
 }
 
+func (v *QueueEnd) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Name, text)
+	case 1:
+		return optional(c, &v.Channel, number)
+	case 2:
+		return one(c, &v.Node, text)
+	case 3:
+		return optional(c, &v.Items, number)
+	case 4:
+		return optional(c, &v.Depth, number)
+	case 5:
+		return optional(c, &v.Waits, boolean)
+	case 6:
+		return optional(c, &v.Closed, boolean)
+	}
+	return false
+}
+
+func (v *QueueFlow) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Micros, number)
+	case 1:
+		return optional(c, &v.ItemsIn, number)
+	case 2:
+		return optional(c, &v.ItemsOut, number)
+	case 3:
+		return optional(c, &v.BytesIn, number)
+	case 4:
+		return optional(c, &v.BytesOut, number)
+	}
+	return false
+}
+
+func (v *QueueItem) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Size, number)
+	case 1:
+		return optional(c, &v.Data, binary)
+	case 2:
+		return one(c, &v.Instruction, boolean)
+	case 3:
+		return one(c, &v.Priority, number)
+	case 4:
+		return one(c, &v.Job, text)
+	case 5:
+		return one(c, &v.Name, text)
+	}
+	return false
+}
+
 func (v *QueueState) visit(c *codec, field int) bool {
 	switch field {
 	case 0:
@@ -1758,6 +2296,58 @@ func (v *QueueState) visit(c *codec, field int) bool {
 		return optional(c, &v.ProducersWait, number)
 	case 16:
 		return optional(c, &v.TakersWait, number)
+	}
+	return false
+}
+
+func (v *QueueStatus) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Name, text)
+	case 1:
+		return one(c, &v.Id, text)
+	case 2:
+		return optional(c, &v.Served, boolean)
+	case 3:
+		return optional(c, &v.Type_, text)
+	case 4:
+		return optional(c, &v.Full, text)
+	case 5:
+		return optional(c, &v.Capacity, number)
+	case 6:
+		return list(c, &v.Encoder, record)
+	case 7:
+		return one(c, &v.Rule, text)
+	case 8:
+		return one(c, &v.RuleVersion, number)
+	case 9:
+		return optional(c, &v.Link, record)
+	case 10:
+		return one(c, &v.Node, text)
+	case 11:
+		return one(c, &v.Url, text)
+	case 12:
+		return optional(c, &v.Items, number)
+	case 13:
+		return optional(c, &v.Depth, number)
+	case 14:
+		return optional(c, &v.ItemsIn, number)
+	case 15:
+		return optional(c, &v.ItemsOut, number)
+	case 16:
+		return optional(c, &v.Dropped, number)
+	case 17:
+		return optional(c, &v.Refused, number)
+	case 18:
+		return optional(c, &v.ProducersWait, number)
+	case 19:
+		return optional(c, &v.TakersWait, number)
+	case 20:
+		return list(c, &v.Producer, record)
+	case 21:
+		return list(c, &v.Taker, record)
+	case 22:
+		return optional(c, &v.Flow, record)
 	}
 	return false
 }
@@ -1824,6 +2414,28 @@ func (v *ServedQueue) visit(c *codec, field int) bool {
 	return false
 }
 
+func (v *ServedQueueChange) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Id, number)
+	case 1:
+		return optional(c, &v.Type_, text)
+	case 2:
+		return optional(c, &v.Full, text)
+	case 3:
+		return one(c, &v.Capacity, number)
+	case 4:
+		return optional(c, &v.Encoders, record)
+	case 5:
+		return optional(c, &v.Rule, text)
+	case 6:
+		return one(c, &v.RuleVersion, number)
+	case 7:
+		return optional(c, &v.Link, record)
+	}
+	return false
+}
+
 func (v *Service) visit(c *codec, field int) bool {
 	switch field {
 	case 0:
@@ -1866,6 +2478,28 @@ func (v *SourceFile) visit(c *codec, field int) bool {
 		return one(c, &v.Path, text)
 	case 4:
 		return one(c, &v.Digest, text)
+	}
+	return false
+}
+
+func (v *Switch) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Channel, number)
+	case 1:
+		return optional(c, &v.Next, number)
+	}
+	return false
+}
+
+func (v *SwitchState) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Channel, number)
+	case 1:
+		return optional(c, &v.Written, boolean)
+	case 2:
+		return optional(c, &v.Read, boolean)
 	}
 	return false
 }

@@ -503,7 +503,7 @@ func (c *ImageClient) ListBlobsContext(ctx context.Context, request *ListBlobs) 
 }
 
 // QueueContext is the half of QueuePortType that a server writes by hand.
-// A node's queue-level VMs: brokers awaken, instantiate and terminate attempts; outsiders enqueue, dequeue and inspect.
+// A node's queue-level VMs: brokers awaken, instantiate and terminate attempts; outsiders enqueue, dequeue and inspect, and control the queues of any job at any node.
 type QueueContext interface {
 	// Reserve slots, load the MVM process, fetch and build. Only for brokers. Answered when the node is ready for Instantiate.
 	AwakenContext(ctx context.Context, request *Awaken) (*AwakenResponse, error)
@@ -523,6 +523,30 @@ type QueueContext interface {
 	DequeueContext(ctx context.Context, request *Dequeue) (*DequeueResponse, error)
 	// A one-time token with which a plain TCP socket enqueues to or dequeues from the proxy.
 	OpenSocketContext(ctx context.Context, request *OpenSocket) (*OpenSocketResponse, error)
+	// The queues of a running job, or those in which jobs wait, with depth, waiters and what moves.
+	ListQueuesContext(ctx context.Context, request *ListQueues) (*ListQueuesResponse, error)
+	// Copies of the first items that wait.
+	PeekQueueContext(ctx context.Context, request *PeekQueue) (*PeekQueueResponse, error)
+	// Take items that wait out of a queue.
+	DrainQueueContext(ctx context.Context, request *DrainQueue) (*DrainQueueResponse, error)
+	// Another type, capacity, policy, codec, rule or link while the job runs.
+	ChangeQueueContext(ctx context.Context, request *ChangeQueue) (*ChangeQueueResponse, error)
+	// Lead an edge from or to another process, with no item lost or doubled.
+	RewireEdgeContext(ctx context.Context, request *RewireEdge) (*RewireEdgeResponse, error)
+	// A new edge, and a new queue if it needs one, while the job runs.
+	AddEdgeContext(ctx context.Context, request *AddEdge) (*AddEdgeResponse, error)
+	// End an edge while the job runs.
+	RemoveEdgeContext(ctx context.Context, request *RemoveEdge) (*RemoveEdgeResponse, error)
+	// How far a change is.
+	GetChangeContext(ctx context.Context, request *GetChange) (*GetChangeResponse, error)
+	// Make a queue in which jobs wait.
+	MakeQueueContext(ctx context.Context, request *MakeQueue) (*MakeQueueResponse, error)
+	// Remove a queue in which jobs wait.
+	RemoveQueueContext(ctx context.Context, request *RemoveQueue) (*RemoveQueueResponse, error)
+	// Move a waiting job to another queue.
+	MoveJobContext(ctx context.Context, request *MoveJob) (*MoveJobResponse, error)
+	// One node's part in a change. Only for brokers.
+	ApplyChangeContext(ctx context.Context, request *ApplyChange) (*ApplyChangeResponse, error)
 }
 
 // QueueWithoutContext is the other half of QueuePortType, the calls without a context:
@@ -565,9 +589,57 @@ func (w QueueWithoutContext) OpenSocket(request *OpenSocket) (*OpenSocketRespons
 	return w.Server.OpenSocketContext(context.Background(), request)
 }
 
+func (w QueueWithoutContext) ListQueues(request *ListQueues) (*ListQueuesResponse, error) {
+	return w.Server.ListQueuesContext(context.Background(), request)
+}
+
+func (w QueueWithoutContext) PeekQueue(request *PeekQueue) (*PeekQueueResponse, error) {
+	return w.Server.PeekQueueContext(context.Background(), request)
+}
+
+func (w QueueWithoutContext) DrainQueue(request *DrainQueue) (*DrainQueueResponse, error) {
+	return w.Server.DrainQueueContext(context.Background(), request)
+}
+
+func (w QueueWithoutContext) ChangeQueue(request *ChangeQueue) (*ChangeQueueResponse, error) {
+	return w.Server.ChangeQueueContext(context.Background(), request)
+}
+
+func (w QueueWithoutContext) RewireEdge(request *RewireEdge) (*RewireEdgeResponse, error) {
+	return w.Server.RewireEdgeContext(context.Background(), request)
+}
+
+func (w QueueWithoutContext) AddEdge(request *AddEdge) (*AddEdgeResponse, error) {
+	return w.Server.AddEdgeContext(context.Background(), request)
+}
+
+func (w QueueWithoutContext) RemoveEdge(request *RemoveEdge) (*RemoveEdgeResponse, error) {
+	return w.Server.RemoveEdgeContext(context.Background(), request)
+}
+
+func (w QueueWithoutContext) GetChange(request *GetChange) (*GetChangeResponse, error) {
+	return w.Server.GetChangeContext(context.Background(), request)
+}
+
+func (w QueueWithoutContext) MakeQueue(request *MakeQueue) (*MakeQueueResponse, error) {
+	return w.Server.MakeQueueContext(context.Background(), request)
+}
+
+func (w QueueWithoutContext) RemoveQueue(request *RemoveQueue) (*RemoveQueueResponse, error) {
+	return w.Server.RemoveQueueContext(context.Background(), request)
+}
+
+func (w QueueWithoutContext) MoveJob(request *MoveJob) (*MoveJobResponse, error) {
+	return w.Server.MoveJobContext(context.Background(), request)
+}
+
+func (w QueueWithoutContext) ApplyChange(request *ApplyChange) (*ApplyChangeResponse, error) {
+	return w.Server.ApplyChangeContext(context.Background(), request)
+}
+
 // QueueContract is the service's dispatch table, bound to a server.
 func QueueContract(server QueueContext) Contract {
-	return Contract{Name: "queue", Description: "A node's queue-level VMs: brokers awaken, instantiate and terminate attempts; outsiders enqueue, dequeue and inspect.", Operations: []Operation{
+	return Contract{Name: "queue", Description: "A node's queue-level VMs: brokers awaken, instantiate and terminate attempts; outsiders enqueue, dequeue and inspect, and control the queues of any job at any node.", Operations: []Operation{
 		{Name: "Awaken", Doc: "Reserve slots, load the MVM process, fetch and build. Only for brokers. Answered when the node is ready for Instantiate.", NewRequest: func() any { return new(Awaken) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.AwakenContext(ctx, request.(*Awaken)))
 		}},
@@ -594,6 +666,42 @@ func QueueContract(server QueueContext) Contract {
 		}},
 		{Name: "OpenSocket", Doc: "A one-time token with which a plain TCP socket enqueues to or dequeues from the proxy.", NewRequest: func() any { return new(OpenSocket) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.OpenSocketContext(ctx, request.(*OpenSocket)))
+		}},
+		{Name: "ListQueues", Doc: "The queues of a running job, or those in which jobs wait, with depth, waiters and what moves.", NewRequest: func() any { return new(ListQueues) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.ListQueuesContext(ctx, request.(*ListQueues)))
+		}},
+		{Name: "PeekQueue", Doc: "Copies of the first items that wait.", NewRequest: func() any { return new(PeekQueue) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.PeekQueueContext(ctx, request.(*PeekQueue)))
+		}},
+		{Name: "DrainQueue", Doc: "Take items that wait out of a queue.", NewRequest: func() any { return new(DrainQueue) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.DrainQueueContext(ctx, request.(*DrainQueue)))
+		}},
+		{Name: "ChangeQueue", Doc: "Another type, capacity, policy, codec, rule or link while the job runs.", NewRequest: func() any { return new(ChangeQueue) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.ChangeQueueContext(ctx, request.(*ChangeQueue)))
+		}},
+		{Name: "RewireEdge", Doc: "Lead an edge from or to another process, with no item lost or doubled.", NewRequest: func() any { return new(RewireEdge) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.RewireEdgeContext(ctx, request.(*RewireEdge)))
+		}},
+		{Name: "AddEdge", Doc: "A new edge, and a new queue if it needs one, while the job runs.", NewRequest: func() any { return new(AddEdge) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.AddEdgeContext(ctx, request.(*AddEdge)))
+		}},
+		{Name: "RemoveEdge", Doc: "End an edge while the job runs.", NewRequest: func() any { return new(RemoveEdge) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.RemoveEdgeContext(ctx, request.(*RemoveEdge)))
+		}},
+		{Name: "GetChange", Doc: "How far a change is.", NewRequest: func() any { return new(GetChange) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.GetChangeContext(ctx, request.(*GetChange)))
+		}},
+		{Name: "MakeQueue", Doc: "Make a queue in which jobs wait.", NewRequest: func() any { return new(MakeQueue) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.MakeQueueContext(ctx, request.(*MakeQueue)))
+		}},
+		{Name: "RemoveQueue", Doc: "Remove a queue in which jobs wait.", NewRequest: func() any { return new(RemoveQueue) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.RemoveQueueContext(ctx, request.(*RemoveQueue)))
+		}},
+		{Name: "MoveJob", Doc: "Move a waiting job to another queue.", NewRequest: func() any { return new(MoveJob) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.MoveJobContext(ctx, request.(*MoveJob)))
+		}},
+		{Name: "ApplyChange", Doc: "One node's part in a change. Only for brokers.", NewRequest: func() any { return new(ApplyChange) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.ApplyChangeContext(ctx, request.(*ApplyChange)))
 		}},
 	}}
 }
@@ -681,6 +789,102 @@ func (c *QueueClient) DequeueContext(ctx context.Context, request *Dequeue) (*De
 func (c *QueueClient) OpenSocketContext(ctx context.Context, request *OpenSocket) (*OpenSocketResponse, error) {
 	response := new(OpenSocketResponse)
 	if err := c.caller.Call(ctx, c.url, "OpenSocket", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *QueueClient) ListQueuesContext(ctx context.Context, request *ListQueues) (*ListQueuesResponse, error) {
+	response := new(ListQueuesResponse)
+	if err := c.caller.Call(ctx, c.url, "ListQueues", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *QueueClient) PeekQueueContext(ctx context.Context, request *PeekQueue) (*PeekQueueResponse, error) {
+	response := new(PeekQueueResponse)
+	if err := c.caller.Call(ctx, c.url, "PeekQueue", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *QueueClient) DrainQueueContext(ctx context.Context, request *DrainQueue) (*DrainQueueResponse, error) {
+	response := new(DrainQueueResponse)
+	if err := c.caller.Call(ctx, c.url, "DrainQueue", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *QueueClient) ChangeQueueContext(ctx context.Context, request *ChangeQueue) (*ChangeQueueResponse, error) {
+	response := new(ChangeQueueResponse)
+	if err := c.caller.Call(ctx, c.url, "ChangeQueue", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *QueueClient) RewireEdgeContext(ctx context.Context, request *RewireEdge) (*RewireEdgeResponse, error) {
+	response := new(RewireEdgeResponse)
+	if err := c.caller.Call(ctx, c.url, "RewireEdge", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *QueueClient) AddEdgeContext(ctx context.Context, request *AddEdge) (*AddEdgeResponse, error) {
+	response := new(AddEdgeResponse)
+	if err := c.caller.Call(ctx, c.url, "AddEdge", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *QueueClient) RemoveEdgeContext(ctx context.Context, request *RemoveEdge) (*RemoveEdgeResponse, error) {
+	response := new(RemoveEdgeResponse)
+	if err := c.caller.Call(ctx, c.url, "RemoveEdge", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *QueueClient) GetChangeContext(ctx context.Context, request *GetChange) (*GetChangeResponse, error) {
+	response := new(GetChangeResponse)
+	if err := c.caller.Call(ctx, c.url, "GetChange", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *QueueClient) MakeQueueContext(ctx context.Context, request *MakeQueue) (*MakeQueueResponse, error) {
+	response := new(MakeQueueResponse)
+	if err := c.caller.Call(ctx, c.url, "MakeQueue", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *QueueClient) RemoveQueueContext(ctx context.Context, request *RemoveQueue) (*RemoveQueueResponse, error) {
+	response := new(RemoveQueueResponse)
+	if err := c.caller.Call(ctx, c.url, "RemoveQueue", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *QueueClient) MoveJobContext(ctx context.Context, request *MoveJob) (*MoveJobResponse, error) {
+	response := new(MoveJobResponse)
+	if err := c.caller.Call(ctx, c.url, "MoveJob", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *QueueClient) ApplyChangeContext(ctx context.Context, request *ApplyChange) (*ApplyChangeResponse, error) {
+	response := new(ApplyChangeResponse)
+	if err := c.caller.Call(ctx, c.url, "ApplyChange", request, response); err != nil {
 		return nil, err
 	}
 	return response, nil

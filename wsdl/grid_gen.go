@@ -328,6 +328,20 @@ const (
 	ProfileKindJob ProfileKind = "job"
 )
 
+type ChangeState string
+
+const (
+
+	// Durable and under way; a producer that sleeps, or is in the middle of an item, holds it up.
+	ChangeStatePending ChangeState = "pending"
+
+	// Everywhere.
+	ChangeStateDone ChangeState = "done"
+
+	// A node refused it, or the attempt ended before; reason says more.
+	ChangeStateFailed ChangeState = "failed"
+)
+
 type GridFault struct {
 	XMLName xml.Name `xml:"urn:mvm:1 GridFault"`
 
@@ -920,6 +934,7 @@ type Enqueue struct {
 
 	Job string `xml:"job" json:"job,omitempty"`
 
+	// The name of an end outside the job, or of a served queue.
 	Queue string `xml:"queue" json:"queue,omitempty"`
 
 	Item []*Binary `xml:"item" json:"item,omitempty"`
@@ -943,6 +958,7 @@ type Dequeue struct {
 
 	Job string `xml:"job" json:"job,omitempty"`
 
+	// The name of an end outside the job, or of a served queue.
 	Queue string `xml:"queue" json:"queue,omitempty"`
 
 	// At most so many items. Default 1, at most 1000.
@@ -980,6 +996,276 @@ type OpenSocketResponse struct {
 
 	// Good once; the first line to send is MVM1, a space and the token.
 	Token string `xml:"token" json:"token,omitempty"`
+}
+
+type ListQueues struct {
+	XMLName xml.Name `xml:"urn:mvm:1 ListQueues"`
+
+	// A job that runs. Absent: the queues in which jobs wait.
+	Job string `xml:"job,omitempty" json:"job,omitempty"`
+
+	// Only this one.
+	Queue string `xml:"queue,omitempty" json:"queue,omitempty"`
+
+	// Watch for so long, and answer what moved meanwhile. At most 10000.
+	SampleMillis int32 `xml:"sampleMillis,omitempty" json:"sampleMillis,omitempty"`
+
+	// true: only what is known without asking the nodes.
+	Planned bool `xml:"planned,omitempty" json:"planned,omitempty"`
+}
+
+type ListQueuesResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 ListQueuesResponse"`
+
+	Attempt int32 `xml:"attempt,omitempty" json:"attempt,omitempty"`
+
+	Queue []*QueueStatus `xml:"queue" json:"queue,omitempty"`
+
+	// The changes of the attempt, the newest first; of those that are done the last 100.
+	Change []*ChangeStatus `xml:"change" json:"change,omitempty"`
+}
+
+type PeekQueue struct {
+	XMLName xml.Name `xml:"urn:mvm:1 PeekQueue"`
+
+	// A job that runs. Absent: the queues in which jobs wait.
+	Job string `xml:"job,omitempty" json:"job,omitempty"`
+
+	// A queue by its name (jobs, jobs#2), or an edge: by its number (channel:7), or by an end that no other edge has (sender[0]:out, outside:NAME).
+	Queue string `xml:"queue" json:"queue,omitempty"`
+
+	// At most so many items, those that are taken next first. Default 10, at most 1000.
+	Limit int32 `xml:"limit,omitempty" json:"limit,omitempty"`
+
+	// At most so many of each item. Default 4096, at most 1048576.
+	Bytes int32 `xml:"bytes,omitempty" json:"bytes,omitempty"`
+}
+
+type PeekQueueResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 PeekQueueResponse"`
+
+	Item []*QueueItem `xml:"item" json:"item,omitempty"`
+}
+
+type DrainQueue struct {
+	XMLName xml.Name `xml:"urn:mvm:1 DrainQueue"`
+
+	// A job that runs. Absent: the queues in which jobs wait.
+	Job string `xml:"job,omitempty" json:"job,omitempty"`
+
+	// A queue by its name (jobs, jobs#2), or an edge: by its number (channel:7), or by an end that no other edge has (sender[0]:out, outside:NAME).
+	Queue string `xml:"queue" json:"queue,omitempty"`
+
+	// At most so many items. Default and at most 1000; an answer also ends when it has 4 MiB.
+	Limit int32 `xml:"limit,omitempty" json:"limit,omitempty"`
+}
+
+type DrainQueueResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 DrainQueueResponse"`
+
+	Item []*QueueItem `xml:"item" json:"item,omitempty"`
+
+	// true: something waited still when the last of these was taken.
+	More *bool `xml:"more,omitempty" json:"more,omitempty"`
+}
+
+type ChangeQueue struct {
+	XMLName xml.Name `xml:"urn:mvm:1 ChangeQueue"`
+
+	// A job that runs. Absent: the queues in which jobs wait.
+	Job string `xml:"job,omitempty" json:"job,omitempty"`
+
+	// A queue by its name (jobs, jobs#2), or an edge: by its number (channel:7), or by an end that no other edge has (sender[0]:out, outside:NAME).
+	Queue string `xml:"queue" json:"queue,omitempty"`
+
+	Type_ *QueueType `xml:"type,omitempty" json:"type,omitempty"`
+
+	Full *FullPolicy `xml:"full,omitempty" json:"full,omitempty"`
+
+	// Bytes, rounded up to a power of two; of a queue of jobs how many may wait.
+	Capacity *int64 `xml:"capacity,omitempty" json:"capacity,omitempty"`
+
+	Encoders *EncoderChain `xml:"encoders,omitempty" json:"encoders,omitempty"`
+
+	// A registered rule; the empty text is the rule of the type.
+	Rule *string `xml:"rule,omitempty" json:"rule,omitempty"`
+
+	// Default: the newest.
+	RuleVersion int32 `xml:"ruleVersion,omitempty" json:"ruleVersion,omitempty"`
+
+	// What the edge imposes from now; one without attributes imposes nothing.
+	Link *Link `xml:"link,omitempty" json:"link,omitempty"`
+
+	// true: a node keeps it from now, even if it is a plain fifo, so that it can be drained.
+	Served bool `xml:"served,omitempty" json:"served,omitempty"`
+
+	// How long the answer may wait for the change to be done everywhere. Default 0: it is answered once the change is durable. At most 60000.
+	WaitMillis int32 `xml:"waitMillis,omitempty" json:"waitMillis,omitempty"`
+}
+
+type ChangeQueueResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 ChangeQueueResponse"`
+
+	Change *ChangeStatus `xml:"change,omitempty" json:"change,omitempty"`
+}
+
+type RewireEdge struct {
+	XMLName xml.Name `xml:"urn:mvm:1 RewireEdge"`
+
+	Job string `xml:"job" json:"job,omitempty"`
+
+	// By its number (channel:7), by an end that no other edge has (sender[0]:out), or by both: sender[0]:out -> queue:jobs.
+	Edge string `xml:"edge" json:"edge,omitempty"`
+
+	// The new producer: task[index]:port, queue:NAME or outside:NAME.
+	From string `xml:"from,omitempty" json:"from,omitempty"`
+
+	// The new taker.
+	To string `xml:"to,omitempty" json:"to,omitempty"`
+
+	// How long the answer may wait for the change to be done everywhere. Default 0: it is answered once the change is durable. At most 60000.
+	WaitMillis int32 `xml:"waitMillis,omitempty" json:"waitMillis,omitempty"`
+}
+
+type RewireEdgeResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 RewireEdgeResponse"`
+
+	Change *ChangeStatus `xml:"change,omitempty" json:"change,omitempty"`
+}
+
+type AddEdge struct {
+	XMLName xml.Name `xml:"urn:mvm:1 AddEdge"`
+
+	Job string `xml:"job" json:"job,omitempty"`
+
+	// As in a profile. Its queue attribute names a queue of the job, or the one given here.
+	Edge *Edge `xml:"edge,omitempty" json:"edge,omitempty"`
+
+	// A queue to make: one between the ends, or, when an end is queue:NAME, the one that is named so.
+	Queue *Queue `xml:"queue,omitempty" json:"queue,omitempty"`
+
+	// How long the answer may wait for the change to be done everywhere. Default 0: it is answered once the change is durable. At most 60000.
+	WaitMillis int32 `xml:"waitMillis,omitempty" json:"waitMillis,omitempty"`
+}
+
+type AddEdgeResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 AddEdgeResponse"`
+
+	Change *ChangeStatus `xml:"change,omitempty" json:"change,omitempty"`
+}
+
+type RemoveEdge struct {
+	XMLName xml.Name `xml:"urn:mvm:1 RemoveEdge"`
+
+	Job string `xml:"job" json:"job,omitempty"`
+
+	// By its number (channel:7), by an end that no other edge has (sender[0]:out), or by both: sender[0]:out -> queue:jobs.
+	Edge string `xml:"edge" json:"edge,omitempty"`
+
+	// How long the answer may wait for the change to be done everywhere. Default 0: it is answered once the change is durable. At most 60000.
+	WaitMillis int32 `xml:"waitMillis,omitempty" json:"waitMillis,omitempty"`
+}
+
+type RemoveEdgeResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 RemoveEdgeResponse"`
+
+	Change *ChangeStatus `xml:"change,omitempty" json:"change,omitempty"`
+}
+
+type GetChange struct {
+	XMLName xml.Name `xml:"urn:mvm:1 GetChange"`
+
+	Job string `xml:"job" json:"job,omitempty"`
+
+	Number int64 `xml:"number" json:"number,omitempty"`
+
+	// How long the answer may wait for the change to be done everywhere. Default 0: it is answered once the change is durable. At most 60000.
+	WaitMillis int32 `xml:"waitMillis,omitempty" json:"waitMillis,omitempty"`
+}
+
+type GetChangeResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 GetChangeResponse"`
+
+	Change *ChangeStatus `xml:"change,omitempty" json:"change,omitempty"`
+}
+
+type MakeQueue struct {
+	XMLName xml.Name `xml:"urn:mvm:1 MakeQueue"`
+
+	Name string `xml:"name" json:"name,omitempty"`
+
+	// fifo, the default, or priority.
+	Type_ *QueueType `xml:"type,omitempty" json:"type,omitempty"`
+
+	// How many jobs may wait; 0, the default, for no bound.
+	Capacity int64 `xml:"capacity,omitempty" json:"capacity,omitempty"`
+}
+
+type MakeQueueResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 MakeQueueResponse"`
+
+	Queue *QueueStatus `xml:"queue,omitempty" json:"queue,omitempty"`
+}
+
+type RemoveQueue struct {
+	XMLName xml.Name `xml:"urn:mvm:1 RemoveQueue"`
+
+	Name string `xml:"name" json:"name,omitempty"`
+}
+
+type RemoveQueueResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 RemoveQueueResponse"`
+}
+
+type MoveJob struct {
+	XMLName xml.Name `xml:"urn:mvm:1 MoveJob"`
+
+	Job string `xml:"job" json:"job,omitempty"`
+
+	Queue string `xml:"queue" json:"queue,omitempty"`
+}
+
+type MoveJobResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 MoveJobResponse"`
+}
+
+type ApplyChange struct {
+	XMLName xml.Name `xml:"urn:mvm:1 ApplyChange"`
+
+	Attempt *Attempt `xml:"attempt,omitempty" json:"attempt,omitempty"`
+
+	Number int64 `xml:"number" json:"number,omitempty"`
+
+	// From 1. A node makes the steps of a change in order.
+	Step int32 `xml:"step" json:"step,omitempty"`
+
+	// Registered codecs and rules that the queues need.
+	Build []*Build `xml:"build" json:"build,omitempty"`
+
+	// Proxies that the node may not know yet.
+	Peer []*Peer `xml:"peer" json:"peer,omitempty"`
+
+	// To make.
+	Queue []*ServedQueue `xml:"queue" json:"queue,omitempty"`
+
+	// To make.
+	Channel []*Channel `xml:"channel" json:"channel,omitempty"`
+
+	Alter []*ServedQueueChange `xml:"alter" json:"alter,omitempty"`
+
+	Switch_ []*Switch `xml:"switch" json:"switch,omitempty"`
+}
+
+type ApplyChangeResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 ApplyChangeResponse"`
+
+	// All of the step is made, and its switches are written.
+	Done *bool `xml:"done,omitempty" json:"done,omitempty"`
+
+	// What is waited for.
+	Waits string `xml:"waits,omitempty" json:"waits,omitempty"`
+
+	Switch_ []*SwitchState `xml:"switch" json:"switch,omitempty"`
 }
 
 type Job struct {
@@ -1691,6 +1977,9 @@ type Channel struct {
 
 	// What people call the producer, where an item can be refused: sender[0], or outside:numbers.
 	Label string `xml:"label,omitempty" json:"label,omitempty"`
+
+	// Only in ApplyChange: the channel that this one follows at a port that both share.
+	After *int32 `xml:"after,omitempty" json:"after,omitempty"`
 }
 
 type Peer struct {
@@ -1726,6 +2015,17 @@ type ChannelState struct {
 
 	// Bytes waiting.
 	Depth *int64 `xml:"depth,omitempty" json:"depth,omitempty"`
+
+	// That came in at this node's end.
+	ItemsIn *int64 `xml:"itemsIn,omitempty" json:"itemsIn,omitempty"`
+
+	// That were taken, or went to the peer.
+	ItemsOut *int64 `xml:"itemsOut,omitempty" json:"itemsOut,omitempty"`
+
+	// As they lie in the ring: with 8 bytes a record, rounded up to 8.
+	BytesIn *int64 `xml:"bytesIn,omitempty" json:"bytesIn,omitempty"`
+
+	BytesOut *int64 `xml:"bytesOut,omitempty" json:"bytesOut,omitempty"`
 
 	ProxyItems *int64 `xml:"proxyItems,omitempty" json:"proxyItems,omitempty"`
 
@@ -1795,6 +2095,189 @@ type AttemptState struct {
 
 	// The served queues that this node keeps.
 	Queue []*QueueState `xml:"queue" json:"queue,omitempty"`
+
+	// When the counters were read, on a clock of the node's own that only runs forward: two answers give rates.
+	Micros *int64 `xml:"micros,omitempty" json:"micros,omitempty"`
+}
+
+type QueueEnd struct {
+
+	// sender[0]:out, or outside:NAME.
+	Name string `xml:"name" json:"name,omitempty"`
+
+	// The number of its edge.
+	Channel *int32 `xml:"channel,omitempty" json:"channel,omitempty"`
+
+	Node string `xml:"node,omitempty" json:"node,omitempty"`
+
+	// That it has brought, or taken.
+	Items *int64 `xml:"items,omitempty" json:"items,omitempty"`
+
+	// Bytes of them between it and the queue.
+	Depth *int64 `xml:"depth,omitempty" json:"depth,omitempty"`
+
+	// A producer for room, a taker for an item.
+	Waits *bool `xml:"waits,omitempty" json:"waits,omitempty"`
+
+	// It has ended.
+	Closed *bool `xml:"closed,omitempty" json:"closed,omitempty"`
+}
+
+type QueueFlow struct {
+
+	// For how long it was watched, on the clock of the node that counts.
+	Micros int64 `xml:"micros" json:"micros,omitempty"`
+
+	ItemsIn *int64 `xml:"itemsIn,omitempty" json:"itemsIn,omitempty"`
+
+	ItemsOut *int64 `xml:"itemsOut,omitempty" json:"itemsOut,omitempty"`
+
+	BytesIn *int64 `xml:"bytesIn,omitempty" json:"bytesIn,omitempty"`
+
+	BytesOut *int64 `xml:"bytesOut,omitempty" json:"bytesOut,omitempty"`
+}
+
+type QueueStatus struct {
+
+	// What to call it in every operation.
+	Name string `xml:"name" json:"name,omitempty"`
+
+	// queue:3 or channel:7; absent of a queue of jobs.
+	Id string `xml:"id,omitempty" json:"id,omitempty"`
+
+	// true: one node keeps it; false: it is a bare channel.
+	Served *bool `xml:"served,omitempty" json:"served,omitempty"`
+
+	Type_ *QueueType `xml:"type" json:"type,omitempty"`
+
+	Full *FullPolicy `xml:"full" json:"full,omitempty"`
+
+	// Bytes; of a queue of jobs how many may wait, 0 for no bound.
+	Capacity *int64 `xml:"capacity,omitempty" json:"capacity,omitempty"`
+
+	Encoder []*Encoder `xml:"encoder" json:"encoder,omitempty"`
+
+	// A registered rule, where it has one.
+	Rule string `xml:"rule,omitempty" json:"rule,omitempty"`
+
+	RuleVersion int32 `xml:"ruleVersion,omitempty" json:"ruleVersion,omitempty"`
+
+	Link *Link `xml:"link,omitempty" json:"link,omitempty"`
+
+	// Who keeps it; of a bare channel who has the taker.
+	Node string `xml:"node,omitempty" json:"node,omitempty"`
+
+	// That node's queue service.
+	Url string `xml:"url,omitempty" json:"url,omitempty"`
+
+	// That wait.
+	Items *int64 `xml:"items,omitempty" json:"items,omitempty"`
+
+	// Bytes of them, with 8 or more for each; not for a queue of jobs.
+	Depth *int64 `xml:"depth,omitempty" json:"depth,omitempty"`
+
+	// Since it began.
+	ItemsIn *int64 `xml:"itemsIn,omitempty" json:"itemsIn,omitempty"`
+
+	ItemsOut *int64 `xml:"itemsOut,omitempty" json:"itemsOut,omitempty"`
+
+	Dropped *int64 `xml:"dropped,omitempty" json:"dropped,omitempty"`
+
+	Refused *int64 `xml:"refused,omitempty" json:"refused,omitempty"`
+
+	// How many wait for room.
+	ProducersWait *int32 `xml:"producersWait,omitempty" json:"producersWait,omitempty"`
+
+	// How many wait for an item.
+	TakersWait *int32 `xml:"takersWait,omitempty" json:"takersWait,omitempty"`
+
+	Producer []*QueueEnd `xml:"producer" json:"producer,omitempty"`
+
+	Taker []*QueueEnd `xml:"taker" json:"taker,omitempty"`
+
+	// Only when sampleMillis asked for it.
+	Flow *QueueFlow `xml:"flow,omitempty" json:"flow,omitempty"`
+}
+
+type ChangeStatus struct {
+
+	// From 1 in each attempt; absent for queues of jobs.
+	Number int64 `xml:"number,omitempty" json:"number,omitempty"`
+
+	Attempt int32 `xml:"attempt,omitempty" json:"attempt,omitempty"`
+
+	// In words.
+	What string `xml:"what" json:"what,omitempty"`
+
+	// What it changed or made, as every operation takes it.
+	Queue string `xml:"queue,omitempty" json:"queue,omitempty"`
+
+	State *ChangeState `xml:"state" json:"state,omitempty"`
+
+	// What it waits for, or why it failed.
+	Reason string `xml:"reason,omitempty" json:"reason,omitempty"`
+}
+
+type QueueItem struct {
+
+	// Bytes of the whole.
+	Size *int64 `xml:"size,omitempty" json:"size,omitempty"`
+
+	// The first bytes, or all.
+	Data *Binary `xml:"data,omitempty" json:"data,omitempty"`
+
+	// true: program text.
+	Instruction bool `xml:"instruction,omitempty" json:"instruction,omitempty"`
+
+	Priority int32 `xml:"priority,omitempty" json:"priority,omitempty"`
+
+	// In a queue of jobs: the id of the one that waits.
+	Job string `xml:"job,omitempty" json:"job,omitempty"`
+
+	// And its name.
+	Name string `xml:"name,omitempty" json:"name,omitempty"`
+}
+
+type EncoderChain struct {
+	Encoder []*Encoder `xml:"encoder" json:"encoder,omitempty"`
+}
+
+type ServedQueueChange struct {
+	Id int32 `xml:"id" json:"id,omitempty"`
+
+	Type_ *QueueType `xml:"type,omitempty" json:"type,omitempty"`
+
+	Full *FullPolicy `xml:"full,omitempty" json:"full,omitempty"`
+
+	// Bytes.
+	Capacity int32 `xml:"capacity,omitempty" json:"capacity,omitempty"`
+
+	Encoders *EncoderChain `xml:"encoders,omitempty" json:"encoders,omitempty"`
+
+	Rule *string `xml:"rule,omitempty" json:"rule,omitempty"`
+
+	RuleVersion int32 `xml:"ruleVersion,omitempty" json:"ruleVersion,omitempty"`
+
+	Link *Link `xml:"link,omitempty" json:"link,omitempty"`
+}
+
+type Switch struct {
+
+	// The one that it ends.
+	Channel *int32 `xml:"channel,omitempty" json:"channel,omitempty"`
+
+	// The one that it goes on with. Absent: none; further enqueues say closed.
+	Next *int32 `xml:"next,omitempty" json:"next,omitempty"`
+}
+
+type SwitchState struct {
+	Channel *int32 `xml:"channel,omitempty" json:"channel,omitempty"`
+
+	// The producer has ended the channel.
+	Written *bool `xml:"written,omitempty" json:"written,omitempty"`
+
+	// The taker has come to that end.
+	Read *bool `xml:"read,omitempty" json:"read,omitempty"`
 }
 
 type BootstrapPortType interface {
@@ -2472,6 +2955,102 @@ type QueuePortType interface {
 	OpenSocket(request *OpenSocket) (*OpenSocketResponse, error)
 
 	OpenSocketContext(ctx context.Context, request *OpenSocket) (*OpenSocketResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* The queues of a running job, or those in which jobs wait, with depth, waiters and what moves. */
+	ListQueues(request *ListQueues) (*ListQueuesResponse, error)
+
+	ListQueuesContext(ctx context.Context, request *ListQueues) (*ListQueuesResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* Copies of the first items that wait. */
+	PeekQueue(request *PeekQueue) (*PeekQueueResponse, error)
+
+	PeekQueueContext(ctx context.Context, request *PeekQueue) (*PeekQueueResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* Take items that wait out of a queue. */
+	DrainQueue(request *DrainQueue) (*DrainQueueResponse, error)
+
+	DrainQueueContext(ctx context.Context, request *DrainQueue) (*DrainQueueResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* Another type, capacity, policy, codec, rule or link while the job runs. */
+	ChangeQueue(request *ChangeQueue) (*ChangeQueueResponse, error)
+
+	ChangeQueueContext(ctx context.Context, request *ChangeQueue) (*ChangeQueueResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* Lead an edge from or to another process, with no item lost or doubled. */
+	RewireEdge(request *RewireEdge) (*RewireEdgeResponse, error)
+
+	RewireEdgeContext(ctx context.Context, request *RewireEdge) (*RewireEdgeResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* A new edge, and a new queue if it needs one, while the job runs. */
+	AddEdge(request *AddEdge) (*AddEdgeResponse, error)
+
+	AddEdgeContext(ctx context.Context, request *AddEdge) (*AddEdgeResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* End an edge while the job runs. */
+	RemoveEdge(request *RemoveEdge) (*RemoveEdgeResponse, error)
+
+	RemoveEdgeContext(ctx context.Context, request *RemoveEdge) (*RemoveEdgeResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* How far a change is. */
+	GetChange(request *GetChange) (*GetChangeResponse, error)
+
+	GetChangeContext(ctx context.Context, request *GetChange) (*GetChangeResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* Make a queue in which jobs wait. */
+	MakeQueue(request *MakeQueue) (*MakeQueueResponse, error)
+
+	MakeQueueContext(ctx context.Context, request *MakeQueue) (*MakeQueueResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* Remove a queue in which jobs wait. */
+	RemoveQueue(request *RemoveQueue) (*RemoveQueueResponse, error)
+
+	RemoveQueueContext(ctx context.Context, request *RemoveQueue) (*RemoveQueueResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* Move a waiting job to another queue. */
+	MoveJob(request *MoveJob) (*MoveJobResponse, error)
+
+	MoveJobContext(ctx context.Context, request *MoveJob) (*MoveJobResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* One node's part in a change. Only for brokers. */
+	ApplyChange(request *ApplyChange) (*ApplyChangeResponse, error)
+
+	ApplyChangeContext(ctx context.Context, request *ApplyChange) (*ApplyChangeResponse, error)
 }
 
 type queuePortType struct {
@@ -2632,6 +3211,210 @@ func (service *queuePortType) OpenSocketContext(ctx context.Context, request *Op
 
 func (service *queuePortType) OpenSocket(request *OpenSocket) (*OpenSocketResponse, error) {
 	return service.OpenSocketContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *queuePortType) ListQueuesContext(ctx context.Context, request *ListQueues) (*ListQueuesResponse, error) {
+	response := new(ListQueuesResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#ListQueues", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *queuePortType) ListQueues(request *ListQueues) (*ListQueuesResponse, error) {
+	return service.ListQueuesContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *queuePortType) PeekQueueContext(ctx context.Context, request *PeekQueue) (*PeekQueueResponse, error) {
+	response := new(PeekQueueResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#PeekQueue", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *queuePortType) PeekQueue(request *PeekQueue) (*PeekQueueResponse, error) {
+	return service.PeekQueueContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *queuePortType) DrainQueueContext(ctx context.Context, request *DrainQueue) (*DrainQueueResponse, error) {
+	response := new(DrainQueueResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#DrainQueue", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *queuePortType) DrainQueue(request *DrainQueue) (*DrainQueueResponse, error) {
+	return service.DrainQueueContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *queuePortType) ChangeQueueContext(ctx context.Context, request *ChangeQueue) (*ChangeQueueResponse, error) {
+	response := new(ChangeQueueResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#ChangeQueue", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *queuePortType) ChangeQueue(request *ChangeQueue) (*ChangeQueueResponse, error) {
+	return service.ChangeQueueContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *queuePortType) RewireEdgeContext(ctx context.Context, request *RewireEdge) (*RewireEdgeResponse, error) {
+	response := new(RewireEdgeResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#RewireEdge", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *queuePortType) RewireEdge(request *RewireEdge) (*RewireEdgeResponse, error) {
+	return service.RewireEdgeContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *queuePortType) AddEdgeContext(ctx context.Context, request *AddEdge) (*AddEdgeResponse, error) {
+	response := new(AddEdgeResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#AddEdge", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *queuePortType) AddEdge(request *AddEdge) (*AddEdgeResponse, error) {
+	return service.AddEdgeContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *queuePortType) RemoveEdgeContext(ctx context.Context, request *RemoveEdge) (*RemoveEdgeResponse, error) {
+	response := new(RemoveEdgeResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#RemoveEdge", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *queuePortType) RemoveEdge(request *RemoveEdge) (*RemoveEdgeResponse, error) {
+	return service.RemoveEdgeContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *queuePortType) GetChangeContext(ctx context.Context, request *GetChange) (*GetChangeResponse, error) {
+	response := new(GetChangeResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#GetChange", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *queuePortType) GetChange(request *GetChange) (*GetChangeResponse, error) {
+	return service.GetChangeContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *queuePortType) MakeQueueContext(ctx context.Context, request *MakeQueue) (*MakeQueueResponse, error) {
+	response := new(MakeQueueResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#MakeQueue", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *queuePortType) MakeQueue(request *MakeQueue) (*MakeQueueResponse, error) {
+	return service.MakeQueueContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *queuePortType) RemoveQueueContext(ctx context.Context, request *RemoveQueue) (*RemoveQueueResponse, error) {
+	response := new(RemoveQueueResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#RemoveQueue", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *queuePortType) RemoveQueue(request *RemoveQueue) (*RemoveQueueResponse, error) {
+	return service.RemoveQueueContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *queuePortType) MoveJobContext(ctx context.Context, request *MoveJob) (*MoveJobResponse, error) {
+	response := new(MoveJobResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#MoveJob", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *queuePortType) MoveJob(request *MoveJob) (*MoveJobResponse, error) {
+	return service.MoveJobContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *queuePortType) ApplyChangeContext(ctx context.Context, request *ApplyChange) (*ApplyChangeResponse, error) {
+	response := new(ApplyChangeResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#ApplyChange", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *queuePortType) ApplyChange(request *ApplyChange) (*ApplyChangeResponse, error) {
+	return service.ApplyChangeContext(
 		context.Background(),
 		request,
 	)

@@ -10,683 +10,882 @@ import (
 // schemaTypes are the types of grid.xsd and profile.xsd; they refer to each
 // other by their place in it. Nothing writes to it.
 var schemaTypes = [...]schemaType{
-	0: {name: "Awaken", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 64, 1, 1, false},
-		{"broker", 127, 1, 1, false},
-		{"image", 127, 1, -1, false},
-		{"slots", 125, 1, 1, false},
-		{"memory", 126, 0, 1, false},
-		{"cores", 125, 0, 1, false},
-		{"proxy", 123, 1, 1, true},
-		{"build", 68, 0, -1, false},
-		{"file", 80, 0, -1, false},
-	}},
-	1: {name: "AwakenResponse", kind: kindComplex, elements: []schemaElement{
-		{"address", 127, 0, 1, false},
-		{"fingerprint", 127, 0, 1, false},
-		{"build", 69, 0, -1, false},
-	}},
-	2: {name: "CancelJob", kind: kindComplex, elements: []schemaElement{
-		{"id", 127, 1, 1, false},
-		{"reason", 127, 0, 1, false},
-	}},
-	3: {name: "CancelJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"state", 88, 1, 1, false},
-	}},
-	4: {name: "Dequeue", kind: kindComplex, elements: []schemaElement{
-		{"job", 127, 1, 1, false},
-		{"queue", 127, 1, 1, false},
-		{"limit", 125, 0, 1, false},
-		{"timeoutMillis", 125, 0, 1, false},
-	}},
-	5: {name: "DequeueResponse", kind: kindComplex, elements: []schemaElement{
-		{"item", 66, 0, -1, false},
-		{"end", 123, 1, 1, true},
-	}},
-	6: {name: "Enqueue", kind: kindComplex, elements: []schemaElement{
-		{"job", 127, 1, 1, false},
-		{"queue", 127, 1, 1, false},
-		{"item", 66, 0, -1, false},
-		{"end", 123, 0, 1, false},
-		{"timeoutMillis", 125, 0, 1, false},
-	}},
-	7: {name: "EnqueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"accepted", 125, 1, 1, true},
-	}},
-	8: {name: "GetBlob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 127, 1, 1, false},
-		{"offset", 126, 0, 1, false},
-		{"length", 125, 0, 1, false},
-	}},
-	9: {name: "GetBlobResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 67, 1, 1, false},
-		{"data", 66, 0, 1, false},
-	}},
-	10: {name: "GetBroker", kind: kindComplex},
-	11: {name: "GetBrokerResponse", kind: kindComplex, elements: []schemaElement{
-		{"url", 127, 1, 1, false},
-		{"node", 127, 1, 1, false},
-		{"image", 127, 1, 1, false},
-		{"information", 127, 1, 1, false},
-	}},
-	12: {name: "GetJob", kind: kindComplex, elements: []schemaElement{
-		{"id", 127, 1, 1, false},
-	}},
-	13: {name: "GetJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"job", 89, 1, 1, false},
-	}},
-	14: {name: "GetOutput", kind: kindComplex, elements: []schemaElement{
-		{"id", 127, 1, 1, false},
-		{"process", 125, 0, 1, true},
-		{"name", 127, 1, 1, false},
-		{"offset", 126, 0, 1, false},
-		{"length", 125, 0, 1, false},
-		{"waitMillis", 125, 0, 1, false},
-	}},
-	15: {name: "GetOutputResponse", kind: kindComplex, elements: []schemaElement{
-		{"data", 66, 0, 1, false},
-		{"next", 126, 1, 1, true},
-		{"end", 123, 1, 1, true},
-		{"digest", 127, 0, 1, false},
-	}},
-	16: {name: "GetProfile", kind: kindComplex, elements: []schemaElement{
-		{"kind", 105, 1, 1, false},
-		{"name", 127, 1, 1, false},
-		{"version", 125, 0, 1, false},
-	}},
-	17: {name: "GetProfileResponse", kind: kindComplex, elements: []schemaElement{
-		{"profile", 104, 1, 1, false},
-	}},
-	18: {name: "GetQuiet", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 64, 1, 1, false},
-		{"waits", 123, 0, 1, false},
-	}},
-	19: {name: "GetQuietResponse", kind: kindComplex, elements: []schemaElement{
-		{"quiet", 123, 1, 1, true},
-		{"period", 126, 1, 1, true},
-		{"sent", 126, 1, 1, true},
-		{"received", 126, 1, 1, true},
-		{"wait", 121, 0, -1, false},
-	}},
-	20: {name: "GridFault", kind: kindComplex, elements: []schemaElement{
-		{"code", 78, 1, 1, false},
-		{"message", 127, 1, 1, false},
-		{"advice", 127, 0, 1, false},
-		{"address", 127, 0, 1, false},
-		{"output", 127, 0, 1, false},
-		{"problem", 100, 0, -1, false},
-		{"requestId", 127, 0, 1, false},
-	}},
-	21: {name: "Heartbeat", kind: kindComplex, elements: []schemaElement{
-		{"node", 127, 1, 1, false},
-		{"incarnation", 127, 1, 1, false},
-		{"freeSlots", 125, 1, 1, true},
-		{"freeMemory", 126, 0, 1, true},
-		{"freeCores", 125, 0, 1, true},
-		{"attempt", 64, 0, -1, false},
-	}},
-	22: {name: "HeartbeatResponse", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 64, 0, -1, false},
-		{"leaseMillis", 126, 1, 1, false},
-		{"heartbeatMillis", 126, 1, 1, false},
-	}},
-	23: {name: "Inspect", kind: kindComplex, elements: []schemaElement{
-		{"job", 127, 0, 1, false},
-	}},
-	24: {name: "InspectResponse", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 65, 0, -1, false},
-	}},
-	25: {name: "Instantiate", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 64, 1, 1, false},
-		{"wallTimeSeconds", 126, 0, 1, false},
-		{"process", 101, 0, -1, false},
-		{"channel", 70, 0, -1, false},
-		{"queue", 114, 0, -1, false},
-		{"peer", 98, 0, -1, false},
-	}},
-	26: {name: "InstantiateResponse", kind: kindComplex, elements: []schemaElement{
-		{"processes", 125, 1, 1, false},
-	}},
-	27: {name: "Join", kind: kindComplex, elements: []schemaElement{
-		{"node", 92, 1, 1, false},
-	}},
-	28: {name: "JoinResponse", kind: kindComplex, elements: []schemaElement{
-		{"broker", 127, 1, 1, false},
-		{"information", 127, 1, 1, false},
-		{"image", 127, 1, 1, false},
-		{"url", 127, 1, 1, false},
-	}},
-	29: {name: "ListBlobs", kind: kindComplex, elements: []schemaElement{
-		{"after", 127, 0, 1, false},
-		{"limit", 125, 0, 1, false},
-	}},
-	30: {name: "ListBlobsResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 67, 0, -1, false},
-	}},
-	31: {name: "ListJobs", kind: kindComplex, elements: []schemaElement{
-		{"state", 88, 0, 1, false},
-		{"name", 127, 0, 1, false},
-		{"limit", 125, 0, 1, false},
-		{"before", 127, 0, 1, false},
-	}},
-	32: {name: "ListJobsResponse", kind: kindComplex, elements: []schemaElement{
-		{"job", 89, 0, -1, false},
-	}},
-	33: {name: "ListNodes", kind: kindComplex},
-	34: {name: "ListNodesResponse", kind: kindComplex, elements: []schemaElement{
-		{"node", 92, 0, -1, false},
-	}},
-	35: {name: "ListProfiles", kind: kindComplex, elements: []schemaElement{
-		{"kind", 105, 0, 1, false},
-		{"search", 127, 0, 1, false},
-	}},
-	36: {name: "ListProfilesResponse", kind: kindComplex, elements: []schemaElement{
-		{"profile", 104, 0, -1, false},
-	}},
-	37: {name: "ListServices", kind: kindComplex},
-	38: {name: "ListServicesResponse", kind: kindComplex, elements: []schemaElement{
-		{"service", 115, 0, -1, false},
-	}},
-	39: {name: "OpenSocket", kind: kindComplex, elements: []schemaElement{
-		{"job", 127, 1, 1, false},
-		{"queue", 127, 1, 1, false},
-		{"ttlMillis", 125, 0, 1, false},
-	}},
-	40: {name: "OpenSocketResponse", kind: kindComplex, elements: []schemaElement{
-		{"address", 127, 1, 1, false},
-		{"token", 127, 1, 1, false},
-	}},
-	41: {name: "PlanJob", kind: kindComplex, elements: []schemaElement{
-		{"job", 86, 0, 1, false},
-		{"profile", 127, 0, 1, false},
-		{"version", 125, 0, 1, false},
-		{"argument", 63, 0, -1, false},
-	}},
-	42: {name: "PlanJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"fits", 123, 1, 1, true},
-		{"reason", 127, 0, 1, false},
-		{"placement", 99, 0, -1, false},
-		{"rejection", 110, 0, -1, false},
-		{"localChannels", 125, 1, 1, true},
-		{"remoteChannels", 125, 1, 1, true},
-	}},
-	43: {name: "PutBlob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 127, 1, 1, false},
-		{"size", 126, 1, 1, true},
-		{"offset", 126, 0, 1, false},
-		{"data", 66, 0, 1, false},
-	}},
-	44: {name: "PutBlobResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 67, 1, 1, false},
-	}},
-	45: {name: "Query", kind: kindComplex, elements: []schemaElement{
-		{"role", 113, 0, 1, false},
-		{"language", 90, 0, 1, false},
-	}},
-	46: {name: "QueryResponse", kind: kindComplex, elements: []schemaElement{
-		{"node", 92, 0, -1, false},
-	}},
-	47: {name: "ReadStream", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 64, 1, 1, false},
-		{"process", 125, 1, 1, true},
-		{"name", 127, 1, 1, false},
-		{"offset", 126, 0, 1, false},
-		{"length", 125, 0, 1, false},
-		{"waitMillis", 125, 0, 1, false},
-	}},
-	48: {name: "ReadStreamResponse", kind: kindComplex, elements: []schemaElement{
-		{"data", 66, 0, 1, false},
-		{"next", 126, 1, 1, true},
-		{"end", 123, 1, 1, true},
-	}},
-	49: {name: "Register", kind: kindComplex, elements: []schemaElement{
-		{"node", 92, 1, 1, false},
-	}},
-	50: {name: "RegisterProfile", kind: kindComplex, elements: []schemaElement{
-		{"profile", 104, 1, 1, false},
-	}},
-	51: {name: "RegisterProfileResponse", kind: kindComplex, elements: []schemaElement{
-		{"name", 127, 1, 1, false},
-		{"version", 125, 1, 1, false},
-	}},
-	52: {name: "RegisterResponse", kind: kindComplex, elements: []schemaElement{
-		{"leaseMillis", 126, 1, 1, false},
-		{"heartbeatMillis", 126, 1, 1, false},
-		{"broker", 127, 0, 1, false},
-	}},
-	53: {name: "Report", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 64, 1, 1, false},
-		{"sequence", 126, 1, 1, false},
-		{"process", 103, 0, -1, false},
-		{"failure", 127, 0, 1, false},
-		{"proxyBytes", 126, 0, 1, false},
-		{"proxyItems", 126, 0, 1, false},
-		{"quiet", 126, 0, 1, false},
-	}},
-	54: {name: "ReportResponse", kind: kindComplex, elements: []schemaElement{
-		{"acknowledged", 126, 1, 1, false},
-	}},
-	55: {name: "StatBlob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 127, 1, 1, false},
-	}},
-	56: {name: "StatBlobResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 67, 1, 1, false},
-	}},
-	57: {name: "SubmitJob", kind: kindComplex, elements: []schemaElement{
-		{"token", 127, 1, 1, false},
-		{"job", 86, 0, 1, false},
-		{"profile", 127, 0, 1, false},
-		{"version", 125, 0, 1, false},
-		{"argument", 63, 0, -1, false},
-	}},
-	58: {name: "SubmitJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"id", 127, 1, 1, false},
-	}},
-	59: {name: "Terminate", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 64, 1, 1, false},
-		{"graceMillis", 126, 0, 1, false},
-		{"reason", 127, 0, 1, false},
-	}},
-	60: {name: "TerminateResponse", kind: kindComplex, elements: []schemaElement{
-		{"sequence", 126, 1, 1, true},
-	}},
-	61: {name: "WaitJob", kind: kindComplex, elements: []schemaElement{
-		{"id", 127, 1, 1, false},
-		{"revision", 126, 0, 1, false},
-		{"timeoutMillis", 125, 0, 1, false},
-	}},
-	62: {name: "WaitJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"job", 89, 1, 1, false},
-	}},
-	63: {name: "Assignment", kind: kindComplex, attributes: []schemaAttribute{
-		{"name", 127, true},
-		{"value", 127, false},
-	}},
-	64: {name: "Attempt", kind: kindComplex, elements: []schemaElement{
-		{"job", 127, 1, 1, false},
-		{"number", 125, 1, 1, false},
-		{"node", 127, 0, 1, false},
-		{"incarnation", 127, 0, 1, false},
-	}},
-	65: {name: "AttemptState", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 64, 1, 1, false},
-		{"state", 127, 1, 1, false},
-		{"slots", 125, 1, 1, true},
-		{"process", 103, 0, -1, false},
-		{"channel", 72, 0, -1, false},
-		{"queue", 108, 0, -1, false},
-	}},
-	66: {name: "Binary", kind: kindBase64},
-	67: {name: "Blob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 127, 1, 1, false},
-		{"size", 126, 0, 1, true},
-		{"received", 126, 1, 1, true},
-		{"complete", 123, 1, 1, true},
-		{"url", 127, 0, 1, false},
-	}},
-	68: {name: "Build", kind: kindComplex, elements: []schemaElement{
-		{"source", 127, 1, 1, false},
-		{"language", 90, 1, 1, false},
-		{"flag", 127, 0, -1, false},
-		{"file", 80, 1, -1, false},
-	}},
-	69: {name: "BuildStatus", kind: kindComplex, elements: []schemaElement{
-		{"source", 127, 1, 1, false},
-		{"digest", 127, 1, 1, false},
-		{"node", 127, 0, 1, false},
-		{"cached", 123, 1, 1, true},
-		{"millis", 126, 1, 1, true},
-		{"output", 127, 0, 1, false},
-	}},
-	70: {name: "Channel", kind: kindComplex, elements: []schemaElement{
-		{"id", 125, 1, 1, true},
-		{"capacity", 125, 1, 1, false},
-		{"from", 71, 1, 1, false},
-		{"to", 71, 1, 1, false},
-		{"label", 127, 0, 1, false},
-	}},
-	71: {name: "ChannelEnd", kind: kindComplex, elements: []schemaElement{
-		{"process", 125, 0, 1, true},
-		{"port", 127, 0, 1, false},
-		{"peer", 127, 0, 1, false},
-		{"outside", 127, 0, 1, false},
-		{"queue", 125, 0, 1, false},
-	}},
-	72: {name: "ChannelState", kind: kindComplex, elements: []schemaElement{
-		{"id", 125, 1, 1, true},
-		{"from", 71, 1, 1, false},
-		{"to", 71, 1, 1, false},
-		{"capacity", 126, 1, 1, false},
-		{"depth", 126, 1, 1, true},
-		{"proxyItems", 126, 0, 1, true},
-		{"proxyBytes", 126, 0, 1, true},
-		{"producerWaits", 123, 1, 1, true},
-		{"consumerWaits", 123, 1, 1, true},
-		{"closed", 123, 1, 1, true},
-	}},
-	73: {name: "Codec", kind: kindString, values: []string{"raw", "lines", "json", "xml", "xdr", "base64", "zstd"}},
-	74: {name: "Compiler", kind: kindComplex, elements: []schemaElement{
-		{"language", 90, 1, 1, false},
-		{"command", 127, 1, 1, false},
-		{"version", 127, 1, 1, false},
-	}},
-	75: {name: "Direction", kind: kindString, values: []string{"both", "forward"}},
-	76: {name: "Edge", kind: kindComplex, elements: []schemaElement{
-		{"link", 91, 0, 1, false},
+	0: {name: "AddEdge", kind: kindComplex, elements: []schemaElement{
+		{"job", 161, 1, 1, false},
+		{"edge", 102, 1, 1, false},
+		{"queue", 134, 0, 1, false},
+		{"waitMillis", 159, 0, 1, false},
+	}},
+	1: {name: "AddEdgeResponse", kind: kindComplex, elements: []schemaElement{
+		{"change", 95, 1, 1, false},
+	}},
+	2: {name: "ApplyChange", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 88, 1, 1, false},
+		{"number", 160, 1, 1, false},
+		{"step", 159, 1, 1, false},
+		{"build", 92, 0, -1, false},
+		{"peer", 125, 0, -1, false},
+		{"queue", 145, 0, -1, false},
+		{"channel", 96, 0, -1, false},
+		{"alter", 146, 0, -1, false},
+		{"switch", 150, 0, -1, false},
+	}},
+	3: {name: "ApplyChangeResponse", kind: kindComplex, elements: []schemaElement{
+		{"done", 157, 1, 1, true},
+		{"waits", 161, 0, 1, false},
+		{"switch", 151, 0, -1, false},
+	}},
+	4: {name: "Awaken", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 88, 1, 1, false},
+		{"broker", 161, 1, 1, false},
+		{"image", 161, 1, -1, false},
+		{"slots", 159, 1, 1, false},
+		{"memory", 160, 0, 1, false},
+		{"cores", 159, 0, 1, false},
+		{"proxy", 157, 1, 1, true},
+		{"build", 92, 0, -1, false},
+		{"file", 107, 0, -1, false},
+	}},
+	5: {name: "AwakenResponse", kind: kindComplex, elements: []schemaElement{
+		{"address", 161, 0, 1, false},
+		{"fingerprint", 161, 0, 1, false},
+		{"build", 93, 0, -1, false},
+	}},
+	6: {name: "CancelJob", kind: kindComplex, elements: []schemaElement{
+		{"id", 161, 1, 1, false},
+		{"reason", 161, 0, 1, false},
+	}},
+	7: {name: "CancelJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"state", 115, 1, 1, false},
+	}},
+	8: {name: "ChangeQueue", kind: kindComplex, elements: []schemaElement{
+		{"job", 161, 0, 1, false},
+		{"queue", 161, 1, 1, false},
+		{"type", 140, 0, 1, false},
+		{"full", 108, 0, 1, false},
+		{"capacity", 160, 0, 1, true},
+		{"encoders", 104, 0, 1, false},
+		{"rule", 161, 0, 1, true},
+		{"ruleVersion", 159, 0, 1, false},
+		{"link", 118, 0, 1, false},
+		{"served", 157, 0, 1, false},
+		{"waitMillis", 159, 0, 1, false},
+	}},
+	9: {name: "ChangeQueueResponse", kind: kindComplex, elements: []schemaElement{
+		{"change", 95, 1, 1, false},
+	}},
+	10: {name: "Dequeue", kind: kindComplex, elements: []schemaElement{
+		{"job", 161, 1, 1, false},
+		{"queue", 161, 1, 1, false},
+		{"limit", 159, 0, 1, false},
+		{"timeoutMillis", 159, 0, 1, false},
+	}},
+	11: {name: "DequeueResponse", kind: kindComplex, elements: []schemaElement{
+		{"item", 90, 0, -1, false},
+		{"end", 157, 1, 1, true},
+	}},
+	12: {name: "DrainQueue", kind: kindComplex, elements: []schemaElement{
+		{"job", 161, 0, 1, false},
+		{"queue", 161, 1, 1, false},
+		{"limit", 159, 0, 1, false},
+	}},
+	13: {name: "DrainQueueResponse", kind: kindComplex, elements: []schemaElement{
+		{"item", 137, 0, -1, false},
+		{"more", 157, 1, 1, true},
+	}},
+	14: {name: "Enqueue", kind: kindComplex, elements: []schemaElement{
+		{"job", 161, 1, 1, false},
+		{"queue", 161, 1, 1, false},
+		{"item", 90, 0, -1, false},
+		{"end", 157, 0, 1, false},
+		{"timeoutMillis", 159, 0, 1, false},
+	}},
+	15: {name: "EnqueueResponse", kind: kindComplex, elements: []schemaElement{
+		{"accepted", 159, 1, 1, true},
+	}},
+	16: {name: "GetBlob", kind: kindComplex, elements: []schemaElement{
+		{"digest", 161, 1, 1, false},
+		{"offset", 160, 0, 1, false},
+		{"length", 159, 0, 1, false},
+	}},
+	17: {name: "GetBlobResponse", kind: kindComplex, elements: []schemaElement{
+		{"blob", 91, 1, 1, false},
+		{"data", 90, 0, 1, false},
+	}},
+	18: {name: "GetBroker", kind: kindComplex},
+	19: {name: "GetBrokerResponse", kind: kindComplex, elements: []schemaElement{
+		{"url", 161, 1, 1, false},
+		{"node", 161, 1, 1, false},
+		{"image", 161, 1, 1, false},
+		{"information", 161, 1, 1, false},
+	}},
+	20: {name: "GetChange", kind: kindComplex, elements: []schemaElement{
+		{"job", 161, 1, 1, false},
+		{"number", 160, 1, 1, false},
+		{"waitMillis", 159, 0, 1, false},
+	}},
+	21: {name: "GetChangeResponse", kind: kindComplex, elements: []schemaElement{
+		{"change", 95, 1, 1, false},
+	}},
+	22: {name: "GetJob", kind: kindComplex, elements: []schemaElement{
+		{"id", 161, 1, 1, false},
+	}},
+	23: {name: "GetJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"job", 116, 1, 1, false},
+	}},
+	24: {name: "GetOutput", kind: kindComplex, elements: []schemaElement{
+		{"id", 161, 1, 1, false},
+		{"process", 159, 0, 1, true},
+		{"name", 161, 1, 1, false},
+		{"offset", 160, 0, 1, false},
+		{"length", 159, 0, 1, false},
+		{"waitMillis", 159, 0, 1, false},
+	}},
+	25: {name: "GetOutputResponse", kind: kindComplex, elements: []schemaElement{
+		{"data", 90, 0, 1, false},
+		{"next", 160, 1, 1, true},
+		{"end", 157, 1, 1, true},
+		{"digest", 161, 0, 1, false},
+	}},
+	26: {name: "GetProfile", kind: kindComplex, elements: []schemaElement{
+		{"kind", 132, 1, 1, false},
+		{"name", 161, 1, 1, false},
+		{"version", 159, 0, 1, false},
+	}},
+	27: {name: "GetProfileResponse", kind: kindComplex, elements: []schemaElement{
+		{"profile", 131, 1, 1, false},
+	}},
+	28: {name: "GetQuiet", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 88, 1, 1, false},
+		{"waits", 157, 0, 1, false},
+	}},
+	29: {name: "GetQuietResponse", kind: kindComplex, elements: []schemaElement{
+		{"quiet", 157, 1, 1, true},
+		{"period", 160, 1, 1, true},
+		{"sent", 160, 1, 1, true},
+		{"received", 160, 1, 1, true},
+		{"wait", 155, 0, -1, false},
+	}},
+	30: {name: "GridFault", kind: kindComplex, elements: []schemaElement{
+		{"code", 105, 1, 1, false},
+		{"message", 161, 1, 1, false},
+		{"advice", 161, 0, 1, false},
+		{"address", 161, 0, 1, false},
+		{"output", 161, 0, 1, false},
+		{"problem", 127, 0, -1, false},
+		{"requestId", 161, 0, 1, false},
+	}},
+	31: {name: "Heartbeat", kind: kindComplex, elements: []schemaElement{
+		{"node", 161, 1, 1, false},
+		{"incarnation", 161, 1, 1, false},
+		{"freeSlots", 159, 1, 1, true},
+		{"freeMemory", 160, 0, 1, true},
+		{"freeCores", 159, 0, 1, true},
+		{"attempt", 88, 0, -1, false},
+	}},
+	32: {name: "HeartbeatResponse", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 88, 0, -1, false},
+		{"leaseMillis", 160, 1, 1, false},
+		{"heartbeatMillis", 160, 1, 1, false},
+	}},
+	33: {name: "Inspect", kind: kindComplex, elements: []schemaElement{
+		{"job", 161, 0, 1, false},
+	}},
+	34: {name: "InspectResponse", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 89, 0, -1, false},
+	}},
+	35: {name: "Instantiate", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 88, 1, 1, false},
+		{"wallTimeSeconds", 160, 0, 1, false},
+		{"process", 128, 0, -1, false},
+		{"channel", 96, 0, -1, false},
+		{"queue", 145, 0, -1, false},
+		{"peer", 125, 0, -1, false},
+	}},
+	36: {name: "InstantiateResponse", kind: kindComplex, elements: []schemaElement{
+		{"processes", 159, 1, 1, false},
+	}},
+	37: {name: "Join", kind: kindComplex, elements: []schemaElement{
+		{"node", 119, 1, 1, false},
+	}},
+	38: {name: "JoinResponse", kind: kindComplex, elements: []schemaElement{
+		{"broker", 161, 1, 1, false},
+		{"information", 161, 1, 1, false},
+		{"image", 161, 1, 1, false},
+		{"url", 161, 1, 1, false},
+	}},
+	39: {name: "ListBlobs", kind: kindComplex, elements: []schemaElement{
+		{"after", 161, 0, 1, false},
+		{"limit", 159, 0, 1, false},
+	}},
+	40: {name: "ListBlobsResponse", kind: kindComplex, elements: []schemaElement{
+		{"blob", 91, 0, -1, false},
+	}},
+	41: {name: "ListJobs", kind: kindComplex, elements: []schemaElement{
+		{"state", 115, 0, 1, false},
+		{"name", 161, 0, 1, false},
+		{"limit", 159, 0, 1, false},
+		{"before", 161, 0, 1, false},
+	}},
+	42: {name: "ListJobsResponse", kind: kindComplex, elements: []schemaElement{
+		{"job", 116, 0, -1, false},
+	}},
+	43: {name: "ListNodes", kind: kindComplex},
+	44: {name: "ListNodesResponse", kind: kindComplex, elements: []schemaElement{
+		{"node", 119, 0, -1, false},
+	}},
+	45: {name: "ListProfiles", kind: kindComplex, elements: []schemaElement{
+		{"kind", 132, 0, 1, false},
+		{"search", 161, 0, 1, false},
+	}},
+	46: {name: "ListProfilesResponse", kind: kindComplex, elements: []schemaElement{
+		{"profile", 131, 0, -1, false},
+	}},
+	47: {name: "ListQueues", kind: kindComplex, elements: []schemaElement{
+		{"job", 161, 0, 1, false},
+		{"queue", 161, 0, 1, false},
+		{"sampleMillis", 159, 0, 1, false},
+		{"planned", 157, 0, 1, false},
+	}},
+	48: {name: "ListQueuesResponse", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 159, 0, 1, false},
+		{"queue", 139, 0, -1, false},
+		{"change", 95, 0, -1, false},
+	}},
+	49: {name: "ListServices", kind: kindComplex},
+	50: {name: "ListServicesResponse", kind: kindComplex, elements: []schemaElement{
+		{"service", 147, 0, -1, false},
+	}},
+	51: {name: "MakeQueue", kind: kindComplex, elements: []schemaElement{
+		{"name", 161, 1, 1, false},
+		{"type", 140, 0, 1, false},
+		{"capacity", 160, 0, 1, false},
+	}},
+	52: {name: "MakeQueueResponse", kind: kindComplex, elements: []schemaElement{
+		{"queue", 139, 1, 1, false},
+	}},
+	53: {name: "MoveJob", kind: kindComplex, elements: []schemaElement{
+		{"job", 161, 1, 1, false},
+		{"queue", 161, 1, 1, false},
+	}},
+	54: {name: "MoveJobResponse", kind: kindComplex},
+	55: {name: "OpenSocket", kind: kindComplex, elements: []schemaElement{
+		{"job", 161, 1, 1, false},
+		{"queue", 161, 1, 1, false},
+		{"ttlMillis", 159, 0, 1, false},
+	}},
+	56: {name: "OpenSocketResponse", kind: kindComplex, elements: []schemaElement{
+		{"address", 161, 1, 1, false},
+		{"token", 161, 1, 1, false},
+	}},
+	57: {name: "PeekQueue", kind: kindComplex, elements: []schemaElement{
+		{"job", 161, 0, 1, false},
+		{"queue", 161, 1, 1, false},
+		{"limit", 159, 0, 1, false},
+		{"bytes", 159, 0, 1, false},
+	}},
+	58: {name: "PeekQueueResponse", kind: kindComplex, elements: []schemaElement{
+		{"item", 137, 0, -1, false},
+	}},
+	59: {name: "PlanJob", kind: kindComplex, elements: []schemaElement{
+		{"job", 113, 0, 1, false},
+		{"profile", 161, 0, 1, false},
+		{"version", 159, 0, 1, false},
+		{"argument", 87, 0, -1, false},
+	}},
+	60: {name: "PlanJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"fits", 157, 1, 1, true},
+		{"reason", 161, 0, 1, false},
+		{"placement", 126, 0, -1, false},
+		{"rejection", 141, 0, -1, false},
+		{"localChannels", 159, 1, 1, true},
+		{"remoteChannels", 159, 1, 1, true},
+	}},
+	61: {name: "PutBlob", kind: kindComplex, elements: []schemaElement{
+		{"digest", 161, 1, 1, false},
+		{"size", 160, 1, 1, true},
+		{"offset", 160, 0, 1, false},
+		{"data", 90, 0, 1, false},
+	}},
+	62: {name: "PutBlobResponse", kind: kindComplex, elements: []schemaElement{
+		{"blob", 91, 1, 1, false},
+	}},
+	63: {name: "Query", kind: kindComplex, elements: []schemaElement{
+		{"role", 144, 0, 1, false},
+		{"language", 117, 0, 1, false},
+	}},
+	64: {name: "QueryResponse", kind: kindComplex, elements: []schemaElement{
+		{"node", 119, 0, -1, false},
+	}},
+	65: {name: "ReadStream", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 88, 1, 1, false},
+		{"process", 159, 1, 1, true},
+		{"name", 161, 1, 1, false},
+		{"offset", 160, 0, 1, false},
+		{"length", 159, 0, 1, false},
+		{"waitMillis", 159, 0, 1, false},
+	}},
+	66: {name: "ReadStreamResponse", kind: kindComplex, elements: []schemaElement{
+		{"data", 90, 0, 1, false},
+		{"next", 160, 1, 1, true},
+		{"end", 157, 1, 1, true},
+	}},
+	67: {name: "Register", kind: kindComplex, elements: []schemaElement{
+		{"node", 119, 1, 1, false},
+	}},
+	68: {name: "RegisterProfile", kind: kindComplex, elements: []schemaElement{
+		{"profile", 131, 1, 1, false},
+	}},
+	69: {name: "RegisterProfileResponse", kind: kindComplex, elements: []schemaElement{
+		{"name", 161, 1, 1, false},
+		{"version", 159, 1, 1, false},
+	}},
+	70: {name: "RegisterResponse", kind: kindComplex, elements: []schemaElement{
+		{"leaseMillis", 160, 1, 1, false},
+		{"heartbeatMillis", 160, 1, 1, false},
+		{"broker", 161, 0, 1, false},
+	}},
+	71: {name: "RemoveEdge", kind: kindComplex, elements: []schemaElement{
+		{"job", 161, 1, 1, false},
+		{"edge", 161, 1, 1, false},
+		{"waitMillis", 159, 0, 1, false},
+	}},
+	72: {name: "RemoveEdgeResponse", kind: kindComplex, elements: []schemaElement{
+		{"change", 95, 1, 1, false},
+	}},
+	73: {name: "RemoveQueue", kind: kindComplex, elements: []schemaElement{
+		{"name", 161, 1, 1, false},
+	}},
+	74: {name: "RemoveQueueResponse", kind: kindComplex},
+	75: {name: "Report", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 88, 1, 1, false},
+		{"sequence", 160, 1, 1, false},
+		{"process", 130, 0, -1, false},
+		{"failure", 161, 0, 1, false},
+		{"proxyBytes", 160, 0, 1, false},
+		{"proxyItems", 160, 0, 1, false},
+		{"quiet", 160, 0, 1, false},
+	}},
+	76: {name: "ReportResponse", kind: kindComplex, elements: []schemaElement{
+		{"acknowledged", 160, 1, 1, false},
+	}},
+	77: {name: "RewireEdge", kind: kindComplex, elements: []schemaElement{
+		{"job", 161, 1, 1, false},
+		{"edge", 161, 1, 1, false},
+		{"from", 161, 0, 1, false},
+		{"to", 161, 0, 1, false},
+		{"waitMillis", 159, 0, 1, false},
+	}},
+	78: {name: "RewireEdgeResponse", kind: kindComplex, elements: []schemaElement{
+		{"change", 95, 1, 1, false},
+	}},
+	79: {name: "StatBlob", kind: kindComplex, elements: []schemaElement{
+		{"digest", 161, 1, 1, false},
+	}},
+	80: {name: "StatBlobResponse", kind: kindComplex, elements: []schemaElement{
+		{"blob", 91, 1, 1, false},
+	}},
+	81: {name: "SubmitJob", kind: kindComplex, elements: []schemaElement{
+		{"token", 161, 1, 1, false},
+		{"job", 113, 0, 1, false},
+		{"profile", 161, 0, 1, false},
+		{"version", 159, 0, 1, false},
+		{"argument", 87, 0, -1, false},
+	}},
+	82: {name: "SubmitJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"id", 161, 1, 1, false},
+	}},
+	83: {name: "Terminate", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 88, 1, 1, false},
+		{"graceMillis", 160, 0, 1, false},
+		{"reason", 161, 0, 1, false},
+	}},
+	84: {name: "TerminateResponse", kind: kindComplex, elements: []schemaElement{
+		{"sequence", 160, 1, 1, true},
+	}},
+	85: {name: "WaitJob", kind: kindComplex, elements: []schemaElement{
+		{"id", 161, 1, 1, false},
+		{"revision", 160, 0, 1, false},
+		{"timeoutMillis", 159, 0, 1, false},
+	}},
+	86: {name: "WaitJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"job", 116, 1, 1, false},
+	}},
+	87: {name: "Assignment", kind: kindComplex, attributes: []schemaAttribute{
+		{"name", 161, true},
+		{"value", 161, false},
+	}},
+	88: {name: "Attempt", kind: kindComplex, elements: []schemaElement{
+		{"job", 161, 1, 1, false},
+		{"number", 159, 1, 1, false},
+		{"node", 161, 0, 1, false},
+		{"incarnation", 161, 0, 1, false},
+	}},
+	89: {name: "AttemptState", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 88, 1, 1, false},
+		{"state", 161, 1, 1, false},
+		{"slots", 159, 1, 1, true},
+		{"process", 130, 0, -1, false},
+		{"channel", 98, 0, -1, false},
+		{"queue", 138, 0, -1, false},
+		{"micros", 160, 0, 1, true},
+	}},
+	90: {name: "Binary", kind: kindBase64},
+	91: {name: "Blob", kind: kindComplex, elements: []schemaElement{
+		{"digest", 161, 1, 1, false},
+		{"size", 160, 0, 1, true},
+		{"received", 160, 1, 1, true},
+		{"complete", 157, 1, 1, true},
+		{"url", 161, 0, 1, false},
+	}},
+	92: {name: "Build", kind: kindComplex, elements: []schemaElement{
+		{"source", 161, 1, 1, false},
+		{"language", 117, 1, 1, false},
+		{"flag", 161, 0, -1, false},
+		{"file", 107, 1, -1, false},
+	}},
+	93: {name: "BuildStatus", kind: kindComplex, elements: []schemaElement{
+		{"source", 161, 1, 1, false},
+		{"digest", 161, 1, 1, false},
+		{"node", 161, 0, 1, false},
+		{"cached", 157, 1, 1, true},
+		{"millis", 160, 1, 1, true},
+		{"output", 161, 0, 1, false},
+	}},
+	94: {name: "ChangeState", kind: kindString, values: []string{"pending", "done", "failed"}},
+	95: {name: "ChangeStatus", kind: kindComplex, elements: []schemaElement{
+		{"number", 160, 0, 1, false},
+		{"attempt", 159, 0, 1, false},
+		{"what", 161, 1, 1, false},
+		{"queue", 161, 0, 1, false},
+		{"state", 94, 1, 1, false},
+		{"reason", 161, 0, 1, false},
+	}},
+	96: {name: "Channel", kind: kindComplex, elements: []schemaElement{
+		{"id", 159, 1, 1, true},
+		{"capacity", 159, 1, 1, false},
+		{"from", 97, 1, 1, false},
+		{"to", 97, 1, 1, false},
+		{"label", 161, 0, 1, false},
+		{"after", 159, 0, 1, true},
+	}},
+	97: {name: "ChannelEnd", kind: kindComplex, elements: []schemaElement{
+		{"process", 159, 0, 1, true},
+		{"port", 161, 0, 1, false},
+		{"peer", 161, 0, 1, false},
+		{"outside", 161, 0, 1, false},
+		{"queue", 159, 0, 1, false},
+	}},
+	98: {name: "ChannelState", kind: kindComplex, elements: []schemaElement{
+		{"id", 159, 1, 1, true},
+		{"from", 97, 1, 1, false},
+		{"to", 97, 1, 1, false},
+		{"capacity", 160, 1, 1, false},
+		{"depth", 160, 1, 1, true},
+		{"itemsIn", 160, 0, 1, true},
+		{"itemsOut", 160, 0, 1, true},
+		{"bytesIn", 160, 0, 1, true},
+		{"bytesOut", 160, 0, 1, true},
+		{"proxyItems", 160, 0, 1, true},
+		{"proxyBytes", 160, 0, 1, true},
+		{"producerWaits", 157, 1, 1, true},
+		{"consumerWaits", 157, 1, 1, true},
+		{"closed", 157, 1, 1, true},
+	}},
+	99: {name: "Codec", kind: kindString, values: []string{"raw", "lines", "json", "xml", "xdr", "base64", "zstd"}},
+	100: {name: "Compiler", kind: kindComplex, elements: []schemaElement{
+		{"language", 117, 1, 1, false},
+		{"command", 161, 1, 1, false},
+		{"version", 161, 1, 1, false},
+	}},
+	101: {name: "Direction", kind: kindString, values: []string{"both", "forward"}},
+	102: {name: "Edge", kind: kindComplex, elements: []schemaElement{
+		{"link", 118, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"from", 127, true},
-		{"to", 127, true},
-		{"queue", 127, false},
-		{"direct", 123, false},
+		{"from", 161, true},
+		{"to", 161, true},
+		{"queue", 161, false},
+		{"direct", 157, false},
 	}},
-	77: {name: "Encoder", kind: kindComplex, attributes: []schemaAttribute{
-		{"codec", 73, true},
-		{"decode", 123, false},
-		{"type", 127, false},
+	103: {name: "Encoder", kind: kindComplex, attributes: []schemaAttribute{
+		{"codec", 99, true},
+		{"decode", 157, false},
+		{"type", 161, false},
 	}},
-	78: {name: "FaultCode", kind: kindString, values: []string{"invalidRequest", "invalidProfile", "unsupported", "notFound", "conflict", "wrongNode", "busy", "stale", "buildFailed", "tooLarge", "timeout", "unauthenticated", "forbidden", "unavailable", "internal"}},
-	79: {name: "File", kind: kindComplex, elements: []schemaElement{
-		{"name", 127, 1, 1, false},
-		{"digest", 127, 1, 1, false},
-		{"size", 126, 1, 1, true},
-		{"dropped", 126, 0, 1, false},
-		{"data", 66, 0, 1, false},
+	104: {name: "EncoderChain", kind: kindComplex, elements: []schemaElement{
+		{"encoder", 103, 0, -1, false},
 	}},
-	80: {name: "FileRef", kind: kindComplex, elements: []schemaElement{
-		{"name", 127, 1, 1, false},
-		{"digest", 127, 1, 1, false},
+	105: {name: "FaultCode", kind: kindString, values: []string{"invalidRequest", "invalidProfile", "unsupported", "notFound", "conflict", "wrongNode", "busy", "stale", "buildFailed", "tooLarge", "timeout", "unauthenticated", "forbidden", "unavailable", "internal"}},
+	106: {name: "File", kind: kindComplex, elements: []schemaElement{
+		{"name", 161, 1, 1, false},
+		{"digest", 161, 1, 1, false},
+		{"size", 160, 1, 1, true},
+		{"dropped", 160, 0, 1, false},
+		{"data", 90, 0, 1, false},
 	}},
-	81: {name: "FullPolicy", kind: kindString, values: []string{"block", "dropNewest", "dropOldest", "fail"}},
-	82: {name: "Graph", kind: kindComplex, elements: []schemaElement{
-		{"text", 127, 0, 1, false},
-		{"content", 66, 0, 1, false},
+	107: {name: "FileRef", kind: kindComplex, elements: []schemaElement{
+		{"name", 161, 1, 1, false},
+		{"digest", 161, 1, 1, false},
+	}},
+	108: {name: "FullPolicy", kind: kindString, values: []string{"block", "dropNewest", "dropOldest", "fail"}},
+	109: {name: "Graph", kind: kindComplex, elements: []schemaElement{
+		{"text", 161, 0, 1, false},
+		{"content", 90, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"format", 83, true},
-		{"path", 127, false},
-		{"digest", 127, false},
+		{"format", 110, true},
+		{"path", 161, false},
+		{"digest", 161, false},
 	}},
-	83: {name: "GraphFormat", kind: kindString, values: []string{"dot", "graphml", "edgeList"}},
-	84: {name: "InputFile", kind: kindComplex, elements: []schemaElement{
-		{"text", 127, 0, 1, false},
-		{"content", 66, 0, 1, false},
+	110: {name: "GraphFormat", kind: kindString, values: []string{"dot", "graphml", "edgeList"}},
+	111: {name: "InputFile", kind: kindComplex, elements: []schemaElement{
+		{"text", 161, 0, 1, false},
+		{"content", 90, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 127, false},
-		{"path", 127, false},
-		{"digest", 127, false},
+		{"name", 161, false},
+		{"path", 161, false},
+		{"digest", 161, false},
 	}},
-	85: {name: "Isolation", kind: kindString, values: []string{"process", "vm"}},
-	86: {name: "Job", kind: kindComplex, elements: []schemaElement{
-		{"description", 127, 0, 1, false},
-		{"parameter", 97, 0, -1, false},
-		{"source", 116, 0, -1, false},
-		{"input", 84, 0, -1, false},
-		{"task", 118, 1, -1, false},
-		{"topology", 119, 0, -1, false},
-		{"edge", 76, 0, -1, false},
-		{"queue", 107, 0, -1, false},
-		{"policy", 87, 0, 1, false},
+	112: {name: "Isolation", kind: kindString, values: []string{"process", "vm"}},
+	113: {name: "Job", kind: kindComplex, elements: []schemaElement{
+		{"description", 161, 0, 1, false},
+		{"parameter", 124, 0, -1, false},
+		{"source", 148, 0, -1, false},
+		{"input", 111, 0, -1, false},
+		{"task", 152, 1, -1, false},
+		{"topology", 153, 0, -1, false},
+		{"edge", 102, 0, -1, false},
+		{"queue", 134, 0, -1, false},
+		{"policy", 114, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 127, true},
+		{"name", 161, true},
 	}},
-	87: {name: "JobPolicy", kind: kindComplex, attributes: []schemaAttribute{
-		{"wallTime", 94, false},
-		{"retries", 94, false},
-		{"priority", 94, false},
-		{"isolation", 85, false},
-		{"nodes", 94, false},
+	114: {name: "JobPolicy", kind: kindComplex, attributes: []schemaAttribute{
+		{"wallTime", 121, false},
+		{"retries", 121, false},
+		{"priority", 121, false},
+		{"isolation", 112, false},
+		{"nodes", 121, false},
 	}},
-	88: {name: "JobState", kind: kindString, values: []string{"pending", "awakening", "running", "terminating", "succeeded", "failed", "cancelled"}},
-	89: {name: "JobStatus", kind: kindComplex, elements: []schemaElement{
-		{"id", 127, 1, 1, false},
-		{"name", 127, 1, 1, false},
-		{"state", 88, 1, 1, false},
-		{"revision", 126, 1, 1, false},
-		{"reason", 127, 0, 1, false},
-		{"attempt", 125, 1, 1, true},
-		{"priority", 125, 0, 1, true},
-		{"submitted", 124, 1, 1, false},
-		{"started", 124, 0, 1, true},
-		{"ended", 124, 0, 1, true},
-		{"argument", 63, 0, -1, false},
-		{"process", 103, 0, -1, false},
-		{"build", 69, 0, -1, false},
-		{"outside", 96, 0, -1, false},
-		{"proxyBytes", 126, 0, 1, true},
-		{"proxyItems", 126, 0, 1, true},
+	115: {name: "JobState", kind: kindString, values: []string{"pending", "awakening", "running", "terminating", "succeeded", "failed", "cancelled"}},
+	116: {name: "JobStatus", kind: kindComplex, elements: []schemaElement{
+		{"id", 161, 1, 1, false},
+		{"name", 161, 1, 1, false},
+		{"state", 115, 1, 1, false},
+		{"revision", 160, 1, 1, false},
+		{"reason", 161, 0, 1, false},
+		{"attempt", 159, 1, 1, true},
+		{"priority", 159, 0, 1, true},
+		{"submitted", 158, 1, 1, false},
+		{"started", 158, 0, 1, true},
+		{"ended", 158, 0, 1, true},
+		{"argument", 87, 0, -1, false},
+		{"process", 130, 0, -1, false},
+		{"build", 93, 0, -1, false},
+		{"outside", 123, 0, -1, false},
+		{"proxyBytes", 160, 0, 1, true},
+		{"proxyItems", 160, 0, 1, true},
 	}},
-	90: {name: "Language", kind: kindString, values: []string{"c", "cpp", "go", "python", "shell"}},
-	91: {name: "Link", kind: kindComplex, attributes: []schemaAttribute{
-		{"latency", 106, false},
-		{"jitter", 106, false},
-		{"bandwidth", 106, false},
-		{"loss", 106, false},
+	117: {name: "Language", kind: kindString, values: []string{"c", "cpp", "go", "python", "shell"}},
+	118: {name: "Link", kind: kindComplex, attributes: []schemaAttribute{
+		{"latency", 133, false},
+		{"jitter", 133, false},
+		{"bandwidth", 133, false},
+		{"loss", 133, false},
 	}},
-	92: {name: "Node", kind: kindComplex, elements: []schemaElement{
-		{"id", 127, 1, 1, false},
-		{"incarnation", 127, 1, 1, false},
-		{"name", 127, 0, 1, false},
-		{"url", 127, 1, 1, false},
-		{"role", 113, 0, -1, false},
-		{"version", 127, 0, 1, false},
-		{"os", 127, 0, 1, false},
-		{"arch", 127, 0, 1, false},
-		{"cores", 125, 1, 1, false},
-		{"memory", 126, 1, 1, false},
-		{"slots", 125, 1, 1, true},
-		{"freeSlots", 125, 1, 1, true},
-		{"freeMemory", 126, 0, 1, true},
-		{"freeCores", 125, 0, 1, true},
-		{"compiler", 74, 0, -1, false},
-		{"qemu", 127, 0, 1, false},
-		{"cleaning", 127, 0, 1, false},
-		{"state", 127, 0, 1, false},
+	119: {name: "Node", kind: kindComplex, elements: []schemaElement{
+		{"id", 161, 1, 1, false},
+		{"incarnation", 161, 1, 1, false},
+		{"name", 161, 0, 1, false},
+		{"url", 161, 1, 1, false},
+		{"role", 144, 0, -1, false},
+		{"version", 161, 0, 1, false},
+		{"os", 161, 0, 1, false},
+		{"arch", 161, 0, 1, false},
+		{"cores", 159, 1, 1, false},
+		{"memory", 160, 1, 1, false},
+		{"slots", 159, 1, 1, true},
+		{"freeSlots", 159, 1, 1, true},
+		{"freeMemory", 160, 0, 1, true},
+		{"freeCores", 159, 0, 1, true},
+		{"compiler", 100, 0, -1, false},
+		{"qemu", 161, 0, 1, false},
+		{"cleaning", 161, 0, 1, false},
+		{"state", 161, 0, 1, false},
 	}},
-	93: {name: "NodeProperty", kind: kindString, values: []string{"name", "os", "arch", "cores", "memory", "slots", "compiler", "qemu", "cleaning"}},
-	94: {name: "Number", kind: kindString, pattern: 1},
-	95: {name: "OutputFile", kind: kindComplex, attributes: []schemaAttribute{
-		{"name", 127, true},
-		{"process", 94, false},
-		{"optional", 123, false},
+	120: {name: "NodeProperty", kind: kindString, values: []string{"name", "os", "arch", "cores", "memory", "slots", "compiler", "qemu", "cleaning"}},
+	121: {name: "Number", kind: kindString, pattern: 1},
+	122: {name: "OutputFile", kind: kindComplex, attributes: []schemaAttribute{
+		{"name", 161, true},
+		{"process", 121, false},
+		{"optional", 157, false},
 	}},
-	96: {name: "OutsideQueue", kind: kindComplex, elements: []schemaElement{
-		{"name", 127, 1, 1, false},
-		{"direction", 127, 1, 1, false},
-		{"node", 127, 1, 1, false},
-		{"url", 127, 1, 1, false},
+	123: {name: "OutsideQueue", kind: kindComplex, elements: []schemaElement{
+		{"name", 161, 1, 1, false},
+		{"direction", 161, 1, 1, false},
+		{"node", 161, 1, 1, false},
+		{"url", 161, 1, 1, false},
 	}},
-	97: {name: "Parameter", kind: kindComplex, attributes: []schemaAttribute{
-		{"name", 127, true},
-		{"default", 127, false},
-		{"description", 127, false},
+	124: {name: "Parameter", kind: kindComplex, attributes: []schemaAttribute{
+		{"name", 161, true},
+		{"default", 161, false},
+		{"description", 161, false},
 	}},
-	98: {name: "Peer", kind: kindComplex, elements: []schemaElement{
-		{"node", 127, 1, 1, false},
-		{"address", 127, 1, 1, false},
-		{"fingerprint", 127, 1, 1, false},
+	125: {name: "Peer", kind: kindComplex, elements: []schemaElement{
+		{"node", 161, 1, 1, false},
+		{"address", 161, 1, 1, false},
+		{"fingerprint", 161, 1, 1, false},
 	}},
-	99: {name: "Placement", kind: kindComplex, elements: []schemaElement{
-		{"process", 125, 1, 1, true},
-		{"task", 127, 1, 1, false},
-		{"index", 125, 1, 1, true},
-		{"node", 127, 1, 1, false},
+	126: {name: "Placement", kind: kindComplex, elements: []schemaElement{
+		{"process", 159, 1, 1, true},
+		{"task", 161, 1, 1, false},
+		{"index", 159, 1, 1, true},
+		{"node", 161, 1, 1, false},
 	}},
-	100: {name: "Problem", kind: kindComplex, elements: []schemaElement{
-		{"line", 125, 0, 1, false},
-		{"element", 127, 0, 1, false},
-		{"found", 127, 0, 1, false},
-		{"expected", 127, 0, 1, false},
-		{"message", 127, 1, 1, false},
+	127: {name: "Problem", kind: kindComplex, elements: []schemaElement{
+		{"line", 159, 0, 1, false},
+		{"element", 161, 0, 1, false},
+		{"found", 161, 0, 1, false},
+		{"expected", 161, 0, 1, false},
+		{"message", 161, 1, 1, false},
 	}},
-	101: {name: "ProcessSpec", kind: kindComplex, elements: []schemaElement{
-		{"id", 125, 1, 1, true},
-		{"task", 127, 1, 1, false},
-		{"index", 125, 1, 1, true},
-		{"count", 125, 1, 1, false},
-		{"source", 127, 1, 1, false},
-		{"argument", 127, 0, -1, false},
-		{"environment", 63, 0, -1, false},
-		{"memory", 126, 0, 1, false},
-		{"cores", 125, 0, 1, false},
-		{"input", 80, 0, -1, false},
-		{"output", 95, 0, -1, false},
+	128: {name: "ProcessSpec", kind: kindComplex, elements: []schemaElement{
+		{"id", 159, 1, 1, true},
+		{"task", 161, 1, 1, false},
+		{"index", 159, 1, 1, true},
+		{"count", 159, 1, 1, false},
+		{"source", 161, 1, 1, false},
+		{"argument", 161, 0, -1, false},
+		{"environment", 87, 0, -1, false},
+		{"memory", 160, 0, 1, false},
+		{"cores", 159, 0, 1, false},
+		{"input", 107, 0, -1, false},
+		{"output", 122, 0, -1, false},
 	}},
-	102: {name: "ProcessState", kind: kindString, values: []string{"waiting", "running", "exited", "killed", "lost"}},
-	103: {name: "ProcessStatus", kind: kindComplex, elements: []schemaElement{
-		{"id", 125, 1, 1, true},
-		{"task", 127, 1, 1, false},
-		{"index", 125, 1, 1, true},
-		{"node", 127, 0, 1, false},
-		{"state", 102, 1, 1, false},
-		{"exitCode", 125, 0, 1, true},
-		{"signal", 127, 0, 1, false},
-		{"message", 127, 0, 1, false},
-		{"userMicros", 126, 0, 1, false},
-		{"systemMicros", 126, 0, 1, false},
-		{"maxResidentKiB", 126, 0, 1, false},
-		{"started", 124, 0, 1, true},
-		{"ended", 124, 0, 1, true},
-		{"file", 79, 0, -1, false},
+	129: {name: "ProcessState", kind: kindString, values: []string{"waiting", "running", "exited", "killed", "lost"}},
+	130: {name: "ProcessStatus", kind: kindComplex, elements: []schemaElement{
+		{"id", 159, 1, 1, true},
+		{"task", 161, 1, 1, false},
+		{"index", 159, 1, 1, true},
+		{"node", 161, 0, 1, false},
+		{"state", 129, 1, 1, false},
+		{"exitCode", 159, 0, 1, true},
+		{"signal", 161, 0, 1, false},
+		{"message", 161, 0, 1, false},
+		{"userMicros", 160, 0, 1, false},
+		{"systemMicros", 160, 0, 1, false},
+		{"maxResidentKiB", 160, 0, 1, false},
+		{"started", 158, 0, 1, true},
+		{"ended", 158, 0, 1, true},
+		{"file", 106, 0, -1, false},
 	}},
-	104: {name: "Profile", kind: kindComplex, elements: []schemaElement{
-		{"kind", 105, 1, 1, false},
-		{"name", 127, 1, 1, false},
-		{"version", 125, 0, 1, false},
-		{"description", 127, 0, 1, false},
-		{"registered", 124, 0, 1, true},
-		{"topology", 119, 0, 1, false},
-		{"resources", 112, 0, 1, false},
-		{"job", 86, 0, 1, false},
+	131: {name: "Profile", kind: kindComplex, elements: []schemaElement{
+		{"kind", 132, 1, 1, false},
+		{"name", 161, 1, 1, false},
+		{"version", 159, 0, 1, false},
+		{"description", 161, 0, 1, false},
+		{"registered", 158, 0, 1, true},
+		{"topology", 153, 0, 1, false},
+		{"resources", 143, 0, 1, false},
+		{"job", 113, 0, 1, false},
 	}},
-	105: {name: "ProfileKind", kind: kindString, values: []string{"topology", "resources", "job"}},
-	106: {name: "Quantity", kind: kindString, pattern: 2},
-	107: {name: "Queue", kind: kindComplex, elements: []schemaElement{
-		{"encoder", 77, 0, -1, false},
+	132: {name: "ProfileKind", kind: kindString, values: []string{"topology", "resources", "job"}},
+	133: {name: "Quantity", kind: kindString, pattern: 2},
+	134: {name: "Queue", kind: kindComplex, elements: []schemaElement{
+		{"encoder", 103, 0, -1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 127, true},
-		{"type", 109, false},
-		{"capacity", 94, false},
-		{"full", 81, false},
+		{"name", 161, true},
+		{"type", 140, false},
+		{"capacity", 121, false},
+		{"full", 108, false},
 	}},
-	108: {name: "QueueState", kind: kindComplex, elements: []schemaElement{
-		{"id", 125, 1, 1, false},
-		{"name", 127, 1, 1, false},
-		{"type", 109, 1, 1, false},
-		{"full", 81, 1, 1, false},
-		{"capacity", 126, 1, 1, false},
-		{"items", 126, 1, 1, true},
-		{"depth", 126, 1, 1, true},
-		{"itemsIn", 126, 1, 1, true},
-		{"itemsOut", 126, 1, 1, true},
-		{"dropped", 126, 1, 1, true},
-		{"refused", 126, 1, 1, true},
-		{"producers", 125, 1, 1, false},
-		{"takers", 125, 1, 1, false},
-		{"producersClosed", 125, 1, 1, true},
-		{"takersClosed", 125, 1, 1, true},
-		{"producersWait", 125, 1, 1, true},
-		{"takersWait", 125, 1, 1, true},
+	135: {name: "QueueEnd", kind: kindComplex, elements: []schemaElement{
+		{"name", 161, 1, 1, false},
+		{"channel", 159, 0, 1, true},
+		{"node", 161, 0, 1, false},
+		{"items", 160, 0, 1, true},
+		{"depth", 160, 0, 1, true},
+		{"waits", 157, 0, 1, true},
+		{"closed", 157, 0, 1, true},
 	}},
-	109: {name: "QueueType", kind: kindString, values: []string{"fifo", "priority", "lifo", "latest", "work", "broadcast"}},
-	110: {name: "Rejection", kind: kindComplex, elements: []schemaElement{
-		{"node", 127, 1, 1, false},
-		{"task", 127, 0, 1, false},
-		{"reason", 127, 1, 1, false},
+	136: {name: "QueueFlow", kind: kindComplex, elements: []schemaElement{
+		{"micros", 160, 1, 1, false},
+		{"itemsIn", 160, 1, 1, true},
+		{"itemsOut", 160, 1, 1, true},
+		{"bytesIn", 160, 1, 1, true},
+		{"bytesOut", 160, 1, 1, true},
 	}},
-	111: {name: "Requirement", kind: kindComplex, attributes: []schemaAttribute{
-		{"property", 93, true},
-		{"equals", 127, false},
-		{"minimum", 94, false},
+	137: {name: "QueueItem", kind: kindComplex, elements: []schemaElement{
+		{"size", 160, 0, 1, true},
+		{"data", 90, 0, 1, false},
+		{"instruction", 157, 0, 1, false},
+		{"priority", 159, 0, 1, false},
+		{"job", 161, 0, 1, false},
+		{"name", 161, 0, 1, false},
 	}},
-	112: {name: "Resources", kind: kindComplex, elements: []schemaElement{
-		{"parameter", 97, 0, -1, false},
-		{"set", 63, 0, -1, false},
-		{"require", 111, 0, -1, false},
+	138: {name: "QueueState", kind: kindComplex, elements: []schemaElement{
+		{"id", 159, 1, 1, false},
+		{"name", 161, 1, 1, false},
+		{"type", 140, 1, 1, false},
+		{"full", 108, 1, 1, false},
+		{"capacity", 160, 1, 1, false},
+		{"items", 160, 1, 1, true},
+		{"depth", 160, 1, 1, true},
+		{"itemsIn", 160, 1, 1, true},
+		{"itemsOut", 160, 1, 1, true},
+		{"dropped", 160, 1, 1, true},
+		{"refused", 160, 1, 1, true},
+		{"producers", 159, 1, 1, false},
+		{"takers", 159, 1, 1, false},
+		{"producersClosed", 159, 1, 1, true},
+		{"takersClosed", 159, 1, 1, true},
+		{"producersWait", 159, 1, 1, true},
+		{"takersWait", 159, 1, 1, true},
+	}},
+	139: {name: "QueueStatus", kind: kindComplex, elements: []schemaElement{
+		{"name", 161, 1, 1, false},
+		{"id", 161, 0, 1, false},
+		{"served", 157, 1, 1, true},
+		{"type", 140, 1, 1, false},
+		{"full", 108, 1, 1, false},
+		{"capacity", 160, 1, 1, true},
+		{"encoder", 103, 0, -1, false},
+		{"rule", 161, 0, 1, false},
+		{"ruleVersion", 159, 0, 1, false},
+		{"link", 118, 0, 1, false},
+		{"node", 161, 0, 1, false},
+		{"url", 161, 0, 1, false},
+		{"items", 160, 0, 1, true},
+		{"depth", 160, 0, 1, true},
+		{"itemsIn", 160, 0, 1, true},
+		{"itemsOut", 160, 0, 1, true},
+		{"dropped", 160, 0, 1, true},
+		{"refused", 160, 0, 1, true},
+		{"producersWait", 159, 0, 1, true},
+		{"takersWait", 159, 0, 1, true},
+		{"producer", 135, 0, -1, false},
+		{"taker", 135, 0, -1, false},
+		{"flow", 136, 0, 1, false},
+	}},
+	140: {name: "QueueType", kind: kindString, values: []string{"fifo", "priority", "lifo", "latest", "work", "broadcast"}},
+	141: {name: "Rejection", kind: kindComplex, elements: []schemaElement{
+		{"node", 161, 1, 1, false},
+		{"task", 161, 0, 1, false},
+		{"reason", 161, 1, 1, false},
+	}},
+	142: {name: "Requirement", kind: kindComplex, attributes: []schemaAttribute{
+		{"property", 120, true},
+		{"equals", 161, false},
+		{"minimum", 121, false},
+	}},
+	143: {name: "Resources", kind: kindComplex, elements: []schemaElement{
+		{"parameter", 124, 0, -1, false},
+		{"set", 87, 0, -1, false},
+		{"require", 142, 0, -1, false},
 	}, attributes: []schemaAttribute{
-		{"profile", 127, false},
-		{"version", 94, false},
-		{"cores", 94, false},
-		{"memory", 94, false},
+		{"profile", 161, false},
+		{"version", 121, false},
+		{"cores", 121, false},
+		{"memory", 121, false},
 	}},
-	113: {name: "Role", kind: kindString, values: []string{"backend", "frontend", "worker"}},
-	114: {name: "ServedQueue", kind: kindComplex, elements: []schemaElement{
-		{"id", 125, 1, 1, false},
-		{"name", 127, 1, 1, false},
-		{"type", 109, 1, 1, false},
-		{"full", 81, 1, 1, false},
-		{"capacity", 125, 1, 1, false},
-		{"encoder", 77, 0, -1, false},
+	144: {name: "Role", kind: kindString, values: []string{"backend", "frontend", "worker"}},
+	145: {name: "ServedQueue", kind: kindComplex, elements: []schemaElement{
+		{"id", 159, 1, 1, false},
+		{"name", 161, 1, 1, false},
+		{"type", 140, 1, 1, false},
+		{"full", 108, 1, 1, false},
+		{"capacity", 159, 1, 1, false},
+		{"encoder", 103, 0, -1, false},
 	}},
-	115: {name: "Service", kind: kindComplex, elements: []schemaElement{
-		{"name", 127, 1, 1, false},
-		{"url", 127, 1, 1, false},
-		{"wsdl", 127, 1, 1, false},
-		{"node", 127, 0, 1, false},
-		{"description", 127, 0, 1, false},
+	146: {name: "ServedQueueChange", kind: kindComplex, elements: []schemaElement{
+		{"id", 159, 1, 1, false},
+		{"type", 140, 0, 1, false},
+		{"full", 108, 0, 1, false},
+		{"capacity", 159, 0, 1, false},
+		{"encoders", 104, 0, 1, false},
+		{"rule", 161, 0, 1, true},
+		{"ruleVersion", 159, 0, 1, false},
+		{"link", 118, 0, 1, false},
 	}},
-	116: {name: "Source", kind: kindComplex, elements: []schemaElement{
-		{"file", 117, 1, -1, false},
-		{"flag", 127, 0, -1, false},
+	147: {name: "Service", kind: kindComplex, elements: []schemaElement{
+		{"name", 161, 1, 1, false},
+		{"url", 161, 1, 1, false},
+		{"wsdl", 161, 1, 1, false},
+		{"node", 161, 0, 1, false},
+		{"description", 161, 0, 1, false},
+	}},
+	148: {name: "Source", kind: kindComplex, elements: []schemaElement{
+		{"file", 149, 1, -1, false},
+		{"flag", 161, 0, -1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 127, true},
-		{"language", 90, true},
+		{"name", 161, true},
+		{"language", 117, true},
 	}},
-	117: {name: "SourceFile", kind: kindComplex, elements: []schemaElement{
-		{"text", 127, 0, 1, false},
-		{"content", 66, 0, 1, false},
+	149: {name: "SourceFile", kind: kindComplex, elements: []schemaElement{
+		{"text", 161, 0, 1, false},
+		{"content", 90, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 127, false},
-		{"path", 127, false},
-		{"digest", 127, false},
+		{"name", 161, false},
+		{"path", 161, false},
+		{"digest", 161, false},
 	}},
-	118: {name: "Task", kind: kindComplex, elements: []schemaElement{
-		{"argument", 127, 0, -1, false},
-		{"environment", 63, 0, -1, false},
-		{"resources", 112, 0, 1, false},
-		{"input", 84, 0, -1, false},
-		{"output", 95, 0, -1, false},
+	150: {name: "Switch", kind: kindComplex, elements: []schemaElement{
+		{"channel", 159, 1, 1, true},
+		{"next", 159, 0, 1, true},
+	}},
+	151: {name: "SwitchState", kind: kindComplex, elements: []schemaElement{
+		{"channel", 159, 1, 1, true},
+		{"written", 157, 1, 1, true},
+		{"read", 157, 1, 1, true},
+	}},
+	152: {name: "Task", kind: kindComplex, elements: []schemaElement{
+		{"argument", 161, 0, -1, false},
+		{"environment", 87, 0, -1, false},
+		{"resources", 143, 0, 1, false},
+		{"input", 111, 0, -1, false},
+		{"output", 122, 0, -1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 127, true},
-		{"source", 127, false},
-		{"count", 94, false},
-		{"processor", 123, false},
+		{"name", 161, true},
+		{"source", 161, false},
+		{"count", 121, false},
+		{"processor", 157, false},
 	}},
-	119: {name: "Topology", kind: kindComplex, elements: []schemaElement{
-		{"parameter", 97, 0, -1, false},
-		{"set", 63, 0, -1, false},
-		{"graph", 82, 0, 1, false},
-		{"link", 91, 0, 1, false},
+	153: {name: "Topology", kind: kindComplex, elements: []schemaElement{
+		{"parameter", 124, 0, -1, false},
+		{"set", 87, 0, -1, false},
+		{"graph", 109, 0, 1, false},
+		{"link", 118, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"kind", 120, false},
-		{"profile", 127, false},
-		{"version", 94, false},
-		{"over", 127, false},
-		{"prefix", 127, false},
-		{"direction", 75, false},
-		{"queue", 127, false},
-		{"columns", 94, false},
-		{"rows", 94, false},
-		{"layers", 94, false},
-		{"dimensions", 94, false},
-		{"arity", 94, false},
-		{"levels", 94, false},
-		{"degree", 94, false},
-		{"probability", 106, false},
-		{"seed", 94, false},
+		{"kind", 154, false},
+		{"profile", 161, false},
+		{"version", 121, false},
+		{"over", 161, false},
+		{"prefix", 161, false},
+		{"direction", 101, false},
+		{"queue", 161, false},
+		{"columns", 121, false},
+		{"rows", 121, false},
+		{"layers", 121, false},
+		{"dimensions", 121, false},
+		{"arity", 121, false},
+		{"levels", 121, false},
+		{"degree", 121, false},
+		{"probability", 133, false},
+		{"seed", 121, false},
 	}},
-	120: {name: "TopologyKind", kind: kindString, values: []string{"line", "ring", "star", "tree", "complete", "mesh", "torus", "hypercube", "butterfly", "fatTree", "random", "smallWorld", "farm", "graph"}},
-	121: {name: "Wait", kind: kindComplex, elements: []schemaElement{
-		{"process", 125, 1, 1, true},
-		{"channel", 125, 1, 1, true},
-		{"enqueues", 123, 1, 1, true},
-		{"depth", 126, 1, 1, true},
-		{"capacity", 126, 1, 1, true},
+	154: {name: "TopologyKind", kind: kindString, values: []string{"line", "ring", "star", "tree", "complete", "mesh", "torus", "hypercube", "butterfly", "fatTree", "random", "smallWorld", "farm", "graph"}},
+	155: {name: "Wait", kind: kindComplex, elements: []schemaElement{
+		{"process", 159, 1, 1, true},
+		{"channel", 159, 1, 1, true},
+		{"enqueues", 157, 1, 1, true},
+		{"depth", 160, 1, 1, true},
+		{"capacity", 160, 1, 1, true},
 	}},
-	122: {name: "base64Binary", kind: kindBase64},
-	123: {name: "boolean", kind: kindBoolean},
-	124: {name: "dateTime", kind: kindDateTime},
-	125: {name: "int", kind: kindInt},
-	126: {name: "long", kind: kindLong},
-	127: {name: "string", kind: kindString},
+	156: {name: "base64Binary", kind: kindBase64},
+	157: {name: "boolean", kind: kindBoolean},
+	158: {name: "dateTime", kind: kindDateTime},
+	159: {name: "int", kind: kindInt},
+	160: {name: "long", kind: kindLong},
+	161: {name: "string", kind: kindString},
 }
 
 // schemaPatterns are compiled when first needed; schemaType.pattern counts
@@ -703,134 +902,182 @@ var schemaPatterns = [...]func() *regexp.Regexp{
 // schemaRoot returns the place of a global element's type in schemaTypes.
 func schemaRoot(name string) (int, bool) {
 	switch name {
-	case "Awaken":
+	case "AddEdge":
 		return 0, true
-	case "AwakenResponse":
+	case "AddEdgeResponse":
 		return 1, true
-	case "CancelJob":
+	case "ApplyChange":
 		return 2, true
-	case "CancelJobResponse":
+	case "ApplyChangeResponse":
 		return 3, true
-	case "Dequeue":
+	case "Awaken":
 		return 4, true
-	case "DequeueResponse":
+	case "AwakenResponse":
 		return 5, true
-	case "Enqueue":
+	case "CancelJob":
 		return 6, true
-	case "EnqueueResponse":
+	case "CancelJobResponse":
 		return 7, true
-	case "GetBlob":
+	case "ChangeQueue":
 		return 8, true
-	case "GetBlobResponse":
+	case "ChangeQueueResponse":
 		return 9, true
-	case "GetBroker":
+	case "Dequeue":
 		return 10, true
-	case "GetBrokerResponse":
+	case "DequeueResponse":
 		return 11, true
-	case "GetJob":
+	case "DrainQueue":
 		return 12, true
-	case "GetJobResponse":
+	case "DrainQueueResponse":
 		return 13, true
-	case "GetOutput":
+	case "Enqueue":
 		return 14, true
-	case "GetOutputResponse":
+	case "EnqueueResponse":
 		return 15, true
-	case "GetProfile":
+	case "GetBlob":
 		return 16, true
-	case "GetProfileResponse":
+	case "GetBlobResponse":
 		return 17, true
-	case "GetQuiet":
+	case "GetBroker":
 		return 18, true
-	case "GetQuietResponse":
+	case "GetBrokerResponse":
 		return 19, true
-	case "GridFault":
+	case "GetChange":
 		return 20, true
-	case "Heartbeat":
+	case "GetChangeResponse":
 		return 21, true
-	case "HeartbeatResponse":
+	case "GetJob":
 		return 22, true
-	case "Inspect":
+	case "GetJobResponse":
 		return 23, true
-	case "InspectResponse":
+	case "GetOutput":
 		return 24, true
-	case "Instantiate":
+	case "GetOutputResponse":
 		return 25, true
-	case "InstantiateResponse":
+	case "GetProfile":
 		return 26, true
-	case "Join":
+	case "GetProfileResponse":
 		return 27, true
-	case "JoinResponse":
+	case "GetQuiet":
 		return 28, true
-	case "ListBlobs":
+	case "GetQuietResponse":
 		return 29, true
-	case "ListBlobsResponse":
+	case "GridFault":
 		return 30, true
-	case "ListJobs":
+	case "Heartbeat":
 		return 31, true
-	case "ListJobsResponse":
+	case "HeartbeatResponse":
 		return 32, true
-	case "ListNodes":
+	case "Inspect":
 		return 33, true
-	case "ListNodesResponse":
+	case "InspectResponse":
 		return 34, true
-	case "ListProfiles":
+	case "Instantiate":
 		return 35, true
-	case "ListProfilesResponse":
+	case "InstantiateResponse":
 		return 36, true
-	case "ListServices":
+	case "Join":
 		return 37, true
-	case "ListServicesResponse":
+	case "JoinResponse":
 		return 38, true
-	case "OpenSocket":
+	case "ListBlobs":
 		return 39, true
-	case "OpenSocketResponse":
+	case "ListBlobsResponse":
 		return 40, true
-	case "PlanJob":
+	case "ListJobs":
 		return 41, true
-	case "PlanJobResponse":
+	case "ListJobsResponse":
 		return 42, true
-	case "PutBlob":
+	case "ListNodes":
 		return 43, true
-	case "PutBlobResponse":
+	case "ListNodesResponse":
 		return 44, true
-	case "Query":
+	case "ListProfiles":
 		return 45, true
-	case "QueryResponse":
+	case "ListProfilesResponse":
 		return 46, true
-	case "ReadStream":
+	case "ListQueues":
 		return 47, true
-	case "ReadStreamResponse":
+	case "ListQueuesResponse":
 		return 48, true
-	case "Register":
+	case "ListServices":
 		return 49, true
-	case "RegisterProfile":
+	case "ListServicesResponse":
 		return 50, true
-	case "RegisterProfileResponse":
+	case "MakeQueue":
 		return 51, true
-	case "RegisterResponse":
+	case "MakeQueueResponse":
 		return 52, true
-	case "Report":
+	case "MoveJob":
 		return 53, true
-	case "ReportResponse":
+	case "MoveJobResponse":
 		return 54, true
-	case "StatBlob":
+	case "OpenSocket":
 		return 55, true
-	case "StatBlobResponse":
+	case "OpenSocketResponse":
 		return 56, true
-	case "SubmitJob":
+	case "PeekQueue":
 		return 57, true
-	case "SubmitJobResponse":
+	case "PeekQueueResponse":
 		return 58, true
-	case "Terminate":
+	case "PlanJob":
 		return 59, true
-	case "TerminateResponse":
+	case "PlanJobResponse":
 		return 60, true
-	case "WaitJob":
+	case "PutBlob":
 		return 61, true
-	case "WaitJobResponse":
+	case "PutBlobResponse":
 		return 62, true
-	case "job":
+	case "Query":
+		return 63, true
+	case "QueryResponse":
+		return 64, true
+	case "ReadStream":
+		return 65, true
+	case "ReadStreamResponse":
+		return 66, true
+	case "Register":
+		return 67, true
+	case "RegisterProfile":
+		return 68, true
+	case "RegisterProfileResponse":
+		return 69, true
+	case "RegisterResponse":
+		return 70, true
+	case "RemoveEdge":
+		return 71, true
+	case "RemoveEdgeResponse":
+		return 72, true
+	case "RemoveQueue":
+		return 73, true
+	case "RemoveQueueResponse":
+		return 74, true
+	case "Report":
+		return 75, true
+	case "ReportResponse":
+		return 76, true
+	case "RewireEdge":
+		return 77, true
+	case "RewireEdgeResponse":
+		return 78, true
+	case "StatBlob":
+		return 79, true
+	case "StatBlobResponse":
+		return 80, true
+	case "SubmitJob":
+		return 81, true
+	case "SubmitJobResponse":
+		return 82, true
+	case "Terminate":
+		return 83, true
+	case "TerminateResponse":
+		return 84, true
+	case "WaitJob":
+		return 85, true
+	case "WaitJobResponse":
 		return 86, true
+	case "job":
+		return 113, true
 	}
 	return 0, false
 }
