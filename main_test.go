@@ -79,7 +79,7 @@ var rooms = map[string][]string{
 	"broker/place":         {"broker/profile"},
 	"broker/peer":          {"wsdl", "services/soap"},
 	"broker":               {"wsdl", "services/*", "-services/client", "broker/*", "queuevm"},
-	"node/mvm":             {"queuevm", "queuevm/codec", "node/build"},
+	"node/mvm":             {"queuevm", "queuevm/client", "queuevm/codec", "node/build"},
 	"osvm":                 {"osvm/*"},
 	"node":                 {"wsdl", "services/*", "-services/client", "-services/store", "node/*", "queuevm", "osvm"},
 	"examples":             {"wsdl", "services/client", "queuevm/client", "examples/bench/soap"},

@@ -204,35 +204,52 @@ func (r *runner) launch(ctx context.Context) error {
 	return nil
 }
 
-// build finds or makes one artifact.
+// build finds or makes the artifact of a source.
 func (r *runner) build(ctx context.Context, i int, b *wsdl.Build) (*wsdl.BuildStatus, error) {
-	n := r.node
 	began := time.Now()
-	language := string(wsdl.Or(b.Language, ""))
-	compiler, ok := build.For(language, n.compilers.Compilers(ctx))
-	if !ok {
-		return nil, wsdl.NewFault(wsdl.FaultCodeBuildFailed, fmt.Sprintf("source %s: node %s has no compiler for %s", b.Source, n.id, language),
-			"require the language, or install its compiler there")
-	}
-	folder := filepath.Join(r.work, fmt.Sprintf("build-%d", i))
-	request := build.Request{
-		Source: b.Source, Language: language, Flags: b.Flag,
-		Dir: filepath.Join(folder, "source"), Out: filepath.Join(folder, "artifact"),
-		Compiler: compiler, Clients: n.folders.clients, Cache: n.folders.cache, GoCache: n.folders.goCache,
-	}
+	request := build.Request{Source: b.Source, Language: string(wsdl.Or(b.Language, "")), Flags: b.Flag}
 	for _, f := range b.File {
 		request.Files = append(request.Files, build.File{Name: f.Name, Digest: f.Digest})
 	}
-	if err := build.Check(request.Language, request.Flags, request.Files); err != nil {
-		return nil, wsdl.NewFault(wsdl.FaultCodeBuildFailed, fmt.Sprintf("source %s: %v", b.Source, err), advice(wsdl.FaultCodeBuildFailed))
-	}
-	digest, err := n.keys.Key(request)
+	made, err := r.artifact(ctx, fmt.Sprintf("build-%d", i), request, func(dir string) error { return lay(r.node.images, dir, b.File) })
 	if err != nil {
 		return nil, err
 	}
-	var output string
-	dir, cached, err := n.cache.get(ctx, digest, func() (string, error) {
-		if err := lay(n.images, request.Dir, b.File); err != nil {
+	r.mu.Lock()
+	r.artifacts[b.Source] = made.dir
+	r.mu.Unlock()
+	return &wsdl.BuildStatus{Source: b.Source, Digest: made.digest, Node: r.node.id, Cached: wsdl.Of(made.cached),
+		Millis: wsdl.Of(time.Since(began).Milliseconds()), Output: made.output}, nil
+}
+
+// artifact is a finished build: its folder in the cache, its key there, and what
+// the compiler printed, if it was built now.
+type artifact struct {
+	dir, digest, output string
+	cached              bool
+}
+
+// artifact finds a build in the cache, which then keeps it while the attempt
+// lives, or has the MVM process make it in a folder below the attempt's own, to
+// which lay brings the files. The request says what to build, not where.
+func (r *runner) artifact(ctx context.Context, folder string, request build.Request, lay func(dir string) error) (made artifact, err error) {
+	n := r.node
+	compiler, ok := build.For(request.Language, n.compilers.Compilers(ctx))
+	if err := build.Check(request.Language, request.Flags, request.Files); err != nil {
+		return made, wsdl.NewFault(wsdl.FaultCodeBuildFailed, fmt.Sprintf("source %s: %v", request.Source, err), advice(wsdl.FaultCodeBuildFailed))
+	}
+	if !ok {
+		return made, wsdl.NewFault(wsdl.FaultCodeBuildFailed, fmt.Sprintf("source %s: node %s has no compiler for %s", request.Source, n.id, request.Language),
+			"require the language, or install its compiler there")
+	}
+	folder = filepath.Join(r.work, folder)
+	request.Dir, request.Out = filepath.Join(folder, "source"), filepath.Join(folder, "artifact")
+	request.Compiler, request.Clients, request.Cache, request.GoCache = compiler, n.folders.clients, n.folders.cache, n.folders.goCache
+	if made.digest, err = n.keys.Key(request); err != nil {
+		return made, err
+	}
+	made.dir, made.cached, err = n.cache.get(ctx, made.digest, func() (string, error) {
+		if err := lay(request.Dir); err != nil {
 			return "", err
 		}
 		reply, err := r.process.Call(ctx, mvm.Request{Build: &request})
@@ -240,22 +257,20 @@ func (r *runner) build(ctx context.Context, i int, b *wsdl.Build) (*wsdl.BuildSt
 			return "", err
 		}
 		if reply.Build != nil {
-			output = reply.Build.Output
+			made.output = reply.Build.Output
 		}
 		return request.Out, nil
 	})
 	if err != nil {
-		return nil, err
+		return made, err
 	}
 	r.mu.Lock()
-	r.artifacts[b.Source] = dir
-	r.held = append(r.held, digest)
+	r.held = append(r.held, made.digest)
 	r.mu.Unlock()
-	if language == build.Go && !cached {
+	if request.Language == build.Go && !made.cached {
 		n.running.Go(n.trimGo)
 	}
-	return &wsdl.BuildStatus{Source: b.Source, Digest: digest, Node: n.id, Cached: wsdl.Of(cached),
-		Millis: wsdl.Of(time.Since(began).Milliseconds()), Output: output}, nil
+	return made, nil
 }
 
 // spawn sends the job instantiation message on to the MVM process.
@@ -335,17 +350,21 @@ const leaseMargin = time.Second
 func (r *runner) specify(s *wsdl.ProcessSpec, artifacts map[string]string) (mvm.ProcessSpec, error) {
 	id := int(wsdl.Or(s.Id, 0))
 	artifact, ok := artifacts[s.Source]
-	if !ok {
+	processor := s.Source == ""
+	if !ok && !processor {
 		return mvm.ProcessSpec{}, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("process %d runs source %q, which Awaken did not name", id, s.Source), "name every source in Awaken")
 	}
-	command, err := build.Command(artifact, s.Argument)
-	if err != nil {
-		return mvm.ProcessSpec{}, err
+	command := s.Argument
+	if !processor {
+		var err error
+		if command, err = build.Command(artifact, s.Argument); err != nil {
+			return mvm.ProcessSpec{}, err
+		}
 	}
 	if err := lay(r.node.images, processFolder(r.work, id), s.Input); err != nil {
 		return mvm.ProcessSpec{}, err
 	}
-	spec := mvm.ProcessSpec{ID: id, Task: s.Task, Index: int(wsdl.Or(s.Index, 0)), Count: int(s.Count), Command: command, MemoryMiB: s.Memory}
+	spec := mvm.ProcessSpec{ID: id, Task: s.Task, Index: int(wsdl.Or(s.Index, 0)), Count: int(s.Count), Command: command, MemoryMiB: s.Memory, Processor: processor}
 	for _, e := range s.Environment {
 		spec.Environment = append(spec.Environment, e.Name+"="+e.Value)
 	}

@@ -83,6 +83,8 @@ func (r *runner) take(batch []mvm.Event) {
 		case e.Traffic != nil:
 			r.untold = r.untold || r.traffic != *e.Traffic
 			r.traffic = *e.Traffic
+		case e.Build != nil:
+			r.listening.Go(func() { r.instruct(e.Build) }) // of which this goroutine is one
 		case e.Quiet != 0:
 			r.quiet, r.untold = e.Quiet, true
 		}

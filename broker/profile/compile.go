@@ -284,7 +284,9 @@ func (c *compiler) compileTask(at place, i int, task *wsdl.Task, sources map[str
 	source := c.textField(at, c.scope, "source", task.Source)
 	switch {
 	case task.Processor:
-		c.unserved(at.attribute("processor"), "true", "a task with a source", what+" is a bare processor, which")
+		if source.set {
+			c.add(source.at, source.text, "no source", "%s is a bare processor, which builds the instructions that it dequeues, and so has no source", what)
+		}
 	case source.bad:
 	case !source.set:
 		c.add(at.attribute("source"), "nothing", "the name of a source", "%s names no source to run", what)

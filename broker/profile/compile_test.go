@@ -121,6 +121,7 @@ func TestMistakesAreRefused(t *testing.T) {
 		{task + `<edge from="p:a" to="p[1]:b" queue="q" direct="true"/><queue name="q" type="lifo"/>`, `3 job/edge[1]/@direct: true`},
 		{task + `<edge from="p:a" to="queue:q" direct="true"/><queue name="q" type="work"/>`, `3 job/edge[1]/@direct: true`},
 		{task + `<edge from="p[*]:a" to="queue:q"/><edge from="queue:q" to="p:b"/><edge from="p[2]:a" to="p:c"/><queue name="q" type="work"/>`, `3 job/edge[3]: a`},
+		{`<task name="p" source="c" processor="true"/>`, `3 job/task[1]/@source: c`},
 		{`<task name="queue" source="c"/>`, `3 job/task[1]/@name: queue`},
 	} {
 		_, err := parse(t, c.body)
@@ -148,7 +149,6 @@ func TestUnservedIsNamed(t *testing.T) {
 		{task + `<edge from="p:a" to="p[1]:b"><link loss="0.1"/></edge>`, "link"},
 		{task + `<edge from="p:a" to="p[1]:b" direct="true"/>`, "direct"},
 		{task + `<policy isolation="vm"/>`, "OS-level VMs"},
-		{`<task name="p" processor="true"/>`, "processor"},
 	} {
 		_, err := parse(t, c.body)
 		if wsdl.CodeOf(err) != wsdl.FaultCodeUnsupported || !strings.Contains(err.Error(), c.name) || !strings.Contains(err.Error(), "not served") {

@@ -289,3 +289,67 @@ func checkTranslate(t *testing.T, stdout string, table []byte, years float64) {
 		}
 	}
 }
+
+// checkFlynn computes the functions by other means: divisors with a sieve,
+// Collatz's steps by recursion, the totient by counting, and sums of two squares
+// by Jacobi's formula.
+func checkFlynn(t *testing.T, results string, ranges map[string][][2]int) {
+	t.Helper()
+	const limit = 1000
+	divisors, by1, by3 := make([]int, limit), make([]int, limit), make([]int, limit)
+	for d := 1; d < limit; d++ {
+		for n := d; n < limit; n += d {
+			divisors[n]++
+			switch d % 4 {
+			case 1:
+				by1[n]++
+			case 3:
+				by3[n]++
+			}
+		}
+	}
+	var collatz func(n int) int
+	collatz = func(n int) int {
+		switch {
+		case n == 1:
+			return 0
+		case n%2 == 0:
+			return 1 + collatz(n/2)
+		}
+		return 2 + collatz((3*n+1)/2)
+	}
+	var gcd func(a, b int) int
+	gcd = func(a, b int) int {
+		if b == 0 {
+			return a
+		}
+		return gcd(b, a%b)
+	}
+	value := map[string]func(n int) int{
+		"divisors": func(n int) int { return divisors[n] },
+		"collatz":  collatz,
+		"totient": func(n int) (count int) {
+			for k := 1; k <= n; k++ {
+				if gcd(n, k) == 1 {
+					count++
+				}
+			}
+			return count
+		},
+		"squares": func(n int) int { return 4 * (by1[n] - by3[n]) },
+	}
+	var want []string
+	for function, all := range ranges {
+		for _, r := range all {
+			for n := r[0]; n <= r[1]; n++ {
+				want = append(want, fmt.Sprintf("%s %d %d", function, n, value[function](n)))
+			}
+		}
+	}
+	got := strings.Split(strings.TrimSpace(results), "\n")
+	slices.Sort(want)
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		t.Errorf("the results are %d lines, want %d:\n%.2000s", len(got), len(want), results)
+	}
+}

@@ -5,6 +5,9 @@ package jobs
 
 import (
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -99,6 +102,117 @@ func TestTranslate(t *testing.T) {
 		job := g.run(request(t, "translate/translate.xml", fmt.Sprintf("nodes=%d", nodes)))
 		checkTranslate(t, string(g.file(job, "period", 0, "stdout")), g.file(job, "period", 0, "orbit.csv"), 15)
 		g.crossed(job, nodes)
+	}
+}
+
+// Flynn's four forms of machines are one set of programs, wired in four ways.
+func TestFlynn(t *testing.T) {
+	g := startGrid(t, 4, 4)
+	all := []string{"divisors", "collatz", "totient", "squares"}
+	for _, form := range []struct {
+		name      string
+		functions []string // of each stream of numbers
+		streams   int
+		nodes     int
+	}{
+		{"sisd", all[:1], 1, 1},
+		{"simd", all[:1], 4, 4},
+		{"misd", all, 1, 4},
+		{"mimd", nil, 4, 4}, // the k-th function of the k-th stream
+	} {
+		job := g.run(request(t, "flynn/"+form.name+".xml", "numbers=50"))
+		want := map[string][][2]int{} // function -> first and last number
+		for k := range form.streams {
+			functions := form.functions
+			if functions == nil {
+				functions = all[k : k+1]
+			}
+			for _, f := range functions {
+				want[f] = append(want[f], [2]int{k*50 + 1, (k + 1) * 50})
+			}
+		}
+		checkFlynn(t, string(g.file(job, "collect", 0, "results.txt")), want)
+		g.crossed(job, form.nodes)
+	}
+}
+
+// A later instruction replaces the one before when that is done, and whatever is
+// wrong with an instruction, its program or its items is said of the item.
+func TestInstructions(t *testing.T) {
+	g := startGrid(t, 1, 16)
+	for _, c := range []struct {
+		name, script string
+		shows        string // by the taker of the results
+		says         string // by the job, which then fails
+	}{
+		{"one after the other", `
+    p.instruct(python + b"out.enqueue(b'first ' + item)")
+    p.enqueue(b"a")
+    p.enqueue(b"b" * 3000000)
+    p.instruct(head + b'shell -e\necho "in the shell: $*" >&2; exit 0')
+    p.instruct(python.replace(b"import mvm", b"import mvm, sys") + b"out.enqueue(b'second ' + item[:1] + sys.argv[1].encode())")
+    p.enqueue(b"c")`, "first a 7\nfirst " + strings.Repeat("b", 24) + " 3000006\nsecond can argument 19\n", ""},
+		{"no program", `
+    p.instruct(head + b"c -O1\nint main(void) { return nothing; }")`, "", "item 1 of port hub, an instruction in c: source of the instruction does not build: gcc answered with exit status 1"},
+		{"the compiler's words", `
+    p.instruct(head + b"c -O1\nint main(void) { return nothing; }")`, "", "main.c:1:25: error: "},
+		{"no instruction", `
+    p.instruct(b"hello")`, "", "item 1 of port hub is no instruction: it begins with \"hello\""},
+		{"no language", `
+    p.instruct(head + b"cobol\n")`, "", "the language \"cobol\" is none of"},
+		{"no flag", `
+    p.instruct(head + b"c -fplugin=x\n")`, "", "-fplugin=x"},
+		{"only data", `
+    p.enqueue(b"x")`, "", "item 1 of port hub is data, and no instruction came before it on any port"},
+		{"refused", `
+    p.instruct(python + b"out.enqueue(b'%d' % (10 // int(item)))")
+    for k in range(-3, 4): p.enqueue(b"%d" % k)`, "-4 2\n-5 2\n-10 3\n", "the program of item 1 of port hub exited with 1 after it took item 5 of port hub"},
+		{"the program's words", `
+    p.instruct(python + b"out.enqueue(b'%d' % (10 // int(item)))")
+    for k in range(-3, 4): p.enqueue(b"%d" % k)`, "-4 2\n-5 2\n-10 3\n", "ZeroDivisionError"},
+		{"crash", `
+    p.instruct(head + b"c\n#include <mvm.h>\nint main(void) { char c; mvm_dequeue(mvm_open(\"in\"), &c, 1); return *(volatile int *)0; }")
+    p.enqueue(b"x")`, "", "the program of item 1 of port hub was killed by SIGSEGV after it took item 2 of port hub"},
+		{"ends early", `
+    p.instruct(python + b"break")
+    p.enqueue(b"x")
+    p.enqueue(b"y")`, "", "the program of item 1 of port hub has ended before item 3 of port hub"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			g := &grid{t, g.nodes, g.client}
+			var script strings.Builder // exec takes no indented block
+			for line := range strings.Lines(strings.TrimPrefix(c.script, "\n")) {
+				script.WriteString(strings.TrimPrefix(line, "    "))
+			}
+			job := g.wait(g.submit(request(t, "testdata/instructed.xml", "script="+script.String())))
+			if state := wsdl.Or(job.State, ""); (state == wsdl.JobStateSucceeded) != (c.says == "") || !strings.Contains(job.Reason, c.says) {
+				t.Fatalf("the job is %s: %s\nwant it to say %s", state, job.Reason, c.says)
+			}
+			// A failed attempt is over before the last results are shown.
+			if shown := string(g.file(job, "show", 0, "stdout")); c.says == "" && shown != c.shows || !strings.HasPrefix(c.shows, shown) {
+				t.Errorf("shown is %.300q, want %.300q", shown, c.shows)
+			}
+		})
+	}
+
+	// However many processors have it, an instruction is built once a node.
+	const many = `p.instruct(head + b"c\n#include <mvm.h>\nint main(void) { mvm_enqueue(mvm_open(\"out\"), \"built\", 5); return 0; }")`
+	job := g.run(request(t, "testdata/instructed.xml", "script="+many, "processors=12"))
+	if shown := string(g.file(job, "show", 0, "stdout")); shown != strings.Repeat("built 5\n", 12) {
+		t.Errorf("shown is %q", shown)
+	}
+	programs := 0
+	err := filepath.WalkDir(g.nodes[0].dir, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.Name() == "program" {
+			var binary []byte
+			if binary, err = os.ReadFile(path); strings.Contains(string(binary), "built\x00") {
+				programs++
+			}
+		}
+		return err
+	})
+	if err != nil || programs != 1 {
+		t.Errorf("it was built %d times, want once: %v", programs, err)
 	}
 }
 

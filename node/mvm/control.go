@@ -60,6 +60,7 @@ type Request struct {
 	OpenSocket  *OpenSocket
 	Quiet       *struct{}
 	Lease       *Lease
+	Built       *Built
 }
 
 // Reply answers the Request with the same ID.
@@ -113,6 +114,7 @@ type ProcessSpec struct {
 	Command     []string // from build.Command: program and arguments
 	Environment []string // NAME=value
 	MemoryMiB   int64    // 0 = no limit
+	Processor   bool     // a bare processor: Command has only the arguments of the programs that it builds
 }
 
 // Lease says for how long from now the node may keep the attempt. When that is
@@ -188,6 +190,7 @@ type Event struct {
 	Process *ProcessState // it started or ended, told the moment it happens
 	Failure string        // the attempt cannot go on: a peer was lost, the wall time passed
 	Traffic *Traffic      // once, after the last process ended
+	Build   *Instruction  // a processor has an instruction: Built must answer it
 	Quiet   uint64        // the queue-level VM has been quiet for a while: the period; told once for each
 }
 

@@ -41,7 +41,7 @@ const (
 // IsProcess reports whether a program was started to be the MVM process, and
 // so must call Main before anything else.
 func IsProcess(args []string) bool {
-	return len(args) > 0 && filepath.Base(args[0]) == ProcessName
+	return len(args) > 0 && (filepath.Base(args[0]) == ProcessName || len(args) > 1 && args[0] == processorPath && args[1] == processorWord)
 }
 
 // Main is the MVM process: it serves the node at the other end of ControlFD
@@ -59,6 +59,9 @@ func Main(args []string) int {
 	if args[1] == limitedWord {
 		fail(runLimited(args[2:]))
 		return 127 // as shells say that a program cannot be run
+	}
+	if args[1] == processorWord {
+		return runProcessor(args[2:])
 	}
 	// It would be called by the number of the descriptor it was run from.
 	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(unsafe.StringData(ProcessName+"\x00"))), 0, 0, 0)
@@ -152,6 +155,7 @@ func newProcess(start Start, w *wire, cleaning string) (*process, error) {
 	if p.lease, err = newLease(); err != nil {
 		return nil, err
 	}
+	p.workshops = &workshops{tell: p.tell, waiting: map[uint64]chan *Built{}}
 	p.idle = sync.NewCond(&p.mu)
 	p.life, p.die = context.WithCancel(context.Background())
 	if p.null, err = os.Open(os.DevNull); err != nil {
@@ -238,6 +242,8 @@ func (p *process) answer(r *Request, over chan<- struct{}) {
 		reply.Socket, err = p.openSocket(r.OpenSocket)
 	case r.Quiet != nil:
 		reply.Quiet = new(p.quiet())
+	case r.Built != nil:
+		p.workshops.answer(r.Built)
 	case r.Lease != nil:
 		err = p.lease.keep(r.Lease.For)
 	default:

@@ -43,6 +43,7 @@ type process struct {
 	drain     *drain
 	lease     *lease
 	null      *os.File
+	workshops *workshops
 	builds    chan struct{}   // one token for each build that may run at once
 	life      context.Context // ends with the attempt
 	die       context.CancelFunc
@@ -169,6 +170,9 @@ func (p *process) spread() { runtime.GOMAXPROCS(max(p.start.Threads, 1)) }
 
 // spawn starts one program; it is called in spawner.do, and p.mu is held.
 func (p *process) spawn(s ProcessSpec) error {
+	if s.Processor {
+		s.Command = append([]string{processorPath, processorWord}, s.Command...)
+	}
 	if len(s.Command) == 0 || !filepath.IsAbs(s.Command[0]) {
 		return errors.New("its command is no absolute path")
 	}
@@ -181,6 +185,13 @@ func (p *process) spawn(s ProcessSpec) error {
 		return err
 	}
 	defer file.Close()
+	workshop := -1
+	if s.Processor {
+		if workshop, err = p.workshops.open(s.ID); err != nil {
+			return err
+		}
+		defer unix.Close(workshop)
+	}
 	var streams [2]*stream
 	var writers [2]int
 	for i, name := range []string{"stdout", "stderr"} {
@@ -196,6 +207,9 @@ func (p *process) spawn(s ProcessSpec) error {
 	defer unix.Close(writers[0])
 	defer unix.Close(writers[1])
 	files := []uintptr{p.null.Fd(), uintptr(writers[0]), uintptr(writers[1]), file.Fd()}
+	if s.Processor {
+		files = append(files, uintptr(workshop))
+	}
 	program := &program{streams: streams, state: ProcessState{ID: s.ID, State: "running"}}
 	if p.ending != "" {
 		err = errors.New("the attempt is ending: " + p.ending)

@@ -259,6 +259,7 @@ func (r *Request) visit(c *fields) {
 	rare(c, &r.OpenSocket)
 	optional(c, &r.Quiet, nothing)
 	optional(c, &r.Lease, func(c *fields, l *Lease) { integer(c, &l.For) })
+	optional(c, &r.Built, func(c *fields, b *Built) { b.visit(c) })
 }
 
 func (i *Instantiate) visit(c *fields) {
@@ -270,6 +271,7 @@ func (i *Instantiate) visit(c *fields) {
 		list(c, &p.Command, (*fields).string)
 		list(c, &p.Environment, (*fields).string)
 		integer(c, &p.MemoryMiB)
+		c.bool(&p.Processor)
 	})
 	rare(c, &i.Channels)
 	rare(c, &i.Queues)
@@ -311,6 +313,7 @@ func (e *Event) visit(c *fields) {
 		integer(c, &t.Items)
 		integer(c, &t.Bytes)
 	})
+	optional(c, &e.Build, func(c *fields, i *Instruction) { i.visit(c) })
 	c.uint(&e.Quiet)
 }
 
