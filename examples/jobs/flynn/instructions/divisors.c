@@ -1,4 +1,4 @@
-/* How many divisors a number has. */
+/* An instruction: how many divisors a number has. */
 #include <mvm.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,4 +1,4 @@
-/* In how many ways a number is the sum of two squares of integers, order and
+/* An instruction: in how many ways a number is the sum of two squares of integers, order and
  * sign counted. */
 #include <mvm.h>
 #include <stdio.h>

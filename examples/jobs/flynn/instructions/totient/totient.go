@@ -1,4 +1,5 @@
-// How many numbers up to a number have no divisor in common with it.
+// Command totient is an instruction: how many numbers up to a number have no
+// divisor in common with it.
 package main
 
 import (
