@@ -194,6 +194,7 @@ func (y *layout) instantiate(job string, number, i int, proxies []proxyRecord) *
 		for _, s := range q.Steps {
 			served.Encoder = append(served.Encoder, &wsdl.Encoder{Codec: wsdl.Of(wsdl.Codec(s.Codec)), Decode: s.Decode, Type: s.Type})
 		}
+		served.Link = q.Link.Document()
 		request.Queue = append(request.Queue, served)
 	}
 	for _, peer := range y.peers[i] {

@@ -299,6 +299,10 @@ func (r *runner) spawn() *wsdl.Fault {
 			ID: int(q.Id), Name: q.Name, Capacity: int(q.Capacity),
 			Type: queuevm.QueueType(wsdl.Or(q.Type_, "")), Full: queuevm.FullPolicy(wsdl.Or(q.Full, "")),
 		}}
+		var err error
+		if queue.Link, err = linkOf(q.Link); err != nil {
+			return wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("the link of the queue %s: %v", q.Name, err), "write decimal numbers")
+		}
 		for _, e := range q.Encoder {
 			if e == nil {
 				return wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("an encoder of the queue %s is empty", q.Name), "name its codec")

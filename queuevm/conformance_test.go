@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,8 +19,8 @@ import (
 // programs are the suite's program in each language: the same verbs, the same
 // items, so that any may stand at any end.
 type programs struct {
-	c, golang, python []string
-	library           string
+	c, golang, python, link []string
+	library                 string
 }
 
 var built programs
@@ -41,13 +42,15 @@ func TestMain(m *testing.M) {
 
 func build(dir string) error {
 	built.c = []string{filepath.Join(dir, "peer-c")}
+	built.link = []string{filepath.Join(dir, "link")}
 	built.golang = []string{filepath.Join(dir, "peer-go")}
 	built.python = []string{"python3", "testdata/peer.py"}
 	built.library = filepath.Join(dir, "libmvm.so")
 	// MVM_TEST_CFLAGS puts the C client under a sanitizer: -fsanitize=address,undefined
 	peer := append([]string{"gcc", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-Ic"}, strings.Fields(os.Getenv("MVM_TEST_CFLAGS"))...)
 	for _, line := range [][]string{
-		append(peer, "testdata/peer.c", "c/mvm.c", "-o", built.c[0], "-lpthread"),
+		append(slices.Clone(peer), "testdata/link.c", "c/mvm.c", "-o", built.link[0], "-lpthread"),
+		append(slices.Clone(peer), "testdata/peer.c", "c/mvm.c", "-o", built.c[0], "-lpthread"),
 		{"gcc", "-O2", "-fPIC", "-shared", "-fvisibility=default", "-Ic", "c/mvm.c", "-o", built.library, "-lpthread"},
 		{"go", "build", "-o", built.golang[0], "./testdata/peer"},
 	} {

@@ -108,8 +108,9 @@ func (q *queue) converted(vm *VM) bool {
 		q.converting = slices.Delete(q.converting, 0, 1)
 		worked = true
 		wanted := q.left < q.Takers
+		var ready []item
 		if wanted {
-			f.entering, b.ready = append(f.entering, b.ready...), nil
+			ready, b.ready = b.ready, nil
 		}
 		q.halted = wanted && b.failed != nil
 		if !q.halted {
@@ -119,7 +120,7 @@ func (q *queue) converted(vm *VM) bool {
 			}
 			f.batch = b
 		}
-		f.offer(vm)
+		f.pass(vm, f.head, ready...)
 		if q.halted {
 			vm.refuse(f)
 		}

@@ -120,7 +120,11 @@ func (vm *VM) loop(ctx context.Context) {
 			runtime.LockOSThread()
 			locked = true
 		}
+		if vm.due != never {
+			vm.tick()
+		}
 		worked := vm.carry()
+		vm.woken = false
 		if vm.look(events[:]) || worked {
 			idle = 0
 			if busy++; busy%lockRounds == 0 { // others may want the lock
@@ -154,7 +158,11 @@ func (vm *VM) loop(ctx context.Context) {
 		if vm.carry() { // after the announcement: what came before it is seen here
 			continue
 		}
+		if !vm.alarm() {
+			continue
+		}
 		vm.cool()
+		vm.clock.fired = never
 		vm.mu.Unlock()
 		var n int
 		var err error
@@ -166,6 +174,11 @@ func (vm *VM) loop(ctx context.Context) {
 		vm.mu.Lock()
 		if err == nil {
 			vm.dispatch(events[:n])
+		}
+		vm.woken = true
+		if vm.clock.fired != never {
+			vm.late(vm.now() - vm.clock.fired)
+			vm.clock.fired = never
 		}
 	}
 }

@@ -21,6 +21,7 @@ type Queue struct {
 	// Converter changes items before they count against the capacity; nil
 	// changes nothing. Every node that knows the queue has one, or none has.
 	Converter Converter `json:"-"`
+	Link      Link      // between each producer and the queue
 }
 
 // QueueState is what InspectQueues sees of a served queue at its home.
@@ -31,6 +32,8 @@ type QueueState struct {
 	ItemsIn          uint64 // items that producers brought
 	ItemsOut         uint64 // items handed to takers
 	Dropped, Refused uint64 // by the policy for a full queue; of broadcast for each taker
+	Lost             uint64 // by the link
+	Flying           int    // items on their way over the link
 	ProducersWait    int    // producers whose item waits for room
 	TakersWait       int    // takers that asked for an item and have none yet
 	ProducersClosed  int
@@ -54,6 +57,7 @@ type queue struct {
 	left     int      // takers that ended
 	state    uint32   // of END: lost, when a producer's channel ended so
 	in, out  uint64
+	lost     uint64 // on the link
 
 	work       chan *batch // to the converter; nil before the first item
 	converting []*front    // whose batches are there, in order of arrival
@@ -82,6 +86,9 @@ type front struct {
 
 	batch      *batch // what is to be converted yet
 	converting bool   // it is at the converter
+
+	line  *line // nil while there is no link
+	waits bool  // in VM.flying: the loop looks after the line in time
 }
 
 // back is the home's end of a taker's channel.
@@ -115,6 +122,9 @@ func (vm *VM) AddQueue(q Queue) error {
 	case q.Capacity < 0 || q.Capacity > maxCapacity:
 		return fmt.Errorf("queue %d (%s): a capacity of %d bytes is not between 0 and %d", q.ID, q.Name, q.Capacity, maxCapacity)
 	}
+	if err := q.Link.check(); err != nil {
+		return fmt.Errorf("queue %d (%s): %w", q.ID, q.Name, err)
+	}
 	made := &queue{Queue: q, capacity: roundCapacity(q.Capacity)}
 	made.Capacity = int(made.capacity)
 	made.store = newStore(q.Type, q.Full, made.capacity, q.Takers)
@@ -134,6 +144,7 @@ func (c *channel) serve(vm *VM) {
 		}
 		if c.To.home() {
 			c.front = &front{taker: taker{ring: c.ring}, channel: c, queue: q}
+			c.front.impose(q.Link, len(q.fronts))
 			q.fronts = append(q.fronts, c.front)
 		}
 	}
@@ -185,12 +196,17 @@ func (c *channel) levelled(vm *VM, level uint32) {
 // step takes what the producer brought, as far as there is room.
 func (f *front) step(vm *VM) bool {
 	worked := f.queue.Converter != nil && f.queue.converted(vm)
+	worked = f.land(vm) || worked
 	more := f.batch == nil // else what the converter left of one is next
 	for range frontBatch {
 		if f.ended || f.pending || f.queue.halted || f.queue.left == f.queue.Takers {
 			return worked
 		}
 		if !more {
+			break
+		}
+		if f.line.busy() && !f.line.takes(vm.now()) {
+			f.hold(vm)
 			break
 		}
 		state := atomic.LoadUint32(&f.header.producerState) // before tail: END comes after what was published
@@ -204,12 +220,12 @@ func (f *front) step(vm *VM) bool {
 		}
 		if err != nil {
 			vm.breaks(f.channel, err)
-			f.finish(vm, stateLost)
+			f.finished(vm, stateLost)
 			return true
 		}
 		if !ok {
 			if state != 0 {
-				f.finish(vm, state)
+				f.finished(vm, state)
 				return true
 			}
 			return worked
@@ -231,8 +247,7 @@ func (f *front) step(vm *VM) bool {
 			f.part.reset()
 			f.queue.in++
 			if f.queue.Converter == nil {
-				f.entering = append(f.entering, it)
-				f.offer(vm)
+				f.pass(vm, f.head-r.size, it)
 				continue
 			}
 			if f.batch == nil {
@@ -272,22 +287,13 @@ func (f *front) enter(vm *VM) bool {
 	if f.entered++; f.entered == len(f.entering) {
 		f.entering, f.entered = f.entering[:0], 0
 	}
-	if f.channel.verdicts {
-		word := uint32(f.items) << 1
-		if judged == refused {
-			word |= 1
-		}
-		atomic.StoreUint32(&f.header.verdict, word)
-		wake(&f.header.producerWaits, vm.bell)
-		vm.heat(f.channel)
-	}
+	f.decide(vm, judged == refused)
 	return true
 }
 
 // finish says that nothing more comes from the producer.
 func (f *front) finish(vm *VM, state uint32) {
 	f.ended = true
-	f.part.reset()
 	f.queue.closed++
 	if state&(stateLost|stateBroken) != 0 {
 		f.queue.state |= stateLost
@@ -471,6 +477,7 @@ func (b *back) leave(vm *VM) {
 	q.blocked = nil
 	for _, f := range q.fronts {
 		f.part.reset()
+		f.line.clear()
 		f.entering, f.entered = nil, 0
 		f.pending = f.converting
 		f.ring.endConsumer(stateClosed, vm.bell)
@@ -495,6 +502,9 @@ func (b *back) stirred() bool {
 // still is channel.still for the home's ends: nothing to take in, and no answer
 // that could be given.
 func (f *front) still() bool {
+	if f.line != nil && f.line.first < len(f.line.flights) {
+		return false // it arrives
+	}
 	if f.ended || f.queue.left == f.queue.Takers {
 		return true
 	}
@@ -525,7 +535,7 @@ func (b *back) still() bool {
 
 // arm announces the daemon's sleep where the other end could give it work.
 func (f *front) arm() {
-	if f.armed = !f.ended && !f.pending && f.channel.in == nil; f.armed {
+	if f.armed = !f.ended && !f.pending && f.channel.in == nil && (f.line == nil || !f.line.full); f.armed {
 		atomic.StoreUint32(&f.header.consumerWaits, waitsDaemon)
 	}
 }
@@ -550,6 +560,12 @@ func (vm *VM) InspectQueues() []QueueState {
 			ProducersWait: len(q.blocked), TakersWait: len(q.waiting), ProducersClosed: q.closed, TakersClosed: q.left,
 		}
 		s.Items, s.Bytes = q.store.depth()
+		s.Lost = q.lost
+		for _, f := range q.fronts {
+			if l := f.line; l != nil {
+				s.Flying += len(l.flights) - l.first
+			}
+		}
 		states = append(states, s)
 	}
 	sort.Slice(states, func(a, b int) bool { return states[a].ID < states[b].ID })

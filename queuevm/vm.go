@@ -146,6 +146,7 @@ type VM struct {
 	dozer    syscall.RawConn // of poller
 	bell     int             // an eventfd that the daemon's goroutines ring to end the loop's sleep
 	door     int             // the same for children, who may do what they like with it
+	began    time.Time
 	lostPeer chan PeerLost
 	refused  chan error
 	done     chan struct{} // closed by Close
@@ -170,8 +171,13 @@ type VM struct {
 	connected  bool
 	neighbours int // peers on this machine
 	closed     bool
-	period     uint64   // of Quiet
-	rest       []uint64 // how far everything was when it was last quiet; nil when it was not
+	period     uint64        // of Quiet
+	rest       []uint64      // how far everything was when it was last quiet; nil when it was not
+	flying     []*front      // whose links the loop must look after in time
+	due        time.Duration // when the first of them
+	clock      clock
+	woken      bool          // this is the loop's first round after a sleep
+	lateness   time.Duration // of the loop when its clock wakes it
 }
 
 // New makes a VM and, when Config.Listen is set, listens and makes the
@@ -187,7 +193,7 @@ func New(config Config) (*VM, error) {
 		config.MaxItem = 1 << 30
 	}
 	vm := &VM{
-		config: config, epoll: -1, bell: -1, door: -1,
+		config: config, epoll: -1, bell: -1, door: -1, began: time.Now(), due: never, clock: clock{-1, never, never}, lateness: 30 * time.Microsecond,
 		lostPeer: make(chan PeerLost, 16), refused: make(chan error, 1),
 		done: make(chan struct{}), told: make(chan struct{}), stopped: make(chan struct{}),
 		processes: map[int]*process{}, channels: map[uint32]*channel{}, queues: map[int]*queue{},
@@ -309,7 +315,7 @@ func (vm *VM) Close() error {
 	} else if vm.epoll >= 0 {
 		_ = unix.Close(vm.epoll)
 	}
-	for _, fd := range []int{vm.bell, vm.door} {
+	for _, fd := range []int{vm.bell, vm.door, vm.clock.fd} {
 		if fd >= 0 {
 			_ = unix.Close(fd)
 		}

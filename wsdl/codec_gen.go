@@ -1980,6 +1980,8 @@ func (v *Link) visit(c *codec, field int) bool {
 		return optional(c, &v.Bandwidth, text)
 	case 3:
 		return optional(c, &v.Loss, text)
+	case 4:
+		return optional(c, &v.Seed, text)
 	}
 	return false
 }
@@ -2410,6 +2412,8 @@ func (v *ServedQueue) visit(c *codec, field int) bool {
 		return one(c, &v.Capacity, number)
 	case 5:
 		return list(c, &v.Encoder, record)
+	case 6:
+		return optional(c, &v.Link, record)
 	}
 	return false
 }

@@ -1464,7 +1464,7 @@ type Topology struct {
 	// The graph of kind graph.
 	Graph *Graph `xml:"graph,omitempty" json:"graph,omitempty"`
 
-	// Properties that the proxy imposes on every link.
+	// Properties that every link of the topology has.
 	Link *Link `xml:"link,omitempty" json:"link,omitempty"`
 
 	// Required unless profile names a registered topology.
@@ -1558,21 +1558,25 @@ type Edge struct {
 
 type Link struct {
 
-	// Milliseconds one way.
+	// Milliseconds one way, from when the item's last byte was sent. At most an hour.
 
 	Latency *Quantity `xml:"latency,attr,omitempty" json:"latency,omitempty"`
 
-	// Milliseconds.
+	// Milliseconds, at most the latency, which is uniform so much below and above. Items keep their order.
 
 	Jitter *Quantity `xml:"jitter,attr,omitempty" json:"jitter,omitempty"`
 
-	// Megabits a second.
+	// Megabits a second, of the items' bytes. Default: no bound.
 
 	Bandwidth *Quantity `xml:"bandwidth,attr,omitempty" json:"bandwidth,omitempty"`
 
-	// The share of items lost, 0 to 1.
+	// The share of items lost, 0 to 1. END never is.
 
 	Loss *Quantity `xml:"loss,attr,omitempty" json:"loss,omitempty"`
+
+	// Of what is lost and how jitter falls: the same for the same seed, link and items. Default 0.
+
+	Seed *Number `xml:"seed,attr,omitempty" json:"seed,omitempty"`
 }
 
 type Queue struct {
@@ -1961,6 +1965,9 @@ type ServedQueue struct {
 
 	// The steps that convert each item, in order.
 	Encoder []*Encoder `xml:"encoder" json:"encoder,omitempty"`
+
+	// What its home imposes between each producer and it.
+	Link *Link `xml:"link,omitempty" json:"link,omitempty"`
 }
 
 type Channel struct {

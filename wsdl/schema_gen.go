@@ -591,6 +591,7 @@ var schemaTypes = [...]schemaType{
 		{"jitter", 133, false},
 		{"bandwidth", 133, false},
 		{"loss", 133, false},
+		{"seed", 121, false},
 	}},
 	119: {name: "Node", kind: kindComplex, elements: []schemaElement{
 		{"id", 161, 1, 1, false},
@@ -795,6 +796,7 @@ var schemaTypes = [...]schemaType{
 		{"full", 108, 1, 1, false},
 		{"capacity", 159, 1, 1, false},
 		{"encoder", 103, 0, -1, false},
+		{"link", 118, 0, 1, false},
 	}},
 	146: {name: "ServedQueueChange", kind: kindComplex, elements: []schemaElement{
 		{"id", 159, 1, 1, false},

@@ -123,6 +123,11 @@ func TestMistakesAreRefused(t *testing.T) {
 		{task + `<edge from="p[*]:a" to="queue:q"/><edge from="queue:q" to="p:b"/><edge from="p[2]:a" to="p:c"/><queue name="q" type="work"/>`, `3 job/edge[3]: a`},
 		{`<task name="p" source="c" processor="true"/>`, `3 job/task[1]/@source: c`},
 		{`<task name="queue" source="c"/>`, `3 job/task[1]/@name: queue`},
+		{task + `<topology kind="ring"><link latency="3600001"/></topology>`, `3 job/topology[1]/link/@latency: 3600001`},
+		{task + `<topology kind="ring"><link bandwidth="0"/></topology>`, `3 job/topology[1]/link/@bandwidth: 0`},
+		{task + `<edge from="p:a" to="p[1]:b"><link loss="1.1"/></edge>`, `3 job/edge[1]/link/@loss: 1.1`},
+		{task + `<edge from="p:a" to="p[1]:b"><link latency="2" jitter="2.5"/></edge>`, `3 job/edge[1]/link/@jitter: 2.5ms`},
+		{task + `<edge from="p:a" to="queue:q"><link latency="2"/></edge><edge from="queue:q" to="p:b"/><queue name="q" type="work"/>`, `3 job/edge[1]/link: link`},
 	} {
 		_, err := parse(t, c.body)
 		if err == nil {
@@ -145,8 +150,6 @@ func TestMistakesAreRefused(t *testing.T) {
 // What the schema knows and this version does not serve is refused by name.
 func TestUnservedIsNamed(t *testing.T) {
 	for _, c := range []struct{ body, name string }{
-		{task + `<topology kind="ring"><link latency="5"/></topology>`, "link"},
-		{task + `<edge from="p:a" to="p[1]:b"><link loss="0.1"/></edge>`, "link"},
 		{task + `<edge from="p:a" to="p[1]:b" direct="true"/>`, "direct"},
 		{task + `<policy isolation="vm"/>`, "OS-level VMs"},
 	} {

@@ -2,6 +2,7 @@ package profile
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"strings"
 
@@ -28,7 +29,8 @@ func Draw(job *Job, format string) ([]byte, error) {
 type joint struct {
 	from, to End
 	both     bool
-	channel  int // the first of its channels
+	channel  int    // the first of its channels
+	note     string // what its link imposes, if anything
 }
 
 // joints pairs the channels up, in the order of their IDs. A queue that joins two
@@ -42,14 +44,26 @@ func joints(job *Job) []joint {
 	}
 	for i := range channels {
 		c := &channels[i]
+		note := linkNote(job, job.Channels[c.ID].To.Queue)
 		if at, ok := back[[2]End{c.From, c.To}]; ok && !out[at].both {
 			out[at].both = true
+			if there := &out[at].note; *there != note {
+				*there = cmp.Or(*there, "no link") + "; back " + cmp.Or(note, "no link")
+			}
 			continue
 		}
 		back[[2]End{c.To, c.From}] = len(out)
-		out = append(out, joint{from: c.From, to: c.To, channel: c.ID})
+		out = append(out, joint{from: c.From, to: c.To, channel: c.ID, note: note})
 	}
 	return out
+}
+
+// linkNote is what people read of a queue's link.
+func linkNote(job *Job, queue int) string {
+	if queue == 0 || job.Queues[queue-1].Link == nil {
+		return ""
+	}
+	return job.Queues[queue-1].Link.String()
 }
 
 // shortened is the channels, those to and from a queue between two ends as one.
@@ -125,6 +139,9 @@ func drawDOT(job *Job) []byte {
 		if j.to.Process >= 0 {
 			fmt.Fprintf(&out, ", toPort=%s", quoted(j.to.Port))
 		}
+		if j.note != "" {
+			fmt.Fprintf(&out, ", label=%s", quoted(j.note))
+		}
 		out.WriteString("];\n")
 	}
 	out.WriteString("}\n")
@@ -137,21 +154,24 @@ func drawText(job *Job) []byte {
 	type line struct{ port, text string }
 	lines := make([][]line, len(job.Processes))
 	var outside []string
-	put := func(own, other End, arrow string) {
+	put := func(own, other End, arrow, note string) {
+		if note != "" {
+			note = " (" + note + ")"
+		}
 		if own.Process < 0 {
-			outside = append(outside, fmt.Sprintf("%s %s %s", awayLabel(job, own), arrow, endLabel(job, other)))
+			outside = append(outside, fmt.Sprintf("%s %s %s%s", awayLabel(job, own), arrow, endLabel(job, other), note))
 			return
 		}
-		lines[own.Process] = append(lines[own.Process], line{own.Port, arrow + " " + endLabel(job, other)})
+		lines[own.Process] = append(lines[own.Process], line{own.Port, arrow + " " + endLabel(job, other) + note})
 	}
 	for _, j := range joints(job) {
 		if j.both {
-			put(j.from, j.to, "<->")
-			put(j.to, j.from, "<->")
+			put(j.from, j.to, "<->", j.note)
+			put(j.to, j.from, "<->", j.note)
 			continue
 		}
-		put(j.from, j.to, "->")
-		put(j.to, j.from, "<-")
+		put(j.from, j.to, "->", j.note)
+		put(j.to, j.from, "<-", j.note)
 	}
 	var out bytes.Buffer
 	fmt.Fprintf(&out, "%s\n", summary(job))

@@ -70,6 +70,8 @@ graph { a -- b -- c -- d -- a; a -- e; c -- e [fromPort=up, toPort=down] }</text
 <edge from="source:out" to="filter:in"/><edge from="filter[3]:out" to="worker[4]:in"/><edge from="worker[7]:out" to="sink:in"/><edge from="sink:log" to="outside:log"/>`,
 	"plain": `<task name="a" source="c"/><task name="b" source="c" count="3"/><task name="c" source="c"/>
 <edge from="a:x0" to="b[0]:in"/><edge from="a:x1" to="b[1]:in"/><edge from="a:x2" to="b[2]:in"/><edge from="b[0]:out" to="c:y0"/><edge from="b[1]:out" to="c:y1"/><edge from="b[2]:out" to="c:y2"/>`,
+	"links": `<task name="p" source="c" count="3"/><topology kind="line"><link latency="5" jitter="1" bandwidth="10" loss="0.01"/></topology>
+<edge from="p[2]:x" to="p:x"><link bandwidth="0.5"/></edge>`,
 	"edges": `<task name="read" source="c"/><task name="work" source="c" count="4"/><task name="write" source="c"/>
 <topology kind="ring" over="work"/>
 <edge from="outside:input" to="read:in"/><edge from="read:a" to="work[0]:feed"/><edge from="work[0]:log" to="work[0]:log"/>
@@ -121,7 +123,7 @@ func TestDrawingsAreSound(t *testing.T) {
 
 // Text drawings are compared with golden files.
 func TestTextIsGolden(t *testing.T) {
-	for _, name := range []string{"line", "mesh", "fatTree", "graph", "edges", "butterfly", "torus"} {
+	for _, name := range []string{"line", "mesh", "fatTree", "graph", "edges", "butterfly", "torus", "links"} {
 		t.Run(name, func(t *testing.T) {
 			got, err := Draw(compile(t, pictures[name]), "text")
 			if err != nil {
@@ -152,8 +154,8 @@ func golden(t *testing.T, name string, got []byte) {
 // What is drawn as DOT and imported again has the same channels.
 func TestDOTComesBack(t *testing.T) {
 	for name, body := range pictures {
-		if strings.Contains(body, "outside:") {
-			continue // the outside is no process
+		if strings.Contains(body, "outside:") || strings.Contains(body, "<link") {
+			continue // the outside is no process, and a graph has no links
 		}
 		t.Run(name, func(t *testing.T) {
 			job := compile(t, body)

@@ -134,6 +134,7 @@ type Queue struct {
 	Full     string // a wsdl.FullPolicy
 	Capacity int    // bytes, a power of two
 	Steps    []codec.Step
+	Link     *Link // nil imposes nothing
 }
 
 // QueueEnds lists, for each served queue, the processes that give to it or take

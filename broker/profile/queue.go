@@ -135,23 +135,28 @@ func (c *compiler) kindOf(name field, what string) *queueKind {
 }
 
 // queue makes a served queue of a kind and gives its ID.
-func (w *wirer) queue(k *queueKind) int {
-	q := Queue{ID: len(w.out.Queues) + 1, Name: k.name, Type: string(k.kind), Full: string(k.full), Capacity: k.capacity, Steps: k.steps}
+func (w *wirer) queue(k *queueKind, l *Link) int {
+	q := Queue{ID: len(w.out.Queues) + 1, Link: l, Name: k.name, Type: string(k.kind), Full: string(k.full), Capacity: k.capacity, Steps: k.steps}
 	if k.made++; k.made > 1 {
 		q.Name = fmt.Sprintf("%s#%d", k.name, k.made)
+	}
+	if l != nil { // a seed is the whole topology's: its links do not lose the same
+		own := *l
+		own.Seed = l.Seed<<20 + uint64(q.ID)
+		q.Link = &own
 	}
 	w.out.Queues = append(w.out.Queues, q)
 	return q.ID
 }
 
 // join lays a channel from one end to another, with a queue of its own between
-// them where the kind is more than a fifo.
-func (w *wirer) join(from, to End, k *queueKind) {
-	if !k.served() {
+// them where the kind is more than a fifo, or has a link to impose.
+func (w *wirer) join(from, to End, k *queueKind, l *Link) {
+	if !k.served() && l == nil {
 		w.channel(from, to, k.capacity)
 		return
 	}
-	between := End{Process: -1, Queue: w.queue(k)}
+	between := End{Process: -1, Queue: w.queue(k, l)}
 	w.channel(from, between, k.capacity)
 	w.channel(between, to, k.capacity)
 }
@@ -159,7 +164,7 @@ func (w *wirer) join(from, to End, k *queueKind) {
 // named is the end at the queue of a kind that edges name.
 func (w *wirer) named(k *queueKind) End {
 	if k.id == 0 {
-		k.id = w.queue(k)
+		k.id = w.queue(k, nil)
 	}
 	return End{Process: -1, Queue: k.id}
 }
@@ -176,9 +181,9 @@ func (w *wirer) taker(k *queueKind, e End) {
 
 // layFarm joins masters and workers by one queue there and, unless it leads
 // forward only, one back.
-func (w *wirer) layFarm(k *queueKind, masters, workers []int, prefix string, forward bool) {
+func (w *wirer) layFarm(k *queueKind, l *Link, masters, workers []int, prefix string, forward bool) {
 	lay := func(producers, takers []int, out, in string) {
-		between := End{Process: -1, Queue: w.queue(k)}
+		between := End{Process: -1, Queue: w.queue(k, l)}
 		for _, p := range producers {
 			w.channel(End{Process: p, Port: prefix + out}, between, k.capacity)
 		}

@@ -326,6 +326,9 @@ func (s *scene) drawJoints(all []joint) {
 		if j.both {
 			title = endLabel(s.job, j.from) + " ↔ " + endLabel(s.job, j.to)
 		}
+		if j.note != "" {
+			title += ": " + j.note
+		}
 		colour, bit := s.strand(j)
 		if bit >= 0 && s.inButterfly(j) {
 			s.drawCrossing(j, bit, colour, title)
@@ -445,6 +448,10 @@ func (s *scene) drawLine(j joint, title, colour string, several, before int) {
 		s.see(a.plus(b).times(0.5).plus(bend.times(1.2)))
 	}
 	fmt.Fprintf(&s.links, `<path d="%s" stroke="%s" stroke-width="%s"%s%s><title>%s</title></path>`+"\n", path, colour, s.thickness, marker, dash, escape(title))
+	if s.few && j.note != "" {
+		p := a.plus(b).times(0.5).plus(bend)
+		fmt.Fprintf(&s.ports, `<text x="%.1f" y="%.1f" text-anchor="middle" class="port halo">%s</text>`+"\n", p.x, p.y+14, escape(j.note))
+	}
 	if s.few {
 		long := to.minus(from).length()
 		s.few = s.writePort(j.from, from, middle, long) && s.writePort(j.to, to, middle, long)

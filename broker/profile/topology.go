@@ -51,8 +51,8 @@ type topologySpec struct {
 	graph                     *wsdl.Graph
 	graphPath, graphDigest    field
 	graphAt                   place
-	link                      *place // the element that has link properties
-	refused                   bool   // its registered profile is not to be had
+	link                      *Link
+	refused                   bool // its registered profile is not to be had
 }
 
 // mergeTopology puts what is written here over the registered topology that
@@ -73,7 +73,7 @@ func (c *compiler) mergeTopology(at place, s *scope, t *wsdl.Topology, depth int
 		mine.graphDigest = c.textField(mine.graphAt, s, "digest", t.Graph.Digest)
 	}
 	if t.Link != nil {
-		mine.link = &at
+		mine.link = c.link(at.child("link"), s, t.Link, "the topology")
 	}
 	found, opened, inner, ok := c.registered(wsdl.ProfileKindTopology, at, s, t.Profile, t.Version, t.Set, depth)
 	if !ok {

@@ -90,9 +90,6 @@ func (w *wirer) lay(at place, spec topologySpec) {
 		w.add(at.attribute("kind"), pattern, strings.Join(names, ", "), "there is no topology of kind %s%s", quote(pattern), w.nearest(pattern, slices.Values(names)))
 		return
 	}
-	if spec.link != nil {
-		w.unserved(spec.link.child("link"), "link", "no link element", what+" has link properties: imposing them")
-	}
 	direction := spec.direction
 	if direction != "" && direction != wsdl.DirectionBoth && direction != wsdl.DirectionForward {
 		w.add(at.attribute("direction"), string(direction), "both or forward", "%s has the direction %s, expected both or forward", what, quote(string(direction)))
@@ -123,7 +120,7 @@ func (w *wirer) lay(at place, spec topologySpec) {
 	most := p.links
 	if kind.shared() {
 		most = int64(len(members))
-	} else if kind.served() {
+	} else if kind.served() || spec.link != nil {
 		most *= 2
 	}
 	if direction != wsdl.DirectionForward {
@@ -133,7 +130,7 @@ func (w *wirer) lay(at place, spec topologySpec) {
 		return
 	}
 	if kind.shared() {
-		w.layFarm(kind, members[:layout.Masters], members[layout.Masters:], prefix, direction == wsdl.DirectionForward)
+		w.layFarm(kind, spec.link, members[:layout.Masters], members[layout.Masters:], prefix, direction == wsdl.DirectionForward)
 		layout.Length = len(w.out.Channels) - layout.First
 		w.out.Topologies = append(w.out.Topologies, layout)
 		return
@@ -147,10 +144,10 @@ func (w *wirer) lay(at place, spec topologySpec) {
 			way = forward
 		}
 		if way != backward {
-			w.join(a, b, kind)
+			w.join(a, b, kind, spec.link)
 		}
 		if way != forward {
-			w.join(b, a, kind)
+			w.join(b, a, kind, spec.link)
 		}
 	})
 	layout.Length = len(w.out.Channels) - layout.First
@@ -196,9 +193,7 @@ func (w *wirer) members(spec topologySpec) (members, tasks []int, ok bool) {
 // a channel for each process of a task, to or from a queue.
 func (w *wirer) layEdge(at place, i int, edge *wsdl.Edge, outside map[string]bool) {
 	what := fmt.Sprintf("edge %d", i+1)
-	if edge.Link != nil {
-		w.unserved(at.child("link"), "link", "no link element", what+" has link properties: imposing them")
-	}
+	link := w.link(at.child("link"), w.scope, edge.Link, what)
 	name := w.textField(at, w.scope, "queue", edge.Queue)
 	kind := w.kindOf(name, what)
 	from, okFrom := w.end(w.textField(at, w.scope, "from", edge.From), what, outside)
@@ -227,6 +222,9 @@ func (w *wirer) layEdge(at place, i int, edge *wsdl.Edge, outside map[string]boo
 	case named != nil && name.set:
 		w.add(name.at, name.text, "nothing here", "%s names a queue at its end and another between its ends, expected one of them", what)
 		return
+	case named != nil && link != nil:
+		w.add(at.child("link"), "link", "nothing here", "%s has a link, but an end at the queue %s, which others share: a link is imposed between two ends that an edge joins, or by a farm's topology on all", what, quote(named.name))
+		return
 	case named == nil && (from.count > 1 || to.count > 1):
 		w.add(at, edge.From+" to "+edge.To, "task[index]", "%s is of all processes of a task, which only an edge to or from %s can be: give it an index", what, quote("queue:name"))
 		return
@@ -235,7 +233,7 @@ func (w *wirer) layEdge(at place, i int, edge *wsdl.Edge, outside map[string]boo
 		return
 	}
 	more := int64(max(from.count, to.count))
-	if kind.served() {
+	if kind.served() || link != nil {
 		more++
 	}
 	if !w.afford(at, more, what) {
@@ -251,7 +249,7 @@ func (w *wirer) layEdge(at place, i int, edge *wsdl.Edge, outside map[string]boo
 			w.producer(named, from.nth(k))
 		}
 	default:
-		w.join(from.End, to.End, kind)
+		w.join(from.End, to.End, kind, link)
 	}
 }
 
