@@ -29,7 +29,7 @@ func (c *controller) ListQueuesContext(ctx context.Context, r *wsdl.ListQueues) 
 	if r.Job == "" {
 		return c.broker.listJobQueues(ctx, r)
 	}
-	return nil, unserved("ListQueues of a running job")
+	return c.broker.listQueues(ctx, r)
 }
 
 func (c *controller) PeekQueueContext(ctx context.Context, r *wsdl.PeekQueue) (*wsdl.PeekQueueResponse, error) {

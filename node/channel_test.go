@@ -83,17 +83,29 @@ print("relayed", n)
 			t.Fatal(err)
 		}
 	}
-	// By SOAP.
+	// By SOAP, at a node that has nothing of the job.
+	other := g.with(t.TempDir(), quickParts(), proxyAt)
+	status := func(m *member, id, outside string) *wsdl.QueueStatus {
+		return &wsdl.QueueStatus{Name: outside, Id: id, Served: wsdl.Of(false), Type_: wsdl.Of(wsdl.QueueTypeFifo), Full: wsdl.Of(wsdl.FullPolicyBlock),
+			Node: m.id, Url: m.url + "/services/queue", Producer: []*wsdl.QueueEnd{{Name: "outside:" + outside}}}
+	}
+	g.set(func() {
+		g.queues = map[string]*wsdl.QueueStatus{"in": status(a, "channel:0", "in"), "outside:out": status(b, "channel:2", "out")}
+	})
 	var items []*wsdl.Binary
 	for i := range 10 {
 		items = append(items, wsdl.Of(wsdl.Binary(fmt.Sprint("item", i))))
 	}
-	put, err := a.queue.EnqueueContext(ctx, &wsdl.Enqueue{Job: "j", Queue: "in", Item: items, TimeoutMillis: 5000})
+	put, err := other.queue.EnqueueContext(ctx, &wsdl.Enqueue{Job: "j", Queue: "in", Item: items, TimeoutMillis: 5000})
 	if err != nil || wsdl.Or(put.Accepted, 0) != 10 {
 		t.Fatalf("Enqueue: %+v, %v", put, err)
 	}
 	for got := 0; got < 10; {
-		answer, err := b.queue.DequeueContext(ctx, &wsdl.Dequeue{Job: "j", Queue: "out", Limit: 4, TimeoutMillis: 10000})
+		at, queue := other, "outside:out"
+		if got > 0 {
+			at, queue = b, "out"
+		}
+		answer, err := at.queue.DequeueContext(ctx, &wsdl.Dequeue{Job: "j", Queue: queue, Limit: 4, TimeoutMillis: 10000})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -82,6 +82,85 @@ func (q *queue) MoveJobContext(ctx context.Context, r *wsdl.MoveJob) (*wsdl.Move
 	return forward(ctx, q, (*wsdl.QueueClient).MoveJobContext, r)
 }
 
+// route serves a call about the items of a job's queue here, if this node holds
+// them, and else passes it on to the node that does. Only the broker knows all
+// names: a name that this node does not know is asked for, and its answer is the
+// queue's id, which the node that holds it knows. here says with notFound that
+// this node does not.
+func route[Response any](ctx context.Context, q *queue, job, name string,
+	here func(name string) (Response, error), there func(node *wsdl.QueueClient, name string) (Response, error)) (Response, error) {
+	answer, err := here(name)
+	if err == nil || wsdl.CodeOf(err) != wsdl.FaultCodeNotFound {
+		return answer, err
+	}
+	var none Response
+	found, asked := q.locate(ctx, job, name)
+	if asked != nil {
+		return none, asked
+	}
+	// An end outside the job has a name, where others have a number.
+	id := found.Id
+	outside := "outside:" + strings.TrimPrefix(name, "outside:")
+	for _, e := range append(found.Producer, found.Taker...) {
+		if e != nil && e.Name == outside {
+			id = strings.TrimPrefix(name, "outside:")
+		}
+	}
+	if found.Node != q.node.id {
+		return there(wsdl.NewQueueClient(q.node.caller, found.Url), id)
+	}
+	if id == name {
+		return none, err
+	}
+	return here(id)
+}
+
+// locate asks the broker for one queue of a job.
+func (q *queue) locate(ctx context.Context, job, name string) (*wsdl.QueueStatus, error) {
+	front, err := q.front()
+	if err != nil {
+		return nil, err
+	}
+	answer, err := front.ListQueuesContext(ctx, &wsdl.ListQueues{Job: job, Queue: name, Planned: true})
+	if err != nil {
+		return nil, err
+	}
+	if len(answer.Queue) != 1 || answer.Queue[0] == nil {
+		return nil, wsdl.NewFault(wsdl.FaultCodeInternal, fmt.Sprintf("the broker answers %d queues that are %q of job %s", len(answer.Queue), name, job), "look into the broker's log")
+	}
+	return answer.Queue[0], nil
+}
+
+func (q *queue) EnqueueContext(ctx context.Context, r *wsdl.Enqueue) (*wsdl.EnqueueResponse, error) {
+	return route(ctx, q, r.Job, r.Queue,
+		func(name string) (*wsdl.EnqueueResponse, error) { return q.enqueue(ctx, name, r) },
+		func(node *wsdl.QueueClient, name string) (*wsdl.EnqueueResponse, error) {
+			passed := *r
+			passed.Queue = name
+			return node.EnqueueContext(ctx, &passed)
+		})
+}
+
+func (q *queue) DequeueContext(ctx context.Context, r *wsdl.Dequeue) (*wsdl.DequeueResponse, error) {
+	return route(ctx, q, r.Job, r.Queue,
+		func(name string) (*wsdl.DequeueResponse, error) { return q.dequeue(ctx, name, r) },
+		func(node *wsdl.QueueClient, name string) (*wsdl.DequeueResponse, error) {
+			passed := *r
+			passed.Queue = name
+			return node.DequeueContext(ctx, &passed)
+		})
+}
+
+func (q *queue) OpenSocketContext(ctx context.Context, r *wsdl.OpenSocket) (*wsdl.OpenSocketResponse, error) {
+	return route(ctx, q, r.Job, r.Queue,
+		func(name string) (*wsdl.OpenSocketResponse, error) { return q.openSocket(ctx, name, r) },
+		func(node *wsdl.QueueClient, name string) (*wsdl.OpenSocketResponse, error) {
+			passed := *r
+			passed.Queue = name
+			return node.OpenSocketContext(ctx, &passed)
+		})
+}
+
 func (q *queue) PeekQueueContext(ctx context.Context, r *wsdl.PeekQueue) (*wsdl.PeekQueueResponse, error) {
 	if r.Job == "" {
 		return forward(ctx, q, (*wsdl.QueueClient).PeekQueueContext, r)

@@ -124,6 +124,22 @@ type grid struct {
 	reports    []*wsdl.Report
 	duplicates int
 	acked      map[string]int64
+	queues     map[string]*wsdl.QueueStatus // what the broker knows, by name
+}
+
+// front is the queue service of the broker's node.
+type front struct {
+	wsdl.QueueContext // what is not the broker's to say
+	*grid
+}
+
+func (f front) ListQueuesContext(_ context.Context, r *wsdl.ListQueues) (*wsdl.ListQueuesResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if q := f.queues[r.Queue]; q != nil && r.Planned {
+		return &wsdl.ListQueuesResponse{Queue: []*wsdl.QueueStatus{q}}, nil
+	}
+	return nil, wsdl.NewFault(wsdl.FaultCodeNotFound, fmt.Sprintf("the job has no queue %q", r.Queue), "there are others")
 }
 
 type information struct{ *grid }
@@ -141,7 +157,7 @@ func newGrid(t testing.TB) *grid {
 	}
 	g.caller = soap.NewClient(soap.ClientConfig{})
 	t.Cleanup(g.caller.Close)
-	url := serve(t, g.images, wsdl.BootstrapContract(g), wsdl.InformationContract(information{g}), wsdl.BrokerContract(broker{grid: g}))
+	url := serve(t, g.images, wsdl.BootstrapContract(g), wsdl.InformationContract(information{g}), wsdl.BrokerContract(broker{grid: g}), wsdl.QueueContract(front{grid: g}))
 	g.set(func() { g.url = url }) // a node in another process is no witness of an order
 	return g
 }

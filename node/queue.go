@@ -268,6 +268,7 @@ func (q *queue) InspectContext(ctx context.Context, request *wsdl.Inspect) (*wsd
 			reply, err := p.Call(ctx, mvm.Request{Inspect: &struct{}{}})
 			cancel()
 			if err == nil && reply.Inspect != nil {
+				state.Micros = wsdl.Of(n.clock.Now().Microseconds())
 				for _, c := range reply.Inspect.Channels {
 					state.Channel = append(state.Channel, channelState(c))
 				}
@@ -285,7 +286,8 @@ func channelState(c queuevm.ChannelState) *wsdl.ChannelState {
 	s := &wsdl.ChannelState{
 		Id: wsdl.Of(int32(c.ID)), From: channelEnd(c.From), To: channelEnd(c.To),
 		Capacity: int64(c.Capacity), Depth: wsdl.Of(int64(c.Depth)),
-		ProducerWaits: &c.GiverWaits, ConsumerWaits: &c.TakerWaits, Closed: &c.GiverClosed,
+		ItemsIn: wsdl.Of(int64(c.ItemsIn)), ItemsOut: wsdl.Of(int64(c.ItemsOut)), BytesIn: wsdl.Of(int64(c.BytesIn)), BytesOut: wsdl.Of(int64(c.BytesOut)),
+		ProducerWaits: &c.GiverWaits, ConsumerWaits: &c.TakerWaits, Closed: &c.GiverClosed, TakerClosed: &c.TakerClosed,
 	}
 	if c.From.Peer != "" || c.To.Peer != "" {
 		items, bytes := crossed(c)
@@ -346,8 +348,8 @@ func bounded(millis int32) time.Duration {
 	return min(max(0, time.Duration(millis)*time.Millisecond), longestWait)
 }
 
-func (q *queue) EnqueueContext(ctx context.Context, request *wsdl.Enqueue) (*wsdl.EnqueueResponse, error) {
-	message := &mvm.Enqueue{Queue: request.Queue, End: request.End, Timeout: bounded(request.TimeoutMillis)}
+func (q *queue) enqueue(ctx context.Context, name string, request *wsdl.Enqueue) (*wsdl.EnqueueResponse, error) {
+	message := &mvm.Enqueue{Queue: name, End: request.End, Timeout: bounded(request.TimeoutMillis)}
 	for _, item := range request.Item {
 		message.Items = append(message.Items, []byte(*item))
 	}
@@ -360,8 +362,8 @@ func (q *queue) EnqueueContext(ctx context.Context, request *wsdl.Enqueue) (*wsd
 	return &wsdl.EnqueueResponse{Accepted: wsdl.Of(int32(reply.Count))}, nil
 }
 
-func (q *queue) DequeueContext(ctx context.Context, request *wsdl.Dequeue) (*wsdl.DequeueResponse, error) {
-	message := &mvm.Dequeue{Queue: request.Queue, Limit: min(max(1, int(request.Limit)), mostItems), Timeout: bounded(request.TimeoutMillis)}
+func (q *queue) dequeue(ctx context.Context, name string, request *wsdl.Dequeue) (*wsdl.DequeueResponse, error) {
+	message := &mvm.Dequeue{Queue: name, Limit: min(max(1, int(request.Limit)), mostItems), Timeout: bounded(request.TimeoutMillis)}
 	reply, err := q.outside(ctx, request.Job, message.Timeout, mvm.Request{Dequeue: message})
 	if err != nil {
 		return nil, err
@@ -376,12 +378,12 @@ func (q *queue) DequeueContext(ctx context.Context, request *wsdl.Dequeue) (*wsd
 	return response, nil
 }
 
-func (q *queue) OpenSocketContext(ctx context.Context, request *wsdl.OpenSocket) (*wsdl.OpenSocketResponse, error) {
+func (q *queue) openSocket(ctx context.Context, name string, request *wsdl.OpenSocket) (*wsdl.OpenSocketResponse, error) {
 	ttl := time.Duration(request.TtlMillis) * time.Millisecond
 	if ttl <= 0 {
 		ttl = defaultTTL
 	}
-	reply, err := q.outside(ctx, request.Job, 0, mvm.Request{OpenSocket: &mvm.OpenSocket{Queue: request.Queue, TTL: min(ttl, longestTTL)}})
+	reply, err := q.outside(ctx, request.Job, 0, mvm.Request{OpenSocket: &mvm.OpenSocket{Queue: name, TTL: min(ttl, longestTTL)}})
 	if err != nil {
 		return nil, err
 	}

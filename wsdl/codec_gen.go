@@ -1773,6 +1773,8 @@ func (v *ChannelState) visit(c *codec, field int) bool {
 		return optional(c, &v.ConsumerWaits, boolean)
 	case 13:
 		return optional(c, &v.Closed, boolean)
+	case 14:
+		return optional(c, &v.TakerClosed, boolean)
 	}
 	return false
 }

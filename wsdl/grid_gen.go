@@ -2042,7 +2042,10 @@ type ChannelState struct {
 
 	ConsumerWaits *bool `xml:"consumerWaits,omitempty" json:"consumerWaits,omitempty"`
 
+	// By its producer.
 	Closed *bool `xml:"closed,omitempty" json:"closed,omitempty"`
+
+	TakerClosed *bool `xml:"takerClosed,omitempty" json:"takerClosed,omitempty"`
 }
 
 type QueueState struct {

@@ -491,6 +491,7 @@ var schemaTypes = [...]schemaType{
 		{"producerWaits", 157, 1, 1, true},
 		{"consumerWaits", 157, 1, 1, true},
 		{"closed", 157, 1, 1, true},
+		{"takerClosed", 157, 0, 1, true},
 	}},
 	99: {name: "Codec", kind: kindString, values: []string{"raw", "lines", "json", "xml", "xdr", "base64", "zstd"}},
 	100: {name: "Compiler", kind: kindComplex, elements: []schemaElement{

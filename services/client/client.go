@@ -51,6 +51,7 @@ type Client struct {
 	broker    *wsdl.BrokerClient
 	brokerURL string
 	image     *wsdl.ImageClient
+	queue     *wsdl.QueueClient // of the node that was asked: any will do
 }
 
 // Dial asks the bootstrap service of the node at grid (http://host:port) where
@@ -95,6 +96,7 @@ func (cfg Config) Dial(ctx context.Context, grid string) (*Client, error) {
 	c.brokerURL = where.Url
 	c.broker = wsdl.NewBrokerClient(c.caller, where.Url)
 	c.image = wsdl.NewImageClient(c.caller, where.Image)
+	c.queue = wsdl.NewQueueClient(c.caller, base+"/services/queue")
 	return c, nil
 }
 

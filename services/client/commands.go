@@ -25,6 +25,7 @@ func Commands() []*cobra.Command {
 		logsCommand(),
 		outputCommand(),
 		cancelCommand(),
+		queueCommand(),
 		nodesCommand(),
 		profilesCommand(),
 		topologyCommand(),

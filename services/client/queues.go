@@ -1,0 +1,132 @@
+package client
+
+import (
+	"context"
+	"time"
+
+	"mvm/wsdl"
+)
+
+// The operations on queues go to the node that Dial was given, whichever it is:
+// any node of the grid passes them on to who can carry them out.
+
+// Queues lists the queues of a running job, or with r.Job empty those in which
+// jobs wait.
+func (c *Client) Queues(ctx context.Context, r *wsdl.ListQueues) (*wsdl.ListQueuesResponse, error) {
+	return c.queue.ListQueuesContext(ctx, r)
+}
+
+// Peek copies the first items that wait in a queue.
+func (c *Client) Peek(ctx context.Context, r *wsdl.PeekQueue) ([]*wsdl.QueueItem, error) {
+	answer, err := c.queue.PeekQueueContext(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return answer.Item, nil
+}
+
+// Drain takes items that wait out of a queue; more says whether any are left. What
+// is answered is nowhere else any more.
+func (c *Client) Drain(ctx context.Context, r *wsdl.DrainQueue) (items []*wsdl.QueueItem, more bool, err error) {
+	answer, err := c.queue.DrainQueueContext(ctx, r)
+	if err != nil {
+		return nil, false, err
+	}
+	return answer.Item, wsdl.Or(answer.More, false), nil
+}
+
+// ChangeQueue, RewireEdge, AddEdge and RemoveEdge change a running job's topology.
+// A change that is answered is durable; it may still be pending.
+func (c *Client) ChangeQueue(ctx context.Context, r *wsdl.ChangeQueue) (*wsdl.ChangeStatus, error) {
+	answer, err := c.queue.ChangeQueueContext(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return answer.Change, nil
+}
+
+// RewireEdge leads an edge from or to another process.
+func (c *Client) RewireEdge(ctx context.Context, r *wsdl.RewireEdge) (*wsdl.ChangeStatus, error) {
+	answer, err := c.queue.RewireEdgeContext(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return answer.Change, nil
+}
+
+// AddEdge makes an edge.
+func (c *Client) AddEdge(ctx context.Context, r *wsdl.AddEdge) (*wsdl.ChangeStatus, error) {
+	answer, err := c.queue.AddEdgeContext(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return answer.Change, nil
+}
+
+// RemoveEdge ends an edge.
+func (c *Client) RemoveEdge(ctx context.Context, r *wsdl.RemoveEdge) (*wsdl.ChangeStatus, error) {
+	answer, err := c.queue.RemoveEdgeContext(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return answer.Change, nil
+}
+
+// Change is how far a change of a running job is, once it is no longer pending or
+// wait is over, which is 60 s at most.
+func (c *Client) Change(ctx context.Context, job string, number int64, wait time.Duration) (*wsdl.ChangeStatus, error) {
+	answer, err := c.queue.GetChangeContext(ctx, &wsdl.GetChange{Job: job, Number: number, WaitMillis: int32(wait.Milliseconds())})
+	if err != nil {
+		return nil, err
+	}
+	return answer.Change, nil
+}
+
+// MakeQueue makes a queue in which jobs wait.
+func (c *Client) MakeQueue(ctx context.Context, r *wsdl.MakeQueue) (*wsdl.QueueStatus, error) {
+	answer, err := c.queue.MakeQueueContext(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return answer.Queue, nil
+}
+
+// RemoveQueue removes an empty queue in which jobs wait.
+func (c *Client) RemoveQueue(ctx context.Context, name string) error {
+	_, err := c.queue.RemoveQueueContext(ctx, &wsdl.RemoveQueue{Name: name})
+	return err
+}
+
+// MoveJob puts a waiting job at the end of another queue.
+func (c *Client) MoveJob(ctx context.Context, job, queue string) error {
+	_, err := c.queue.MoveJobContext(ctx, &wsdl.MoveJob{Job: job, Queue: queue})
+	return err
+}
+
+// Enqueue puts items into a queue of a running job from outside; end says that
+// nothing more comes from there. accepted counts those that are in when wait, of
+// 60 s at most, is over.
+func (c *Client) Enqueue(ctx context.Context, job, queue string, items [][]byte, end bool, wait time.Duration) (accepted int, err error) {
+	message := &wsdl.Enqueue{Job: job, Queue: queue, End: end, TimeoutMillis: int32(wait.Milliseconds())}
+	for _, item := range items {
+		message.Item = append(message.Item, wsdl.Of(wsdl.Binary(item)))
+	}
+	answer, err := c.queue.EnqueueContext(ctx, message)
+	if err != nil {
+		return 0, err
+	}
+	return int(wsdl.Or(answer.Accepted, 0)), nil
+}
+
+// Dequeue takes up to limit items from a queue of a running job, waiting for the
+// first of them up to wait, of 60 s at most. end says that none will ever come.
+func (c *Client) Dequeue(ctx context.Context, job, queue string, limit int, wait time.Duration) (items [][]byte, end bool, err error) {
+	answer, err := c.queue.DequeueContext(ctx, &wsdl.Dequeue{Job: job, Queue: queue, Limit: int32(limit), TimeoutMillis: int32(wait.Milliseconds())})
+	if err != nil {
+		return nil, false, err
+	}
+	for _, item := range answer.Item {
+		items = append(items, []byte(wsdl.Or(item, nil)))
+	}
+	return items, wsdl.Or(answer.End, false), nil
+}

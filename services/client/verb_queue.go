@@ -1,0 +1,635 @@
+package client
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+
+	"mvm/wsdl"
+)
+
+func queueCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "queue",
+		Short: "See and change queues: of a running job, or those in which jobs wait",
+		Long: `Looks into the queues of a running job and changes them while it runs: no item
+is lost or doubled by that. Any node of the grid takes these commands.
+
+A queue is called by its name in the profile (jobs), or, where an edge is no
+more than a channel, by its producer (sender[0]:out) or number (channel:7);
+` + "`mvm queue ls JOB`" + ` lists them. An edge is written by its ends, as in a profile:
+task[index]:port, queue:NAME, outside:NAME.
+
+Without a job, the queues are those in which jobs wait for room.`,
+		Example: `  mvm queue ls j-3f2a --watch
+  mvm queue peek j-3f2a jobs
+  mvm queue set j-3f2a sender[0]:out --type priority --capacity 65536
+  mvm queue rewire j-3f2a sender[0]:out --to taker[1]:in
+  mvm queue add j-3f2a helper:out queue:results
+  echo hello | mvm queue put j-3f2a lines
+  mvm queue ls`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			return usagef("`mvm queue` has no verb %q; `mvm queue --help` lists them", args[0])
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(queueListCommand(), queuePeekCommand(), queueDrainCommand(), queuePutCommand(), queueGetCommand(),
+		queueSetCommand(), queueRewireCommand(), queueAddCommand(), queueRemoveCommand(), queueChangeCommand(),
+		queueMakeCommand(), queueMoveCommand())
+	return cmd
+}
+
+// jobAndQueue takes [JOB] QUEUE: without a job the queue is one in which jobs wait.
+func jobAndQueue(args []string) (job, queue string) {
+	if len(args) == 1 {
+		return "", args[0]
+	}
+	return args[0], args[1]
+}
+
+func queueListCommand() *cobra.Command {
+	var v gridVerb
+	var queue string
+	var watch bool
+	var over time.Duration
+	cmd := &cobra.Command{
+		Use:   "ls [JOB]",
+		Short: "List a job's queues with depth, rates and who waits; or those in which jobs wait",
+		Long: `Lists the queues of a running job. ITEMS and DEPTH wait now; IN/S and OUT/S are
+the items that moved while the nodes watched for --over; WAIT says how many
+producers wait for room, and how many takers for an item.`,
+		Example: `  mvm queue ls j-3f2a
+  mvm queue ls j-3f2a --queue jobs
+  mvm queue ls j-3f2a --watch --over 2s
+  mvm queue ls --json`,
+		Args: between(0, "JOB"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if over < 0 || over > 10*time.Second {
+				return usagef("--over %v: watch for 10s at most; 0 shows no rates", over)
+			}
+			if queue != "" && len(args) == 0 {
+				return usagef("--queue is for a job's queues: write `mvm queue ls JOB --queue %s`", queue)
+			}
+			if watch && v.json {
+				return usagef("--watch is for people, --json for programs: choose one")
+			}
+			c, err := v.dial(cmd)
+			if err != nil {
+				return err
+			}
+			r := &wsdl.ListQueues{Queue: queue}
+			if len(args) > 0 {
+				r.Job, r.SampleMillis = args[0], int32(over.Milliseconds())
+			}
+			for {
+				answer, err := c.Queues(cmd.Context(), r)
+				if err != nil {
+					return err
+				}
+				if v.json {
+					return writeJSON(cmd.OutOrStdout(), answer)
+				}
+				var page bytes.Buffer
+				if r.Job == "" {
+					err = printJobQueues(&page, answer)
+				} else {
+					err = printQueues(&page, answer, queue != "", c.names(cmd.Context()))
+				}
+				if err != nil {
+					return err
+				}
+				out := cmd.OutOrStdout()
+				if watch && isTerminal(out) {
+					fmt.Fprint(out, "\x1b[H\x1b[J")
+				}
+				if _, err := out.Write(page.Bytes()); err != nil || !watch {
+					return err
+				}
+				if !isTerminal(out) {
+					fmt.Fprintln(out)
+				}
+				if r.SampleMillis == 0 && !sleep(cmd.Context(), time.Second) {
+					return cmd.Context().Err()
+				}
+			}
+		},
+	}
+	v.flags(cmd, true)
+	cmd.Flags().StringVar(&queue, "queue", "", "only this `QUEUE`, and each of its edges")
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "go on until Ctrl-C")
+	cmd.Flags().DurationVar(&over, "over", time.Second/2, "watch for so long to tell rates; 0 shows none")
+	cmd.ValidArgsFunction = completeJobs(&v)
+	return cmd
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
+// printQueues is the table of a job's queues; with edges, each edge has a line.
+func printQueues(w io.Writer, answer *wsdl.ListQueuesResponse, edges bool, names map[string]string) error {
+	if len(answer.Queue) == 0 {
+		fmt.Fprintln(w, "the job has no queues")
+	}
+	t := newTable(w, "QUEUE", "TYPE", "ITEMS", "DEPTH", "IN/S", "OUT/S", "BYTES/S", "WAIT", "FROM", "TO", "NODE")
+	for _, q := range answer.Queue {
+		in, out, bytes := "", "", ""
+		if f := q.Flow; f != nil && f.Micros > 0 {
+			in, out = rate(wsdl.Or(f.ItemsIn, 0), f.Micros), rate(wsdl.Or(f.ItemsOut, 0), f.Micros)
+			bytes = bytesText(wsdl.Or(f.BytesOut, 0) * 1e6 / f.Micros)
+		}
+		t.row(q.Name, typeText(q), count(q.Items), depthText(q), in, out, bytes, waitText(q), endsText(q.Producer, "producers"), endsText(q.Taker, "takers"), named(names, q.Node))
+	}
+	if len(answer.Queue) > 0 {
+		if err := t.flush(); err != nil {
+			return err
+		}
+	}
+	if edges {
+		fmt.Fprintln(w)
+		t := newTable(w, "EDGE", "END", "WAY", "ITEMS", "DEPTH", "NOW", "NODE")
+		for _, q := range answer.Queue {
+			for _, side := range []struct {
+				way  string
+				ends []*wsdl.QueueEnd
+			}{{"in", q.Producer}, {"out", q.Taker}} {
+				for _, e := range side.ends {
+					now := "busy"
+					switch {
+					case wsdl.Or(e.Closed, false):
+						now = "ended"
+					case e.Waits == nil:
+						now = ""
+					case *e.Waits && side.way == "in":
+						now = "waits for room"
+					case *e.Waits:
+						now = "waits for an item"
+					}
+					depth := ""
+					if e.Depth != nil {
+						depth = bytesText(*e.Depth)
+					}
+					t.row(fmt.Sprintf("channel:%d", wsdl.Or(e.Channel, 0)), e.Name, side.way, count(e.Items), depth, now, named(names, e.Node))
+				}
+			}
+		}
+		if err := t.flush(); err != nil {
+			return err
+		}
+	}
+	if len(answer.Change) > 0 {
+		fmt.Fprintln(w)
+		t := newTable(w, "CHANGE", "STATE", "WHAT", "REASON")
+		for _, c := range answer.Change {
+			t.row(fmt.Sprint(c.Number), string(wsdl.Or(c.State, "")), c.What, shorten(c.Reason, 70))
+		}
+		return t.flush()
+	}
+	return nil
+}
+
+// printJobQueues is the table of the queues in which jobs wait.
+func printJobQueues(w io.Writer, answer *wsdl.ListQueuesResponse) error {
+	t := newTable(w, "QUEUE", "TYPE", "JOBS", "AT MOST", "TAKEN IN", "LEFT")
+	for _, q := range answer.Queue {
+		most := ""
+		if n := wsdl.Or(q.Capacity, 0); n > 0 {
+			most = fmt.Sprint(n)
+		}
+		t.row(q.Name, string(wsdl.Or(q.Type_, "")), count(q.Items), most, count(q.ItemsIn), count(q.ItemsOut))
+	}
+	return t.flush()
+}
+
+func count(n *int64) string {
+	if n == nil {
+		return ""
+	}
+	return fmt.Sprint(*n)
+}
+
+// rate is so many in so many microseconds, for each second.
+func rate(n, micros int64) string {
+	switch r := float64(n) * 1e6 / float64(micros); {
+	case r == 0:
+		return "0"
+	case r < 10:
+		return fmt.Sprintf("%.1f", r)
+	case r < 1e4:
+		return fmt.Sprintf("%.0f", r)
+	case r < 1e6:
+		return fmt.Sprintf("%.1fk", r/1e3)
+	default:
+		return fmt.Sprintf("%.1fM", r/1e6)
+	}
+}
+
+// typeText is the queue's type, and what else makes it more than a channel.
+func typeText(q *wsdl.QueueStatus) string {
+	if !wsdl.Or(q.Served, false) {
+		return "channel"
+	}
+	parts := []string{string(wsdl.Or(q.Type_, ""))}
+	if q.Rule != "" {
+		parts[0] = fmt.Sprintf("rule %s@%d", q.Rule, q.RuleVersion)
+	}
+	if full := wsdl.Or(q.Full, wsdl.FullPolicyBlock); full != wsdl.FullPolicyBlock {
+		parts = append(parts, string(full))
+	}
+	if len(q.Encoder) > 0 {
+		parts = append(parts, plural(len(q.Encoder), "encoder"))
+	}
+	if q.Link != nil {
+		parts = append(parts, "link")
+	}
+	return strings.Join(parts, ", ")
+}
+
+func depthText(q *wsdl.QueueStatus) string {
+	if q.Depth == nil {
+		return ""
+	}
+	return bytesText(*q.Depth) + " of " + bytesText(wsdl.Or(q.Capacity, 0))
+}
+
+func waitText(q *wsdl.QueueStatus) string {
+	var parts []string
+	if n := wsdl.Or(q.ProducersWait, 0); n > 0 {
+		parts = append(parts, fmt.Sprintf("%d for room", n))
+	}
+	if n := wsdl.Or(q.TakersWait, 0); n > 0 {
+		parts = append(parts, fmt.Sprintf("%d for items", n))
+	}
+	return strings.Join(parts, ", ")
+}
+
+// endsText is the one end, or how many there are.
+func endsText(ends []*wsdl.QueueEnd, what string) string {
+	var live []string
+	for _, e := range ends {
+		if !wsdl.Or(e.Closed, false) {
+			live = append(live, e.Name)
+		}
+	}
+	switch {
+	case len(ends) == 0:
+		return ""
+	case len(ends) == 1 && len(live) == 0:
+		return ends[0].Name + " (ended)"
+	case len(live) == 0:
+		return "all ended"
+	case len(live) == 1:
+		return live[0]
+	}
+	return fmt.Sprintf("%d %s", len(live), what)
+}
+
+func queuePeekCommand() *cobra.Command {
+	var v gridVerb
+	var limit, bytes int32
+	cmd := &cobra.Command{
+		Use:   "peek [JOB] QUEUE",
+		Short: "Show the first items that wait in a queue; nothing moves",
+		Example: `  mvm queue peek j-3f2a jobs
+  mvm queue peek j-3f2a sender[0]:out -n 100 --json
+  mvm queue peek night`,
+		Args: between(1, "a QUEUE, or a JOB and a QUEUE", "a QUEUE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if limit < 1 || limit > 1000 {
+				return usagef("-n %d: write a number of items from 1 to 1000", limit)
+			}
+			c, err := v.dial(cmd)
+			if err != nil {
+				return err
+			}
+			job, queue := jobAndQueue(args)
+			items, err := c.Peek(cmd.Context(), &wsdl.PeekQueue{Job: job, Queue: queue, Limit: limit, Bytes: bytes})
+			if err != nil {
+				return err
+			}
+			if v.json {
+				return writeJSON(cmd.OutOrStdout(), items)
+			}
+			return printItems(cmd.OutOrStdout(), job, items)
+		},
+	}
+	v.flags(cmd, true)
+	cmd.Flags().Int32VarP(&limit, "limit", "n", 10, "at most `N` items")
+	cmd.Flags().Int32Var(&bytes, "bytes", 4096, "at most so many `BYTES` of each item")
+	cmd.ValidArgsFunction = completeJobs(&v)
+	return cmd
+}
+
+// printItems is the table of items that wait, or of waiting jobs.
+func printItems(w io.Writer, job string, items []*wsdl.QueueItem) error {
+	if len(items) == 0 {
+		fmt.Fprintln(w, "nothing waits")
+		return nil
+	}
+	if job == "" {
+		t := newTable(w, "PLACE", "JOB", "NAME", "PRIORITY")
+		for i, item := range items {
+			t.row(fmt.Sprint(i+1), item.Job, item.Name, fmt.Sprint(item.Priority))
+		}
+		return t.flush()
+	}
+	t := newTable(w, "PLACE", "SIZE", "KIND", "PRIORITY", "ITEM")
+	for i, item := range items {
+		kind := "data"
+		if item.Instruction {
+			kind = "instruction"
+		}
+		t.row(fmt.Sprint(i+1), bytesText(wsdl.Or(item.Size, 0)), kind, fmt.Sprint(item.Priority), itemText([]byte(wsdl.Or(item.Data, nil))))
+	}
+	return t.flush()
+}
+
+// itemText is an item's text, or its bytes where it is none.
+func itemText(data []byte) string {
+	const most = 60
+	if len(data) == 0 {
+		return `""`
+	}
+	cut := data[:min(len(data), 4*most)]
+	for len(cut) < len(data) && len(cut) > 0 && !utf8.Valid(cut) && len(data)-len(cut) < utf8.UTFMax {
+		cut = data[:len(cut)+1]
+	}
+	text := strings.ToValidUTF8(string(cut), "\uFFFD")
+	if strings.ContainsRune(text, '\uFFFD') || strings.ContainsFunc(strings.TrimRight(text, "\n"), func(r rune) bool { return r != '\n' && r != '\t' && obeyed(r) }) {
+		text = fmt.Sprintf("% x", data[:min(len(data), most/3)])
+		if len(data) > most/3 {
+			text += " …"
+		}
+		return text
+	}
+	return shorten(strings.TrimRight(text, "\n"), most)
+}
+
+func queueDrainCommand() *cobra.Command {
+	var v gridVerb
+	var limit int
+	cmd := &cobra.Command{
+		Use:   "drain [JOB] QUEUE",
+		Short: "Take the items that wait out of a queue and print them",
+		Long: `Takes what waits out of a queue of a running job and prints it, each item on a
+line of its own: no taker of the job gets it. Without a job, the jobs that wait
+in the queue are cancelled.`,
+		Example: `  mvm queue drain j-3f2a jobs > left.txt
+  mvm queue drain j-3f2a jobs -n 1 --json
+  mvm queue drain night`,
+		Args: between(1, "a QUEUE, or a JOB and a QUEUE", "a QUEUE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if limit < 0 {
+				return usagef("-n %d: write a number of items, or 0 for all", limit)
+			}
+			c, err := v.dial(cmd)
+			if err != nil {
+				return err
+			}
+			job, queue := jobAndQueue(args)
+			var all []*wsdl.QueueItem
+			for n := 0; ; {
+				most := 1000
+				if limit > 0 {
+					most = min(most, limit-n)
+				}
+				items, more, err := c.Drain(cmd.Context(), &wsdl.DrainQueue{Job: job, Queue: queue, Limit: int32(most)})
+				if err != nil {
+					return err
+				}
+				n += len(items)
+				if v.json {
+					all = append(all, items...)
+				} else if err := printDrained(cmd.OutOrStdout(), items); err != nil {
+					return err
+				}
+				if !more || len(items) == 0 || limit > 0 && n >= limit {
+					break
+				}
+			}
+			if v.json {
+				return writeJSON(cmd.OutOrStdout(), all)
+			}
+			return nil
+		},
+	}
+	v.flags(cmd, true)
+	cmd.Flags().IntVarP(&limit, "limit", "n", 0, "at most `N` items; 0 is all")
+	cmd.ValidArgsFunction = completeJobs(&v)
+	return cmd
+}
+
+// printDrained writes items as they are: whoever drained them has them alone.
+func printDrained(w io.Writer, items []*wsdl.QueueItem) error {
+	for _, item := range items {
+		if item.Job != "" {
+			if _, err := fmt.Fprintf(w, "%s\t%s\n", printable(item.Job), printable(item.Name)); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := writeItem(w, []byte(wsdl.Or(item.Data, nil))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeItem writes an item on a line of its own.
+func writeItem(w io.Writer, data []byte) error {
+	if isTerminal(w) {
+		_, err := fmt.Fprintln(w, printableLines(string(data)))
+		return err
+	}
+	if !bytes.HasSuffix(data, []byte("\n")) {
+		data = append(data, '\n')
+	}
+	_, err := w.Write(data)
+	return err
+}
+
+func queuePutCommand() *cobra.Command {
+	var v gridVerb
+	var end, whole bool
+	var wait time.Duration
+	cmd := &cobra.Command{
+		Use:   "put JOB QUEUE [ITEM...]",
+		Short: "Enqueue items from outside the job",
+		Long: `Enqueues each ITEM, or else each line of standard input, into a queue of a
+running job: into an end that its profile opens to the outside, or into any
+served queue. --end then says that nothing more comes from outside.`,
+		Example: `  mvm queue put j-3f2a numbers 1 2 3 --end
+  seq 1000 | mvm queue put j-3f2a numbers
+  mvm queue put j-3f2a pictures --whole < picture.png`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			return exactly("a JOB", "a QUEUE")(cmd, args[:min(len(args), 2)])
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if whole && len(args) > 2 {
+				return usagef("--whole makes one item of standard input; give no ITEM")
+			}
+			c, err := v.dial(cmd)
+			if err != nil {
+				return err
+			}
+			put := putter{ctx: cmd.Context(), c: c, job: args[0], queue: args[1], wait: wait}
+			switch {
+			case whole:
+				data, err := io.ReadAll(cmd.InOrStdin())
+				if err != nil {
+					return err
+				}
+				if err := put.add(data); err != nil {
+					return err
+				}
+			case len(args) > 2:
+				for _, text := range args[2:] {
+					if err := put.add([]byte(text)); err != nil {
+						return err
+					}
+				}
+			default:
+				lines := bufio.NewReader(cmd.InOrStdin())
+				for {
+					line, err := lines.ReadBytes('\n')
+					if len(line) > 0 {
+						if err := put.add(bytes.TrimSuffix(line, []byte("\n"))); err != nil {
+							return err
+						}
+					}
+					if err == io.EOF {
+						break
+					}
+					if err != nil {
+						return err
+					}
+				}
+			}
+			return put.flush(end)
+		},
+	}
+	v.flags(cmd, false)
+	cmd.Flags().BoolVar(&end, "end", false, "say END after the items")
+	cmd.Flags().BoolVar(&whole, "whole", false, "all of standard input is one item")
+	cmd.Flags().DurationVar(&wait, "wait", 30*time.Second, "how long to wait for room for each batch")
+	cmd.ValidArgsFunction = completeJobs(&v)
+	return cmd
+}
+
+// putter enqueues in batches.
+type putter struct {
+	ctx        context.Context
+	c          *Client
+	job, queue string
+	wait       time.Duration
+	items      [][]byte
+	bytes      int
+	done       int
+}
+
+func (p *putter) add(item []byte) error {
+	p.items = append(p.items, item)
+	if p.bytes += len(item); len(p.items) >= 500 || p.bytes > 1<<20 {
+		return p.flush(false)
+	}
+	return nil
+}
+
+// flush goes on until all is in, or nothing more went in for as long as it waits.
+func (p *putter) flush(end bool) error {
+	for len(p.items) > 0 || end {
+		n, err := p.c.Enqueue(p.ctx, p.job, p.queue, p.items, end, min(p.wait, time.Minute))
+		p.done += n
+		if err != nil {
+			if p.done > 0 {
+				err = fmt.Errorf("after %s: %w", plural(p.done, "item"), err)
+			}
+			return err
+		}
+		if n == 0 && len(p.items) > 0 {
+			return &Exit{Code: ExitTimeout, Err: fmt.Errorf("the queue %s had no room for %v; %s went in", p.queue, p.wait, plural(p.done, "item"))}
+		}
+		if p.items = p.items[n:]; len(p.items) == 0 {
+			break
+		}
+	}
+	p.items, p.bytes = nil, 0
+	return nil
+}
+
+func queueGetCommand() *cobra.Command {
+	var v gridVerb
+	var limit int
+	var wait time.Duration
+	cmd := &cobra.Command{
+		Use:   "get JOB QUEUE",
+		Short: "Dequeue items from outside the job",
+		Long: `Dequeues items from a queue of a running job, as one more of its takers, and
+prints each on a line of its own, until -n have come, the queue has ended, or
+none has come for --wait.`,
+		Example: `  mvm queue get j-3f2a results
+  mvm queue get j-3f2a results -n 10 --wait 1m`,
+		Args: exactly("a JOB", "a QUEUE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if limit < 0 {
+				return usagef("-n %d: write a number of items, or 0 for all", limit)
+			}
+			c, err := v.dial(cmd)
+			if err != nil {
+				return err
+			}
+			all := []*wsdl.Binary{}
+			for n := 0; limit == 0 || n < limit; {
+				most := 1000
+				if limit > 0 {
+					most = min(most, limit-n)
+				}
+				items, end, err := c.Dequeue(cmd.Context(), args[0], args[1], most, min(wait, time.Minute))
+				if err != nil {
+					return err
+				}
+				for _, item := range items {
+					if v.json {
+						all = append(all, wsdl.Of(wsdl.Binary(item)))
+					} else if err := writeItem(cmd.OutOrStdout(), item); err != nil {
+						return err
+					}
+				}
+				n += len(items)
+				if end {
+					break
+				}
+				if len(items) == 0 && (limit == 0 || n < limit) {
+					if v.json {
+						break
+					}
+					return &Exit{Code: ExitTimeout, Err: fmt.Errorf("no item came for %v; the queue %s has not ended", wait, args[1])}
+				}
+			}
+			if v.json {
+				return writeJSON(cmd.OutOrStdout(), all)
+			}
+			return nil
+		},
+	}
+	v.flags(cmd, true)
+	cmd.Flags().IntVarP(&limit, "limit", "n", 0, "at most `N` items; 0 is all until END")
+	cmd.Flags().DurationVar(&wait, "wait", 10*time.Second, "how long to wait for an item")
+	cmd.ValidArgsFunction = completeJobs(&v)
+	return cmd
+}

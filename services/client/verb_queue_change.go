@@ -1,0 +1,434 @@
+package client
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"mvm/wsdl"
+)
+
+// changeVerb is a verb that changes a running job's queues.
+type changeVerb struct {
+	gridVerb
+	wait time.Duration
+}
+
+func (v *changeVerb) flags(cmd *cobra.Command) {
+	v.gridVerb.flags(cmd, true)
+	cmd.Flags().DurationVar(&v.wait, "wait", 10*time.Second, "how long to wait until the change is made everywhere; 0 does not wait")
+	cmd.ValidArgsFunction = completeJobs(&v.gridVerb)
+}
+
+func (v *changeVerb) millis() int32 { return int32(min(v.wait, time.Minute).Milliseconds()) }
+
+// tell prints what became of a change: pending is a wait that was too short.
+func (v *changeVerb) tell(w io.Writer, job string, c *wsdl.ChangeStatus) error {
+	state := wsdl.Or(c.State, "")
+	if v.json {
+		if err := writeJSON(w, c); err != nil {
+			return err
+		}
+	} else {
+		text := c.What + ": " + string(state)
+		if c.Number > 0 {
+			text = fmt.Sprintf("change %d: %s", c.Number, text)
+		}
+		if c.Reason != "" {
+			text += ": " + c.Reason
+		}
+		fmt.Fprintln(w, printable(text))
+		if state == wsdl.ChangeStatePending {
+			fmt.Fprintf(w, "it goes on; `mvm queue change %s %d` tells how far it is\n", printable(job), c.Number)
+		}
+	}
+	switch {
+	case state == wsdl.ChangeStateFailed:
+		return &Exit{Code: ExitFailed}
+	case state == wsdl.ChangeStatePending && v.wait > 0:
+		return &Exit{Code: ExitTimeout}
+	}
+	return nil
+}
+
+// settings are the flags that say what a queue is like.
+type settings struct {
+	kind, full string
+	capacity   int64
+	encoders   []string
+}
+
+var (
+	queueTypes   = []string{"fifo", "priority", "lifo", "latest", "work", "broadcast"}
+	fullPolicies = []string{"block", "dropNewest", "dropOldest", "fail"}
+)
+
+func (s *settings) flags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&s.kind, "type", "", "`TYPE`: "+strings.Join(queueTypes, ", "))
+	cmd.Flags().StringVar(&s.full, "full", "", "`POLICY` when it is full: "+strings.Join(fullPolicies, ", "))
+	cmd.Flags().Int64Var(&s.capacity, "capacity", 0, "`BYTES`, rounded up to a power of two from 4096")
+	cmd.Flags().StringArrayVar(&s.encoders, "encoder", nil, "`CODEC` that converts each item, as in json, json,decode or xdr,decode,type=double<>; repeatable, in order; none ends all")
+	cmd.RegisterFlagCompletionFunc("type", cobra.FixedCompletions(queueTypes, cobra.ShellCompDirectiveNoFileComp))
+	cmd.RegisterFlagCompletionFunc("full", cobra.FixedCompletions(fullPolicies, cobra.ShellCompDirectiveNoFileComp))
+}
+
+func (s *settings) check() error {
+	switch {
+	case s.kind != "" && !slices.Contains(queueTypes, s.kind):
+		return usagef("--type %s: there are %s", s.kind, strings.Join(queueTypes, ", "))
+	case s.full != "" && !slices.Contains(fullPolicies, s.full):
+		return usagef("--full %s: there are %s", s.full, strings.Join(fullPolicies, ", "))
+	case s.capacity < 0:
+		return usagef("--capacity %d: write how much it may hold", s.capacity)
+	}
+	return nil
+}
+
+func (s *settings) typ() *wsdl.QueueType {
+	if s.kind == "" {
+		return nil
+	}
+	return wsdl.Of(wsdl.QueueType(s.kind))
+}
+
+func (s *settings) policy() *wsdl.FullPolicy {
+	if s.full == "" {
+		return nil
+	}
+	return wsdl.Of(wsdl.FullPolicy(s.full))
+}
+
+// chain is what --encoder says: nil for nothing, and without steps for none.
+func (s *settings) chain() (*wsdl.EncoderChain, error) {
+	if len(s.encoders) == 0 {
+		return nil, nil
+	}
+	chain := &wsdl.EncoderChain{}
+	for _, text := range s.encoders {
+		if text == "none" && len(s.encoders) == 1 {
+			return chain, nil
+		}
+		codec, rest, more := strings.Cut(text, ",")
+		e := &wsdl.Encoder{Codec: wsdl.Of(wsdl.Codec(codec))}
+		for more {
+			var word string
+			if typ, ok := strings.CutPrefix(rest, "type="); ok {
+				e.Type, more = typ, false // a type may have commas
+				continue
+			}
+			word, rest, more = strings.Cut(rest, ",")
+			if word != "decode" {
+				return nil, usagef("--encoder %s: after the codec come decode and type=TYPE, separated by commas", text)
+			}
+			e.Decode = true
+		}
+		chain.Encoder = append(chain.Encoder, e)
+	}
+	return chain, nil
+}
+
+func queueSetCommand() *cobra.Command {
+	var v changeVerb
+	var s settings
+	var rule string
+	var served bool
+	link := map[string]*string{}
+	cmd := &cobra.Command{
+		Use:   "set [JOB] QUEUE",
+		Short: "Change a queue's type, capacity, policy, encoders, rule or link",
+		Long: `Changes a queue of a running job in place, under whatever load it is; what waits
+in it stays there. An edge that was no more than a channel becomes a queue that
+a node keeps, if it needs one. Without a job, it changes the type or the
+capacity, in jobs, of a queue in which jobs wait.`,
+		Example: `  mvm queue set j-3f2a jobs --type priority
+  mvm queue set j-3f2a sender[0]:out --capacity 1048576
+  mvm queue set j-3f2a results --encoder xdr,decode,type=double<> --encoder json
+  mvm queue set j-3f2a sender[0]:out --latency 20 --loss 0.01
+  mvm queue set night --type priority --capacity 100`,
+		Args: between(1, "a QUEUE, or a JOB and a QUEUE", "a QUEUE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := s.check(); err != nil {
+				return err
+			}
+			job, queue := jobAndQueue(args)
+			r := &wsdl.ChangeQueue{Job: job, Queue: queue, Type_: s.typ(), Full: s.policy(), Served: served, WaitMillis: v.millis()}
+			var err error
+			if r.Encoders, err = s.chain(); err != nil {
+				return err
+			}
+			if cmd.Flags().Changed("capacity") {
+				r.Capacity = &s.capacity
+			}
+			if cmd.Flags().Changed("rule") {
+				name, version, err := ruleVersion(rule)
+				if err != nil {
+					return err
+				}
+				r.Rule, r.RuleVersion = &name, version
+			}
+			quantity := func(name string) *wsdl.Quantity {
+				if !cmd.Flags().Changed(name) {
+					return nil
+				}
+				return wsdl.Of(wsdl.Quantity(*link[name]))
+			}
+			l := wsdl.Link{Latency: quantity("latency"), Jitter: quantity("jitter"), Bandwidth: quantity("bandwidth"), Loss: quantity("loss")}
+			if l != (wsdl.Link{}) {
+				r.Link = &l
+			}
+			if no, _ := cmd.Flags().GetBool("no-link"); no {
+				if r.Link != nil {
+					return usagef("--no-link and a property of the link contradict each other")
+				}
+				r.Link = &wsdl.Link{}
+			}
+			if r.Type_ == nil && r.Full == nil && r.Capacity == nil && r.Encoders == nil && r.Rule == nil && r.Link == nil && !served {
+				return usagef("`mvm queue set` needs something to change; see `mvm queue set --help`")
+			}
+			c, err := v.dial(cmd)
+			if err != nil {
+				return err
+			}
+			change, err := c.ChangeQueue(cmd.Context(), r)
+			if err != nil {
+				return err
+			}
+			return v.tell(cmd.OutOrStdout(), job, change)
+		},
+	}
+	v.flags(cmd)
+	s.flags(cmd)
+	cmd.Flags().StringVar(&rule, "rule", "", "a registered rule, `NAME or NAME@VERSION`; empty is the type's own")
+	cmd.Flags().BoolVar(&served, "served", false, "have a node keep it, even if it is a plain fifo: then it can be drained")
+	for _, property := range [][2]string{{"latency", "`MILLISECONDS` one way that the edge imposes"}, {"jitter", "`MILLISECONDS`"}, {"bandwidth", "`MEGABITS` a second"}, {"loss", "`SHARE` of items lost, 0 to 1"}} {
+		link[property[0]] = cmd.Flags().String(property[0], "", property[1])
+	}
+	cmd.Flags().Bool("no-link", false, "impose nothing any more")
+	return cmd
+}
+
+// ruleVersion reads NAME or NAME@VERSION, or nothing.
+func ruleVersion(text string) (string, int32, error) {
+	if text == "" {
+		return "", 0, nil
+	}
+	name, version, err := nameVersion(text)
+	return name, int32(version), err
+}
+
+func queueRewireCommand() *cobra.Command {
+	var v changeVerb
+	var from, to string
+	cmd := &cobra.Command{
+		Use:   "rewire JOB EDGE",
+		Short: "Lead an edge from or to another process",
+		Long: `Leads an edge to another taker (--to) or from another producer (--from) while the
+job runs. What was enqueued before belongs to the old taker; a taker that stays
+gets first what the old producer enqueued.`,
+		Example: `  mvm queue rewire j-3f2a sender[0]:out --to taker[1]:in
+  mvm queue rewire j-3f2a channel:7 --to queue:jobs
+  mvm queue rewire j-3f2a sender[0]:out --from sender[1]:out`,
+		Args: exactly("a JOB", "an EDGE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if (from == "") == (to == "") {
+				return usagef("`mvm queue rewire` needs --to or --from, and takes one of them")
+			}
+			c, err := v.dial(cmd)
+			if err != nil {
+				return err
+			}
+			change, err := c.RewireEdge(cmd.Context(), &wsdl.RewireEdge{Job: args[0], Edge: args[1], From: from, To: to, WaitMillis: v.millis()})
+			if err != nil {
+				return err
+			}
+			return v.tell(cmd.OutOrStdout(), args[0], change)
+		},
+	}
+	v.flags(cmd)
+	cmd.Flags().StringVar(&from, "from", "", "the new producer, `END`")
+	cmd.Flags().StringVar(&to, "to", "", "the new taker, `END`")
+	return cmd
+}
+
+func queueAddCommand() *cobra.Command {
+	var v changeVerb
+	var s settings
+	var name string
+	cmd := &cobra.Command{
+		Use:   "add JOB FROM TO",
+		Short: "Add an edge, and a queue if it needs one",
+		Long: `Adds an edge between two ends while the job runs: task[index]:port, queue:NAME of
+a queue that is there, or outside:NAME. A process that opens the port finds it
+there from then on. With --type, --full, --capacity or --encoder a queue of that
+kind comes between the ends.`,
+		Example: `  mvm queue add j-3f2a helper:out queue:results
+  mvm queue add j-3f2a sender[0]:copy outside:copy
+  mvm queue add j-3f2a sender[0]:log logger:in --type latest`,
+		Args: exactly("a JOB", "an end FROM", "an end TO"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := s.check(); err != nil {
+				return err
+			}
+			r := &wsdl.AddEdge{Job: args[0], Edge: &wsdl.Edge{From: args[1], To: args[2]}, WaitMillis: v.millis()}
+			chain, err := s.chain()
+			if err != nil {
+				return err
+			}
+			if name != "" || s.kind != "" || s.full != "" || s.capacity > 0 || chain != nil {
+				r.Queue = &wsdl.Queue{Name: name, Type: s.typ(), Full: s.policy()}
+				if r.Queue.Name == "" {
+					r.Queue.Name = "added"
+				}
+				if s.capacity > 0 {
+					r.Queue.Capacity = wsdl.Of(wsdl.Number(strconv.FormatInt(s.capacity, 10)))
+				}
+				if chain != nil {
+					r.Queue.Encoder = chain.Encoder
+				}
+			}
+			c, err := v.dial(cmd)
+			if err != nil {
+				return err
+			}
+			change, err := c.AddEdge(cmd.Context(), r)
+			if err != nil {
+				return err
+			}
+			return v.tell(cmd.OutOrStdout(), args[0], change)
+		},
+	}
+	v.flags(cmd)
+	s.flags(cmd)
+	cmd.Flags().StringVar(&name, "name", "", "`NAME` of the queue between the ends")
+	return cmd
+}
+
+func queueRemoveCommand() *cobra.Command {
+	var v changeVerb
+	cmd := &cobra.Command{
+		Use:   "remove JOB EDGE | QUEUE",
+		Short: "Remove an edge of a job, or a queue in which jobs wait",
+		Long: `Ends an edge of a running job: its producer is told that nobody takes any more,
+and what it enqueued before is still delivered. With one argument it removes an
+empty queue in which jobs wait.`,
+		Example: `  mvm queue remove j-3f2a sender[0]:out
+  mvm queue remove night`,
+		Args: between(1, "a JOB and an EDGE, or a QUEUE", "an EDGE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := v.dial(cmd)
+			if err != nil {
+				return err
+			}
+			job, name := jobAndQueue(args)
+			if job == "" {
+				if err := c.RemoveQueue(cmd.Context(), name); err != nil {
+					return err
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "the queue %s is removed\n", printable(name))
+				return nil
+			}
+			change, err := c.RemoveEdge(cmd.Context(), &wsdl.RemoveEdge{Job: job, Edge: name, WaitMillis: v.millis()})
+			if err != nil {
+				return err
+			}
+			return v.tell(cmd.OutOrStdout(), job, change)
+		},
+	}
+	v.flags(cmd)
+	return cmd
+}
+
+func queueChangeCommand() *cobra.Command {
+	var v changeVerb
+	cmd := &cobra.Command{
+		Use:     "change JOB NUMBER",
+		Short:   "Tell how far a change of a job is, and wait for it",
+		Example: `  mvm queue change j-3f2a 3 --wait 1m`,
+		Args:    exactly("a JOB", "the NUMBER of a change"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			number, err := strconv.ParseInt(args[1], 10, 64)
+			if err != nil || number < 1 {
+				return usagef("%q is no number of a change: they go from 1", args[1])
+			}
+			c, err := v.dial(cmd)
+			if err != nil {
+				return err
+			}
+			change, err := c.Change(cmd.Context(), args[0], number, min(v.wait, time.Minute))
+			if err != nil {
+				return err
+			}
+			return v.tell(cmd.OutOrStdout(), args[0], change)
+		},
+	}
+	v.flags(cmd)
+	return cmd
+}
+
+func queueMakeCommand() *cobra.Command {
+	var v gridVerb
+	var kind string
+	var capacity int64
+	cmd := &cobra.Command{
+		Use:   "make QUEUE",
+		Short: "Make a queue in which jobs wait",
+		Example: `  mvm queue make night
+  mvm queue make urgent --type priority --capacity 100`,
+		Args: exactly("the name of a QUEUE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r := &wsdl.MakeQueue{Name: args[0], Capacity: capacity}
+			if kind != "" {
+				if kind != "fifo" && kind != "priority" {
+					return usagef("--type %s: jobs wait in queues of type fifo or priority", kind)
+				}
+				r.Type_ = wsdl.Of(wsdl.QueueType(kind))
+			}
+			c, err := v.dial(cmd)
+			if err != nil {
+				return err
+			}
+			made, err := c.MakeQueue(cmd.Context(), r)
+			if err != nil {
+				return err
+			}
+			if v.json {
+				return writeJSON(cmd.OutOrStdout(), made)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "the queue %s is made\n", printable(args[0]))
+			return nil
+		},
+	}
+	v.flags(cmd, true)
+	cmd.Flags().StringVar(&kind, "type", "", "`TYPE`: fifo or priority")
+	cmd.Flags().Int64Var(&capacity, "capacity", 0, "how many `JOBS` may wait; 0 is no bound")
+	return cmd
+}
+
+func queueMoveCommand() *cobra.Command {
+	var v gridVerb
+	cmd := &cobra.Command{
+		Use:     "move JOB QUEUE",
+		Short:   "Move a waiting job to the end of another queue",
+		Example: `  mvm queue move j-3f2a night`,
+		Args:    exactly("a JOB", "a QUEUE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := v.dial(cmd)
+			if err != nil {
+				return err
+			}
+			if err := c.MoveJob(cmd.Context(), args[0], args[1]); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "job %s waits in the queue %s\n", printable(args[0]), printable(args[1]))
+			return nil
+		},
+	}
+	v.flags(cmd, false)
+	cmd.ValidArgsFunction = completeJobs(&v)
+	return cmd
+}
