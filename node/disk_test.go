@@ -251,7 +251,7 @@ func TestSpoolFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	reports := func() (whole int) {
-		files, _ := filepath.Glob(filepath.Join(spool, "*", "*"))
+		files, _ := filepath.Glob(filepath.Join(spool, "*"))
 		for _, f := range files {
 			text, err := os.ReadFile(f)
 			if strings.HasSuffix(f, ".xml") && (err != nil || !bytes.HasSuffix(text, []byte("</Spooled>"))) {

@@ -136,7 +136,7 @@ func stages() []stage {
 			s.grid.set(func() { s.grid.brokerDown = true })
 			s.running("[ $1 = stay ] || exit 4\n"+leaver, spec(0, "main", "go"), spec(1, "main", "stay", s.mark))
 			eventually(s.t, "an end is spooled", func() bool {
-				files, _ := filepath.Glob(filepath.Join(s.folders.spool, "*", "*.xml"))
+				files, _ := filepath.Glob(filepath.Join(s.folders.spool, "*.xml"))
 				return slices.ContainsFunc(files, func(f string) bool {
 					text, _ := os.ReadFile(f)
 					return bytes.Contains(text, []byte("exitCode>4<"))

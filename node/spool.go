@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"net/url"
 	"os"
@@ -26,8 +27,10 @@ import (
 // delivers each attempt's in their order. It outlives attempts and the node's
 // process: what the former life could not deliver is delivered by this one.
 //
-// On disk: a folder for each attempt, a file for each report, named by its
-// sequence number.
+// On disk: a file for each report, named by its attempt and sequence number.
+// Files of delivered reports are kept for the next ones: to make and remove one
+// for each report costs ext4, which looks through all inodes that were freed in
+// the last minute, more than all else that a report costs.
 type spool struct {
 	dir     string
 	node    string // its id
@@ -38,9 +41,14 @@ type spool struct {
 
 	mu      sync.Mutex // guards what follows
 	ctx     context.Context
-	lanes   map[string]*lane // by folder name
+	lanes   map[string]*lane // by laneName
+	spares  []string         // paths of files to write the next reports to
+	made    int              // spare files so far
 	sending sync.WaitGroup
 }
+
+// mostSpares is how many files wait for the next reports.
+const mostSpares = 16
 
 // lane is the undelivered reports of one attempt.
 type lane struct {
@@ -83,37 +91,37 @@ func openSpool(s *spool) (*spool, error) {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, err
 	}
-	folders, err := os.ReadDir(s.dir)
+	files, err := os.ReadDir(s.dir)
 	if err != nil {
 		return nil, err
 	}
-	for _, folder := range folders {
-		files, err := os.ReadDir(filepath.Join(s.dir, folder.Name()))
-		if err != nil {
-			return nil, err
-		}
-		l := newLane()
-		for _, f := range files {
-			number, ok := strings.CutSuffix(f.Name(), ".xml")
-			sequence, err := strconv.ParseInt(number, 10, 64)
-			if !ok || err != nil { // a write that was cut short
-				if err := os.Remove(filepath.Join(s.dir, folder.Name(), f.Name())); err != nil {
-					return nil, err
-				}
-				continue
-			}
-			l.waiting = append(l.waiting, sequence)
-		}
-		slices.Sort(l.waiting)
-		if len(l.waiting) == 0 {
-			if err := os.Remove(filepath.Join(s.dir, folder.Name())); err != nil {
+	for _, f := range files {
+		name, sequence, ok := reportOf(f.Name())
+		if !ok { // a spare one, or a write that was cut short
+			if err := os.Remove(filepath.Join(s.dir, f.Name())); err != nil {
 				return nil, err
 			}
 			continue
 		}
-		s.lanes[folder.Name()] = l
+		l := s.lanes[name]
+		if l == nil {
+			l = newLane()
+			s.lanes[name] = l
+		}
+		l.waiting = append(l.waiting, sequence)
+	}
+	for _, l := range s.lanes {
+		slices.Sort(l.waiting)
 	}
 	return s, nil
+}
+
+// reportOf reads the name of a report's file.
+func reportOf(file string) (lane string, sequence int64, ok bool) {
+	whole, is := strings.CutSuffix(file, ".xml")
+	lane, number, ok := cutLast(whole)
+	sequence, err := strconv.ParseInt(number, 10, 64)
+	return lane, sequence, is && ok && err == nil
 }
 
 // owners is the names under which undelivered reports pin their results.
@@ -151,8 +159,8 @@ func (s *spool) empty() bool {
 	return len(s.lanes) == 0
 }
 
-// laneName is an attempt's folder; the incarnation keeps apart what a job with
-// the same number left in an earlier life.
+// laneName begins the names of an attempt's reports; the incarnation keeps apart
+// what a job with the same number left in an earlier life.
 func laneName(a *wsdl.Attempt) string {
 	return fmt.Sprintf("%s.%d.%s", url.QueryEscape(a.Job), a.Number, url.QueryEscape(a.Incarnation))
 }
@@ -163,7 +171,7 @@ func attemptOf(name, node string) (*wsdl.Attempt, error) {
 	job, number, ok := cutLast(rest)
 	n, err := strconv.ParseInt(number, 10, 32)
 	if !ok || err != nil {
-		return nil, fmt.Errorf("%q is no folder of an attempt's reports", name)
+		return nil, fmt.Errorf("%q names no attempt", name)
 	}
 	if job, err = url.QueryUnescape(job); err == nil {
 		incarnation, err = url.QueryUnescape(incarnation)
@@ -184,9 +192,9 @@ func cutLast(s string) (before, after string, ok bool) {
 // an error the report waits in memory only.
 func (s *spool) put(r *spooled, durable bool) error {
 	name := laneName(r.Report.Attempt)
-	s.mu.Lock() // also against send, which removes an empty folder
+	err := s.write(name, r, durable) // an attempt's reports are put one at a time
+	s.mu.Lock()
 	defer s.mu.Unlock()
-	err := s.write(name, r, durable)
 	l := s.lanes[name]
 	if l == nil {
 		l = newLane()
@@ -204,16 +212,62 @@ func (s *spool) put(r *spooled, durable bool) error {
 	return err
 }
 
-// write puts a report on disk. The caller holds mu.
+// write puts a report on disk. It has its name first and is synced then, which
+// is one wait for the disk instead of two: what a crash tears cannot be read,
+// and the broker is told so.
 func (s *spool) write(name string, r *spooled, durable bool) error {
 	text, err := xml.Marshal(r)
-	if err == nil {
-		err = os.MkdirAll(filepath.Join(s.dir, name), 0o700)
+	if err != nil {
+		return err
 	}
-	if err == nil {
-		err = writeFile(s.path(name, r.Report.Sequence), text, durable)
+	dir, path := s.spare()
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
 	}
-	return err
+	defer f.Close()
+	if _, err = f.Write(text); err == nil {
+		err = os.Rename(path, pathOf(dir, name, r.Report.Sequence))
+	}
+	if err != nil {
+		os.Remove(path)
+		return err
+	}
+	if !durable {
+		return nil
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	return syncFolder(dir)
+}
+
+// spare is the path of a file to write a report to, which may be there.
+func (s *spool) spare() (dir, path string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.spares); n > 0 {
+		path = s.spares[n-1]
+		s.spares = s.spares[:n-1]
+		return s.dir, path
+	}
+	s.made++
+	return s.dir, filepath.Join(s.dir, fmt.Sprintf("spare-%d", s.made))
+}
+
+// discard takes a report off the disk. The caller holds mu.
+func (s *spool) discard(name string, sequence int64) error {
+	path := pathOf(s.dir, name, sequence)
+	if len(s.spares) >= mostSpares {
+		return os.Remove(path)
+	}
+	s.made++
+	spare := filepath.Join(s.dir, fmt.Sprintf("spare-%d", s.made))
+	if err := os.Rename(path, spare); err != nil {
+		return err
+	}
+	s.spares = append(s.spares, spare)
+	return nil
 }
 
 // replace puts a small report in the place of one that cannot be delivered: the
@@ -221,11 +275,11 @@ func (s *spool) write(name string, r *spooled, durable bool) error {
 // the substitute be refused too, it is sent until it is stale.
 func (s *spool) replace(name string, l *lane, sequence int64, r *spooled, why error) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if l.replaced == sequence {
+	replaced, small := l.replaced == sequence, l.substitutes[sequence]
+	s.mu.Unlock()
+	if replaced {
 		return why
 	}
-	small := l.substitutes[sequence]
 	if small == nil && r != nil {
 		small = substitute(r)
 	}
@@ -237,7 +291,9 @@ func (s *spool) replace(name string, l *lane, sequence int64, r *spooled, why er
 		small = substitute(&spooled{Report: &wsdl.Report{Attempt: attempt, Sequence: sequence, Failure: "the node was started again"}})
 	}
 	small.because(why)
+	s.mu.Lock()
 	l.memory[sequence], l.replaced = small, sequence
+	s.mu.Unlock()
 	if err := s.write(name, small, true); err != nil {
 		s.log.WithError(err).WithField("attempt", name).Warn("a report's substitute is not on disk")
 	}
@@ -296,11 +352,7 @@ func (s *spool) drain(ctx context.Context, name string, l *lane) {
 		s.mu.Lock()
 		if len(l.waiting) == 0 {
 			delete(s.lanes, name)
-			err := os.Remove(filepath.Join(s.dir, name))
 			s.mu.Unlock()
-			if err != nil && !errors.Is(err, fs.ErrNotExist) {
-				s.log.WithError(err).Warn("an empty spool folder stays")
-			}
 			return
 		}
 		sequence := l.waiting[0]
@@ -365,7 +417,7 @@ func (s *spool) drain(ctx context.Context, name string, l *lane) {
 			}
 			delete(l.memory, n)
 			delete(l.substitutes, n)
-			if err := os.Remove(s.path(name, n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if err := s.discard(name, n); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				s.log.WithError(err).Warn("a delivered report stays in the spool")
 			}
 		}
@@ -379,25 +431,26 @@ func (s *spool) drain(ctx context.Context, name string, l *lane) {
 // settle puts on disk what the disk would not take before.
 func (s *spool) settle(name string, l *lane) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, n := range l.waiting {
-		if r := l.memory[n]; r != nil {
-			if s.write(name, r, true) != nil {
-				return
-			}
-			if n != l.replaced { // what a substitute replaces may still be in a file
-				delete(l.memory, n)
-			}
+	unwritten := maps.Clone(l.memory)
+	s.mu.Unlock()
+	for _, n := range slices.Sorted(maps.Keys(unwritten)) {
+		if s.write(name, unwritten[n], true) != nil {
+			return
 		}
+		s.mu.Lock()
+		if n != l.replaced { // what a substitute replaces may still be in a file
+			delete(l.memory, n)
+		}
+		s.mu.Unlock()
 	}
 }
 
-func (s *spool) path(name string, sequence int64) string {
-	return filepath.Join(s.dir, name, strconv.FormatInt(sequence, 10)+".xml")
+func pathOf(dir, lane string, sequence int64) string {
+	return filepath.Join(dir, lane+"."+strconv.FormatInt(sequence, 10)+".xml")
 }
 
 func (s *spool) read(name string, sequence int64) (*spooled, error) {
-	text, err := os.ReadFile(s.path(name, sequence))
+	text, err := os.ReadFile(pathOf(s.dir, name, sequence))
 	if err != nil {
 		return nil, err
 	}
