@@ -29,7 +29,6 @@ type runner struct {
 	key     key
 	request *wsdl.Awaken
 	work    string
-	record  string
 	log     *logrus.Entry
 
 	ctx    context.Context // ends when the attempt is to end
@@ -68,7 +67,6 @@ func newRunner(n *Node, k key, request *wsdl.Awaken) *runner {
 	r := &runner{
 		node: n, key: k, request: request,
 		work:      filepath.Join(n.folders.work, name),
-		record:    filepath.Join(n.folders.records, name),
 		log:       n.log.WithField("attempt", k.String()),
 		hard:      make(chan struct{}),
 		artifacts: map[string]string{},
@@ -190,11 +188,6 @@ func (r *runner) launch(ctx context.Context) error {
 	}
 	p, err := n.launcher.Launch(ctx, start)
 	if err != nil {
-		return err
-	}
-	if err := writeRecord(r.record, p.PID(), r.work); err != nil {
-		p.Kill()
-		<-p.Done()
 		return err
 	}
 	r.mu.Lock()
@@ -422,9 +415,6 @@ func (r *runner) end(order end) (sequence int64, gone bool) {
 			break
 		}
 		time.Sleep(delay)
-	}
-	if err := os.Remove(r.record); err != nil && !errors.Is(err, os.ErrNotExist) {
-		r.log.WithError(err).Warn("the record of its MVM process stays")
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

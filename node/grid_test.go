@@ -504,11 +504,9 @@ func (m *member) started(job string) bool {
 // clean fails unless nothing of any attempt is left on the node.
 func (m *member) clean() {
 	m.t.Helper()
-	for _, dir := range []string{m.folders.work, m.folders.records} {
-		entries, err := os.ReadDir(dir)
-		if err != nil || len(entries) > 0 {
-			m.t.Errorf("%s still holds %v (%v)", dir, entries, err)
-		}
+	entries, err := os.ReadDir(m.folders.work)
+	if err != nil || len(entries) > 0 {
+		m.t.Errorf("%s still holds %v (%v)", m.folders.work, entries, err)
 	}
 	left, err := processesUnder(m.folders.work)
 	if err != nil || len(left) > 0 {

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/sirupsen/logrus"
 
@@ -28,8 +29,9 @@ const slimProgram = "embedded/mvm-process"
 type launcher interface {
 	// Launch starts an MVM process and returns when it is ready.
 	Launch(ctx context.Context, start mvm.Start) (process, error)
-	// Sweep ends what an earlier life of the launcher left.
-	Sweep() (processes int, err error)
+	// Sweep ends what an earlier life of the launcher left; MVM processes get
+	// grace to do it themselves.
+	Sweep(grace time.Duration) (processes int, err error)
 	// Cleaning is how leftovers are ended on this machine.
 	Cleaning() string
 }
@@ -63,7 +65,7 @@ func (l *launched) Clean() error {
 	if l.Err() == nil || l.Ready().Cleaning == mvm.PIDNamespace { // the kernel ended all
 		return nil
 	}
-	_, err := mvm.Sweep(l.mark)
+	_, err := mvm.Sweep(l.mark, 0)
 	return err
 }
 
@@ -126,6 +128,6 @@ func (s *starter) Launch(ctx context.Context, start mvm.Start) (process, error) 
 	return &launched{h, mark}, nil
 }
 
-func (s *starter) Sweep() (int, error) { return mvm.Sweep(s.prefix) }
+func (s *starter) Sweep(grace time.Duration) (int, error) { return mvm.Sweep(s.prefix, grace) }
 
 func (s *starter) Cleaning() string { return s.cleaning }

@@ -194,8 +194,8 @@ func TestCallsMayBeRepeatedAndLate(t *testing.T) {
 	each(func() (any, error) { return nil, m.instantiate("j", 2, spec(0, "main")) })
 	eventually(t, "the process runs", func() bool { return g.status("j", 0) != nil })
 
-	if records, _ := os.ReadDir(m.folders.records); len(records) != 1 {
-		t.Errorf("%d MVM processes run", len(records))
+	if running := (&staged{member: m}).mvms(); len(running) != 1 {
+		t.Errorf("%d MVM processes run", len(running))
 	}
 	if _, err := m.awaken("j", 1, 1, build); code(err) != "stale" {
 		t.Errorf("an older attempt: %v", err)
@@ -411,7 +411,7 @@ func TestReportsWaitForTheBroker(t *testing.T) {
 	g.set(func() { g.brokerDown = true })
 	m.run("j", "head -c 50000 /dev/zero; exit 7")
 	eventually(t, "the end is spooled", func() bool {
-		files, _ := filepath.Glob(filepath.Join(m.folders.spool, "*", "*.xml"))
+		files, _ := filepath.Glob(filepath.Join(m.folders.spool, "*.xml"))
 		return slices.ContainsFunc(files, func(file string) bool {
 			text, _ := os.ReadFile(file)
 			return strings.Contains(string(text), "exited")
@@ -528,7 +528,7 @@ func TestAKilledNode(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "an end is spooled", func() bool {
-		files, _ := filepath.Glob(filepath.Join(m.folders.spool, "*", "*.xml"))
+		files, _ := filepath.Glob(filepath.Join(m.folders.spool, "*.xml"))
 		for _, f := range files {
 			if text, _ := os.ReadFile(f); bytes.Contains(text, []byte("exitCode>4<")) {
 				return len(pids(t, mark)) > 0
@@ -546,10 +546,8 @@ func TestAKilledNode(t *testing.T) {
 	if next.id != m.id || next.incarnation == m.incarnation {
 		t.Errorf("the node was %s/%s and is %s/%s", m.id, m.incarnation, next.id, next.incarnation)
 	}
-	for _, dir := range []string{m.folders.work, m.folders.records} {
-		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
-			t.Errorf("%s holds %v after the sweep (%v)", dir, left, err)
-		}
+	if left, err := os.ReadDir(m.folders.work); err != nil || len(left) > 0 {
+		t.Errorf("%s holds %v after the sweep (%v)", m.folders.work, left, err)
 	}
 	eventually(t, "the killed node's report arrives", func() bool { s := g.status("j", 0); return s != nil && terminal(s) })
 	if s := g.status("j", 0); wsdl.Or(s.ExitCode, 0) != 4 {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -23,7 +22,6 @@ import (
 type folders struct {
 	root     string
 	work     string // a folder for each held attempt
-	records  string // a file for each running MVM process
 	spool    string
 	cache    string
 	goCache  string
@@ -46,7 +44,6 @@ func foldersOf(dir string) (folders, error) {
 	f := folders{
 		root:     dir,
 		work:     filepath.Join(dir, "work"),
-		records:  filepath.Join(dir, "processes"),
 		spool:    filepath.Join(dir, "spool"),
 		cache:    filepath.Join(dir, "cache"),
 		goCache:  filepath.Join(dir, "cache", "go"),
@@ -103,89 +100,12 @@ func random(n int) string {
 	return hex.EncodeToString(b)
 }
 
-// record says which process serves an attempt, so that the next life of the
-// node can find it. A pid alone may have been given to another process since:
-// the start time and the boot tell.
-type record struct {
-	PID     int
-	Started string // field 22 of /proc/PID/stat, in clock ticks since boot
-	Boot    string
-	Work    string
-}
-
-func writeRecord(path string, pid int, work string) error {
-	started, err := startTime(pid)
-	if err != nil {
-		return fmt.Errorf("record MVM process %d: %w", pid, err)
-	}
-	boot, err := bootID()
-	if err != nil {
-		return err
-	}
-	text, err := json.Marshal(record{pid, started, boot, work})
-	if err != nil {
-		return err
-	}
-	return writeFile(path, text, false)
-}
-
-func bootID() (string, error) {
-	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return string(bytes.TrimSpace(id)), err
-}
-
-// startTime is when a process started, as /proc says it.
-func startTime(pid int) (string, error) {
-	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
-	if err != nil {
-		return "", err
-	}
-	// The name in brackets may hold anything, also brackets.
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	if len(fields) < 20 {
-		return "", fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields)+2)
-	}
-	return fields[19], nil
-}
-
-// alive tells whether the very process of the record still runs.
-func (r record) alive() bool {
-	boot, err := bootID()
-	if err != nil || boot != r.Boot {
-		return false
-	}
-	started, err := startTime(r.PID)
-	return err == nil && started == r.Started
-}
-
 // sweep ends and removes all that an earlier life of the node left: MVM
 // processes, what they started, and work folders. Reports stay in the spool,
 // builds in the cache. It must run before the node registers: the grid takes
 // the new incarnation as proof that the old one's attempts are over.
 func sweep(f folders, l launcher, grace time.Duration, log *logrus.Entry) error {
-	names, err := filepath.Glob(filepath.Join(f.records, "*"))
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		var r record
-		text, err := os.ReadFile(name)
-		if err == nil {
-			err = json.Unmarshal(text, &r)
-		}
-		if err != nil { // cut short by a crash: the look through /proc below finds its process
-			log.WithError(err).WithField("file", name).Warn("a record of an MVM process cannot be read")
-		} else if r.alive() {
-			log.WithField("pid", r.PID).Warn("ending an MVM process of this node's earlier life")
-			if err := r.kill(grace); err != nil {
-				return err
-			}
-		}
-		if err := os.Remove(name); err != nil {
-			return err
-		}
-	}
-	marked, err := l.Sweep()
+	marked, err := l.Sweep(grace)
 	if err != nil {
 		return err
 	}
@@ -201,51 +121,10 @@ func sweep(f folders, l launcher, grace time.Duration, log *logrus.Entry) error 
 	if err := removeTree(f.work); err != nil {
 		log.WithError(err).Error("files of this node's earlier life stay: remove them by hand")
 	}
-	for _, dir := range []string{f.work, f.records} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return err
-		}
-	}
-	return os.MkdirAll(f.goCache, 0o700)
-}
-
-// kill waits for the process, which read the end of its control socket when
-// the node died and cleans up by itself, and ends it after grace.
-func (r record) kill(grace time.Duration) error {
-	fd, err := unix.PidfdOpen(r.PID, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("end MVM process %d of an earlier life: %w", r.PID, err)
-	}
-	defer unix.Close(fd)
-	if !r.alive() { // the pidfd is sure now, whatever happens to the pid
-		return nil
-	}
-	if gone, err := waitPidfd(fd, grace); gone || err != nil {
+	if err := os.MkdirAll(f.work, 0o700); err != nil {
 		return err
 	}
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("end MVM process %d of an earlier life: %w", r.PID, err)
-	}
-	gone, err := waitPidfd(fd, 10*time.Second)
-	if err == nil && !gone {
-		err = fmt.Errorf("MVM process %d of an earlier life does not die; this node may not join before it is gone", r.PID)
-	}
-	return err
-}
-
-func waitPidfd(fd int, d time.Duration) (gone bool, err error) {
-	deadline := time.Now().Add(d)
-	for {
-		left := max(time.Until(deadline), 0)
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(left.Milliseconds()))
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		return n > 0, err
-	}
+	return os.MkdirAll(f.goCache, 0o700)
 }
 
 // killUnder ends the processes whose working folder, root or program lies

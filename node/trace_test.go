@@ -19,7 +19,7 @@ import (
 
 // traces is what there was before attempts came, for finding what they leave:
 // processes, by their mark, folder, session or control group; control groups;
-// work folders and records; files in shared memory; mounts; and the node's own
+// work folders; files in shared memory; mounts; and the node's own
 // descriptors, listening sockets and memory files among them.
 type traces struct {
 	t       testing.TB
@@ -74,11 +74,9 @@ func (tr *traces) again(pid int) {
 func (tr *traces) look() []string {
 	var all []string
 	all = append(all, tr.processes()...)
-	for _, folder := range []string{"work", "processes"} {
-		entries, _ := os.ReadDir(filepath.Join(tr.dir, folder))
-		for _, e := range entries {
-			all = append(all, "file: "+filepath.Join(tr.dir, folder, e.Name()))
-		}
+	entries, _ := os.ReadDir(filepath.Join(tr.dir, "work"))
+	for _, e := range entries {
+		all = append(all, "file: "+filepath.Join(tr.dir, "work", e.Name()))
 	}
 	shared, _ := os.ReadDir("/dev/shm")
 	for _, e := range shared {

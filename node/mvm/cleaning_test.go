@@ -98,7 +98,7 @@ func TestNodeKilled(t *testing.T) {
 		if left := groupsLeft(forKilling, mark); (len(left) == 1) != (cleaning == CGroup) {
 			t.Errorf("groups: %v", left)
 		}
-		if _, err := Sweep(mark); err != nil {
+		if _, err := Sweep(mark, 0); err != nil {
 			t.Error(err)
 		}
 		if left := groupsLeft(forKilling, mark); len(left) > 0 {
@@ -137,7 +137,7 @@ func TestNodeAndMVMProcessKilled(t *testing.T) {
 		}
 		node.Process.Kill()
 		node.Wait()
-		if _, err := Sweep(mark); err != nil {
+		if _, err := Sweep(mark, 0); err != nil {
 			t.Error(err)
 		}
 		if cleaning == Subreaper { // that is why it is the last choice
@@ -186,7 +186,7 @@ func TestForsakenGroups(t *testing.T) {
 		make("b-1", time.Hour, false):     true,
 		make("c-all", time.Minute, false): true,
 	}
-	if _, err := Sweep("nobody." + strconv.Itoa(os.Getpid())); err != nil {
+	if _, err := Sweep("nobody."+strconv.Itoa(os.Getpid()), 0); err != nil {
 		t.Fatal(err)
 	}
 	for group, stays := range groups {
@@ -200,7 +200,7 @@ func TestSweep(t *testing.T) {
 	levels(t, func(t *testing.T, binary *os.File, cleaning string) {
 		l := launch(t, binary, cleaning, nil)
 		l.run(sh(0, "setsid sleep 1000 & wait"))
-		if n, err := Sweep(l.mark[:len(l.mark)-3]); err != nil || n < 1 {
+		if n, err := Sweep(l.mark[:len(l.mark)-3], 0); err != nil || n < 1 {
 			t.Fatalf("swept %d, %v", n, err)
 		}
 		l.over()

@@ -64,7 +64,7 @@ func TestLeaseThatIsNotKept(t *testing.T) {
 			t.Errorf("stuck %t: these still run: %q", stuck, withMark(mark))
 		}
 		ours.Close()
-		if _, err := Sweep(mark); err != nil {
+		if _, err := Sweep(mark, 0); err != nil {
 			t.Error(err)
 		}
 		<-over

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,12 +22,18 @@ const markName = "MVM_ATTEMPT"
 // LaunchConfig.Mark begins with prefix, and returns how many processes there
 // were. A node calls it when it starts, to end what its former life left. A
 // program that hid its environment is found through its control group, or its
-// PID namespace ended it with its MVM process; at the level Subreaper it is not.
-func Sweep(prefix string) (int, error) {
+// PID namespace ended it with its MVM process, or that one ends it within grace;
+// at the level Subreaper, when the MVM process was killed too, it is not found.
+func Sweep(prefix string, grace time.Duration) (int, error) {
 	if prefix == "" {
 		return 0, fmt.Errorf("sweep: an empty prefix would end every job on this machine")
 	}
-	killed, err := sweep(markName+"="+prefix, time.Now().Add(10*time.Second))
+	mark := markName + "=" + prefix
+	// An MVM process that reads its node's end of file cleans up by itself.
+	for deadline := time.Now().Add(grace); time.Now().Before(deadline) && slices.ContainsFunc(marked(mark), cleans); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	killed, err := sweep(mark, time.Now().Add(10*time.Second))
 	// A prefix ends within a mark: not as the name of one launch's groups does.
 	groups := strings.TrimSuffix(groupName(prefix), "-")
 	err = errors.Join(err, endGroups(groups, time.Now().Add(10*time.Second)))
@@ -77,6 +84,13 @@ func sweep(mark string, deadline time.Time) (int, error) {
 		}
 		time.Sleep(time.Millisecond)
 	}
+}
+
+// cleans tells whether a process is an MVM process, by its own account.
+func cleans(pid int) bool {
+	line, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
+	name, _, _ := strings.Cut(string(line), "\x00")
+	return err == nil && IsProcess([]string{name})
 }
 
 // marked lists the processes whose environment has a variable that begins with
