@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -54,6 +53,7 @@ type runner struct {
 	quiet     uint64 // the quiet period that the next report tells of
 	reason    string // why it ends, once it does
 	ending    bool
+	sketch    sketch // of the work folder before programs started, if another can have it
 }
 
 func newRunner(n *Node, k key, request *wsdl.Awaken) *runner {
@@ -88,7 +88,7 @@ func (r *runner) load() *wsdl.Fault {
 	if d, err := diskOf(r.node.folders.work); err == nil && d.free < d.floor() {
 		return r.noRoom(fmt.Errorf("%s must stay free", amount(d.floor())))
 	}
-	if err := os.MkdirAll(r.work, 0o700); err != nil {
+	if err := r.node.shelf.take(r.work); err != nil {
 		return r.fault("make its work folder", err)
 	}
 	r.node.running.Go(r.guard)
@@ -307,7 +307,12 @@ func (r *runner) spawn() *wsdl.Fault {
 	for _, p := range plan.Peer {
 		message.Peers = append(message.Peers, queuevm.Peer{ID: p.Node, Address: p.Address, Fingerprint: p.Fingerprint})
 	}
+	var look sketch
+	if len(plan.Process) == 1 && wsdl.Or(plan.Process[0].Id, 0) == 0 {
+		look, _ = sketchOf(r.work) // it is removed otherwise
+	}
 	r.mu.Lock()
+	r.sketch = look
 	for _, s := range plan.Process {
 		id := int(wsdl.Or(s.Id, 0))
 		r.specs[id] = s
@@ -405,17 +410,7 @@ func (r *runner) end(order end) (sequence int64, gone bool) {
 		}
 		time.Sleep(pause)
 	}
-	for delay := 10 * time.Millisecond; ; delay *= 2 {
-		err := removeTree(r.work)
-		if err == nil {
-			break
-		}
-		if delay > 2*time.Second {
-			r.log.WithError(err).Error("its work folder stays until the node starts again")
-			break
-		}
-		time.Sleep(delay)
-	}
+	r.clear(p)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, key := range r.held {
@@ -424,6 +419,28 @@ func (r *runner) end(order end) (sequence int64, gone bool) {
 		}
 	}
 	return r.sequence, true
+}
+
+// clear gives the work folder to the shelf, or removes it.
+func (r *runner) clear(p process) {
+	r.mu.Lock()
+	look := r.sketch
+	r.mu.Unlock()
+	// Only where the kernel has ended every process that could still have it open.
+	if p != nil && p.Ready().Cleaning == mvm.PIDNamespace && r.node.shelf.put(r.work, look) {
+		return
+	}
+	for delay := 10 * time.Millisecond; ; delay *= 2 {
+		err := removeTree(r.work)
+		if err == nil {
+			return
+		}
+		if delay > 2*time.Second {
+			r.log.WithError(err).Error("its work folder stays until the node starts again")
+			return
+		}
+		time.Sleep(delay)
+	}
 }
 
 // kill cuts the grace short.

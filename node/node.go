@@ -103,6 +103,7 @@ type Node struct {
 	compilers       *build.Detector
 	keys            build.Keys // the client files are laid by New and stay as they are
 	cache           *cache
+	shelf           *shelf
 	spool           *spool
 	total           room
 	qemu            string
@@ -225,6 +226,9 @@ func newNode(config Config, p parts) (_ *Node, err error) {
 	}
 	if err := layClients(f.clients, p.clients); err != nil {
 		return nil, fmt.Errorf("lay out the client library: %w", err)
+	}
+	if n.shelf, err = openShelf(f.spare, n.total.Slots); err != nil {
+		return nil, fmt.Errorf("open the shelf of work folders: %w", err)
 	}
 	if n.cache, err = openCache(f.builds, n.config.CacheMax); err != nil {
 		return nil, fmt.Errorf("open the build cache: %w", err)

@@ -22,6 +22,7 @@ import (
 type folders struct {
 	root     string
 	work     string // a folder for each held attempt
+	spare    string // folders for the next ones
 	spool    string
 	cache    string
 	goCache  string
@@ -44,6 +45,7 @@ func foldersOf(dir string) (folders, error) {
 	f := folders{
 		root:     dir,
 		work:     filepath.Join(dir, "work"),
+		spare:    filepath.Join(dir, "spare"),
 		spool:    filepath.Join(dir, "spool"),
 		cache:    filepath.Join(dir, "cache"),
 		goCache:  filepath.Join(dir, "cache", "go"),
