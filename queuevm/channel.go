@@ -17,11 +17,11 @@ type channel struct {
 	give *outside // From is outside
 	take *outside // To is outside
 
-	front    *front // To is a served queue whose home is here
-	back     *back  // From is one
-	demands  bool   // it leads from a served queue: the taker asks for each item
-	verdicts bool   // it leads to one that refuses items: the producer hears of each
-	most     uint64 // the largest item in bytes, 0 for no bound
+	front    *front        // To is a served queue whose home is here
+	back     *back         // From is one
+	demands  bool          // it leads from a served queue: the taker asks for each item
+	verdicts atomic.Bool   // it leads to one that refuses items: the producer hears of each
+	most     atomic.Uint64 // the largest item in bytes, 0 for no bound
 
 	hot     bool // in VM.hot: the loop polls it
 	carried uint64

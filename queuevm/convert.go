@@ -21,16 +21,22 @@ const ConvertedMax = 64 << 20
 // them, go to a converter and back at once, but one item at least.
 const convertBatch = 64 << 10
 
+// convertAhead is how many batches lie before a converter.
+const convertAhead = 4
+
 // batch is items of one producer on their way through the converter. Whoever
 // has it works on it alone: the loop, then the converter until done.
 type batch struct {
-	items  []item // as they came; those before next are converted
-	next   int
-	bytes  int    // of all items
-	first  uint64 // number of items[0] among all that the producer brought, from 1
-	ready  []item // converted, and not yet in the queue
-	failed error  // why items[next] cannot be converted
-	done   atomic.Bool
+	by      Converter // nil lets all through as it is
+	items   []item    // as they came; those before next are converted
+	next    int
+	bytes   int    // of all items
+	most    uint64 // bytes that an item may become
+	first   uint64 // number of items[0] among all that the producer brought, from 1
+	ready   []item // converted, and not yet in the queue
+	dropped bool   // nobody wants it any more
+	failed  error  // why items[next] cannot be converted
+	done    atomic.Bool
 }
 
 // add takes one more item, and says how many bytes there are now.
@@ -41,14 +47,14 @@ func (b *batch) add(it item) int {
 }
 
 // run converts until the batch or what may be made of it at once is through.
-func (b *batch) run(c Converter, most uint64) {
+func (b *batch) run(most uint64) {
 	for made := 0; b.next < len(b.items) && made < convertBatch; b.next++ {
 		it := b.items[b.next]
-		if it.instructs() { // program text is no value of the channel's type
+		if b.by == nil || it.instructs() { // program text is no value of the channel's type
 			b.ready = append(b.ready, it)
 			continue
 		}
-		data, err := c.Convert(it.data)
+		data, err := b.by.Convert(it.data)
 		if err == nil && uint64(len(data)) > most {
 			err = fmt.Errorf("it becomes %d bytes, over the %d that the queue can hold", len(data), most)
 		}
@@ -57,7 +63,7 @@ func (b *batch) run(c Converter, most uint64) {
 			break
 		}
 		b.items[b.next].data = nil
-		b.ready = append(b.ready, item{it.meta, append([]byte{}, data...)})
+		b.ready = append(b.ready, item{meta: it.meta, data: append([]byte{}, data...), firm: it.firm})
 		made += len(data)
 	}
 	b.done.Store(true)
@@ -68,7 +74,7 @@ func (b *batch) rest() *batch {
 	if b.next == len(b.items) {
 		return nil
 	}
-	return &batch{items: b.items[b.next:], first: b.first + uint64(b.next)}
+	return &batch{by: b.by, items: b.items[b.next:], first: b.first + uint64(b.next)}
 }
 
 // convert runs a queue's batches, in their order, until the VM is closed.
@@ -77,7 +83,7 @@ func (vm *VM) convert(q *queue) {
 	for {
 		select {
 		case b := <-q.work:
-			b.run(q.Converter, q.most())
+			b.run(b.most)
 			ring1(vm.bell)
 		case <-vm.done:
 			return
@@ -89,13 +95,22 @@ func (vm *VM) convert(q *queue) {
 func (f *front) handOver(vm *VM) {
 	q := f.queue
 	if q.work == nil {
-		q.work = make(chan *batch, q.Producers) // a front has one batch there at most
+		q.work = make(chan *batch, convertAhead)
 		vm.tasks.Add(1)
 		go vm.convert(q)
 	}
 	f.pending, f.converting = true, true
 	q.converting = append(q.converting, f)
-	q.work <- f.batch
+	f.batch.most = q.ceiling
+	q.feed()
+}
+
+// feed has a few batches lie before the converter.
+func (q *queue) feed() {
+	for q.fed < min(len(q.converting), convertAhead) {
+		q.work <- q.converting[q.fed].batch
+		q.fed++
+	}
 }
 
 // converted has what came back from the converter enter, in the order in which
@@ -106,27 +121,38 @@ func (q *queue) converted(vm *VM) bool {
 		f := q.converting[0]
 		b := f.batch
 		q.converting = slices.Delete(q.converting, 0, 1)
+		q.fed--
+		q.feed()
 		worked = true
-		wanted := q.left < q.Takers
+		wanted := !q.gone() && !b.dropped
 		var ready []item
 		if wanted {
 			ready, b.ready = b.ready, nil
 		}
-		q.halted = wanted && b.failed != nil
+		q.halted = wanted && b.failed != nil && f.guest == nil
 		if !q.halted {
 			f.converting, f.pending = false, false
-			if b = b.rest(); !wanted {
+			if f.guest.failed(b.failed); b.failed != nil || !wanted {
 				b = nil
+			} else {
+				b = b.rest()
 			}
 			f.batch = b
+			if !wanted {
+				f.guest.done()
+			}
 		}
 		f.pass(vm, f.head, ready...)
 		if q.halted {
 			vm.refuse(f)
 		}
-		vm.heat(f.channel)
+		if f.guest == nil {
+			vm.heat(f.channel)
+		}
 		for _, w := range q.waiting { // whoever is impatient waited for this
-			vm.heat(w.channel)
+			if w.guest == nil {
+				vm.heat(w.channel)
+			}
 		}
 	}
 	return worked

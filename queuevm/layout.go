@@ -6,7 +6,7 @@ import "unsafe"
 // header page, then a power-of-two data area. Little-endian.
 const (
 	ringMagic   = 0x524D564D // "MVMR"
-	ringVersion = 2
+	ringVersion = 3
 	headerSize  = 4096
 	minCapacity = 4096
 	maxCapacity = 1 << 30
@@ -26,6 +26,15 @@ const (
 	stateClosed = 1 << 0 // this end is finished: END for takers, "closed" for givers
 	stateLost   = 1 << 1 // finished because the link or the other end broke: items may be missing
 	stateBroken = 1 << 2 // finished because the ring held garbage
+
+	// Finished, and the port goes on with another ring. Of a consumer: it has.
+	stateSwitched = 1 << 3
+)
+
+// Bits of the next word: whose port goes on with another ring after this one.
+const (
+	nextIn  = 1 << 0 // the consumer's
+	nextOut = 1 << 1 // the producer's
 )
 
 // A record is [u32 length and flags][u32 meta][payload], padded to 8 bytes.
@@ -40,6 +49,17 @@ const (
 
 // What a control record says.
 const controlNothing = 1 // the answer to an impatient demand: the queue has none
+
+// Control words: bits of a ring's consumerState that the daemon sets at the
+// producer's node, for the producer to do before its next item.
+const (
+	controlSwitch  = 1 << 8 // end this ring with SWITCH, and go on with the next, if any
+	controlChanged = 1 << 9 // the served word or most have changed: read them again, and clear this
+	controlBits    = controlSwitch | controlChanged
+)
+
+// metaAwaits, in a record's meta: the producer awaits what became of the item.
+const metaAwaits = 1 << 12
 
 // Bits of the served word: how a served queue's channel differs from a plain one.
 const (
@@ -68,7 +88,8 @@ type ringHeader struct {
 	served   uint32
 	_        [4]byte
 	most     uint64 // the largest item in bytes; 0 is no bound
-	_        [88]byte
+	next     uint32 // bit 0: the consumer has another ring after this one; bit 1: the producer
+	_        [84]byte
 
 	tail    uint64 // ring bytes published; written by the producer
 	itemsIn uint64 // items whose last byte is published
@@ -78,7 +99,8 @@ type ringHeader struct {
 	itemsOut uint64
 	demand   uint32 // answers wanted << 1 | impatient; written by the consumer
 	verdict  uint32 // items decided << 1 | the last was refused; written by the daemon
-	_        [104]byte
+	begun    uint64 // how far the record reaches that is being copied out in pieces
+	_        [96]byte
 
 	producerWaits uint32 // the producer sleeps until head moves
 	producerState uint32 // read with producerWaits as one 64-bit word

@@ -22,7 +22,7 @@ func TestLayoutIsTheSameInC(t *testing.T) {
 	}{
 		{"magic", unsafe.Offsetof(h.magic)}, {"version", unsafe.Offsetof(h.version)},
 		{"capacity", unsafe.Offsetof(h.capacity)}, {"channel", unsafe.Offsetof(h.channel)}, {"epoch", unsafe.Offsetof(h.epoch)},
-		{"served", unsafe.Offsetof(h.served)}, {"most", unsafe.Offsetof(h.most)}, {"demand", unsafe.Offsetof(h.demand)}, {"verdict", unsafe.Offsetof(h.verdict)},
+		{"served", unsafe.Offsetof(h.served)}, {"most", unsafe.Offsetof(h.most)}, {"next", unsafe.Offsetof(h.next)}, {"begun", unsafe.Offsetof(h.begun)}, {"demand", unsafe.Offsetof(h.demand)}, {"verdict", unsafe.Offsetof(h.verdict)},
 		{"tail", unsafe.Offsetof(h.tail)}, {"items_in", unsafe.Offsetof(h.itemsIn)},
 		{"head", unsafe.Offsetof(h.head)}, {"items_out", unsafe.Offsetof(h.itemsOut)},
 		{"producer_waits", unsafe.Offsetof(h.producerWaits)}, {"producer_state", unsafe.Offsetof(h.producerState)},
@@ -44,6 +44,8 @@ func TestLayoutIsTheSameInC(t *testing.T) {
 		{"RECORD_HEADER", recordHeader}, {"TOTAL_HEADER", totalHeader},
 		{"FLAG_MORE", flagMore}, {"FLAG_CONT", flagCont}, {"FLAG_CONTROL", flagControl}, {"LENGTH_MASK", lengthMask},
 		{"SERVED_DEMAND", servedDemand}, {"SERVED_VERDICT", servedVerdict}, {"IMPATIENT", impatient}, {"CONTROL_NOTHING", controlNothing},
+		{"STATE_SWITCHED", stateSwitched}, {"CONTROL_SWITCH", controlSwitch}, {"CONTROL_CHANGED", controlChanged},
+		{"NEXT_IN", nextIn}, {"NEXT_OUT", nextOut}, {"META_AWAITS", metaAwaits},
 	} {
 		fmt.Fprintf(&program, "printf(\"%s %%llu\\n\", (unsigned long long)(%s));\n", c.name, c.name)
 		fmt.Fprintf(&want, "%s %d\n", c.name, c.value)

@@ -86,13 +86,17 @@ func (vm *VM) SetLink(queue int, l Link) error {
 	if err := l.check(); err != nil {
 		return fmt.Errorf("queue %d (%s): %w", q.ID, q.Name, err)
 	}
+	q.setLink(vm, l)
+	ring1(vm.bell)
+	return nil
+}
+
+func (q *queue) setLink(vm *VM, l Link) {
 	q.Link = l
 	for k, f := range q.fronts {
 		f.impose(l, k)
 		vm.heat(f.channel)
 	}
-	ring1(vm.bell)
-	return nil
 }
 
 // impose gives the k-th producer of a queue its link.
@@ -226,7 +230,9 @@ func (f *front) land(vm *VM) bool {
 			f.finish(vm, it.how)
 		case it.lost:
 			f.queue.lost++
-			f.decide(vm, false)
+			if !it.firm {
+				f.decide(vm, false)
+			}
 		default:
 			f.entering = append(f.entering, it.item)
 			f.offer(vm)
@@ -254,7 +260,9 @@ func (f *front) early(vm *VM) time.Duration {
 		wakes++ // of the producer's node
 	}
 	if q := f.queue; len(q.waiting) > 0 {
-		if b := q.waiting[0]; b.channel.out != nil {
+		if b := q.waiting[0]; b.guest != nil {
+			// it is woken by a Go channel
+		} else if b.channel.out != nil {
 			wakes += 2 // of the taker's node, and its own
 		} else if atomic.LoadUint32(&b.header.consumerWaits) != awake {
 			wakes++
@@ -369,18 +377,4 @@ func (vm *VM) alarm() bool {
 	}
 	vm.clock.armed = vm.due
 	return true
-}
-
-// decide tells a producer that waits for it what became of its item.
-func (f *front) decide(vm *VM, refusal bool) {
-	if !f.channel.verdicts {
-		return
-	}
-	word := uint32(f.items) << 1
-	if refusal {
-		word |= 1
-	}
-	atomic.StoreUint32(&f.header.verdict, word)
-	wake(&f.header.producerWaits, vm.bell)
-	vm.heat(f.channel)
 }

@@ -59,6 +59,9 @@ func (b bellWatch) event(uint32) {
 	// NOWAIT: a child may have made its bell blocking, and emptied it since.
 	var count [8]byte
 	_, _ = unix.Preadv2(b.fd, [][]byte{count[:]}, -1, unix.RWF_NOWAIT)
+	for _, q := range b.vm.queues { // what a guest brought has no channel to be stirred by
+		q.converted(b.vm)
+	}
 	for _, c := range b.vm.carried {
 		if c.stirred() {
 			b.vm.heat(c)

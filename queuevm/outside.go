@@ -137,23 +137,27 @@ func (vm *VM) Enqueue(ctx context.Context, queue string, item []byte) error {
 	if err != nil {
 		return err
 	}
-	if most := o.channel.most; most > 0 && uint64(len(item)) > most {
+	if most := o.channel.most.Load(); most > 0 && uint64(len(item)) > most {
 		<-o.turn
 		return fmt.Errorf("enqueue %d bytes to %q: %w: the queue holds at most %d", len(item), queue, ErrTooBig, most)
 	}
-	rest, err := o.begin(ctx, vm, item)
-	if err == nil && (len(rest) > 0 || o.channel.verdicts) {
+	meta := uint32(0)
+	if o.channel.verdicts.Load() {
+		meta = metaAwaits
+	}
+	rest, err := o.begin(ctx, vm, meta, item)
+	if err == nil && (len(rest) > 0 || meta != 0) {
 		whole := make(chan error, 1)
 		go func() {
-			err := o.finish(vm, rest)
-			if err == nil {
+			err := o.finish(vm, meta, rest)
+			if err == nil && meta != 0 {
 				err = o.verdict(vm)
 			}
 			<-o.turn
 			whole <- err
 		}()
 		over := ctx.Done()
-		if o.channel.verdicts { // such a queue keeps nobody waiting
+		if meta != 0 { // such a queue keeps nobody waiting
 			over = nil
 		}
 		select {
@@ -170,35 +174,32 @@ func (vm *VM) Enqueue(ctx context.Context, queue string, item []byte) error {
 }
 
 // begin puts a whole item or the first fragment of it, and gives what is left.
-func (o *outside) begin(ctx context.Context, vm *VM, item []byte) (rest []byte, err error) {
+func (o *outside) begin(ctx context.Context, vm *VM, meta uint32, item []byte) (rest []byte, err error) {
 	if len(item) <= largest(o.giver.capacity) {
-		return nil, o.putRecord(ctx, vm, 0, 0, item)
+		return nil, o.putRecord(ctx, vm, 0, meta, 0, item)
 	}
 	step := o.step()
-	return item[step:], o.putRecord(ctx, vm, flagMore, uint64(len(item)), item[:step])
+	return item[step:], o.putRecord(ctx, vm, flagMore, meta, uint64(len(item)), item[:step])
 }
 
 func (o *outside) step() int { return fragment(o.giver.capacity) - totalHeader }
 
 // finish puts the fragments after the first, and waits for as long as it takes.
-func (o *outside) finish(vm *VM, rest []byte) error {
+func (o *outside) finish(vm *VM, meta uint32, rest []byte) error {
 	for flags := uint32(flagCont | flagMore); len(rest) > 0; {
 		part := rest[:min(o.step(), len(rest))]
 		if rest = rest[len(part):]; len(rest) == 0 {
 			flags = flagCont
 		}
-		if err := o.putRecord(context.Background(), vm, flags, 0, part); err != nil {
+		if err := o.putRecord(context.Background(), vm, flags, meta, 0, part); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// verdict waits for what became of the last item, where the queue may refuse it.
+// verdict waits for what became of the last item.
 func (o *outside) verdict(vm *VM) error {
-	if !o.channel.verdicts {
-		return nil
-	}
 	h := o.channel.ring.header
 	var word uint32
 	err := o.wait(context.Background(), vm, &h.producerWaits, func() (bool, error) {
@@ -216,7 +217,7 @@ func (o *outside) verdict(vm *VM) error {
 	return err
 }
 
-func (o *outside) putRecord(ctx context.Context, vm *VM, flags uint32, total uint64, part []byte) error {
+func (o *outside) putRecord(ctx context.Context, vm *VM, flags, meta uint32, total uint64, part []byte) error {
 	g := &o.giver
 	need := recordSize(len(part))
 	if flags == flagMore {
@@ -236,7 +237,7 @@ func (o *outside) putRecord(ctx context.Context, vm *VM, flags uint32, total uin
 	if err != nil {
 		return err
 	}
-	g.put(flags, 0, total, part)
+	g.put(flags, meta, total, part)
 	g.publish(vm.bell)
 	return nil
 }

@@ -82,7 +82,13 @@ func (vm *VM) standstill() ([]uint64, Quiet) {
 			return nil, q
 		}
 	}
-	rest := make([]uint64, 0, 8*len(vm.channels)+len(vm.processes)+len(vm.links))
+	for _, queue := range vm.queues {
+		if queue.guests > 0 {
+			return nil, q // whoever is outside can let the job go on
+		}
+	}
+	rest := make([]uint64, 0, 8*len(vm.channels)+len(vm.processes)+len(vm.links)+1)
+	rest = append(rest, vm.changes)
 	for _, p := range vm.links {
 		if len(p.batch) > 0 || p.blocked || p.left32 > 0 || p.end > p.start {
 			return nil, q
@@ -182,7 +188,7 @@ func (c *channel) progress(rest []uint64) []uint64 {
 	if i := c.in; i != nil {
 		rest = append(rest, i.received, i.acked, i.limit, uint64(i.told), uint64(i.level), one(i.ended))
 	}
-	if c.demands || c.verdicts {
+	if c.demands || c.To.Queue != 0 {
 		rest = append(rest, uint64(atomic.LoadUint32(&h.demand)), uint64(atomic.LoadUint32(&h.verdict)))
 	}
 	return rest

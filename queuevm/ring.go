@@ -46,15 +46,25 @@ func (r *ring) build(fd int, channel uint32, withData bool) error {
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL); err != nil {
 		return err
 	}
-	size := uintptr(headerSize)
-	if withData {
-		size += 2 * uintptr(r.capacity)
-	}
 	var stat unix.Stat_t
 	if err := unix.Fstat(fd, &stat); err != nil {
 		return err
 	}
 	r.inode = stat.Ino
+	if err := r.mapped(fd, withData); err != nil {
+		return err
+	}
+	r.header.magic, r.header.version = ringMagic, ringVersion
+	r.header.capacity, r.header.channel = r.capacity, channel
+	return nil
+}
+
+// mapped maps the header and, if asked for, the data area.
+func (r *ring) mapped(fd int, withData bool) error {
+	size := uintptr(headerSize)
+	if withData {
+		size += 2 * uintptr(r.capacity)
+	}
 	// One reservation, so that the two views of the data area are neighbours
 	// and nothing that is read or written ever wraps.
 	base, err := unix.MmapPtr(-1, 0, nil, size, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
@@ -78,17 +88,19 @@ func (r *ring) build(fd int, channel uint32, withData bool) error {
 		r.data = r.memory[headerSize:size:size]
 	}
 	r.header = (*ringHeader)(base)
-	r.header.magic, r.header.version = ringMagic, ringVersion
-	r.header.capacity, r.header.channel = r.capacity, channel
 	return nil
 }
 
 func (r *ring) free() {
+	r.unmap()
+	_ = r.file.Close()
+}
+
+func (r *ring) unmap() {
 	if r.memory != nil {
 		_ = unix.MunmapPtr(unsafe.Pointer(unsafe.SliceData(r.memory)), uintptr(len(r.memory)))
 		r.memory, r.data, r.header = nil, nil, nil
 	}
-	_ = r.file.Close()
 }
 
 // at is n bytes of the data area from the stream offset on, contiguous thanks

@@ -1,6 +1,10 @@
 package queuevm
 
-import "math/bits"
+import (
+	"cmp"
+	"math/bits"
+	"slices"
+)
 
 // QueueType is the rule by which a queue hands out its items.
 type QueueType string
@@ -45,6 +49,8 @@ func (f FullPolicy) known() bool {
 type item struct {
 	meta uint32
 	data []byte
+	seq  uint64 // its place in the order of arrival
+	firm bool   // never refused: nobody would hear of it
 }
 
 // size is what an item counts against a queue's capacity.
@@ -78,6 +84,7 @@ type store struct {
 	lanes    []lane // one; of broadcast one a taker
 	dropped  uint64 // items that the policy dropped; of broadcast for each taker
 	refusals uint64
+	seq      uint64 // of the next item
 }
 
 func newStore(kind QueueType, full FullPolicy, capacity uint64, takers int) *store {
@@ -87,13 +94,88 @@ func newStore(kind QueueType, full FullPolicy, capacity uint64, takers int) *sto
 	}
 	s := &store{kind: kind, full: full, capacity: capacity, lanes: make([]lane, n)}
 	for k := range s.lanes {
-		levels := 1
-		if kind == QueuePriority {
-			levels = 256
-		}
-		s.lanes[k].levels = make([]deque, levels)
+		s.lanes[k] = newLane(kind)
 	}
 	return s
+}
+
+func newLane(kind QueueType) lane {
+	levels := 1
+	if kind == QueuePriority {
+		levels = 256
+	}
+	return lane{levels: make([]deque, levels)}
+}
+
+// retype makes the queue one of another type. What waits stays, ordered by the
+// new type's rule as if it had arrived in the same order under it: what waits for
+// any taker waits for all of broadcast, or once where each item is for one. Only
+// latest keeps no more than the newest. gone says which takers take no more.
+func (s *store) retype(kind QueueType, gone []bool) {
+	all := s.all()
+	s.kind = kind
+	s.lanes = make([]lane, 1)
+	if kind == QueueBroadcast {
+		s.lanes = make([]lane, len(gone))
+	}
+	if n := len(all) - 1; kind == QueueLatest && n > 0 {
+		s.dropped += uint64(n)
+		all = all[n:]
+	}
+	for k := range s.lanes {
+		s.lanes[k] = newLane(kind)
+		if kind == QueueBroadcast && gone[k] {
+			s.lanes[k] = lane{gone: true}
+			continue
+		}
+		for _, it := range all {
+			s.lanes[k].push(it)
+		}
+	}
+}
+
+// all is what waits, in order of arrival, each item once.
+func (s *store) all() []item {
+	var all []item
+	for k := range s.lanes {
+		for _, d := range s.lanes[k].levels {
+			for j := range d.count {
+				all = append(all, d.items[(d.first+j)%len(d.items)])
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b item) int { return cmp.Compare(a.seq, b.seq) })
+	return slices.CompactFunc(all, func(a, b item) bool { return a.seq == b.seq })
+}
+
+// next is what waits, in the order in which it would be taken.
+func (s *store) next() []item {
+	all := s.all()
+	switch s.kind {
+	case QueueLifo:
+		slices.Reverse(all)
+	case QueuePriority:
+		slices.SortStableFunc(all, func(a, b item) int { return b.priority() - a.priority() })
+	}
+	return all
+}
+
+// remove takes items out of the queue, out of every taker's fifo.
+func (s *store) remove(items []item) {
+	out := make(map[uint64]bool, len(items))
+	for _, it := range items {
+		out[it.seq] = true
+	}
+	for k := range s.lanes {
+		l := &s.lanes[k]
+		for level := range l.levels {
+			for range l.levels[level].count { // once round: what stays goes to the back
+				if it := l.pop(false, level); !out[it.seq] {
+					l.push(it)
+				}
+			}
+		}
+	}
 }
 
 // lane is where a taker's items wait: for all takers the same one, but of
@@ -106,10 +188,13 @@ type lane struct {
 	gone   bool
 }
 
-// offer puts an item that is no bigger than mostOf into the queue, as the type
-// and the policy say.
+// offer puts an item into the queue, as the type and the policy say. One that is
+// bigger than the capacity, which may have shrunk since it was enqueued, has room
+// in an empty queue.
 func (s *store) offer(it item) verdict {
 	size := it.size()
+	it.seq = s.seq
+	s.seq++
 	if s.kind == QueueLatest {
 		l := &s.lanes[0]
 		for l.count > 0 {
@@ -121,8 +206,8 @@ func (s *store) offer(it item) verdict {
 	}
 	if s.full == FullBlock || s.full == FullFail {
 		for k := range s.lanes {
-			if l := &s.lanes[k]; !l.gone && s.capacity-l.bytes < size {
-				if s.full == FullBlock {
+			if l := &s.lanes[k]; !l.gone && !s.fits(l, size) {
+				if s.full == FullBlock || it.firm {
 					return blocked
 				}
 				s.refusals++
@@ -138,9 +223,13 @@ func (s *store) offer(it item) verdict {
 	return accepted
 }
 
+func (s *store) fits(l *lane, size uint64) bool {
+	return l.count == 0 || l.bytes+size <= s.capacity
+}
+
 // makeRoom drops what the policy drops, and says whether the item gets in.
 func (s *store) makeRoom(l *lane, it item, size uint64) bool {
-	for s.capacity-l.bytes < size {
+	for !s.fits(l, size) {
 		lowest := l.lowest()
 		if s.full != FullDropOldest || s.kind == QueuePriority && it.priority() < lowest {
 			s.dropped++
@@ -177,6 +266,14 @@ func (s *store) lane(taker int) *lane {
 		return &s.lanes[taker]
 	}
 	return &s.lanes[0]
+}
+
+// count is how many items wait, of broadcast over all fifos.
+func (s *store) count() (n int) {
+	for k := range s.lanes {
+		n += s.lanes[k].count
+	}
+	return n
 }
 
 // depth is the items and bytes that wait; of broadcast in the fullest fifo.

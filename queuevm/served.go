@@ -59,8 +59,13 @@ type queue struct {
 	in, out  uint64
 	lost     uint64 // on the link
 
+	home    bool   // it is here
+	ceiling uint64 // the most that most ever was: what a producer may still bring
+	guests  int    // callers from outside who wait
+
 	work       chan *batch // to the converter; nil before the first item
 	converting []*front    // whose batches are there, in order of arrival
+	fed        int         // of them, given to it
 	halted     bool        // an item cannot be converted
 }
 
@@ -89,6 +94,8 @@ type front struct {
 
 	line  *line // nil while there is no link
 	waits bool  // in VM.flying: the loop looks after the line in time
+
+	guest *guest // instead of a channel: a caller from outside
 }
 
 // back is the home's end of a taker's channel.
@@ -106,6 +113,8 @@ type back struct {
 	gone     bool
 	finished bool
 	armed    bool
+
+	guest *guest // instead of a channel: a caller from outside
 }
 
 // AddQueue makes a served queue known. Its channels are added after it.
@@ -127,6 +136,7 @@ func (vm *VM) AddQueue(q Queue) error {
 	}
 	made := &queue{Queue: q, capacity: roundCapacity(q.Capacity)}
 	made.Capacity = int(made.capacity)
+	made.ceiling = made.most()
 	made.store = newStore(q.Type, q.Full, made.capacity, q.Takers)
 	vm.queues[q.ID] = made
 	return nil
@@ -136,16 +146,12 @@ func (vm *VM) AddQueue(q Queue) error {
 func (c *channel) serve(vm *VM) {
 	h := c.ring.header
 	if q := vm.queues[c.To.Queue]; q != nil {
-		c.most = q.most()
-		h.most = c.most
-		if q.Full == FullFail {
-			h.served |= servedVerdict
-			c.verdicts = true
-		}
+		c.offers(q)
 		if c.To.home() {
 			c.front = &front{taker: taker{ring: c.ring}, channel: c, queue: q}
 			c.front.impose(q.Link, len(q.fronts))
 			q.fronts = append(q.fronts, c.front)
+			q.home = true
 		}
 	}
 	if q := vm.queues[c.From.Queue]; q != nil {
@@ -154,8 +160,22 @@ func (c *channel) serve(vm *VM) {
 		if c.From.home() {
 			c.back = &back{giver: giver{ring: c.ring}, channel: c, queue: q, lane: len(q.backs)}
 			q.backs = append(q.backs, c.back)
+			q.home = true
 		}
 	}
+}
+
+// offers tells a producer's end what the queue takes, and whether it refuses.
+func (c *channel) offers(q *queue) {
+	h := c.ring.header
+	c.most.Store(q.most())
+	atomic.StoreUint64(&h.most, q.most())
+	served := atomic.LoadUint32(&h.served) &^ servedVerdict
+	if q.Full == FullFail {
+		served |= servedVerdict
+	}
+	c.verdicts.Store(q.Full == FullFail)
+	atomic.StoreUint32(&h.served, served)
 }
 
 // checkQueue is checkChannel for an end at a served queue.
@@ -173,7 +193,7 @@ func (vm *VM) checkQueue(e Endpoint, full func(*queue) bool) error {
 // level is what an ack of this channel tells the sender besides room.
 func (c *channel) level() uint32 {
 	switch {
-	case c.front != nil && c.verdicts:
+	case c.front != nil:
 		return atomic.LoadUint32(&c.ring.header.verdict)
 	case c.back == nil && c.demands:
 		return atomic.LoadUint32(&c.ring.header.demand)
@@ -187,7 +207,7 @@ func (c *channel) levelled(vm *VM, level uint32) {
 	switch {
 	case c.back != nil:
 		atomic.StoreUint32(&h.demand, level)
-	case c.verdicts && atomic.LoadUint32(&h.verdict) != level:
+	case c.To.Queue != 0 && atomic.LoadUint32(&h.verdict) != level:
 		atomic.StoreUint32(&h.verdict, level)
 		wake(&h.producerWaits, vm.bell)
 	}
@@ -195,11 +215,11 @@ func (c *channel) levelled(vm *VM, level uint32) {
 
 // step takes what the producer brought, as far as there is room.
 func (f *front) step(vm *VM) bool {
-	worked := f.queue.Converter != nil && f.queue.converted(vm)
+	worked := f.queue.converted(vm)
 	worked = f.land(vm) || worked
 	more := f.batch == nil // else what the converter left of one is next
 	for range frontBatch {
-		if f.ended || f.pending || f.queue.halted || f.queue.left == f.queue.Takers {
+		if f.ended || f.pending || f.queue.halted || f.queue.gone() {
 			return worked
 		}
 		if !more {
@@ -211,12 +231,12 @@ func (f *front) step(vm *VM) bool {
 		}
 		state := atomic.LoadUint32(&f.header.producerState) // before tail: END comes after what was published
 		r, ok, err := f.next()
-		if f.batch != nil && (err != nil || !ok || r.more || r.cont || uint64(len(r.payload)) > f.queue.most()) {
+		if f.batch != nil && (err != nil || !ok || r.more || r.cont || uint64(len(r.payload)) > f.queue.ceiling) {
 			break // what came before it goes first
 		}
 		whole := false
 		if ok {
-			whole, err = f.part.add(r, f.queue.most())
+			whole, err = f.part.add(r, f.queue.ceiling)
 		}
 		if err != nil {
 			vm.breaks(f.channel, err)
@@ -243,17 +263,19 @@ func (f *front) step(vm *VM) bool {
 			vm.heat(f.channel)
 		}
 		if whole {
-			it := item{f.part.meta, f.part.bytes}
+			it := item{meta: f.part.meta &^ metaAwaits, data: f.part.bytes, firm: f.part.meta&metaAwaits == 0}
 			f.part.reset()
 			f.queue.in++
-			if f.queue.Converter == nil {
+			// Behind those that are being converted also when nothing converts
+			// any more: they arrived first.
+			if f.queue.Converter == nil && len(f.queue.converting) == 0 {
 				f.pass(vm, f.head-r.size, it)
 				continue
 			}
 			if f.batch == nil {
-				f.batch = &batch{first: f.items}
+				f.batch = &batch{first: f.items, by: f.queue.Converter}
 			}
-			more = f.batch.add(it) < convertBatch && !f.channel.verdicts
+			more = f.batch.add(it) < convertBatch && it.firm
 		}
 	}
 	if f.batch != nil {
@@ -267,9 +289,21 @@ func (f *front) step(vm *VM) bool {
 func (f *front) offer(vm *VM) {
 	q := f.queue
 	for f.entered < len(f.entering) {
-		if len(q.blocked) > 0 || !f.enter(vm) {
+		behind := len(q.blocked) > 0
+		if behind && q.Full == FullFail && !f.entering[f.entered].firm {
+			q.store.refusals++
+			f.entry(vm, refused)
+			continue
+		}
+		if behind || !f.enter(vm) {
 			f.pending = true
 			q.blocked = append(q.blocked, f)
+			for k := f.entered; k < len(f.entering) && f.guest == nil; k++ {
+				if it := &f.entering[k]; !it.firm { // its producer is told that it is in, whatever the policy becomes
+					it.firm = true
+					f.decide(vm, false)
+				}
+			}
 			q.settle(vm)
 			return
 		}
@@ -283,12 +317,35 @@ func (f *front) enter(vm *VM) bool {
 	if judged == blocked {
 		return false
 	}
+	f.entry(vm, judged)
+	return true
+}
+
+// entry takes an item off those that are to enter.
+func (f *front) entry(vm *VM, judged verdict) {
+	firm := f.entering[f.entered].firm
 	f.entering[f.entered] = item{} // so that its bytes can go
 	if f.entered++; f.entered == len(f.entering) {
 		f.entering, f.entered = f.entering[:0], 0
 	}
-	f.decide(vm, judged == refused)
-	return true
+	switch {
+	case f.guest != nil:
+		f.guest.entered(judged)
+	case !firm:
+		f.decide(vm, judged == refused)
+	}
+}
+
+// decide tells a producer that awaits it what became of its last item. One that
+// waits for room will enter, and the producer goes on.
+func (f *front) decide(vm *VM, refusal bool) {
+	word := uint32(f.items) << 1
+	if refusal {
+		word |= 1
+	}
+	atomic.StoreUint32(&f.header.verdict, word)
+	wake(&f.header.producerWaits, vm.bell)
+	vm.heat(f.channel)
 }
 
 // finish says that nothing more comes from the producer.
@@ -325,12 +382,14 @@ func (q *queue) settle(vm *VM) {
 			if f := q.blocked[0]; len(f.entering) == 0 {
 				q.blocked = slices.Delete(q.blocked, 0, 1)
 				f.pending = f.converting
-				vm.heat(f.channel)
+				if f.guest == nil {
+					vm.heat(f.channel)
+				}
 			}
 			moved = true
 		}
 	}
-	if q.closed < q.Producers || len(q.blocked) > 0 {
+	if q.closed < q.Producers || len(q.blocked)+len(q.converting) > 0 {
 		return
 	}
 	for _, b := range q.backs {
@@ -341,6 +400,19 @@ func (q *queue) settle(vm *VM) {
 			vm.heat(b.channel)
 		}
 	}
+	if q.ended() {
+		for _, b := range q.waiting {
+			b.guest.done()
+		}
+	}
+}
+
+// gone says that all takers are, so that nobody would get what comes.
+func (q *queue) gone() bool { return q.left == q.Takers }
+
+// ended says that nothing comes any more.
+func (q *queue) ended() bool {
+	return q.closed >= q.Producers && len(q.blocked) == 0 && len(q.converting) == 0 && q.store.count() == 0
 }
 
 // step sees to what the taker asks for.
@@ -378,7 +450,7 @@ func (b *back) step(vm *VM) bool {
 			for b.waiting && f.step(vm) {
 			}
 		}
-		if b.waiting && q.Converter != nil && !q.halted && slices.ContainsFunc(q.fronts, func(f *front) bool { return f.batch != nil }) {
+		if b.waiting && !q.halted && len(q.converting) > 0 {
 			return worked // asked again when that is converted
 		}
 		if free, err := b.free(); err != nil {
@@ -406,6 +478,11 @@ func (b *back) drop() {
 
 // give begins to hand an item over.
 func (b *back) give(vm *VM, it item) {
+	if b.guest != nil {
+		b.waiting = false
+		b.guest.took(it)
+		return
+	}
 	b.waiting, b.writing, b.begun = false, true, false
 	b.answers++
 	b.meta, b.rest = it.meta, it.data
@@ -474,6 +551,9 @@ func (b *back) leave(vm *VM) {
 		q.settle(vm) // of broadcast there may be room now
 		return
 	}
+	for _, f := range q.blocked {
+		f.guest.done()
+	}
 	q.blocked = nil
 	for _, f := range q.fronts {
 		f.part.reset()
@@ -505,7 +585,7 @@ func (f *front) still() bool {
 	if f.line != nil && f.line.first < len(f.line.flights) {
 		return false // it arrives
 	}
-	if f.ended || f.queue.left == f.queue.Takers {
+	if f.ended || f.queue.gone() {
 		return true
 	}
 	if f.batch != nil {
@@ -552,7 +632,7 @@ func (vm *VM) InspectQueues() []QueueState {
 	defer vm.mu.Unlock()
 	var states []QueueState
 	for _, q := range vm.queues {
-		if len(q.fronts)+len(q.backs) == 0 {
+		if !q.home {
 			continue
 		}
 		s := QueueState{

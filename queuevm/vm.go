@@ -172,6 +172,7 @@ type VM struct {
 	neighbours int // peers on this machine
 	closed     bool
 	period     uint64        // of Quiet
+	changes    uint64        // that were made while the VM ran
 	rest       []uint64      // how far everything was when it was last quiet; nil when it was not
 	flying     []*front      // whose links the loop must look after in time
 	due        time.Duration // when the first of them

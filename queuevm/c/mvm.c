@@ -30,7 +30,7 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "rings are little-endi
 enum {
     HEADER_SIZE = 4096,
     MAGIC = 0x524D564D,
-    VERSION = 2,
+    VERSION = 3,
     AWAKE = 0,
     WAITS_FUTEX = 1,
     WAITS_DAEMON = 2,
@@ -38,10 +38,18 @@ enum {
     STATE_CLOSED = 1,
     STATE_LOST = 2,
     STATE_BROKEN = 4,
+    STATE_SWITCHED = 8,    /* ended by SWITCH: the port goes on with another ring */
+    CONTROL_SWITCH = 256,  /* in consumer_state: end this ring before the next item, and go on with the next */
+    CONTROL_CHANGED = 512, /* the queue behind it has changed: read served and most again */
+    CONTROLS = CONTROL_SWITCH | CONTROL_CHANGED,
+    NEXT_IN = 1, /* the port goes on with another ring after this one */
+    NEXT_OUT = 2,
+    HEED = -64, /* never leaves this file: the port must heed a word of the daemon, or go on, and try again */
     SERVED_DEMAND = 1,  /* the consumer asks for each item */
     SERVED_VERDICT = 2, /* the producer awaits what became of each item */
     IMPATIENT = 1,
     CONTROL_NOTHING = 1,
+    META_AWAITS = 1 << 12, /* the producer awaits what becomes of the item */
     KIND_MASK = 0xF, /* of a record's meta */
     KIND_INSTRUCTION = 1,
     RECORD_HEADER = 8,
@@ -60,14 +68,18 @@ enum {
 struct header {
     uint32_t magic, version;
     uint64_t capacity;
-    uint32_t channel, epoch, served, pad;
-    uint64_t most;
-    char pad0[88];
+    uint32_t channel, epoch;
+    _Atomic uint32_t served;
+    uint32_t pad;
+    _Atomic uint64_t most;
+    _Atomic uint32_t next;
+    char pad0[84];
     _Atomic uint64_t tail, items_in;
     char pad1[112];
     _Atomic uint64_t head, items_out;
     _Atomic uint32_t demand, verdict;
-    char pad2[104];
+    _Atomic uint64_t begun; /* how far the record reaches that is being copied out in pieces */
+    char pad2[96];
     _Atomic uint32_t producer_waits, producer_state;
     char pad3[120];
     _Atomic uint32_t consumer_waits, consumer_state;
@@ -80,12 +92,14 @@ _Static_assert(offsetof(struct header, channel) == 16, "layout");
 _Static_assert(offsetof(struct header, epoch) == 20, "layout");
 _Static_assert(offsetof(struct header, served) == 24, "layout");
 _Static_assert(offsetof(struct header, most) == 32, "layout");
+_Static_assert(offsetof(struct header, next) == 40, "layout");
 _Static_assert(offsetof(struct header, tail) == 128, "layout");
 _Static_assert(offsetof(struct header, items_in) == 136, "layout");
 _Static_assert(offsetof(struct header, head) == 256, "layout");
 _Static_assert(offsetof(struct header, items_out) == 264, "layout");
 _Static_assert(offsetof(struct header, demand) == 272, "layout");
 _Static_assert(offsetof(struct header, verdict) == 276, "layout");
+_Static_assert(offsetof(struct header, begun) == 280, "layout");
 _Static_assert(offsetof(struct header, producer_waits) == 384, "layout");
 _Static_assert(offsetof(struct header, producer_state) == 388, "layout");
 _Static_assert(offsetof(struct header, consumer_waits) == 512, "layout");
@@ -102,6 +116,9 @@ struct end {
     atomic_int owes;       /* consumer: a sleeping producer may not have been woken yet */
     uint64_t held;         /* reserved or peeked: record bytes */
     int holding, broken, finished;
+    int deaf;              /* producer: an item is begun, so the daemon's words must wait */
+    int switched;          /* producer: this ring is ended by SWITCH */
+    uint32_t channel;
     uint32_t served;       /* SERVED_ bits; 0 on a plain channel */
     uint32_t meta;         /* producer: of the items to come; consumer: of the last one */
     uint64_t most;         /* producer: the largest item that the queue can hold */
@@ -128,6 +145,7 @@ static struct {
 
 static _Thread_local char error_text[512];
 static _Thread_local int64_t no_yield_until;
+static _Thread_local unsigned hops; /* rings that ports of this thread went on to */
 static _Thread_local int sliced; /* the limit of the call under way is only a slice of a wait without one */
 
 static void fail(const char *format, ...) {
@@ -194,11 +212,18 @@ static inline void tell_consumer(struct end *o) {
     if (unlikely(atomic_load_explicit(&o->header->consumer_waits, memory_order_relaxed) != AWAKE)) wake(&o->header->consumer_waits);
 }
 
+/* What a consumer_state that is not 0 means for the producer. */
+static int consumer_says(const struct end *o, uint32_t state) {
+    if (state & CONTROLS && !o->deaf) return HEED;
+    state &= ~(uint32_t)CONTROLS;
+    return state ? state_code(state, MVM_CLOSED) : MVM_OK;
+}
+
 /* Before tail moves, and only then: a consumer that takes the last item and
  * ends has taken it, and whoever enqueued it must not hear of an error. */
 static inline int consumer_gone(struct end *o) {
     uint32_t state = atomic_load_explicit(&o->header->consumer_state, memory_order_relaxed);
-    return unlikely(state) ? state_code(state, MVM_CLOSED) : MVM_OK;
+    return unlikely(state) ? consumer_says(o, state) : MVM_OK;
 }
 
 static void tell_producer(struct end *i) {
@@ -250,19 +275,22 @@ static int enough_bytes(struct end *i, uint64_t need) {
     uint64_t n = available(i); /* after the state: what came before END is seen */
     if (i->broken) return MVM_BROKEN;
     if (n >= need) return 1;
-    return state ? state_code(state, MVM_END) : 0;
+    if (!state) return 0;
+    int code = state_code(state, MVM_END);
+    return code == MVM_END && atomic_load_explicit(&i->header->next, memory_order_acquire) & NEXT_IN ? HEED : code;
 }
 
 /* Whether the queue has decided about the n-th item. */
 static int enough_verdict(struct end *o, uint64_t n) {
     if (atomic_load_explicit(&o->header->verdict, memory_order_acquire) >> 1 == (n & 0x7FFFFFFF)) return 1;
-    uint32_t state = atomic_load_explicit(&o->header->consumer_state, memory_order_acquire);
+    uint32_t state = atomic_load_explicit(&o->header->consumer_state, memory_order_acquire) & ~(uint32_t)CONTROLS;
     return state ? state_code(state, MVM_CLOSED) : 0;
 }
 
 static int enough_room(struct end *o, uint64_t need) {
     uint32_t state = atomic_load_explicit(&o->header->consumer_state, memory_order_acquire);
-    if (state) return state_code(state, MVM_CLOSED);
+    int code = state ? consumer_says(o, state) : MVM_OK;
+    if (code) return code;
     uint64_t n = room(o);
     if (o->broken) return MVM_BROKEN;
     return n >= need;
@@ -349,6 +377,7 @@ static int put_stream(struct end *o, uint32_t flags, const uint64_t *total, cons
     uint64_t before = RECORD_HEADER + (total ? TOTAL_HEADER : 0);
     int code = await_room(o, before, -1);
     if (code) return code;
+    o->deaf = 1;
     unsigned char *to = at(o, o->mine);
     put_header(to, (uint32_t)(length + before - RECORD_HEADER) | flags, o->meta);
     if (total) memcpy(to + RECORD_HEADER, total, TOTAL_HEADER);
@@ -369,16 +398,17 @@ static int put_stream(struct end *o, uint32_t flags, const uint64_t *total, cons
 
 /* What became of the item just published, where the queue may refuse it. */
 static int verdict(struct end *o) {
-    if (!(o->served & SERVED_VERDICT)) return MVM_OK;
+    if (!(o->meta & META_AWAITS)) return MVM_OK;
     int code = await(o, o->items, enough_verdict, &o->header->producer_waits, -1);
     if (code) return code;
     return atomic_load_explicit(&o->header->verdict, memory_order_acquire) & 1 ? MVM_FULL : MVM_OK;
 }
 
 static int enqueue_any(struct end *o, const void *item, size_t length, int64_t deadline) {
-    if (length > o->most) return MVM_TOO_BIG;
     if (o->finished) return MVM_CLOSED;
     if (o->holding) return MVM_MISUSE;
+    if (consumer_gone(o) == HEED) return HEED; /* first of all: it may change what fits */
+    if (length > o->most) return MVM_TOO_BIG;
     if (length <= largest(o) && (deadline >= 0 || length <= CHUNK)) {
         int code = await_room(o, record_size(length), deadline);
         return code ? code : put_whole(o, item, length);
@@ -397,44 +427,57 @@ static int enqueue_any(struct end *o, const void *item, size_t length, int64_t d
     return MVM_OK;
 }
 
-static int enqueue_slow(struct end *o, const void *item, size_t length, int64_t deadline) {
-    int code = enqueue_any(o, item, length, deadline);
-    return code ? code : verdict(o);
+static int heed(mvm_port *port);
+static int leads(mvm_port *port, const struct end *e);
+
+static int enqueue_slow(mvm_port *port, const void *item, size_t length, int64_t deadline) {
+    struct end *o = &port->out;
+    if (!leads(port, o)) return MVM_DIRECTION;
+    for (;;) {
+        int code = enqueue_any(o, item, length, deadline);
+        o->deaf = 0;
+        if (!code) return verdict(o);
+        if (code != HEED || (code = heed(port))) return code;
+    }
 }
 
 int mvm_enqueue(mvm_port *port, const void *item, size_t length) {
     struct end *o = &port->out;
-    if (!o->header) return MVM_DIRECTION;
-    if (likely(!o->served && length <= o->most && length <= CHUNK && length <= largest(o) && !o->holding && !o->finished &&
-               o->capacity - (o->mine - o->theirs) >= record_size(length)))
-        return put_whole(o, item, length);
-    return enqueue_slow(o, item, length, -1);
+    if (likely(o->header && !o->served && length <= o->most && length <= CHUNK && length <= largest(o) && !o->holding && !o->finished &&
+               o->capacity - (o->mine - o->theirs) >= record_size(length))) {
+        int code = put_whole(o, item, length);
+        if (likely(code != HEED)) return code;
+    }
+    return enqueue_slow(port, item, length, -1);
 }
 
 int mvm_instruct(mvm_port *port, const void *item, size_t length) {
-    struct end *o = &port->out;
-    if (!o->header) return MVM_DIRECTION;
-    uint32_t meta = o->meta;
-    o->meta |= KIND_INSTRUCTION;
-    int code = enqueue_slow(o, item, length, -1);
-    o->meta = meta;
+    port->out.meta |= KIND_INSTRUCTION;
+    int code = enqueue_slow(port, item, length, -1);
+    port->out.meta &= ~(uint32_t)KIND_MASK;
     return code;
 }
 
 int mvm_enqueue_timed(mvm_port *port, const void *item, size_t length, long ms) {
-    if (!port->out.header) return MVM_DIRECTION;
-    return enqueue_slow(&port->out, item, length, deadline_of(ms < 0 ? 0 : ms));
+    return enqueue_slow(port, item, length, deadline_of(ms < 0 ? 0 : ms));
 }
 
 int mvm_try_enqueue(mvm_port *port, const void *item, size_t length) { return mvm_enqueue_timed(port, item, length, 0); }
 
 int mvm_reserve(mvm_port *port, size_t length, void **to) {
     struct end *o = &port->out;
-    if (!o->header) return MVM_DIRECTION;
+    if (!leads(port, o)) return MVM_DIRECTION;
     if (o->finished) return MVM_CLOSED;
-    if (length > largest(o) || length > o->most) return MVM_TOO_BIG;
-    int code = await_room(o, record_size(length), -1);
-    if (code) return code;
+    o->holding = 0;
+    for (;;) {
+        int code = consumer_gone(o);
+        if (code != HEED) {
+            if (length > largest(o) || length > o->most) return MVM_TOO_BIG;
+            code = await_room(o, record_size(length), -1);
+        }
+        if (!code) break;
+        if (code != HEED || (code = heed(port))) return code;
+    }
     o->holding = 1;
     o->held = length;
     *to = at(o, o->mine) + RECORD_HEADER;
@@ -446,7 +489,9 @@ int mvm_commit(mvm_port *port, size_t length) {
     if (!o->header) return MVM_DIRECTION;
     if (!o->holding || length > o->held) return MVM_MISUSE;
     o->holding = 0;
+    o->deaf = 1; /* the room is in this ring */
     int code = consumer_gone(o);
+    o->deaf = 0;
     if (code) return code;
     put_header(at(o, o->mine), (uint32_t)length, o->meta);
     o->mine += record_size(length);
@@ -456,9 +501,9 @@ int mvm_commit(mvm_port *port, size_t length) {
 }
 
 int mvm_set_priority(mvm_port *port, int priority) {
-    if (!port->out.header) return MVM_DIRECTION;
+    if (!leads(port, &port->out)) return MVM_DIRECTION;
     if (priority < 0 || priority > 255) return MVM_MISUSE;
-    port->out.meta = (uint32_t)priority << 4;
+    port->out.meta = (port->out.meta & META_AWAITS) | (uint32_t)priority << 4;
     return MVM_OK;
 }
 
@@ -552,6 +597,7 @@ static inline void give_back(struct end *i, uint64_t n) {
 static int take_stream(struct end *i, uint64_t skip, unsigned char *to, uint64_t length, int last) {
     int code = await_bytes(i, skip, -1);
     if (code) return code;
+    atomic_store_explicit(&i->header->begun, i->mine + skip + ((length + 7) & ~(uint64_t)7), memory_order_release);
     give_back(i, skip);
     while (length > 0) {
         uint64_t have = i->theirs - i->mine, part = length;
@@ -605,18 +651,34 @@ static int take(struct end *i, const struct first *f, unsigned char *to) {
     }
 }
 
+static int go_on(mvm_port *port, struct end *e, const char *way);
+
+/* The next item's first record, of whichever ring has it. */
+static int first_item(mvm_port *port, struct first *f, int64_t deadline) {
+    struct end *i = &port->in;
+    if (!leads(port, i)) return MVM_DIRECTION;
+    if (i->finished) return MVM_END;
+    for (;;) {
+        int code = first_of(i, f, deadline);
+        if (code != HEED || (code = go_on(port, i, "in"))) return code;
+    }
+}
+
 static ssize_t dequeue(mvm_port *port, void *buffer, size_t size, int64_t deadline) {
     struct end *i = &port->in;
-    if (!i->header) return MVM_DIRECTION;
-    if (i->finished) return MVM_END;
-    struct first f;
-    int code = first_of(i, &f, deadline);
-    if (code) return code;
-    /* An answer is on its way whole: it is not left behind for being late. */
-    if (deadline >= 0 && (code = await_bytes(i, record_size(f.length), i->served & SERVED_DEMAND ? -1 : deadline))) return code;
-    if (f.total > size) return MVM_TOO_BIG;
-    code = take(i, &f, buffer);
-    return code ? code : (ssize_t)f.total;
+    for (;;) {
+        struct first f;
+        int code = first_item(port, &f, deadline);
+        if (code) return code;
+        /* An answer is on its way whole: it is not left behind for being late. */
+        if (deadline >= 0) code = await_bytes(i, record_size(f.length), i->served & SERVED_DEMAND ? -1 : deadline);
+        if (!code) {
+            if (f.total > size) return MVM_TOO_BIG;
+            code = take(i, &f, buffer);
+        }
+        if (!code) return (ssize_t)f.total;
+        if (code != HEED) return code; /* else the item's producer ended within it, and another follows */
+    }
 }
 
 ssize_t mvm_dequeue(mvm_port *port, void *buffer, size_t size) { return dequeue(port, buffer, size, -1); }
@@ -627,38 +689,39 @@ ssize_t mvm_dequeue_timed(mvm_port *port, void *buffer, size_t size, long ms) {
 
 ssize_t mvm_next_length(mvm_port *port) {
     struct first f;
-    if (!port->in.header) return MVM_DIRECTION;
-    if (port->in.finished) return MVM_END;
-    int code = first_of(&port->in, &f, -1);
+    int code = first_item(port, &f, -1);
     return code ? code : (ssize_t)f.total;
 }
 
 int mvm_is_instruction(const mvm_port *port) { return (port->in.meta & KIND_MASK) == KIND_INSTRUCTION; }
 
 ssize_t mvm_dequeue_alloc(mvm_port *port, void **item) {
-    ssize_t length = mvm_next_length(port);
-    if (length < 0) return length;
-    unsigned char *memory = malloc((size_t)length + 1);
-    if (!memory) return MVM_SYSTEM;
-    length = dequeue(port, memory, (size_t)length, -1);
-    if (length < 0) {
+    for (;;) {
+        ssize_t length = mvm_next_length(port);
+        if (length < 0) return length;
+        unsigned char *memory = malloc((size_t)length + 1);
+        if (!memory) return MVM_SYSTEM;
+        length = dequeue(port, memory, (size_t)length, -1);
+        if (length >= 0) {
+            memory[length] = 0;
+            *item = memory;
+            return length;
+        }
         free(memory);
-        return length;
+        if (length != MVM_TOO_BIG) return length; /* else it became another item */
     }
-    memory[length] = 0;
-    *item = memory;
-    return length;
 }
 
 ssize_t mvm_peek(mvm_port *port, const void **item) {
     struct end *i = &port->in;
     struct first f;
-    if (!i->header) return MVM_DIRECTION;
-    if (i->finished) return MVM_END;
-    int code = first_of(i, &f, -1);
+    int code;
+    do {
+        if ((code = first_item(port, &f, -1))) return code;
+        if (f.flags) return MVM_TOO_BIG;
+        code = await_bytes(i, record_size(f.length), -1);
+    } while (code == HEED);
     if (code) return code;
-    if (f.flags) return MVM_TOO_BIG;
-    if ((code = await_bytes(i, record_size(f.length), -1))) return code;
     i->holding = 1;
     i->held = record_size(f.length);
     *item = at(i, i->mine) + RECORD_HEADER;
@@ -682,14 +745,18 @@ int mvm_release(mvm_port *port) {
  * of a fragmented one, or an end. */
 static int ready(mvm_port *port) {
     struct end *i = &port->in;
-    if (!i->header || i->finished || i->broken) return 1;
-    int got = enough_bytes(i, RECORD_HEADER);
+    int got;
+    do {
+        if (!leads(port, i) || i->finished || i->broken) return 1;
+        got = enough_bytes(i, RECORD_HEADER);
+    } while (got == HEED && go_on(port, i, "in") == MVM_OK);
     if (got <= 0) return got < 0;
     if (i->served & SERVED_DEMAND && nothing(i)) return 0;
     uint32_t word;
     memcpy(&word, at(i, i->mine), 4);
     if (word & ~LENGTH_MASK || (word & LENGTH_MASK) > largest(i)) return 1;
-    return enough_bytes(i, record_size(word & LENGTH_MASK)) != 0;
+    got = enough_bytes(i, record_size(word & LENGTH_MASK));
+    return got == HEED ? go_on(port, i, "in") == MVM_OK ? ready(port) : 1 : got != 0;
 }
 
 #ifndef SYS_futex_waitv
@@ -755,11 +822,16 @@ static int wait_on(mvm_port *const *ports, int n, int64_t deadline) {
     int found = -1;
     uint32_t waits = deadline < 0 || sliced ? WAITS_ONLY : WAITS_FUTEX;
     while (found == -1) {
+        unsigned before_look = hops;
         for (int k = 0; k < n; k++) atomic_store_explicit(&ports[k]->in.header->consumer_waits, waits, memory_order_seq_cst);
         atomic_thread_fence(memory_order_seq_cst);
         for (int k = 0; k < n && found == -1; k++)
             if (ready(ports[k])) found = k;
         if (found != -1) break;
+        if (hops != before_look) { /* the rings that ports went on to were told nothing yet */
+            demand_all(ports, n, 0);
+            continue;
+        }
         if (deadline > 0 && now() >= deadline) { found = MVM_TIMEOUT; break; }
         if (sleep_on(ports, n, waits, deadline, &nap) && deadline > 0 && sliced) { found = MVM_TIMEOUT; break; }
     }
@@ -842,6 +914,14 @@ static ssize_t ask(const char *question, char *answer, size_t size, int fds[3]) 
     return n;
 }
 
+/* Reads what the daemon says about the queue behind a producer's ring. */
+static void reread(struct end *o) {
+    uint64_t most = atomic_load_explicit(&o->header->most, memory_order_acquire);
+    o->most = most ? most : UINT64_MAX;
+    o->served = atomic_load_explicit(&o->header->served, memory_order_acquire);
+    o->meta = o->served & SERVED_VERDICT ? o->meta | META_AWAITS : o->meta & ~(uint32_t)META_AWAITS;
+}
+
 /* Maps a ring: header and data, and the data once more behind it. */
 static int map_ring(struct end *e, int fd, uint64_t capacity) {
     size_t first = HEADER_SIZE + capacity;
@@ -874,8 +954,8 @@ static int map_ring(struct end *e, int fd, uint64_t capacity) {
     e->header = h;
     e->data = base + HEADER_SIZE;
     e->capacity = capacity;
-    e->served = h->served;
-    e->most = h->most ? h->most : UINT64_MAX;
+    e->channel = h->channel;
+    reread(e);
 #ifdef MVM_TEST_ONE_MAPPING
     if (rings < 64) {
         mapped[rings].inode = stat.st_ino;
@@ -886,8 +966,82 @@ static int map_ring(struct end *e, int fd, uint64_t capacity) {
 }
 
 static void unmap_ring(struct end *e) {
+#ifndef MVM_TEST_ONE_MAPPING /* there the other end has it too */
     if (e->header) munmap(e->header, HEADER_SIZE + 2 * e->capacity);
+#endif
     e->header = NULL;
+}
+
+/* Where an end stands is in its ring: a port is opened again after exec. */
+static void resume_out(struct end *o) {
+    o->mine = atomic_load(&o->header->tail);
+    o->theirs = atomic_load(&o->header->head);
+    o->items = atomic_load(&o->header->items_in);
+    o->switched = (atomic_load(&o->header->producer_state) & STATE_SWITCHED) != 0;
+}
+
+static void resume_in(struct end *i) {
+    i->mine = i->theirs = atomic_load(&i->header->head);
+    i->items = atomic_load(&i->header->items_out);
+    i->asked = i->served & SERVED_DEMAND && atomic_load(&i->header->tail) != i->mine;
+}
+
+static void ring_bell(void) {
+    uint64_t one = 1;
+    if (write(process.bell, &one, sizeof one) < 0) { /* full: it rings already */ }
+}
+
+/* Goes on with the ring that follows an end's. */
+static int go_on(mvm_port *port, struct end *e, const char *way) {
+    char question[300], answer[512];
+    int fds[3], out = e == &port->out, code = out ? MVM_CLOSED : MVM_END;
+    unsigned long long capacity = 0;
+    struct end next = {.meta = out ? e->meta : 0};
+    pthread_mutex_lock(&lock);
+    snprintf(question, sizeof question, "next %s %u %s", way, (unsigned)e->channel, port->name);
+    if (ask(question, answer, sizeof answer, fds) < 0) code = MVM_LOST;
+    else if (sscanf(answer, "ok %llu", &capacity) != 1) code = MVM_SYSTEM;
+    else if (capacity && fds[0] >= 0) {
+        code = map_ring(&next, fds[0], capacity) ? MVM_SYSTEM : MVM_OK;
+        if (!code) {
+            struct end old = *e;
+            if (out) resume_out(&next);
+            else {
+                resume_in(&next);
+                atomic_fetch_or(&old.header->consumer_state, STATE_CLOSED | STATE_SWITCHED);
+                atomic_thread_fence(memory_order_seq_cst);
+                wake(&old.header->producer_waits);
+            }
+            *e = next;
+            unmap_ring(&old);
+            hops++;
+        }
+    }
+    for (int k = 0; k < 3; k++)
+        if (fds[k] >= 0) close(fds[k]);
+    pthread_mutex_unlock(&lock);
+    if (!code && !out) ring_bell();
+    return code;
+}
+
+/* Does what the daemon asks of a producer, between two items. */
+static int heed(mvm_port *port) {
+    struct end *o = &port->out;
+    uint32_t state = atomic_load(&o->header->consumer_state);
+    if (state & CONTROL_CHANGED) {
+        atomic_fetch_and(&o->header->consumer_state, ~(uint32_t)CONTROL_CHANGED); /* before it is read */
+        reread(o);
+    }
+    if (!(state & CONTROL_SWITCH)) return MVM_OK;
+    if (!o->switched) {
+        o->switched = 1;
+        atomic_fetch_or(&o->header->producer_state, STATE_CLOSED | STATE_SWITCHED);
+        atomic_thread_fence(memory_order_seq_cst);
+        wake(&o->header->consumer_waits);
+        ring_bell();
+    }
+    if (!(atomic_load(&o->header->next) & NEXT_OUT)) return MVM_CLOSED;
+    return go_on(port, o, "out");
 }
 
 static mvm_port *open_port(const char *name) {
@@ -908,17 +1062,8 @@ static mvm_port *open_port(const char *name) {
     int used = 1;
     if (ok) {
         strcpy(p->name, name);
-        /* Where we stand is in the ring: a port is opened again after exec. */
-        if (out && (ok = map_ring(&p->out, fds[used++], out) == 0)) {
-            p->out.mine = atomic_load(&p->out.header->tail);
-            p->out.theirs = atomic_load(&p->out.header->head);
-            p->out.items = atomic_load(&p->out.header->items_in);
-        }
-        if (ok && in && (ok = map_ring(&p->in, fds[used++], in) == 0)) {
-            p->in.mine = p->in.theirs = atomic_load(&p->in.header->head);
-            p->in.items = atomic_load(&p->in.header->items_out);
-            p->in.asked = p->in.served & SERVED_DEMAND && atomic_load(&p->in.header->tail) != p->in.mine;
-        }
+        if (out && (ok = map_ring(&p->out, fds[used++], out) == 0)) resume_out(&p->out);
+        if (ok && in && (ok = map_ring(&p->in, fds[used++], in) == 0)) resume_in(&p->in);
     }
     if (ok && process.bell < 0) {
         process.bell = fds[0];
@@ -937,6 +1082,30 @@ static mvm_port *open_port(const char *name) {
     return p;
 }
 
+/* Whether a port leads one way, which an edge may have given it since it was opened. */
+static int leads(mvm_port *port, const struct end *e) {
+    if (likely(e->header != NULL)) return 1;
+    pthread_mutex_lock(&lock);
+    char question[300], answer[512];
+    int fds[3], used = 1;
+    unsigned long long out = 0, in = 0;
+    snprintf(question, sizeof question, "open %s", port->name);
+    if (ask(question, answer, sizeof answer, fds) >= 0 && sscanf(answer, "ok %llu %llu", &out, &in) == 2) {
+        int at_out = out ? used++ : 0, at_in = in ? used++ : 0;
+        struct end *mine = e == &port->out ? &port->out : &port->in, fresh = {.meta = 0};
+        int at = mine == &port->out ? at_out : at_in;
+        if (at && !map_ring(&fresh, fds[at], mine == &port->out ? out : in)) {
+            if (mine == &port->out) resume_out(&fresh);
+            else resume_in(&fresh);
+            *mine = fresh;
+        }
+    }
+    for (int k = 0; k < 3; k++)
+        if (fds[k] >= 0) close(fds[k]);
+    pthread_mutex_unlock(&lock);
+    return e->header != NULL;
+}
+
 mvm_port *mvm_open(const char *name) {
     pthread_mutex_lock(&lock);
     mvm_port *p = open_port(name);
@@ -951,9 +1120,7 @@ static void finish(struct end *e, _Atomic uint32_t *state, _Atomic uint32_t *oth
     atomic_fetch_or(state, STATE_CLOSED);
     atomic_thread_fence(memory_order_seq_cst);
     wake(other);
-    /* The daemon may hold the other end without sleeping on it. */
-    uint64_t one = 1;
-    if (write(process.bell, &one, sizeof one) < 0) { /* full: it rings already */ }
+    ring_bell(); /* the daemon may hold the other end without sleeping on it */
 }
 
 int mvm_end(mvm_port *port) {

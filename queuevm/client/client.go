@@ -62,8 +62,13 @@ type Port struct {
 	name  string
 	outMu sync.Mutex // guards out
 	out   end
-	inMu  sync.Mutex // guards in
+	inMu  sync.Mutex // guards in, and hops while in a wait
 	in    end
+	hops  uint64 // rings that it went on to
+
+	// What may be asked without the turn of a way.
+	leadsOut, leadsIn     atomic.Bool
+	largestOut, largestIn atomic.Int64
 }
 
 // Open opens a port by the name the topology gave it ("next", "dim0"...). The
@@ -120,6 +125,8 @@ func (s *session) adopt(p *Port, answer string, fds []int) error {
 	// Where this process stands is in the ring: a port is opened again after exec.
 	p.out.resume(true, s.bell)
 	p.in.resume(false, s.bell)
+	p.note(&p.out)
+	p.note(&p.in)
 	return nil
 }
 
@@ -174,17 +181,17 @@ func (s *session) ask(question string) (string, []int, error) {
 func (p *Port) Name() string { return p.name }
 
 // CanEnqueue says whether the port leads out.
-func (p *Port) CanEnqueue() bool { return p.out.header != nil }
+func (p *Port) CanEnqueue() bool { return p.leadsOut.Load() }
 
 // CanDequeue says whether the port leads in.
-func (p *Port) CanDequeue() bool { return p.in.header != nil }
+func (p *Port) CanDequeue() bool { return p.leadsIn.Load() }
 
 // LargestOut is the largest item, in bytes, that TryEnqueue, EnqueueTimed and
 // Reserve take: half the channel's capacity less 8.
-func (p *Port) LargestOut() int { return p.out.largest() }
+func (p *Port) LargestOut() int { return int(p.largestOut.Load()) }
 
 // LargestIn is the same for TryDequeue, DequeueTimed and Peek.
-func (p *Port) LargestIn() int { return p.in.largest() }
+func (p *Port) LargestIn() int { return int(p.largestIn.Load()) }
 
 // Enqueue enqueues one item and blocks while there is no room. Items over
 // LargestOut go in fragments and arrive as one. ErrClosed, ErrLost, ErrBroken,
@@ -193,7 +200,7 @@ func (p *Port) LargestIn() int { return p.in.largest() }
 func (p *Port) Enqueue(item []byte) error {
 	p.outMu.Lock()
 	defer p.outMu.Unlock()
-	return p.out.enqueue(item, never)
+	return p.enqueue(item, never)
 }
 
 // Instruct is Enqueue for an instruction instead of data: source for a processor
@@ -201,10 +208,9 @@ func (p *Port) Enqueue(item []byte) error {
 func (p *Port) Instruct(item []byte) error {
 	p.outMu.Lock()
 	defer p.outMu.Unlock()
-	meta := p.out.meta
 	p.out.meta |= kindInstruction
-	defer func() { p.out.meta = meta }()
-	return p.out.enqueue(item, never)
+	defer func() { p.out.meta &^= kindMask }()
+	return p.enqueue(item, never)
 }
 
 // TryEnqueue is Enqueue without waiting (ErrAgain), for items up to LargestOut
@@ -213,14 +219,14 @@ func (p *Port) Instruct(item []byte) error {
 func (p *Port) TryEnqueue(item []byte) error {
 	p.outMu.Lock()
 	defer p.outMu.Unlock()
-	return p.out.enqueue(item, atOnce)
+	return p.enqueue(item, atOnce)
 }
 
 // EnqueueTimed is TryEnqueue that waits up to limit (ErrTimeout).
 func (p *Port) EnqueueTimed(item []byte, limit time.Duration) error {
 	p.outMu.Lock()
 	defer p.outMu.Unlock()
-	return p.out.enqueue(item, in(limit))
+	return p.enqueue(item, in(limit))
 }
 
 // Dequeue dequeues one item of any length, blocking until there is one. ErrEnd
@@ -229,7 +235,7 @@ func (p *Port) EnqueueTimed(item []byte, limit time.Duration) error {
 func (p *Port) Dequeue() ([]byte, error) {
 	p.inMu.Lock()
 	defer p.inMu.Unlock()
-	return p.in.dequeue(nil, false, never)
+	return p.dequeue(nil, false, never)
 }
 
 // DequeueInto is Dequeue into a buffer of the caller's; it returns the item's
@@ -237,7 +243,7 @@ func (p *Port) Dequeue() ([]byte, error) {
 func (p *Port) DequeueInto(buffer []byte) (int, error) {
 	p.inMu.Lock()
 	defer p.inMu.Unlock()
-	item, err := p.in.dequeue(buffer, true, never)
+	item, err := p.dequeue(buffer, true, never)
 	return len(item), err
 }
 
@@ -254,7 +260,7 @@ func (p *Port) IsInstruction() bool {
 func (p *Port) SetPriority(priority uint8) {
 	p.outMu.Lock()
 	defer p.outMu.Unlock()
-	p.out.meta = uint32(priority) << 4
+	p.out.meta = p.out.meta&metaAwaits | uint32(priority)<<4
 }
 
 // TryDequeue is Dequeue without waiting (ErrAgain), for items up to LargestIn
@@ -264,14 +270,14 @@ func (p *Port) SetPriority(priority uint8) {
 func (p *Port) TryDequeue() ([]byte, error) {
 	p.inMu.Lock()
 	defer p.inMu.Unlock()
-	return p.in.dequeue(nil, false, atOnce)
+	return p.dequeue(nil, false, atOnce)
 }
 
 // DequeueTimed is TryDequeue that waits up to limit (ErrTimeout).
 func (p *Port) DequeueTimed(limit time.Duration) ([]byte, error) {
 	p.inMu.Lock()
 	defer p.inMu.Unlock()
-	return p.in.dequeue(nil, false, in(limit))
+	return p.dequeue(nil, false, in(limit))
 }
 
 // Items yields items until END. It stops early, without an error of its own,
@@ -293,7 +299,12 @@ func (p *Port) Items() iter.Seq[[]byte] {
 func (p *Port) Reserve(length int) ([]byte, error) {
 	p.outMu.Lock()
 	defer p.outMu.Unlock()
-	return p.out.reserve(length)
+	var room []byte
+	err := p.heeding(func() (err error) {
+		room, err = p.out.reserve(length)
+		return err
+	})
+	return room, err
 }
 
 // Commit enqueues the first length bytes of what Reserve gave.
@@ -308,7 +319,12 @@ func (p *Port) Commit(length int) error {
 func (p *Port) Peek() ([]byte, error) {
 	p.inMu.Lock()
 	defer p.inMu.Unlock()
-	return p.in.peek()
+	var item []byte
+	err := p.taking(func() (err error) {
+		item, err = p.in.peek()
+		return err
+	})
+	return item, err
 }
 
 // Release takes the peeked item off.

@@ -49,7 +49,7 @@ func TestLayoutIsTheDaemons(t *testing.T) {
 	mine := map[string]uintptr{
 		"magic": unsafe.Offsetof(h.magic), "version": unsafe.Offsetof(h.version), "capacity": unsafe.Offsetof(h.capacity),
 		"channel": unsafe.Offsetof(h.channel), "epoch": unsafe.Offsetof(h.epoch),
-		"served": unsafe.Offsetof(h.served), "most": unsafe.Offsetof(h.most), "demand": unsafe.Offsetof(h.demand), "verdict": unsafe.Offsetof(h.verdict),
+		"served": unsafe.Offsetof(h.served), "most": unsafe.Offsetof(h.most), "next": unsafe.Offsetof(h.next), "begun": unsafe.Offsetof(h.begun), "demand": unsafe.Offsetof(h.demand), "verdict": unsafe.Offsetof(h.verdict),
 		"tail": unsafe.Offsetof(h.tail), "itemsin": unsafe.Offsetof(h.itemsIn),
 		"head": unsafe.Offsetof(h.head), "itemsout": unsafe.Offsetof(h.itemsOut),
 		"producerwaits": unsafe.Offsetof(h.producerWaits), "producerstate": unsafe.Offsetof(h.producerState),

@@ -2,6 +2,7 @@ package client
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"syscall"
@@ -12,7 +13,7 @@ import (
 const (
 	headerSize   = 4096
 	magic        = 0x524D564D
-	version      = 2
+	version      = 3
 	awake        = 0
 	waitsFutex   = 1
 	waitsDaemon  = 2
@@ -20,6 +21,7 @@ const (
 	stateClosed  = 1
 	stateLost    = 2
 	stateBroken  = 4
+	switched     = 8 // ended by SWITCH: the port goes on with another ring
 	recordHeader = 8
 	totalHeader  = 8
 	flagMore     = 1 << 31
@@ -31,7 +33,16 @@ const (
 	servedVerdict  = 2 // the producer awaits what became of each item
 	impatient      = 1
 
-	kindMask        = 0xf // of a record's meta
+	// In consumerState, from the daemon to the producer.
+	controlSwitch  = 1 << 8 // end this ring before the next item, and go on with the next
+	controlChanged = 1 << 9 // the queue behind it has changed: read served and most again
+	controls       = controlSwitch | controlChanged
+
+	nextIn  = 1 // the port goes on with another ring after this one
+	nextOut = 2
+
+	metaAwaits      = 1 << 12 // of a record's meta: the producer awaits what becomes of the item
+	kindMask        = 0xf
 	kindInstruction = 1
 	countMask       = 1<<31 - 1 // demands and verdicts are counted so far
 	lengthMask      = flagControl - 1
@@ -45,12 +56,14 @@ type header struct {
 	served                       uint32
 	_                            [4]byte
 	most                         uint64
-	_                            [88]byte
+	next                         uint32
+	_                            [84]byte
 	tail, itemsIn                uint64
 	_                            [112]byte
 	head, itemsOut               uint64
 	demand, verdict              uint32
-	_                            [104]byte
+	begun                        uint64 // how far the record reaches that is being copied out in pieces
+	_                            [96]byte
 	producerWaits, producerState uint32
 	_                            [120]byte
 	consumerWaits, consumerState uint32
@@ -77,7 +90,14 @@ type end struct {
 	meta     uint32 // producer: of the items to come; consumer: of the last one
 	most     uint64 // producer: the largest item that the queue can hold, 0 for any
 	asked    bool   // consumer: the queue owes an answer, or it lies unread
+	deaf     bool   // producer: an item is begun, so the daemon's words must wait
+	switched bool   // producer: this ring is ended by SWITCH
+	channel  uint32
 }
+
+// errHeed never leaves this package: the port must heed a word of the daemon, or
+// go on with another ring, and try again.
+var errHeed = errors.New("heed")
 
 // open maps a ring: header and data, and the data once more behind it.
 func (e *end) open(fd int, capacity uint64) error {
@@ -102,9 +122,24 @@ func (e *end) open(fd int, capacity uint64) error {
 		_, _, _ = syscall.Syscall(syscall.SYS_MUNMAP, base, size, 0)
 		return err
 	}
-	e.header, e.capacity, e.served, e.most = h, capacity, h.served, h.most
+	e.header, e.capacity, e.channel = h, capacity, h.channel
+	e.reread()
 	e.data = unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(h), headerSize)), 2*capacity)
 	return nil
+}
+
+// reread takes what the daemon says about the queue behind a producer's ring.
+func (e *end) reread() {
+	e.most, e.served = atomic.LoadUint64(&e.header.most), atomic.LoadUint32(&e.header.served)
+	e.meta &^= metaAwaits
+	if e.served&servedVerdict != 0 {
+		e.meta |= metaAwaits
+	}
+}
+
+// unmap gives the ring's memory back.
+func (h *header) unmap(capacity uint64) {
+	_, _, _ = syscall.Syscall(syscall.SYS_MUNMAP, uintptr(unsafe.Pointer(h)), uintptr(headerSize+2*capacity), 0)
 }
 
 func mmap(at, size uintptr, protection, flags, fd int, offset uintptr) (uintptr, error) {
@@ -123,6 +158,7 @@ func (e *end) resume(out bool, bell int) {
 	tail, head := atomic.LoadUint64(&e.header.tail), atomic.LoadUint64(&e.header.head)
 	if out {
 		e.mine, e.theirs, e.items = tail, head, atomic.LoadUint64(&e.header.itemsIn)
+		e.switched = atomic.LoadUint32(&e.header.producerState)&switched != 0
 	} else {
 		e.mine, e.theirs, e.items = head, head, atomic.LoadUint64(&e.header.itemsOut)
 		e.asked = e.served&servedDemand != 0 && tail != head
@@ -161,6 +197,17 @@ func stateError(state uint32, plain error) error {
 // enqueued it must not hear of an error.
 func (e *end) gone() error {
 	if state := atomic.LoadUint32(&e.header.consumerState); state != 0 {
+		return e.says(state)
+	}
+	return nil
+}
+
+// says is what a consumerState that is not 0 means for the producer.
+func (e *end) says(state uint32) error {
+	if state&controls != 0 && !e.deaf {
+		return errHeed
+	}
+	if state &^= controls; state != 0 {
 		return stateError(state, ErrClosed)
 	}
 	return nil
@@ -182,19 +229,14 @@ func (e *end) putHeader(length int, flags uint32) {
 	binary.LittleEndian.PutUint64(e.at(e.mine, recordHeader), uint64(uint32(length)|flags)|uint64(e.meta)<<32)
 }
 
-func (e *end) enqueue(item []byte, until deadline) error {
-	if err := e.put(item, until); err != nil {
-		return err
-	}
-	return e.verdict()
-}
-
 // verdict is what became of the item just published, where the queue may
 // refuse it.
 func (e *end) verdict() error {
-	if e.served&servedVerdict == 0 {
+	if e.meta&metaAwaits == 0 {
 		return nil
 	}
+	e.deaf = true
+	defer func() { e.deaf = false }()
 	var word uint32
 	err := await(&e.header.producerWaits, never, func() (bool, error) {
 		if word = atomic.LoadUint32(&e.header.verdict); word>>1 == uint32(e.items)&countMask {
@@ -211,14 +253,14 @@ func (e *end) verdict() error {
 // put publishes one item.
 func (e *end) put(item []byte, until deadline) error {
 	switch {
-	case e.header == nil:
-		return ErrDirection
-	case e.most > 0 && uint64(len(item)) > e.most:
-		return ErrTooBig
 	case e.finished:
 		return ErrClosed
 	case e.holding:
 		return ErrMisuse
+	case atomic.LoadUint32(&e.header.consumerState)&controls != 0:
+		return errHeed // first of all: it may change what fits
+	case e.most > 0 && uint64(len(item)) > e.most:
+		return ErrTooBig
 	case len(item) > e.largest() && until != never:
 		return ErrTooBig
 	case len(item) <= e.largest() && (until != never || len(item) <= chunk):
@@ -260,6 +302,7 @@ func (e *end) putStream(flags uint32, total, item []byte) error {
 	if err := e.awaitRoom(uint64(before), never); err != nil {
 		return err
 	}
+	e.deaf = true
 	e.putHeader(len(total)+len(item), flags)
 	copy(e.at(e.mine+recordHeader, len(total)), total)
 	e.mine += uint64(before)
@@ -284,13 +327,15 @@ func (e *end) putStream(flags uint32, total, item []byte) error {
 }
 
 func (e *end) reserve(length int) ([]byte, error) {
-	switch {
-	case e.header == nil:
-		return nil, ErrDirection
-	case e.finished:
+	if e.finished {
 		return nil, ErrClosed
+	}
+	e.holding = false
+	switch {
 	case length < 0:
 		return nil, ErrMisuse
+	case atomic.LoadUint32(&e.header.consumerState)&controls != 0:
+		return nil, errHeed
 	case length > e.largest() || e.most > 0 && uint64(length) > e.most:
 		return nil, ErrTooBig
 	}
@@ -309,7 +354,10 @@ func (e *end) commit(length int) error {
 		return ErrMisuse
 	}
 	e.holding = false
-	if err := e.gone(); err != nil {
+	e.deaf = true // the room is in this ring
+	err := e.gone()
+	e.deaf = false
+	if err != nil {
 		return err
 	}
 	e.putHeader(length, 0)
@@ -457,6 +505,7 @@ func (e *end) takeStream(item []byte, skip uint64, length int, last bool) ([]byt
 	if err := e.awaitBytes(skip, never); err != nil {
 		return nil, err
 	}
+	atomic.StoreUint64(&e.header.begun, e.mine+skip+uint64(length+7)&^7)
 	e.giveBack(skip)
 	for length > 0 {
 		have := e.theirs - e.mine
@@ -485,8 +534,6 @@ func (e *end) takeStream(item []byte, skip uint64, length int, last bool) ([]byt
 // dequeue takes one item, into buffer when fixed, else into fresh memory.
 func (e *end) dequeue(buffer []byte, fixed bool, until deadline) ([]byte, error) {
 	switch {
-	case e.header == nil:
-		return nil, ErrDirection
 	case e.finished:
 		return nil, ErrEnd
 	case e.holding:
@@ -548,9 +595,6 @@ func (e *end) dequeue(buffer []byte, fixed bool, until deadline) ([]byte, error)
 }
 
 func (e *end) peek() ([]byte, error) {
-	if e.header == nil {
-		return nil, ErrDirection
-	}
 	if e.finished {
 		return nil, ErrEnd
 	}

@@ -86,15 +86,21 @@ func (e *end) hasBytes(need uint64) (bool, error) {
 	if tail-e.mine >= need {
 		return true, nil
 	}
-	if state != 0 {
-		return false, stateError(state, ErrEnd)
+	if state == 0 {
+		return false, nil
 	}
-	return false, nil
+	err := stateError(state, ErrEnd)
+	if err == ErrEnd && atomic.LoadUint32(&e.header.next)&nextIn != 0 {
+		err = errHeed
+	}
+	return false, err
 }
 
 func (e *end) hasRoom(need uint64) (bool, error) {
 	if state := atomic.LoadUint32(&e.header.consumerState); state != 0 {
-		return false, stateError(state, ErrClosed)
+		if err := e.says(state); err != nil {
+			return false, err
+		}
 	}
 	head := atomic.LoadUint64(&e.header.head)
 	if e.mine-head > e.capacity || head&7 != 0 {
@@ -195,11 +201,19 @@ func settle() {
 func (p *Port) ready() bool {
 	p.inMu.Lock()
 	defer p.inMu.Unlock()
+	return p.readyNow()
+}
+
+// readyNow is ready for who has the turn.
+func (p *Port) readyNow() bool {
 	e := &p.in
-	if e.header == nil || e.finished || e.broken {
+	if !p.leads(e) || e.finished || e.broken {
 		return true
 	}
 	ok, err := e.hasBytes(recordHeader)
+	if err == errHeed && p.goOn(e) == nil {
+		return p.readyNow()
+	}
 	if !ok || err != nil {
 		return err != nil
 	}
@@ -212,6 +226,9 @@ func (p *Port) ready() bool {
 		return true
 	}
 	ok, err = e.hasBytes(recordSize(int(word & lengthMask)))
+	if err == errHeed && p.goOn(e) == nil {
+		return p.readyNow()
+	}
 	return ok || err != nil
 }
 
@@ -303,9 +320,14 @@ func wait(until deadline, ports []*Port) (*Port, error) {
 	}
 	defer announce(awake)
 	for nap := 50 * time.Microsecond; ; nap = min(2*nap, time.Millisecond) {
+		before := rings(ports)
 		announce(until.waits())
 		if ok, _ := look(); ok {
 			return found, nil
+		}
+		if rings(ports) != before { // those that ports went on to were told nothing yet
+			demandAll(ports, false)
+			continue
 		}
 		if _, over := until.left(); over {
 			return nil, ErrTimeout
@@ -314,6 +336,14 @@ func wait(until deadline, ports []*Port) (*Port, error) {
 			time.Sleep(nap)
 		}
 	}
+}
+
+// rings counts the rings that the ports went on to.
+func rings(ports []*Port) (n uint64) {
+	for _, p := range ports {
+		n += p.hops
+	}
+	return n
 }
 
 // waiter is the kernel's struct futex_waitv.

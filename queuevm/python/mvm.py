@@ -143,11 +143,26 @@ class Port:
         self._out, self._in = threading.Lock(), threading.Lock()
         self._buffer = ctypes.create_string_buffer(64 << 10)
         self._handles = (ctypes.c_void_p * 1)(handle)
-        self.can_enqueue = bool(lib.mvm_can_enqueue(handle))
-        self.can_dequeue = bool(lib.mvm_can_dequeue(handle))
-        #: The largest item, in bytes, for the try, timed, reserve and peek forms.
-        self.largest_out = lib.mvm_largest(handle, 1)
-        self.largest_in = lib.mvm_largest(handle, 0)
+
+    # Asked each time: while the job runs an edge may be led elsewhere.
+
+    @property
+    def can_enqueue(self):
+        return bool(self._lib.mvm_can_enqueue(self._p))
+
+    @property
+    def can_dequeue(self):
+        return bool(self._lib.mvm_can_dequeue(self._p))
+
+    @property
+    def largest_out(self):
+        """The largest item, in bytes, that the try, timed and reserve forms take."""
+        return self._lib.mvm_largest(self._p, 1)
+
+    @property
+    def largest_in(self):
+        """The same for the try, timed and peek forms."""
+        return self._lib.mvm_largest(self._p, 0)
 
     def enqueue(self, item, timeout=None):
         """Enqueues one item (bytes) and blocks while there is no room; with a
@@ -158,13 +173,12 @@ class Port:
             if timeout is not None:
                 _check(self._lib.mvm_enqueue_timed(self._p, item, len(item), max(1, int(timeout * 1000))))
                 return
-            if len(item) > self.largest_out:  # in fragments, once begun not given up
-                _check(self._lib.mvm_enqueue(self._p, item, len(item)))
-                return
             code = self._lib.mvm_try_enqueue(self._p, item, len(item))
             slices = _slices()
             while code in (-5, -6):
                 code = self._lib.mvm_enqueue_slice(self._p, item, len(item), next(slices))
+            if code == -4:  # in fragments, once begun not given up
+                code = self._lib.mvm_enqueue(self._p, item, len(item))
             _check(code)
 
     def instruct(self, item):
@@ -191,9 +205,11 @@ class Port:
         was taken."""
         with self._in:
             n = self._lib.mvm_try_dequeue(self._p, self._buffer, len(self._buffer))
-            if n == -5:
+            while n == -5:
                 self._await(timeout)
                 n = self._lib.mvm_try_dequeue(self._p, self._buffer, len(self._buffer))
+                if timeout is not None:
+                    break
             if n == -4:  # bigger than the buffer, or in fragments
                 return self._whole()
             return self._buffer.raw[:_check(n)] if n > 4096 else ctypes.string_at(self._buffer, _check(n))
