@@ -44,6 +44,7 @@ type connections struct {
 type connection struct {
 	clock *atomic.Int64
 	state atomic.Int64 // the phase, above the clock when it began
+	talks bool         // in a conversation; guarded by connections.mu
 }
 
 // phaseShift is where in a connection's state its phase begins.
@@ -82,7 +83,9 @@ func mostConnections() int {
 
 // context is for http.Server.ConnContext, which is called before ConnState.
 func (c *connections) context(ctx context.Context, conn net.Conn) context.Context {
-	return context.WithValue(ctx, connectionKey{}, c.add(conn))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return context.WithValue(ctx, connectionKey{}, c.open[beneath(conn)])
 }
 
 // changed is for http.Server.ConnState.
@@ -90,11 +93,37 @@ func (c *connections) changed(conn net.Conn, state http.ConnState) {
 	if state == http.StateClosed || state == http.StateHijacked {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		delete(c.open, conn)
+		delete(c.open, beneath(conn))
 	}
 }
 
-// add takes a new connection in, or closes it.
+// end closes a connection that net/http does not have.
+func (c *connections) end(conn net.Conn) {
+	c.mu.Lock()
+	delete(c.open, conn)
+	c.mu.Unlock()
+	_ = conn.Close()
+}
+
+// each calls do with every connection that is in a conversation.
+func (c *connections) each(do func(net.Conn)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for conn, k := range c.open {
+		if k.talks {
+			do(conn)
+		}
+	}
+}
+
+// talks notes whether a connection is in a conversation.
+func (c *connections) talks(k *connection, talks bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k.talks = talks
+}
+
+// add takes a new connection in, or closes it and returns nil.
 func (c *connections) add(conn net.Conn) *connection {
 	k := &connection{clock: &c.clock}
 	k.enter(phaseIdle)
@@ -117,6 +146,7 @@ func (c *connections) add(conn net.Conn) *connection {
 	case full:
 		c.dropped.Inc()
 		refuseConnection(conn)
+		return nil
 	}
 	return k
 }

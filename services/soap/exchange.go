@@ -20,7 +20,11 @@ import (
 type exchange struct {
 	context.Context
 	server     *Server
-	request    *http.Request
+	request    *http.Request // nil in a conversation until somebody asks for it
+	head       []byte        // what it is made of there, until the call is read
+	life       life          // the context beneath, in a conversation
+	method     string
+	remote     string
 	connection *connection // nil for a call that came otherwise, as in tests
 	id         string
 	service    string // "" outside services
@@ -51,7 +55,7 @@ func (x *exchange) Value(key any) any {
 func exchangeOf(ctx context.Context) *exchange { return ctx.Value(exchangeKey{}).(*exchange) }
 
 func (s *Server) beginExchange(w http.ResponseWriter, r *http.Request) *exchange {
-	x := &exchange{Context: r.Context(), server: s, id: r.Header.Get("X-Request-Id"), operation: "unknown", started: time.Now()}
+	x := &exchange{Context: r.Context(), server: s, method: r.Method, remote: r.RemoteAddr, id: r.Header.Get("X-Request-Id"), operation: "unknown", started: time.Now()}
 	if !saneRequestID(x.id) {
 		x.id = newRequestID()
 	}
@@ -84,8 +88,8 @@ func (x *exchange) answering() {
 	}
 }
 
-// end writes the exchange's line and counts it. It is deferred around the
-// handlers and takes their panics.
+// end finishes an exchange. It is deferred around the handlers and takes their
+// panics.
 func (x *exchange) end() {
 	p := recover()
 	if p != nil && p != http.ErrAbortHandler {
@@ -94,6 +98,15 @@ func (x *exchange) end() {
 			refuse(&x.out, http.StatusInternalServerError, "a fault inside the node; its log says more under request id %s", x.id)
 		}
 	}
+	x.finish(p != nil)
+	if p == http.ErrAbortHandler {
+		x.aborted = true
+		panic(p)
+	}
+}
+
+// finish writes the exchange's line and counts it.
+func (x *exchange) finish(panicked bool) {
 	s := x.server
 	x.took = time.Since(x.started)
 	if x.code == "" {
@@ -112,21 +125,17 @@ func (x *exchange) end() {
 	s.metrics.in.Add(float64(x.in.n))
 	s.metrics.out.Add(float64(x.out.n))
 	level := logrus.InfoLevel
-	if x.code == "internal" || p != nil {
+	if x.code == "internal" || panicked {
 		level = logrus.ErrorLevel
 	} else if x.code == "ok" && s.quiet[x.name()] {
 		level = logrus.DebugLevel
 	}
 	x.log(level)
-	if p == http.ErrAbortHandler {
-		x.aborted = true
-		panic(p)
-	}
 }
 
 // name is what a Guard and Config.Quiet call the exchange.
 func (x *exchange) name() string {
-	if x.service != "" && x.request.Method == http.MethodPost {
+	if x.service != "" && x.method == http.MethodPost {
 		return x.service + "/" + x.operation
 	}
 	return x.operation

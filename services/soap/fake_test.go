@@ -211,6 +211,7 @@ func (g *fakeGrid) DequeueContext(_ context.Context, r *wsdl.Dequeue) (*wsdl.Deq
 type running struct {
 	*Server
 	grid *fakeGrid
+	mute bool // net/http gets all connections
 	url  string
 	log  *lockedBuffer
 	stop func() error // ends Serve and returns what it returned
@@ -256,6 +257,9 @@ func start(t testing.TB, config Config, mount ...func(*running)) *running {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
+	if v.mute {
+		listener = muteListener{listener}
+	}
 	go func() { done <- v.Serve(ctx, listener) }()
 	v.stop = sync.OnceValue(func() error { cancel(); return <-done })
 	t.Cleanup(func() { _ = v.stop() })

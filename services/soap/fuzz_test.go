@@ -88,29 +88,40 @@ func FuzzClient(f *testing.F) {
 var _ http.Handler = (*Server)(nil)
 
 // Whatever bytes come in on a connection, whole HTTP answers go out, of
-// statuses that were foreseen, and others are served afterwards.
+// statuses that were foreseen, and others are served afterwards. They are the
+// same whether a conversation begins the connection or net/http.
 func FuzzHTTP(f *testing.F) {
 	grid := &fakeGrid{base: func() string { return "http://x" }, jobs: map[string]*wsdl.SubmitJob{}, blobs: map[string][]byte{}}
-	server, err := NewServer(Config{Contracts: []wsdl.Contract{wsdl.BootstrapContract(grid)}, Limits: Limits{Body: 1 << 16}})
-	if err != nil {
-		f.Fatal(err)
-	}
 	// Not TCP: the ends of so many connections would use up the ports.
-	path := filepath.Join(f.TempDir(), "socket")
-	listener, err := net.Listen("unix", path)
-	if err != nil {
-		f.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- server.Serve(ctx, listener) }()
-	f.Cleanup(func() {
-		stop()
-		if err := <-done; err != nil {
-			f.Error(err)
+	serve := func(wrap func(net.Listener) net.Listener) (path string) {
+		server, err := NewServer(Config{Contracts: []wsdl.Contract{wsdl.BootstrapContract(grid)}, Limits: Limits{Body: 1 << 16}})
+		if err != nil {
+			f.Fatal(err)
 		}
-	})
-	exchange := func(t *testing.T, sent []byte) (answers []*http.Response) {
+		path = filepath.Join(f.TempDir(), "socket")
+		listener, err := net.Listen("unix", path)
+		if err != nil {
+			f.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- server.Serve(ctx, wrap(listener)) }()
+		f.Cleanup(func() {
+			stop()
+			if err := <-done; err != nil {
+				f.Error(err)
+			}
+		})
+		return path
+	}
+	plain := serve(func(l net.Listener) net.Listener { return l })
+	mute := serve(func(l net.Listener) net.Listener { return muteListener{l} })
+	type answer struct {
+		status int
+		said   string
+		cut    bool
+	}
+	exchange := func(t *testing.T, path string, sent []byte) (answers []answer) {
 		conn, err := net.Dial("unix", path)
 		if err != nil {
 			t.Fatal(err)
@@ -130,20 +141,25 @@ func FuzzHTTP(f *testing.F) {
 				}
 				return answers
 			}
-			answer, err := http.ReadResponse(from, nil)
+			got, err := http.ReadResponse(from, nil)
 			if err != nil {
 				t.Fatalf("no HTTP: %v", err)
 			}
-			said, err := io.ReadAll(answer.Body)
-			if answer.StatusCode == http.StatusBadRequest && errors.Is(err, syscall.ECONNRESET) {
-				// net/http gives up on a head that is no HTTP with what followed
-				// it unread, and the kernel tells the sender so.
-				return append(answers, answer)
+			said, err := io.ReadAll(got.Body)
+			// net/http gives up on a head that is no HTTP with what followed
+			// it unread, and the kernel tells the sender so.
+			cut := got.StatusCode == http.StatusBadRequest && errors.Is(err, syscall.ECONNRESET)
+			if err != nil && !cut || strings.Contains(string(said), "<code>internal</code>") {
+				t.Fatalf("%s, %v: %s", got.Status, err, said)
 			}
-			if err != nil || strings.Contains(string(said), "<code>internal</code>") {
-				t.Fatalf("%s, %v: %s", answer.Status, err, said)
+			got.Header.Del("Date")
+			text := fmt.Sprint(got.Header, string(said))
+			if id := got.Header.Get("X-Request-Id"); id != "" {
+				text = strings.ReplaceAll(text, id, "ID")
 			}
-			answers = append(answers, answer)
+			if answers = append(answers, answer{got.StatusCode, text, cut}); cut {
+				return answers
+			}
 		}
 	}
 	call := envelope11(getBroker)
@@ -151,6 +167,8 @@ func FuzzHTTP(f *testing.F) {
 	length := fmt.Sprintf("Content-Length: %d\r\n", len(call))
 	chunked := fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(call), call)
 	f.Add([]byte(head + length + "\r\n" + call + head + length + "\r\n" + call))
+	f.Add([]byte(head + length + "X-Request-Id: a\r\n\r\n" + call + "\r\n" + head + length + "\r\n" + call + "GET"))
+	f.Add([]byte(head + length + "\r\n" + call + "\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" + head + length + "\r\n" + call))
 	f.Add([]byte(head + "Transfer-Encoding: chunked\r\n\r\n" + chunked))
 	f.Add([]byte(head + length + "Transfer-Encoding: chunked\r\n\r\n" + chunked + "GET /services HTTP/1.1\r\nHost: y\r\n\r\n"))
 	f.Add([]byte(head + length + length + "Expect: 100-continue\r\n\r\n" + call))
@@ -160,15 +178,27 @@ func FuzzHTTP(f *testing.F) {
 		if strings.HasPrefix(strings.ToUpper(string(sent)), "HEAD") || strings.Contains(string(sent), "HEAD") {
 			return // whose answer has no body, which only who asked knows
 		}
-		for _, answer := range exchange(t, sent) {
-			switch answer.StatusCode {
+		ours := exchange(t, plain, sent)
+		for _, a := range ours {
+			switch a.status {
 			case 100, 200, 301, 400, 404, 405, 408, 413, 415, 417, 431, 500, 501, 503, 505:
 			default:
-				t.Fatalf("%s", answer.Status)
+				t.Fatalf("%d", a.status)
 			}
 		}
-		if after := exchange(t, []byte("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")); len(after) != 1 || after[0].StatusCode != 200 {
-			t.Fatalf("afterwards: %v", after)
+		theirs := exchange(t, mute, sent)
+		for i := range max(len(ours), len(theirs)) {
+			if i >= len(ours) || i >= len(theirs) {
+				t.Fatalf("%d answers, and %d of net/http", len(ours), len(theirs))
+			}
+			if ours[i].status != theirs[i].status || !ours[i].cut && !theirs[i].cut && ours[i].said != theirs[i].said {
+				t.Fatalf("%+v, and of net/http %+v", ours[i], theirs[i])
+			}
+		}
+		for _, path := range []string{plain, mute} {
+			if after := exchange(t, path, []byte("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")); len(after) != 1 || after[0].status != 200 {
+				t.Fatalf("afterwards: %v", after)
+			}
 		}
 	})
 }

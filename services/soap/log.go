@@ -24,7 +24,7 @@ func (f *logFormatter) Format(e *logrus.Entry) ([]byte, error) {
 		return f.rest.Format(e)
 	}
 	b := e.Buffer
-	if b == nil || len(e.Data) > 0 || e.Caller != nil || x.message != "" || !verbatim(x.code) || !verbatim(x.operation) || !verbatim(x.request.RemoteAddr) || !verbatim(x.id) || !verbatim(x.service) {
+	if b == nil || len(e.Data) > 0 || e.Caller != nil || x.message != "" || !verbatim(x.code) || !verbatim(x.operation) || !verbatim(x.remote) || !verbatim(x.id) || !verbatim(x.service) {
 		return f.rest.Format(&logrus.Entry{
 			Logger: e.Logger, Time: e.Time, Level: e.Level, Message: e.Message, Caller: e.Caller, Buffer: b, Data: x.fields(),
 		})
@@ -44,7 +44,7 @@ func (f *logFormatter) Format(e *logrus.Entry) ([]byte, error) {
 	line = append(line, `","out":`...)
 	line = strconv.AppendInt(line, x.out.n, 10)
 	line = append(line, `,"remote":"`...)
-	line = append(line, x.request.RemoteAddr...)
+	line = append(line, x.remote...)
 	line = append(line, `","request":"`...)
 	line = append(line, x.id...)
 	line = append(line, `","service":"`...)
@@ -72,7 +72,7 @@ func verbatim(s string) bool {
 // fields are what the line of a call says.
 func (x *exchange) fields() logrus.Fields {
 	fields := logrus.Fields{
-		"request": x.id, "remote": x.request.RemoteAddr, "service": x.service, "operation": x.operation,
+		"request": x.id, "remote": x.remote, "service": x.service, "operation": x.operation,
 		"status": x.status(), "code": x.code, "in": x.in.n, "out": x.out.n, "micros": x.took.Microseconds(),
 	}
 	if x.message != "" {

@@ -2,7 +2,6 @@ package soap
 
 import (
 	"bytes"
-	"net/http/httptest"
 	"testing"
 	"time"
 
@@ -20,7 +19,7 @@ func TestLogLineIsWhatLogrusWrites(t *testing.T) {
 				slow.Reset()
 				log := logrus.New()
 				x := &exchange{
-					server: &Server{config: Config{Log: log}}, request: httptest.NewRequest("POST", "/", nil), id: "0123abcd", service: "broker",
+					server: &Server{config: Config{Log: log}}, remote: "192.0.2.1:1234", id: "0123abcd", service: "broker",
 					operation: operation, code: "ok", message: message, started: time.Unix(1_800_000_000, 123_456_000), took: 1234 * time.Microsecond,
 				}
 				x.in.n, x.out.n, x.out.status = 1024, 77, status

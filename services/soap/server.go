@@ -94,6 +94,7 @@ type Server struct {
 	connections *connections
 	stopping    atomic.Bool
 	flights     flights
+	second      atomic.Pointer[second] // the last that was an answer's date
 }
 
 // NewServer returns a Server that listens on nothing yet. It fails when two
@@ -163,14 +164,23 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 		ConnState:         s.connections.changed,
 		ErrorLog:          log.New(logWriter{s.config.Log}, "", 0),
 	}
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
+	others := newHandovers(listener)
+	served, accepted := make(chan error, 1), make(chan error, 1)
+	go func() { served <- server.Serve(others) }()
+	go func() { accepted <- s.accept(calls, others) }()
 	select {
-	case err := <-served:
+	case err := <-accepted:
+		_ = server.Close()
+		<-served
+		s.connections.each(func(conn net.Conn) { _ = conn.Close() })
 		return fmt.Errorf("serve %s: %w", listener.Addr(), err)
 	case <-ctx.Done():
 	}
 	s.stopping.Store(true)
+	_ = others.Close()
+	<-accepted
+	// Who waits for a request looks up; a call that is carried out is the last.
+	s.connections.each(func(conn net.Conn) { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
 	// Closes the listener and idle connections at once, and keeps none.
 	closed := make(chan struct{})
 	patience, stop := context.WithTimeout(context.Background(), s.limits.Drain+s.limits.Shutdown)
@@ -192,6 +202,7 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 		done()
 	}
 	_ = server.Close()
+	s.connections.each(func(conn net.Conn) { _ = conn.Close() })
 	return left
 }
 

@@ -87,39 +87,56 @@ func (s *Server) call(w http.ResponseWriter, r *http.Request, x *exchange, v *se
 		refuse(w, refused.status, "%s", refused.why)
 		return
 	}
-	status := http.StatusOK
-	x.code = "ok"
-	if err == nil {
-		err = writeEnvelope(answer, version, response)
-	}
-	if err != nil {
-		f := failureOf(r.Context(), err)
-		if f.fault.RequestId == "" {
-			f.fault.RequestId = x.id
-		}
-		x.code, x.message = string(*f.fault.Code), f.fault.Message
-		answer.Reset()
-		if status, err = f.write(answer, version); err != nil {
-			refuse(w, http.StatusInternalServerError, "the fault cannot be written: %s", err)
-			return
-		}
-	}
+	status, media := x.settle(answer, version, response, err)
 	header := w.Header()
-	header["Content-Type"] = []string{version.media + "; charset=utf-8"}
+	header["Content-Type"] = []string{media}
 	header["Content-Length"] = []string{strconv.Itoa(answer.Len())}
 	w.WriteHeader(status)
 	_, _ = w.Write(answer.Bytes()) // a caller that went away is no error of ours
 }
 
+// settle writes the envelope of an answer, or of the fault in its place, behind
+// what answer has.
+func (x *exchange) settle(answer *bytes.Buffer, version version, response any, err error) (status int, media string) {
+	before := answer.Len()
+	x.code = "ok"
+	if err == nil {
+		if err = writeEnvelope(answer, version, response); err == nil {
+			return http.StatusOK, version.mediaType()
+		}
+	}
+	f := failureOf(x, err)
+	if f.fault.RequestId == "" {
+		f.fault.RequestId = x.id
+	}
+	x.code, x.message = string(*f.fault.Code), f.fault.Message
+	answer.Truncate(before)
+	if status, err = f.write(answer, version); err != nil {
+		answer.Truncate(before)
+		return x.broken(answer, "the fault cannot be written: "+err.Error())
+	}
+	return status, version.mediaType()
+}
+
+// broken answers in plain text where there cannot even be a fault.
+func (x *exchange) broken(answer *bytes.Buffer, why string) (status int, media string) {
+	x.code = string(wsdl.FaultCodeInternal)
+	answer.WriteString(why + "\n")
+	return http.StatusInternalServerError, "text/plain; charset=utf-8"
+}
+
+// fell makes an error of a panic. It is deferred around what carries out calls.
+func (x *exchange) fell(err *error) {
+	if p := recover(); p != nil {
+		x.panicked(p)
+		*err = wsdl.NewFault(wsdl.FaultCodeInternal, x.operation+" failed inside the node", "its log says more under request id "+x.id)
+	}
+}
+
 // perform reads, judges and carries out a call. The version is right as far
 // as it could be found out, also when there is an error; a panic is one.
 func (s *Server) perform(w http.ResponseWriter, r *http.Request, x *exchange, v *service) (version version, response any, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			x.panicked(p)
-			err = wsdl.NewFault(wsdl.FaultCodeInternal, x.operation+" failed inside the node", "its log says more under request id "+x.id)
-		}
-	}()
+	defer x.fell(&err)
 	if version, err = versionOf(r); err != nil {
 		return version, nil, err
 	}
@@ -141,7 +158,13 @@ func versionOf(r *http.Request) (version, error) {
 	if len(header) != 1 {
 		return v, &refusal{http.StatusUnsupportedMediaType, "send one Content-Type: text/xml (SOAP 1.1) or application/soap+xml (SOAP 1.2), with charset=utf-8"}
 	}
-	media, charset, err := mediaType(header[0])
+	return versionFor(header[0])
+}
+
+// versionFor is the version that goes with a Content-Type.
+func versionFor(header string) (version, error) {
+	v := soap11()
+	media, charset, err := mediaType(header)
 	if err != nil || media != media11 && media != media12 {
 		return v, &refusal{http.StatusUnsupportedMediaType, "this Content-Type is not served; send text/xml (SOAP 1.1) or application/soap+xml (SOAP 1.2), with charset=utf-8"}
 	}
@@ -167,28 +190,33 @@ func mediaType(header string) (media, charset string, err error) {
 	return media, parameters["charset"], err
 }
 
-// read reads the envelope and decodes the operation's element out of it. The
-// Guard is asked as soon as the operation is known.
+// read reads the envelope and decodes the operation's element out of it.
 func (s *Server) read(w http.ResponseWriter, r *http.Request, x *exchange, v *service, version version) (context.Context, *operation, version, any, error) {
-	ctx := r.Context()
 	body := take[bytes.Buffer](&s.buffers)
 	defer recycle(&s.buffers, body)
 	held, err := s.readBody(w, r, body)
 	defer held.release()
 	if err != nil {
-		return ctx, nil, version, nil, err
+		return x, nil, version, nil, err
 	}
+	return s.decode(x, v, version, body.Bytes())
+}
+
+// decode decodes the operation's element out of an envelope. The Guard is asked
+// as soon as the operation is known.
+func (s *Server) decode(x *exchange, v *service, version version, data []byte) (ctx context.Context, _ *operation, _ version, _ any, err error) {
+	ctx = x
 	scanner := take[wsdl.Scanner](&s.scanners)
 	defer keep(&s.scanners, scanner)
 	var m *message // nil: the scanner has the body's child
 	var operation *operation
-	if scanned, ok := scanMessage(scanner, body.Bytes(), s.limits.Document); ok {
+	if scanned, ok := scanMessage(scanner, data, s.limits.Document); ok {
 		if space, local := scanner.Name(); string(space) == wsdl.Namespace {
 			operation, version = v.operations[string(local)], scanned
 		}
 	}
 	if operation == nil {
-		m, err = openMessage(body.Bytes(), s.limits.Document, version)
+		m, err = openMessage(data, s.limits.Document, version)
 		version = m.version
 		if err != nil {
 			return ctx, nil, version, nil, err
@@ -202,6 +230,10 @@ func (s *Server) read(w http.ResponseWriter, r *http.Request, x *exchange, v *se
 	}
 	x.operation, x.counts = operation.Name, operation.counts()
 	if s.config.Guard != nil {
+		var r *http.Request
+		if r, err = x.asked(); err != nil {
+			return ctx, nil, version, nil, err
+		}
 		if ctx, err = s.config.Guard.Guard(ctx, r, x.name()); err != nil {
 			return ctx, nil, version, nil, err
 		}
@@ -213,7 +245,7 @@ func (s *Server) read(w http.ResponseWriter, r *http.Request, x *exchange, v *se
 			return ctx, operation, version, request, nil
 		}
 		request = operation.NewRequest()
-		if m, err = openMessage(body.Bytes(), s.limits.Document, version); err != nil {
+		if m, err = openMessage(data, s.limits.Document, version); err != nil {
 			return ctx, nil, version, nil, err
 		}
 	}

@@ -1,0 +1,383 @@
+package soap
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+)
+
+// conversation is a connection on which nothing but plain requests came so far
+// (readHead). Those it answers as ServeHTTP would, to the byte, at half of the
+// cost: on the one goroutine that reads, without a header map, a reader, a
+// writer or a context of net/http's, and without a second goroutine that waits
+// for the caller to hang up, unless the call's context is asked. With the first
+// request that is not plain, all that was not answered is handed over to
+// net/http, which keeps the connection from then on.
+type conversation struct {
+	*connection
+	server *Server
+	conn   net.Conn
+	calls  context.Context // of all calls; it ends at a shutdown
+	remote string
+	begun  time.Time
+	in     []byte // what arrived and was not read yet
+	kept   bool   // something was answered
+
+	// Deadlines cost as much as small system calls, so each is set for a second
+	// longer than it must be, and only anew when less is left.
+	readBy, writeBy time.Time
+
+	// The last media type, for callers do not change theirs.
+	media   string
+	version version
+}
+
+const (
+	firstRead = 4 << 10                // bytes that a silent connection holds
+	headRoom  = 384                    // bytes of an answer's head at most
+	inTime    = 100 * time.Millisecond // for a plain request to arrive whole; net/http has more patience
+	rest      = time.Second            // by which a deadline may be late
+)
+
+// converse answers plain requests and returns when there are no more of them:
+// the connection is then to be handed over, or it has ended.
+func (c *conversation) converse() (on bool) {
+	s := c.server
+	defer func() {
+		if p := recover(); p != nil {
+			s.config.Log.WithFields(logrus.Fields{"remote": c.remote, "panic": p, "stack": string(debug.Stack())}).Error("panic")
+			on = false
+		}
+	}()
+	c.in = make([]byte, 0, firstRead)
+	c.readBy = c.begun.Add(s.limits.Header)
+	_ = c.conn.SetReadDeadline(c.readBy)
+	if !c.await(1) {
+		return false
+	}
+	for {
+		h, ok := c.request()
+		if s.stopping.Load() {
+			return false
+		}
+		if !ok {
+			return true
+		}
+		ended, ok := c.call(h)
+		if !ok {
+			return false
+		}
+		c.kept = true
+		c.enter(phaseIdle)
+		if ended.Add(s.limits.Idle).After(c.readBy) {
+			c.readBy = ended.Add(s.limits.Idle + rest)
+			_ = c.conn.SetReadDeadline(c.readBy)
+		}
+		// As net/http does: a few bytes are no request yet, and line ends after
+		// a POST are none of it.
+		if !c.await(4) {
+			return false
+		}
+		c.drop(len(c.in[:4]) - len(bytes.TrimLeft(c.in[:4], "\r\n")))
+	}
+}
+
+// await waits for so many bytes of a request. False ends the connection.
+func (c *conversation) await(bytes int) bool {
+	for len(c.in) < bytes {
+		// After a shutdown began, deadlines are in the past: see hush.
+		if c.server.stopping.Load() || !c.read() {
+			return false
+		}
+	}
+	return true
+}
+
+// read reads what there is into the room that c.in has.
+func (c *conversation) read() bool {
+	n, err := c.conn.Read(c.in[len(c.in):cap(c.in)])
+	c.in = c.in[:len(c.in)+n]
+	return err == nil
+}
+
+// drop forgets the first bytes, which were answered.
+func (c *conversation) drop(bytes int) {
+	left := c.in[bytes:]
+	if cap(c.in) > firstRead && len(left) < firstRead {
+		c.in = make([]byte, 0, firstRead)
+	}
+	c.in = c.in[:copy(c.in[:cap(c.in)], left)]
+}
+
+// request reads on until there is a plain request whole. False leaves what there
+// is to net/http.
+func (c *conversation) request() (h head, ok bool) {
+	for patient := false; ; patient = true {
+		h, found := c.readHead(c.in)
+		need := len(c.in) + 1
+		switch found {
+		case odd:
+			return h, false
+		case whole:
+			if need = h.size + h.length; len(c.in) >= need {
+				return h, true
+			}
+		}
+		switch {
+		case need <= cap(c.in):
+		case found == part:
+			return h, false
+		default:
+			c.in = append(make([]byte, 0, need), c.in...)
+		}
+		if !patient {
+			c.readBy = time.Now().Add(inTime)
+			_ = c.conn.SetReadDeadline(c.readBy)
+		}
+		if !c.read() {
+			return h, false
+		}
+	}
+}
+
+// call carries out a call and sends its answer. False ends the connection.
+func (c *conversation) call(h head) (ended time.Time, ok bool) {
+	s := c.server
+	s.flights.begin()
+	defer s.flights.end()
+	c.enter(phaseWorking)
+	x := &exchange{server: s, connection: c.connection, method: http.MethodPost, remote: c.remote, service: h.service.contract.Name, operation: "unknown", started: time.Now()}
+	x.life = life{base: c.calls, conn: c.conn}
+	x.Context = &x.life
+	if x.id = string(h.id); !saneRequestID(x.id) {
+		x.id = newRequestID()
+	}
+	s.metrics.flight.Inc()
+	x.in.n = int64(h.length)
+	answer := take[bytes.Buffer](&s.buffers)
+	defer recycle(&s.buffers, answer)
+	status, media := c.answer(x, h, answer)
+	if next, hung := x.life.end(); hung {
+		c.in = append(c.in, next...)
+		c.readBy = time.Time{}
+	}
+	x.out.status, x.out.n = status, int64(answer.Len()-headRoom)
+	last := s.stopping.Load()
+	data := x.putHead(answer.Bytes(), media, last)
+	c.enter(phaseAnswering)
+	if len(data) <= smallBody {
+		// The caller may look for what is said of its call once it has the answer.
+		x.finish(false)
+		return x.started.Add(x.took), c.send(data, x.started.Add(x.took)) && !last
+	}
+	ok = c.send(data, time.Now())
+	x.finish(false)
+	return x.started.Add(x.took), ok && !last
+}
+
+// answer carries out a call and writes the answer's body behind the room for
+// its head.
+func (c *conversation) answer(x *exchange, h head, answer *bytes.Buffer) (status int, media string) {
+	defer func() {
+		if p := recover(); p != nil {
+			x.panicked(p)
+			answer.Reset()
+			answer.Write(make([]byte, headRoom))
+			status, media = x.broken(answer, "a fault inside the node; its log says more under request id "+x.id)
+		}
+	}()
+	answer.Write(make([]byte, headRoom))
+	version, response, err := c.perform(x, h)
+	return x.settle(answer, version, response, err)
+}
+
+// perform judges and carries out a call, as Server.perform does.
+func (c *conversation) perform(x *exchange, h head) (version version, response any, err error) {
+	defer x.fell(&err)
+	version = h.version // also after a panic
+	ctx, operation, version, request, err := c.decode(x, h)
+	if err != nil {
+		return version, nil, err
+	}
+	response, err = operation.Call(ctx, request)
+	return version, response, err
+}
+
+// decode decodes a request, which is then forgotten.
+func (c *conversation) decode(x *exchange, h head) (context.Context, *operation, version, any, error) {
+	defer c.drop(h.size + h.length)
+	x.head = c.in[:h.size]
+	return c.server.decode(x, h.service, h.version, c.in[h.size:h.size+h.length])
+}
+
+// send sends a part of an answer after the other, with a time for each.
+func (c *conversation) send(data []byte, now time.Time) bool {
+	for {
+		if by := now.Add(c.server.limits.Write); by.After(c.writeBy) {
+			c.writeBy = by.Add(rest)
+			_ = c.conn.SetWriteDeadline(c.writeBy)
+		}
+		n, err := c.conn.Write(data[:min(len(data), 1<<20)])
+		if data = data[n:]; err != nil || len(data) == 0 {
+			return err == nil
+		}
+		now = time.Now()
+	}
+}
+
+// putHead puts the head of an answer into the end of the room that is left for
+// it, as net/http writes it, and returns the answer from there on.
+func (x *exchange) putHead(answer []byte, media string, last bool) []byte {
+	var room [headRoom]byte
+	b := append(room[:0], "HTTP/1.1 "...)
+	b = strconv.AppendInt(b, int64(x.out.status), 10)
+	b = append(b, ' ')
+	b = append(b, http.StatusText(x.out.status)...)
+	b = append(b, "\r\nContent-Length: "...)
+	b = strconv.AppendInt(b, x.out.n, 10)
+	b = append(b, "\r\nContent-Type: "...)
+	b = append(b, media...)
+	b = append(b, "\r\nX-Content-Type-Options: nosniff\r\nX-Request-Id: "...)
+	b = append(b, x.id...)
+	b = append(b, "\r\nDate: "...)
+	b = append(b, x.server.date(time.Now())...)
+	if last {
+		b = append(b, "\r\nConnection: close"...)
+	}
+	b = append(b, "\r\n\r\n"...)
+	answer = answer[headRoom-len(b):]
+	copy(answer, b)
+	return answer
+}
+
+// second is a moment as HTTP writes it.
+type second struct {
+	unix int64
+	text string
+}
+
+// date formats a second once.
+func (s *Server) date(now time.Time) string {
+	d := s.second.Load()
+	if d == nil || d.unix != now.Unix() {
+		d = &second{now.Unix(), now.UTC().Format(http.TimeFormat)}
+		s.second.Store(d)
+	}
+	return d.text
+}
+
+// asked is the request as net/http sees it, for the Guard.
+func (x *exchange) asked() (*http.Request, error) {
+	if x.request != nil {
+		return x.request, nil
+	}
+	r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(x.head)))
+	if err != nil {
+		return nil, err
+	}
+	r.Body = http.NoBody
+	r.RemoteAddr = x.remote
+	x.request = r.WithContext(x)
+	return x.request, nil
+}
+
+// life is the context of a call that came in a conversation. Nobody listens
+// whether its caller hangs up until it is asked, and the call has taken so long
+// that it may matter: most calls are over by then.
+type life struct {
+	base context.Context
+	conn net.Conn
+
+	mu     sync.Mutex      // guards what follows
+	over   bool            // the call has ended
+	ctx    context.Context // nil until somebody asks
+	cancel context.CancelFunc
+	timer  *time.Timer
+	looked chan struct{} // closed when the listener is done; nil while there is none
+	next   [1]byte       // of the next request, once the listener is done
+	n      int
+}
+
+// noMatter is for how long a call goes on although its caller may be gone.
+const noMatter = 10 * time.Millisecond
+
+func (l *life) asked() context.Context {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ctx == nil {
+		l.ctx, l.cancel = context.WithCancel(l.base)
+		if l.over {
+			l.cancel()
+		} else {
+			l.timer = time.AfterFunc(noMatter, l.listen)
+		}
+	}
+	return l.ctx
+}
+
+// Deadline implements context.Context.
+func (l *life) Deadline() (time.Time, bool) { return l.base.Deadline() }
+
+// Done implements context.Context.
+func (l *life) Done() <-chan struct{} { return l.asked().Done() }
+
+// Err implements context.Context.
+func (l *life) Err() error { return l.asked().Err() }
+
+// Value implements context.Context. It makes no use of Done.
+func (l *life) Value(key any) any {
+	l.mu.Lock()
+	ctx := l.ctx
+	l.mu.Unlock()
+	if ctx == nil {
+		ctx = l.base
+	}
+	return ctx.Value(key)
+}
+
+// listen reads on until the caller hangs up, or says something else, or the
+// call is over.
+func (l *life) listen() {
+	l.mu.Lock()
+	if l.over {
+		l.mu.Unlock()
+		return
+	}
+	l.looked = make(chan struct{})
+	defer close(l.looked)
+	_ = l.conn.SetReadDeadline(time.Time{})
+	l.mu.Unlock()
+	n, err := l.conn.Read(l.next[:])
+	if l.n = n; n == 0 && !errors.Is(err, os.ErrDeadlineExceeded) {
+		l.cancel()
+	}
+}
+
+// end ends the context. listened says that the connection's deadline was
+// changed, and next is what came meanwhile.
+func (l *life) end() (next []byte, listened bool) {
+	l.mu.Lock()
+	l.over = true
+	looked := l.looked
+	if l.timer != nil {
+		l.timer.Stop()
+		l.cancel()
+	}
+	l.mu.Unlock()
+	if looked == nil {
+		return nil, false
+	}
+	_ = l.conn.SetReadDeadline(time.Unix(1, 0))
+	<-looked
+	return l.next[:l.n], true
+}
