@@ -4,9 +4,11 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"mvm/broker/profile"
+	"mvm/queuevm/codec"
 	"mvm/wsdl"
 )
 
@@ -133,17 +135,42 @@ func (y *layout) awaken(job string, number, i int) *wsdl.Awaken {
 			}
 		}
 	}
+	for id := range y.job.Queues {
+		if y.homes[id] == i {
+			for _, name := range y.job.Queues[id].Programs() {
+				sources[name] = true
+			}
+		}
+	}
 	for _, s := range y.job.Sources {
-		if !sources[s.Name] {
-			continue
+		if sources[s.Name] {
+			request.Build = append(request.Build, buildOf(s))
 		}
-		build := &wsdl.Build{Source: s.Name, Language: wsdl.Of(wsdl.Language(s.Language)), Flag: s.Flags}
-		for _, f := range s.Files {
-			build.File = append(build.File, &wsdl.FileRef{Name: f.Name, Digest: f.Digest})
-		}
-		request.Build = append(request.Build, build)
 	}
 	return request
+}
+
+// buildOf is what a node is told of a source that it builds.
+func buildOf(s profile.Source) *wsdl.Build {
+	build := &wsdl.Build{Source: s.Name, Language: wsdl.Of(wsdl.Language(s.Language)), Flag: s.Flags}
+	for _, f := range s.Files {
+		build.File = append(build.File, &wsdl.FileRef{Name: f.Name, Digest: f.Digest})
+	}
+	return build
+}
+
+// encodersOf is a queue's chain as nodes are told it: every version named.
+func encodersOf(steps []codec.Step) (encoders []*wsdl.Encoder) {
+	for _, s := range steps {
+		e := &wsdl.Encoder{Decode: s.Decode, Type: s.Type}
+		if name, version, ok := strings.Cut(s.Program, "@"); ok {
+			e.Registered, e.Version = name, wsdl.Of(wsdl.Number(version))
+		} else {
+			e.Codec = wsdl.Of(wsdl.Codec(s.Codec))
+		}
+		encoders = append(encoders, e)
+	}
+	return encoders
 }
 
 // instantiate is the job instantiation message for member i (paper, section 4
@@ -178,7 +205,7 @@ func (y *layout) instantiate(job string, number, i int, proxies []proxyRecord) *
 			Id: wsdl.Of(int32(c.ID)), Capacity: int32(c.Capacity),
 			From: y.end(i, c.From, c.To), To: y.end(i, c.To, c.From),
 		}
-		if q := c.To.Queue; q > 0 && len(y.job.Queues[q-1].Steps) > 0 {
+		if q := c.To.Queue; q > 0 && (len(y.job.Queues[q-1].Steps) > 0 || y.job.Queues[q-1].Rule != "") {
 			channel.Label = y.label(c.From)
 		}
 		request.Channel = append(request.Channel, channel)
@@ -190,9 +217,7 @@ func (y *layout) instantiate(job string, number, i int, proxies []proxyRecord) *
 		q := &y.job.Queues[id-1]
 		served := &wsdl.ServedQueue{
 			Id: int32(q.ID), Name: q.Name, Type_: wsdl.Of(wsdl.QueueType(q.Type)), Full: wsdl.Of(wsdl.FullPolicy(q.Full)), Capacity: int32(q.Capacity),
-		}
-		for _, s := range q.Steps {
-			served.Encoder = append(served.Encoder, &wsdl.Encoder{Codec: wsdl.Of(wsdl.Codec(s.Codec)), Decode: s.Decode, Type: s.Type})
+			Encoder: encodersOf(q.Steps), Rule: q.Rule,
 		}
 		served.Link = q.Link.Document()
 		request.Queue = append(request.Queue, served)

@@ -101,7 +101,7 @@ func (b *Service) RegisterProfileContext(ctx context.Context, request *wsdl.Regi
 		return nil, wsdl.Faultf(wsdl.FaultCodeInvalidRequest, "no profile with a kind is given")
 	}
 	kind, name := *p.Kind, p.Name
-	content := &wsdl.Profile{Kind: p.Kind, Name: name, Description: p.Description, Topology: p.Topology, Resources: p.Resources, Job: p.Job}
+	content := &wsdl.Profile{Kind: p.Kind, Name: name, Description: p.Description, Topology: p.Topology, Resources: p.Resources, Job: p.Job, Codec: p.Codec, Rule: p.Rule}
 	blobs, err := profile.ProfileBlobs(content, nil)
 	if err != nil {
 		return nil, err
@@ -172,7 +172,7 @@ func (b *Service) RegisterProfileContext(ctx context.Context, request *wsdl.Regi
 // checkProfile refuses what no job could use.
 func (b *Service) checkProfile(p *wsdl.Profile, blobs map[string][]byte) error {
 	given := 0
-	for _, there := range []bool{p.Topology != nil, p.Resources != nil, p.Job != nil} {
+	for _, there := range []bool{p.Topology != nil, p.Resources != nil, p.Job != nil, p.Codec != nil, p.Rule != nil} {
 		if there {
 			given++
 		}
@@ -181,6 +181,8 @@ func (b *Service) checkProfile(p *wsdl.Profile, blobs map[string][]byte) error {
 		wsdl.ProfileKindTopology:  p.Topology != nil,
 		wsdl.ProfileKindResources: p.Resources != nil,
 		wsdl.ProfileKindJob:       p.Job != nil,
+		wsdl.ProfileKindCodec:     p.Codec != nil,
+		wsdl.ProfileKindRule:      p.Rule != nil,
 	}
 	if given != 1 || !fits[*p.Kind] {
 		return wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("the profile %q of kind %s has not exactly one element %s", p.Name, *p.Kind, *p.Kind),
@@ -221,6 +223,10 @@ func (b *Service) tryProfile(p *wsdl.Profile, blobs map[string][]byte) error {
 	switch {
 	case p.Job != nil && !open(p.Job.Parameter):
 		return try(p.Job)
+	case p.Codec != nil:
+		return profile.CheckLogic(*p.Kind, p.Codec)
+	case p.Rule != nil:
+		return profile.CheckLogic(*p.Kind, p.Rule)
 	case p.Resources != nil && !open(p.Resources.Parameter):
 		j, r := bare(2), *p.Resources
 		j.Parameter, r.Parameter = r.Parameter, nil
@@ -296,11 +302,18 @@ func digestsIn(p *wsdl.Profile) []string {
 		}
 	}
 	graph(p.Topology)
-	if j := p.Job; j != nil {
-		for _, s := range j.Source {
+	source := func(s *wsdl.Source) {
+		if s != nil {
 			for _, f := range s.File {
 				add(f.Digest)
 			}
+		}
+	}
+	source(p.Codec)
+	source(p.Rule)
+	if j := p.Job; j != nil {
+		for _, s := range j.Source {
+			source(s)
 		}
 		for _, f := range j.Input {
 			add(f.Digest)
@@ -323,7 +336,7 @@ func (b *Service) GetProfileContext(ctx context.Context, request *wsdl.GetProfil
 		return nil, err
 	}
 	if request.Kind == nil {
-		return nil, wsdl.Faultf(wsdl.FaultCodeInvalidRequest, "no kind is given, expected topology, resources or job")
+		return nil, wsdl.Faultf(wsdl.FaultCodeInvalidRequest, "no kind is given, expected topology, resources, job, codec or rule")
 	}
 	p, err := b.profiles.find(*request.Kind, request.Name, request.Version)
 	if err != nil {

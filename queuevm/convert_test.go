@@ -21,7 +21,7 @@ import (
 
 func chain(t testing.TB, capacity int, steps ...codec.Step) Converter {
 	t.Helper()
-	c, err := codec.New(steps, codec.Limits{Item: capacity})
+	c, err := codec.New(steps, codec.Limits{Item: capacity}, nil)
 	must(t, err)
 	return c
 }

@@ -110,6 +110,8 @@ func (v *Awaken) visit(c *codec, field int) bool {
 		return list(c, &v.Build, record)
 	case 8:
 		return list(c, &v.File, record)
+	case 9:
+		return optional(c, &v.QueueLimits, rooted)
 	}
 	return false
 }
@@ -1812,8 +1814,12 @@ func (v *Encoder) visit(c *codec, field int) bool {
 	case 0:
 		return optional(c, &v.Codec, text)
 	case 1:
-		return one(c, &v.Decode, boolean)
+		return one(c, &v.Registered, text)
 	case 2:
+		return optional(c, &v.Version, text)
+	case 3:
+		return one(c, &v.Decode, boolean)
+	case 4:
 		return one(c, &v.Type, text)
 	}
 	return false
@@ -2025,6 +2031,10 @@ func (v *Node) visit(c *codec, field int) bool {
 	case 16:
 		return one(c, &v.Cleaning, text)
 	case 17:
+		return texts(c, &v.Unconfined, text)
+	case 18:
+		return optional(c, &v.QueueLimits, rooted)
+	case 19:
 		return one(c, &v.State, text)
 	}
 	return false
@@ -2190,6 +2200,10 @@ func (v *Profile) visit(c *codec, field int) bool {
 		return optional(c, &v.Resources, record)
 	case 7:
 		return optional(c, &v.Job, rooted)
+	case 8:
+		return optional(c, &v.Codec, record)
+	case 9:
+		return optional(c, &v.Rule, record)
 	}
 	return false
 }
@@ -2206,6 +2220,10 @@ func (v *Queue) visit(c *codec, field int) bool {
 		return optional(c, &v.Capacity, text)
 	case 4:
 		return optional(c, &v.Full, text)
+	case 5:
+		return one(c, &v.Rule, text)
+	case 6:
+		return optional(c, &v.Version, text)
 	}
 	return false
 }
@@ -2262,6 +2280,35 @@ func (v *QueueItem) visit(c *codec, field int) bool {
 		return one(c, &v.Name, text)
 	}
 	return false
+}
+
+func (v *QueueLimits) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Types, text)
+	case 1:
+		return one(c, &v.Codecs, text)
+	case 2:
+		return one(c, &v.Registered, text)
+	case 3:
+		return one(c, &v.Rules, text)
+	case 4:
+		return one(c, &v.Machines, number)
+	case 5:
+		return one(c, &v.Queues, number)
+	case 6:
+		return one(c, &v.Channels, number)
+	case 7:
+		return one(c, &v.Memory, number)
+	}
+	return false
+}
+
+func (v *QueueLimits) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "queueLimits", &v.XMLName
 }
 
 func (v *QueueState) visit(c *codec, field int) bool {
@@ -2416,6 +2463,8 @@ func (v *ServedQueue) visit(c *codec, field int) bool {
 		return list(c, &v.Encoder, record)
 	case 6:
 		return optional(c, &v.Link, record)
+	case 7:
+		return one(c, &v.Rule, text)
 	}
 	return false
 }

@@ -185,7 +185,7 @@ type BrokerContext interface {
 	CancelJobContext(ctx context.Context, request *CancelJob) (*CancelJobResponse, error)
 	// Bytes of a process's stdout, stderr or output file, during and after the run.
 	GetOutputContext(ctx context.Context, request *GetOutput) (*GetOutputResponse, error)
-	// Store a topology, resources or job profile under a name, as a new version.
+	// Store a topology, resources, job, codec or rule under a name, as a new version.
 	RegisterProfileContext(ctx context.Context, request *RegisterProfile) (*RegisterProfileResponse, error)
 	// A registered profile with its content.
 	GetProfileContext(ctx context.Context, request *GetProfile) (*GetProfileResponse, error)
@@ -273,7 +273,7 @@ func BrokerContract(server BrokerContext) Contract {
 		{Name: "GetOutput", Doc: "Bytes of a process's stdout, stderr or output file, during and after the run.", NewRequest: func() any { return new(GetOutput) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.GetOutputContext(ctx, request.(*GetOutput)))
 		}},
-		{Name: "RegisterProfile", Doc: "Store a topology, resources or job profile under a name, as a new version.", NewRequest: func() any { return new(RegisterProfile) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "RegisterProfile", Doc: "Store a topology, resources, job, codec or rule under a name, as a new version.", NewRequest: func() any { return new(RegisterProfile) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.RegisterProfileContext(ctx, request.(*RegisterProfile)))
 		}},
 		{Name: "GetProfile", Doc: "A registered profile with its content.", NewRequest: func() any { return new(GetProfile) }, Call: func(ctx context.Context, request any) (any, error) {

@@ -326,6 +326,12 @@ const (
 	ProfileKindResources ProfileKind = "resources"
 
 	ProfileKindJob ProfileKind = "job"
+
+	// A program that converts items.
+	ProfileKindCodec ProfileKind = "codec"
+
+	// A program that orders a queue.
+	ProfileKindRule ProfileKind = "rule"
 )
 
 type ChangeState string
@@ -806,6 +812,9 @@ type Awaken struct {
 
 	// Input blobs to fetch ahead.
 	File []*FileRef `xml:"file" json:"file,omitempty"`
+
+	// What the job's queues want of this node; absent: channels at most.
+	QueueLimits *QueueLimits `xml:"queueLimits,omitempty" json:"queueLimits,omitempty"`
 }
 
 type AwakenResponse struct {
@@ -1597,18 +1606,73 @@ type Queue struct {
 	// Default block.
 
 	Full *FullPolicy `xml:"full,attr,omitempty" json:"full,omitempty"`
+
+	// The name of a registered rule: a program that gives each item its place in the queue, or drops it. Only for the types fifo, work and broadcast.
+
+	Rule string `xml:"rule,attr,omitempty" json:"rule,omitempty"`
+
+	// Of the rule. Default: the newest when the job is submitted.
+
+	Version *Number `xml:"version,attr,omitempty" json:"version,omitempty"`
 }
 
 type Encoder struct {
-	Codec *Codec `xml:"codec,attr" json:"codec,omitempty"`
+
+	// Exactly one of codec and registered is given.
+
+	Codec *Codec `xml:"codec,attr,omitempty" json:"codec,omitempty"`
+
+	// The name of a registered codec: a program that makes bytes of bytes. It is built and run, confined, where the queue is kept.
+
+	Registered string `xml:"registered,attr,omitempty" json:"registered,omitempty"`
+
+	// Of the registered codec. Default: the newest when the job is submitted.
+
+	Version *Number `xml:"version,attr,omitempty" json:"version,omitempty"`
 
 	// true: from the codec's form to what it stands for. Default false: into the codec's form.
 
 	Decode bool `xml:"decode,attr,omitempty" json:"decode,omitempty"`
 
-	// What the bytes hold where they do not say it themselves. For xdr, which needs it, a type specifier of RFC 4506: double<>, or struct { int id; string name<>; }. For xml the name of the root element that is written, by default item. No other codec takes one.
+	// What the bytes hold where they do not say it themselves. For xdr, which needs it, a type specifier of RFC 4506: double<>, or struct { int id; string name<>; }. For xml the name of the root element that is written, by default item. For a registered codec whatever it makes of it. No other codec takes one.
 
 	Type string `xml:"type,attr,omitempty" json:"type,omitempty"`
+}
+
+type QueueLimits struct {
+	XMLName xml.Name `xml:"urn:mvm:1 queueLimits"`
+
+	// Types of queue: fifo, priority, lifo, latest, work, broadcast.
+
+	Types string `xml:"types,attr,omitempty" json:"types,omitempty"`
+
+	// Built-in codecs: raw, lines, json, xml, xdr, base64, zstd.
+
+	Codecs string `xml:"codecs,attr,omitempty" json:"codecs,omitempty"`
+
+	// Registered codecs.
+
+	Registered string `xml:"registered,attr,omitempty" json:"registered,omitempty"`
+
+	// Registered rules.
+
+	Rules string `xml:"rules,attr,omitempty" json:"rules,omitempty"`
+
+	// Queue-level VMs at once: attempts of jobs. 0 or absent: no limit.
+
+	Machines int32 `xml:"machines,attr,omitempty" json:"machines,omitempty"`
+
+	// Served queues that one job keeps here. 0 or absent: no limit.
+
+	Queues int32 `xml:"queues,attr,omitempty" json:"queues,omitempty"`
+
+	// Channels of one job with an end here. 0 or absent: no limit.
+
+	Channels int32 `xml:"channels,attr,omitempty" json:"channels,omitempty"`
+
+	// MiB that one job's queues and channels hold here at most. 0 or absent: no limit.
+
+	Memory int64 `xml:"memory,attr,omitempty" json:"memory,omitempty"`
 }
 
 type JobPolicy struct {
@@ -1712,6 +1776,12 @@ type Node struct {
 
 	// pidNamespace, cgroup or subreaper.
 	Cleaning string `xml:"cleaning,omitempty" json:"cleaning,omitempty"`
+
+	// A wall around registered codecs and rules that this machine does not have. Absent: all stand.
+	Unconfined []string `xml:"unconfined" json:"unconfined,omitempty"`
+
+	// What its own file lets queues have.
+	QueueLimits *QueueLimits `xml:"queueLimits,omitempty" json:"queueLimits,omitempty"`
 
 	// up, or lost: its lease ran out.
 	State string `xml:"state,omitempty" json:"state,omitempty"`
@@ -1879,6 +1949,10 @@ type Profile struct {
 	Resources *Resources `xml:"resources,omitempty" json:"resources,omitempty"`
 
 	Job *Job `xml:"job,omitempty" json:"job,omitempty"`
+
+	Codec *Source `xml:"codec,omitempty" json:"codec,omitempty"`
+
+	Rule *Source `xml:"rule,omitempty" json:"rule,omitempty"`
 }
 
 type Blob struct {
@@ -1963,11 +2037,14 @@ type ServedQueue struct {
 	// Bytes.
 	Capacity int32 `xml:"capacity" json:"capacity,omitempty"`
 
-	// The steps that convert each item, in order.
+	// The steps that convert each item, in order. A registered codec is the source codec:NAME@VERSION of Awaken.
 	Encoder []*Encoder `xml:"encoder" json:"encoder,omitempty"`
 
 	// What its home imposes between each producer and it.
 	Link *Link `xml:"link,omitempty" json:"link,omitempty"`
+
+	// NAME@VERSION of its registered rule, which is the source rule:NAME@VERSION of Awaken.
+	Rule string `xml:"rule,omitempty" json:"rule,omitempty"`
 }
 
 type Channel struct {
@@ -2527,7 +2604,7 @@ type BrokerPortType interface {
 	// Error can be either of the following types:
 	//
 	//   - GridFault
-	/* Store a topology, resources or job profile under a name, as a new version. */
+	/* Store a topology, resources, job, codec or rule under a name, as a new version. */
 	RegisterProfile(request *RegisterProfile) (*RegisterProfileResponse, error)
 
 	RegisterProfileContext(ctx context.Context, request *RegisterProfile) (*RegisterProfileResponse, error)

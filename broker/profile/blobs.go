@@ -25,6 +25,11 @@ func ProfileBlobs(profile *wsdl.Profile, read func(path string) ([]byte, error))
 	if profile.Job != nil {
 		b.job(profile.Job)
 	}
+	for kind, source := range map[string]*wsdl.Source{"codec": profile.Codec, "rule": profile.Rule} {
+		if source != nil {
+			b.source(place{path: kind}, source)
+		}
+	}
 	if profile.Topology != nil {
 		b.graph(place{path: "topology"}, profile.Topology.Graph)
 	}
@@ -40,13 +45,8 @@ type blobs struct {
 func (b *blobs) job(job *wsdl.Job) {
 	at := place{path: "job"}
 	for i, source := range job.Source {
-		if source == nil {
-			continue
-		}
-		for j, file := range source.File {
-			if file != nil {
-				b.file(at.nth("source", i).nth("file", j), (*wsdl.InputFile)(file))
-			}
+		if source != nil {
+			b.source(at.nth("source", i), source)
 		}
 	}
 	for i, input := range job.Input {
@@ -67,6 +67,14 @@ func (b *blobs) job(job *wsdl.Job) {
 	for i, topology := range job.Topology {
 		if topology != nil {
 			b.graph(at.nth("topology", i).child("graph"), topology.Graph)
+		}
+	}
+}
+
+func (b *blobs) source(at place, source *wsdl.Source) {
+	for i, file := range source.File {
+		if file != nil {
+			b.file(at.nth("file", i), (*wsdl.InputFile)(file))
 		}
 	}
 }

@@ -56,6 +56,7 @@ type compiler struct {
 	out    *Job
 	queues map[string]*queueKind
 	tasks  map[string]int // name to index in out.Tasks
+	logic  []Source       // of registered codecs and rules that queues use
 	copied int            // file names that are not shared between processes
 	broken bool           // the processes are not known, so nothing can be wired
 }
@@ -69,6 +70,7 @@ func (c *compiler) compile(job *wsdl.Job, arguments map[string]string) {
 
 	c.compileQueues(at, job.Queue)
 	sources := c.compileSources(at, job.Source)
+	c.out.Sources = append(c.out.Sources, c.logic...)
 	c.compileTasks(at, job, sources)
 	if !c.broken {
 		c.wire(at, job)
@@ -93,40 +95,47 @@ func (c *compiler) compileSources(at place, sources []*wsdl.Source) map[string]b
 			}
 		}
 		known[name.text] = true
-		language := wsdl.Or(source.Language, "")
-		switch language {
-		case wsdl.LanguageC, wsdl.LanguageCpp, wsdl.LanguageGo_, wsdl.LanguagePython, wsdl.LanguageShell:
-		default:
-			c.add(here.attribute("language"), string(language), "c, cpp, go, python or shell",
-				"%s has the language %s, expected c, cpp, go, python or shell", what, quote(string(language)))
-		}
-		result := Source{Name: name.text, Language: string(language)}
-		taken := files{}
-		for j, file := range source.File {
-			if file == nil {
-				c.add(here.nth("file", j), "nothing", "a file", "file %d of %s is empty", j+1, what)
-				continue
-			}
-			f := c.compileFile(here.nth("file", j), taken, nil, fmt.Sprintf("file %d of %s", j+1, what), wsdl.InputFile(*file))
-			if why := unfitSource(language, f.Name); why != "" {
-				c.add(here.nth("file", j), f.Name, "another file", "%s: %s", what, why)
-			}
-			result.Files = append(result.Files, f)
-		}
-		if len(source.File) == 0 {
-			c.add(here, "no file", "at least one file", "%s has no file", what)
-		}
-		for j, flag := range source.Flag {
-			before := len(c.list) + c.left
-			flag = c.word(here.nth("flag", j), flag, fmt.Sprintf("flag %d of %s", j+1, what))
-			if why := unfitFlag(language, flag); why != "" && len(c.list)+c.left == before {
-				c.add(here.nth("flag", j), flag, "another flag, or none", "%s: %s", what, why)
-			}
-			result.Flags = append(result.Flags, flag)
-		}
+		result := c.compileSource(here, what, source)
+		result.Name = name.text
 		c.out.Sources = append(c.out.Sources, result)
 	}
 	return known
+}
+
+// compileSource resolves one source but for its name.
+func (c *compiler) compileSource(here place, what string, source *wsdl.Source) Source {
+	language := wsdl.Or(source.Language, "")
+	switch language {
+	case wsdl.LanguageC, wsdl.LanguageCpp, wsdl.LanguageGo_, wsdl.LanguagePython, wsdl.LanguageShell:
+	default:
+		c.add(here.attribute("language"), string(language), "c, cpp, go, python or shell",
+			"%s has the language %s, expected c, cpp, go, python or shell", what, quote(string(language)))
+	}
+	result := Source{Language: string(language)}
+	taken := files{}
+	for j, file := range source.File {
+		if file == nil {
+			c.add(here.nth("file", j), "nothing", "a file", "file %d of %s is empty", j+1, what)
+			continue
+		}
+		f := c.compileFile(here.nth("file", j), taken, nil, fmt.Sprintf("file %d of %s", j+1, what), wsdl.InputFile(*file))
+		if why := unfitSource(language, f.Name); why != "" {
+			c.add(here.nth("file", j), f.Name, "another file", "%s: %s", what, why)
+		}
+		result.Files = append(result.Files, f)
+	}
+	if len(source.File) == 0 {
+		c.add(here, "no file", "at least one file", "%s has no file", what)
+	}
+	for j, flag := range source.Flag {
+		before := len(c.list) + c.left
+		flag = c.word(here.nth("flag", j), flag, fmt.Sprintf("flag %d of %s", j+1, what))
+		if why := unfitFlag(language, flag); why != "" && len(c.list)+c.left == before {
+			c.add(here.nth("flag", j), flag, "another flag, or none", "%s: %s", what, why)
+		}
+		result.Flags = append(result.Flags, flag)
+	}
+	return result
 }
 
 // word expands a text that becomes an argument or a variable's value.

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"mvm/queuevm/codec"
+	"mvm/wsdl"
 )
 
 // Bounds of one job. A profile that asks for more is refused before anything
@@ -43,7 +44,7 @@ const (
 type Job struct {
 	Name        string
 	Description string
-	Sources     []Source   // as the document orders them
+	Sources     []Source   // as the document orders them; then registered codecs and rules, as codec:NAME@VERSION and rule:NAME@VERSION
 	Tasks       []Task     // as the document orders them
 	Processes   []Process  // by ID: task by task, then by index
 	Channels    []Channel  // by ID
@@ -134,7 +135,21 @@ type Queue struct {
 	Full     string // a wsdl.FullPolicy
 	Capacity int    // bytes, a power of two
 	Steps    []codec.Step
-	Link     *Link // nil imposes nothing
+	Link     *Link  // nil imposes nothing
+	Rule     string // NAME@VERSION of a registered one, "" for the type's own
+}
+
+// Programs names the sources of the queue's registered codecs and rule.
+func (q *Queue) Programs() (names []string) {
+	for _, s := range q.Steps {
+		if s.Program != "" {
+			names = append(names, LogicSource(wsdl.ProfileKindCodec, s.Program))
+		}
+	}
+	if q.Rule != "" {
+		names = append(names, LogicSource(wsdl.ProfileKindRule, q.Rule))
+	}
+	return names
 }
 
 // QueueEnds lists, for each served queue, the processes that give to it or take

@@ -18,6 +18,7 @@ type queueKind struct {
 	full     wsdl.FullPolicy
 	capacity int
 	steps    []codec.Step
+	rule     string // NAME@VERSION of a registered one, or ""
 	at       place
 	made     int // queues of this kind so far
 
@@ -28,7 +29,7 @@ type queueKind struct {
 // served says that such a queue is more than a fifo between two ends, and so
 // needs a home.
 func (k *queueKind) served() bool {
-	return k.kind != wsdl.QueueTypeFifo || k.full != wsdl.FullPolicyBlock || len(k.steps) > 0
+	return k.kind != wsdl.QueueTypeFifo || k.full != wsdl.FullPolicyBlock || len(k.steps) > 0 || k.rule != ""
 }
 
 // shared says that such a queue is for many takers: one of it for each pair of
@@ -74,6 +75,7 @@ func (c *compiler) compileQueues(at place, queues []*wsdl.Queue) {
 			c.add(here.attribute("full"), string(kind.full), "nothing here", "%s is of type latest, which each item replaces: it is never full, so full means nothing for it", what)
 		}
 		kind.steps = c.steps(here, what, queue.Encoder)
+		kind.rule = c.rule(here, what, queue)
 		asked := c.whole(numberField(&c.problems, here, c.scope, "capacity", queue.Capacity),
 			"the capacity of "+what, 1, MaxCapacity, DefaultCapacity)
 		for int64(kind.capacity) < asked {
@@ -102,9 +104,13 @@ func (c *compiler) steps(at place, what string, encoders []*wsdl.Encoder) []code
 		if typ.bad {
 			return nil
 		}
-		steps = append(steps, codec.Step{Codec: string(wsdl.Or(encoder.Codec, "")), Decode: encoder.Decode, Type: typ.text})
+		program, ok := c.encoder(at.nth("encoder", i), fmt.Sprintf("encoder %d of %s", i+1, what), encoder)
+		if !ok {
+			return nil
+		}
+		steps = append(steps, codec.Step{Codec: string(wsdl.Or(encoder.Codec, "")), Decode: encoder.Decode, Type: typ.text, Program: program})
 	}
-	if _, err := codec.New(steps, codec.Limits{}); err != nil {
+	if _, err := codec.New(steps, codec.Limits{}, nil); err != nil {
 		found := fmt.Sprint(len(steps), " encoders")
 		var wrong *codec.StepError
 		if errors.As(err, &wrong) {
@@ -136,7 +142,7 @@ func (c *compiler) kindOf(name field, what string) *queueKind {
 
 // queue makes a served queue of a kind and gives its ID.
 func (w *wirer) queue(k *queueKind, l *Link) int {
-	q := Queue{ID: len(w.out.Queues) + 1, Link: l, Name: k.name, Type: string(k.kind), Full: string(k.full), Capacity: k.capacity, Steps: k.steps}
+	q := Queue{ID: len(w.out.Queues) + 1, Link: l, Name: k.name, Type: string(k.kind), Full: string(k.full), Capacity: k.capacity, Steps: k.steps, Rule: k.rule}
 	if k.made++; k.made > 1 {
 		q.Name = fmt.Sprintf("%s#%d", k.name, k.made)
 	}

@@ -11,5 +11,5 @@ func (p *process) converter(q Queue) (queuevm.Converter, error) {
 	if len(q.Steps) == 0 {
 		return nil, nil
 	}
-	return codec.New(q.Steps, codec.Limits{Item: min(max(q.Capacity, 1), queuevm.ConvertedMax)})
+	return codec.New(q.Steps, codec.Limits{Item: min(max(q.Capacity, 1), queuevm.ConvertedMax)}, nil)
 }

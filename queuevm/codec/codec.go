@@ -13,6 +13,8 @@
 package codec
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"strings"
 )
@@ -37,17 +39,25 @@ type Step struct {
 	// xdr a type specifier of RFC 4506 ("double<>", "struct { int id; }"), for
 	// xml the name of the root element that is written (default "item").
 	Type string
+	// Program is a codec that is registered, as NAME@VERSION, in place of Codec:
+	// what makes bytes of bytes by means that this package does not know.
+	Program string
 }
+
+// Conversion is what a registered codec does to one item, as Converter.Convert
+// of package queuevm does.
+type Conversion func(item []byte) ([]byte, error)
 
 func (s Step) String() string {
 	way := "encode "
 	if s.Decode {
 		way = "decode "
 	}
+	way += cmp.Or(s.Program, s.Codec)
 	if s.Type != "" {
-		return way + s.Codec + " " + s.Type
+		return way + " " + s.Type
 	}
-	return way + s.Codec
+	return way
 }
 
 // StepError says which step of a chain cannot stand where it is, or could not go
@@ -150,8 +160,9 @@ func Names() []string { return []string{Raw, Lines, JSON, XML, XDR, Base64, Zstd
 
 // New makes a chain, or says, as a *StepError, which step cannot stand where it
 // is; any other error is about the chain as a whole. No steps is
-// the chain that changes nothing.
-func New(steps []Step, limits Limits) (*Chain, error) {
+// the chain that changes nothing. open makes what the registered codecs do; with
+// nil in its place the chain is only checked.
+func New(steps []Step, limits Limits, open func(Step) (Conversion, error)) (*Chain, error) {
 	if limits.Item <= 0 {
 		limits.Item = defaultItem
 	}
@@ -164,7 +175,7 @@ func New(steps []Step, limits Limits) (*Chain, error) {
 	c := &Chain{steps: steps, limits: limits}
 	at := isBytes
 	for i, s := range steps {
-		step, next, err := ready(s, at, limits)
+		step, next, err := ready(s, at, limits, open)
 		if err != nil {
 			return nil, &StepError{i + 1, s, err}
 		}
@@ -178,9 +189,14 @@ func New(steps []Step, limits Limits) (*Chain, error) {
 }
 
 // ready makes one step's conversion and says what an item is after it.
-func ready(s Step, at state, limits Limits) (conversion, state, error) {
+func ready(s Step, at state, limits Limits, open func(Step) (Conversion, error)) (conversion, state, error) {
 	f, known := formOf(s.Codec)
-	if !known {
+	switch {
+	case s.Program != "" && s.Codec != "":
+		return nil, 0, fmt.Errorf("it is both %s and the registered codec %s", s.Codec, s.Program)
+	case s.Program != "":
+		f = form{typed: true, encode: registered(s, open), decode: registered(s, open)}
+	case !known:
 		return nil, 0, fmt.Errorf("there is no codec %q; there are %s", s.Codec, strings.Join(Names(), ", "))
 	}
 	if s.Type != "" && !f.typed {
@@ -202,6 +218,20 @@ func ready(s Step, at state, limits Limits) (conversion, state, error) {
 	}
 	step, err := make(s.Type, limits)
 	return step, after, err
+}
+
+// registered makes the conversion of a step that is a program.
+func registered(s Step, open func(Step) (Conversion, error)) func(string, Limits) (conversion, error) {
+	return func(string, Limits) (conversion, error) {
+		if open == nil {
+			return func(Value) (Value, error) { return nil, errors.New("this chain was only checked") }, nil
+		}
+		convert, err := open(s)
+		if err != nil {
+			return nil, err
+		}
+		return func(v Value) (Value, error) { return convert(v.([]byte)) }, nil
+	}
 }
 
 // Convert takes an item through the chain. What it answers may share memory

@@ -13,7 +13,7 @@ import (
 
 func chain(t testing.TB, steps ...Step) *Chain {
 	t.Helper()
-	c, err := New(steps, Limits{})
+	c, err := New(steps, Limits{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +113,7 @@ func TestRefusedChains(t *testing.T) {
 		{[]Step{decode(XDR, strings.Repeat(" ", 5000))}, "longer than 4096 bytes"},
 	}
 	for _, tt := range tests {
-		_, err := New(tt.steps, Limits{})
+		_, err := New(tt.steps, Limits{}, nil)
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%v: %v\nexpected %q in it", tt.steps, err, tt.want)
 		}
@@ -175,7 +175,7 @@ func TestRefusedItems(t *testing.T) {
 		{[]Step{decode(Zstd, "")}, bomb, "more than 1000 bytes of it"},
 	}
 	for _, tt := range tests {
-		c, err := New(tt.steps, Limits{Item: 1000, Values: 100, Depth: 10})
+		c, err := New(tt.steps, Limits{Item: 1000, Values: 100, Depth: 10}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

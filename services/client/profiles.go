@@ -2,10 +2,12 @@ package client
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/xml"
 	"fmt"
 	"os"
+	pathpkg "path"
 	"regexp"
 	"strings"
 
@@ -53,9 +55,9 @@ func (c *Client) Register(ctx context.Context, p *wsdl.Profile) (int, error) {
 	return int(answer.Version), nil
 }
 
-// LoadProfile reads a topology, resources or job profile for Register: a
+// LoadProfile reads a topology, resources, job, codec or rule for Register: a
 // document whose root is that element. name is what it is registered under; a
-// job has one of its own, which is taken when name is "".
+// job, codec or rule has one of its own, which is taken when name is "".
 func LoadProfile(path, name, description string) (*wsdl.Profile, *Document, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -78,6 +80,9 @@ func LoadProfile(path, name, description string) (*wsdl.Profile, *Document, erro
 			description = document.Job.Description
 		}
 		return &wsdl.Profile{Kind: wsdl.Of(wsdl.ProfileKindJob), Name: name, Description: description, Job: document.Job}, document, nil
+	case wsdl.ProfileKindCodec, wsdl.ProfileKindRule:
+		p, err := decodePart(path, data, wsdl.ProfileKind(kind), name, description)
+		return p, nil, err
 	case wsdl.ProfileKindTopology, wsdl.ProfileKindResources:
 		if name == "" {
 			return nil, nil, usagef("a %s profile has no name of its own: give one with --name", kind)
@@ -86,10 +91,10 @@ func LoadProfile(path, name, description string) (*wsdl.Profile, *Document, erro
 		return p, nil, err
 	}
 	return nil, nil, wsdl.NewFault(wsdl.FaultCodeInvalidProfile,
-		fmt.Sprintf("%s: the root element is %q", path, kind), "write a document whose root is job, topology or resources")
+		fmt.Sprintf("%s: the root element is %q", path, kind), "write a document whose root is job, topology, resources, codec or rule")
 }
 
-// decodePart checks a topology or resources document against the schema. These
+// decodePart checks any document but a job's against the schema. These
 // are no documents of their own there, so it is read where it belongs: inside
 // the message that registers it, on the same lines.
 func decodePart(path string, data []byte, kind wsdl.ProfileKind, name, description string) (*wsdl.Profile, error) {
@@ -121,9 +126,26 @@ func decodePart(path string, data []byte, kind wsdl.ProfileKind, name, descripti
 		return nil, &inFile{path, fault}
 	}
 	p := request.Profile
+	// The broker cannot read files that lie here, so they go along.
+	d := &Document{Path: path, Job: &wsdl.Job{}}
+	for _, source := range []*wsdl.Source{p.Codec, p.Rule} {
+		if source == nil {
+			continue
+		}
+		p.Name = cmp.Or(p.Name, source.Name)
+		for _, file := range source.File {
+			if file.Path == "" {
+				continue
+			}
+			content, err := d.read(file.Path, nil)
+			if err != nil {
+				return nil, &inFile{path, wsdl.NewFault(wsdl.FaultCodeInvalidProfile, fmt.Sprintf("the %s's file %s cannot be read: %v", kind, file.Path, err), "files lie beside the document or below")}
+			}
+			file.Name = cmp.Or(file.Name, pathpkg.Base(file.Path))
+			file.Path, file.Content = "", wsdl.Of(wsdl.Binary(content))
+		}
+	}
 	if p.Topology != nil && p.Topology.Graph != nil && p.Topology.Graph.Path != "" {
-		// The broker cannot read a file that lies here, so it goes along.
-		d := &Document{Path: path, Job: &wsdl.Job{}}
 		graph, err := d.read(p.Topology.Graph.Path, nil)
 		if err != nil {
 			return nil, err

@@ -12,7 +12,7 @@ import (
 )
 
 // profileKinds are the kinds of registered profiles.
-var profileKinds = []string{"topology", "resources", "job"}
+var profileKinds = []string{"topology", "resources", "job", "codec", "rule"}
 
 func profilesCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -21,6 +21,8 @@ func profilesCommand() *cobra.Command {
 		Long: `Topologies, resources and whole jobs can be registered under a name and used
 again with other parameters: a job profile names a topology or resources by
 their profile attribute, and mvm submit --registered runs a registered job.
+Codecs and rules, programs that convert and order what is in a queue, are
+registered likewise, and named by a queue's encoders and its rule attribute.
 Each change makes a new version; the same content keeps its version.`,
 		Example: `  mvm profiles list
   mvm profiles register ring.xml --name my-ring
@@ -92,7 +94,7 @@ func profilesShowCommand() *cobra.Command {
 		Short: "Print a registered profile as the XML that it was registered from",
 		Example: `  mvm profiles show topology my-ring
   mvm profiles show job heat@2 > heat.xml`,
-		Args: exactly("a KIND (topology, resources or job)", "a NAME"),
+		Args: exactly("a KIND (topology, resources, job, codec or rule)", "a NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			kind, err := kindOf(args[0])
 			if err != nil {
@@ -121,6 +123,10 @@ func profilesShowCommand() *cobra.Command {
 				content = p.Resources
 			case wsdl.ProfileKindJob:
 				content = p.Job
+			case wsdl.ProfileKindCodec:
+				content = p.Codec
+			case wsdl.ProfileKindRule:
+				content = p.Rule
 			}
 			var b strings.Builder
 			e := xml.NewEncoder(&b)
@@ -147,11 +153,12 @@ func profilesRegisterCommand() *cobra.Command {
 	var name, description string
 	cmd := &cobra.Command{
 		Use:   "register FILE",
-		Short: "Register the topology, resources or job profile in FILE",
-		Long: `Registers an XML document whose root element is topology, resources or job,
-in the namespace urn:mvm:1. A job is registered under its own name unless
---name gives another; the others need --name.`,
+		Short: "Register the topology, resources, job, codec or rule in FILE",
+		Long: `Registers an XML document whose root element is topology, resources, job, codec
+or rule, in the namespace urn:mvm:1. A job, codec or rule is registered under its
+own name unless --name gives another; the others need --name.`,
 		Example: `  mvm profiles register heat.xml
+  mvm profiles register rot13.xml --description "letters, 13 places on"
   mvm profiles register ring.xml --name my-ring --description "a ring for tests"`,
 		Args:              exactly("a FILE"),
 		ValidArgsFunction: completeFiles("xml"),
