@@ -182,6 +182,7 @@ func (r *runner) launch(ctx context.Context) error {
 	start := mvm.Start{
 		Attempt: r.key.String(), Node: n.id, WorkDir: r.work, Plain: n.plain,
 		Library: n.library(ctx), Clients: n.folders.clients, StreamMax: n.streamMax,
+		Confinement: n.launcher.Confinement().Level,
 	}
 	if wsdl.Or(r.request.Proxy, false) {
 		start.Listen = n.proxyListen
@@ -300,7 +301,7 @@ func (r *runner) spawn() *wsdl.Fault {
 			if e == nil {
 				return wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("an encoder of the queue %s is empty", q.Name), "name its codec")
 			}
-			queue.Steps = append(queue.Steps, mvm.Step{Codec: string(wsdl.Or(e.Codec, "")), Decode: e.Decode, Type: e.Type})
+			queue.Steps = append(queue.Steps, stepOf(e))
 		}
 		message.Queues = append(message.Queues, queue)
 	}
@@ -319,6 +320,11 @@ func (r *runner) spawn() *wsdl.Fault {
 		r.statuses[id] = &wsdl.ProcessStatus{Id: wsdl.Of(int32(id)), Task: s.Task, Index: s.Index, Node: r.node.id, State: wsdl.Of(wsdl.ProcessStateWaiting)}
 	}
 	r.mu.Unlock()
+	logic, err := logicOf(artifacts)
+	if err != nil {
+		return r.fault("prepare its registered codecs and rules", err)
+	}
+	message.Logic = logic
 	r.keep(0)
 	if _, err := r.process.Call(r.ctx, mvm.Request{Instantiate: message}); err != nil {
 		return r.fault("instantiate it", err)

@@ -181,6 +181,16 @@ func (c *cache) find(ctx context.Context, key, hex string, fresh func() (string,
 	}
 }
 
+// readable lets everyone read, and run, what its owner may, and nobody write it:
+// a registered codec runs as somebody who owns nothing.
+func readable(mode fs.FileMode) fs.FileMode {
+	mode |= 0o444
+	if mode&0o100 != 0 {
+		mode |= 0o111
+	}
+	return mode &^ 0o222
+}
+
 var errAbandoned = errors.New("the build was abandoned")
 
 // fill makes a build and moves it in: read-only and on disk before it has its
@@ -214,7 +224,7 @@ func (c *cache) fill(dir string, fresh func() (string, error)) error {
 		if err != nil {
 			return err
 		}
-		if err := f.Chmod(info.Mode().Perm() &^ 0o222); err != nil {
+		if err := f.Chmod(readable(info.Mode().Perm())); err != nil {
 			return err
 		}
 		return f.Sync()

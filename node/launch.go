@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -34,6 +35,9 @@ type launcher interface {
 	Sweep(grace time.Duration) (processes int, err error)
 	// Cleaning is how leftovers are ended on this machine.
 	Cleaning() string
+	// Confinement is how registered codecs and rules are confined on this
+	// machine. The first call finds it out.
+	Confinement() mvm.Confinement
 }
 
 // process is a running MVM process, as mvm.Handle gives it.
@@ -75,6 +79,7 @@ type starter struct {
 	// into memory at the first need: an idle node does without it.
 	binary   func() (*os.File, error)
 	cleaning string
+	confines func() mvm.Confinement
 	limits   mvm.Limits
 	prefix   string // of the marks of everything that is started from one data folder
 }
@@ -100,8 +105,23 @@ func newStarter(dir string, limits mvm.Limits, log *logrus.Entry) (*starter, err
 		s.cleaning = mvm.Probe(program)
 		program.Close()
 	}
+	s.confines = sync.OnceValue(func() mvm.Confinement {
+		program, err := s.binary()
+		found := mvm.Confinement{Level: -1}
+		if err == nil {
+			found, err = mvm.Confine(program, s.cleaning)
+		}
+		if err != nil {
+			log.WithError(err).Warn("registered codecs and rules cannot be confined here, so none runs")
+		} else if len(found.Missing) > 0 {
+			log.WithField("missing", strings.Join(found.Missing, ", ")).Warn("registered codecs and rules are confined by fewer walls than there could be")
+		}
+		return found
+	})
 	return s, nil
 }
+
+func (s *starter) Confinement() mvm.Confinement { return s.confines() }
 
 // slim puts the slim program into memory.
 func slim() (*os.File, error) {

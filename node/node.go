@@ -505,6 +505,7 @@ func (n *Node) describe(ctx context.Context) *wsdl.Node {
 		FreeMemory: wsdl.Of(free.Memory), FreeCores: wsdl.Of(int32(free.Cores)),
 		Qemu: n.qemu, Cleaning: n.launcher.Cleaning(),
 	}
+	d.Unconfined = n.launcher.Confinement().Missing
 	for _, r := range n.config.Roles {
 		d.Role = append(d.Role, wsdl.Of(r))
 	}

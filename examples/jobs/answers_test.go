@@ -262,6 +262,18 @@ func checkFarm(t *testing.T, stdout string, primes []byte, shares []string, limi
 
 // checkTranslate compares every position with Kepler's laws: from the time to
 // the angle by his equation, and the period by the third law.
+// checkAlarms wants each alarm once, as the instrument computes it.
+func checkAlarms(t *testing.T, table []byte, alarms int) {
+	t.Helper()
+	var want strings.Builder
+	for i := range alarms {
+		fmt.Fprintf(&want, "%d %d %.1f\n", i*7%5, i, float64(200+37*i%100)/10)
+	}
+	if string(table) != want.String() {
+		t.Errorf("alarms.txt is\n%swant\n%s", table, want.String())
+	}
+}
+
 func checkTranslate(t *testing.T, stdout string, table []byte, years float64) {
 	t.Helper()
 	const axis, eccentricity = 5.2038, 0.0489

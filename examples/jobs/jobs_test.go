@@ -105,6 +105,32 @@ func TestTranslate(t *testing.T) {
 	}
 }
 
+// register registers the codec or rule in a file, and gives its version.
+func (g *grid) register(path string) int {
+	g.t.Helper()
+	p, _, err := client.LoadProfile(path, "", "")
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	version, err := g.client.Register(g.t.Context(), p)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return version
+}
+
+// A codec that is registered as source, in C, translates for a program in Python;
+// a job says which version, or takes the newest.
+func TestAlarms(t *testing.T) {
+	g := startGrid(t, 2, 2)
+	g.register("alarms/frame.xml")
+	for _, nodes := range []int{2, 1} {
+		job := g.run(request(t, "alarms/alarms.xml", fmt.Sprintf("nodes=%d", nodes)))
+		checkAlarms(t, g.file(job, "monitor", 0, "alarms.txt"), 12)
+		g.crossed(job, nodes)
+	}
+}
+
 // Flynn's four forms of machines are one set of programs, wired in four ways.
 func TestFlynn(t *testing.T) {
 	g := startGrid(t, 4, 4)

@@ -49,6 +49,7 @@ type Program struct {
 	DataMiB int64    // memory of its own, in all
 
 	Level Level // that Attributes was asked for
+	Dies  bool  // with the thread that starts it
 }
 
 // Level is how much of Namespaces a machine gives, from the best to none.
@@ -98,7 +99,8 @@ func (p Program) Arguments() []string {
 }
 
 // Main takes every privilege from this process and becomes the program. It
-// returns only when it fails, or has told on descriptor 1 what walls are missing.
+// returns only when it fails. Without a program to become it tells on descriptor 1
+// what walls are missing, and exits.
 func Main(arguments []string) error {
 	var p Program
 	if len(arguments) != 1 {
@@ -121,8 +123,10 @@ func Main(arguments []string) error {
 		return err
 	}
 	if len(p.Argv) == 0 {
-		_, err := os.Stdout.WriteString(strings.Join(missing, "\n"))
-		return err
+		if _, err := os.Stdout.WriteString(strings.Join(missing, "\n")); err != nil {
+			return err
+		}
+		os.Exit(0)
 	}
 	if !Enough(missing) {
 		return fmt.Errorf("this machine cannot confine it: it lacks %s", strings.Join(missing, " and "))
@@ -364,6 +368,11 @@ func (p *Program) drop() error {
 	var none [2]unix.CapUserData
 	if err := unix.Capset(&header, &none[0]); err != nil {
 		return err
+	}
+	if p.Dies { // to become somebody else has undone it
+		if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+			return err
+		}
 	}
 	return unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 }

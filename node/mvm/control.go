@@ -38,6 +38,8 @@ type Start struct {
 	MemoryMiB   int64
 	MemoryGroup string
 	Threads     int
+
+	Confinement int // level at which registered codecs and rules are confined, of Confinement
 }
 
 // Ready answers Start.
@@ -91,6 +93,7 @@ type Instantiate struct {
 	Processes []ProcessSpec
 	Channels  []queuevm.Channel
 	Queues    []Queue // that the channels lead to or from; how many is counted here
+	Logic     []Logic // registered codecs and rules of the queues that are kept here
 	Peers     []queuevm.Peer
 	WallTime  time.Duration // 0 = no limit
 }

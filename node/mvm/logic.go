@@ -1,15 +1,421 @@
 package mvm
 
 import (
+	"bufio"
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"mvm/node/build"
+	"mvm/node/confine"
 	"mvm/queuevm"
 	"mvm/queuevm/codec"
 )
 
+// What a registered codec or rule may have.
+const (
+	logicMemory = 512              // MiB
+	logicTime   = 30 * time.Second // for one item
+	logicWords  = 2 << 10          // bytes kept of what it printed last
+)
+
+// Logic is a registered codec or rule that was built: its source's name
+// (codec:NAME@VERSION, rule:NAME@VERSION) and its command from build.Command.
+type Logic struct {
+	Source   string
+	Artifact string // the folder that it lies in
+	Command  []string
+}
+
+// know makes registered logic known, for the queues that are made or changed
+// from then on.
+func (p *process) know(all []Logic) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, l := range all {
+		p.logic[l.Source] = l
+	}
+}
+
 // converter makes what converts a queue's items of its steps, nil of none: when
-// the queue is made, and when it is changed.
+// the queue is made, and when it is changed. Its registered codecs start with the
+// first item unless begin was called.
 func (p *process) converter(q Queue) (queuevm.Converter, error) {
 	if len(q.Steps) == 0 {
 		return nil, nil
 	}
-	return codec.New(q.Steps, codec.Limits{Item: min(max(q.Capacity, 1), queuevm.ConvertedMax)}, nil)
+	most := min(max(q.Capacity, 1), queuevm.ConvertedMax)
+	c := &chain{}
+	made, err := codec.New(q.Steps, codec.Limits{Item: most}, func(s Step) (codec.Conversion, error) {
+		way := "encode"
+		if s.Decode {
+			way = "decode"
+		}
+		r := p.registered("codec", s.Program, most, way, s.Type)
+		c.programs = append(c.programs, r)
+		return r.convert, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	c.Chain = made
+	return c, nil
+}
+
+// chain is a queue's converter, with the programs that it has started. The queue
+// closes it when it uses it no more.
+type chain struct {
+	*codec.Chain
+	programs []*registered
+}
+
+func (c *chain) Close() error {
+	for _, r := range c.programs {
+		r.end()
+	}
+	return nil
+}
+
+// registered is a registered codec or rule that runs for one step of one queue.
+// Questions come from one goroutine at a time; end may come from any.
+type registered struct {
+	process *process
+	name    string // for people: NAME@VERSION
+	source  string
+	most    int // bytes of an answer
+	args    []string
+	limit   time.Duration // for one item
+
+	questions io.Writer
+	answers   *bufio.Reader
+	deadline  func(time.Time) // for both
+	question  []byte
+	answer    []byte
+
+	mu     sync.Mutex // guards what follows
+	begun  bool
+	over   bool // end was called
+	pidfd  int
+	pipes  []*os.File    // to and from it
+	words  []byte        // what it printed last
+	ended  chan struct{} // closed when it has
+	status syscall.WaitStatus
+}
+
+func (p *process) registered(kind, program string, most int, args ...string) *registered {
+	return &registered{process: p, name: program, source: kind + ":" + program, most: most, args: args, limit: logicTime, pidfd: -1, ended: make(chan struct{})}
+}
+
+var errEnded = errors.New("the queue uses it no more")
+
+// begin starts the program, unless it has been.
+func (r *registered) begin() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.over:
+		return errEnded
+	case r.begun:
+		return nil
+	}
+	p := r.process
+	p.mu.Lock()
+	logic, known := p.logic[r.source]
+	ending := p.ending
+	p.mu.Unlock()
+	switch {
+	case ending != "":
+		return errors.New("the attempt is ending: " + ending)
+	case !known:
+		return fmt.Errorf("%s was not built on this node", r.source)
+	}
+	var ends [6]*os.File // read and write of its standard input, output and error
+	var err error
+	for i := 0; i < len(ends) && err == nil; i += 2 {
+		ends[i], ends[i+1], err = os.Pipe()
+	}
+	theirs := []*os.File{ends[0], ends[3], ends[5]}
+	defer func() {
+		for _, f := range theirs {
+			f.Close()
+		}
+		if err != nil {
+			for _, f := range []*os.File{ends[1], ends[2], ends[4]} {
+				f.Close()
+			}
+		}
+	}()
+	if err == nil {
+		err = r.start(logic, theirs)
+	}
+	if err != nil {
+		return fmt.Errorf("start it: %w", err)
+	}
+	r.begun, r.pipes = true, []*os.File{ends[1], ends[2]}
+	r.questions, r.answers = ends[1], bufio.NewReaderSize(ends[2], 64<<10)
+	r.deadline = func(t time.Time) { ends[1].SetDeadline(t); ends[2].SetDeadline(t) }
+	go r.listen(ends[4])
+	return nil
+}
+
+// start has it confined and run; r.mu is held.
+func (r *registered) start(logic Logic, files []*os.File) error {
+	p := r.process
+	if p.start.Confinement < 0 {
+		return errors.New("this node cannot confine it, and so runs none")
+	}
+	program := confine.Program{
+		Argv: append(append([]string{}, logic.Command...), r.args...), Folders: []string{logic.Artifact}, Hidden: []string{p.start.WorkDir},
+		DataMiB: logicMemory, Level: confine.Level(p.start.Confinement), Dies: !p.namespace,
+	}
+	p.mu.Lock()
+	p.lastLogic++
+	cell := p.memoryCell(fmt.Sprintf("logic%d", p.lastLogic), logicMemory)
+	p.mu.Unlock()
+	c := child{path: "/proc/self/exe", argv: append([]string{ProcessName, confinedWord}, program.Arguments()...), dir: "/", cell: cell}
+	program.Level.Attributes(&c.attributes)
+	for _, f := range files {
+		c.files = append(c.files, f.Fd())
+	}
+	var err error
+	p.spawner.do(cell != nil, func() {
+		begin := func() error {
+			return p.spawner.start(c, func(pid, pidfd int) {
+				rankForKilling(pid)
+				if fd, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, 0); err == nil {
+					r.pidfd = fd
+				}
+			}, func(status syscall.WaitStatus, _ *syscall.Rusage) {
+				if cell != nil {
+					_ = os.Remove(cell.path) // or the node does
+				}
+				r.status = status // before it is told
+				close(r.ended)
+			})
+		}
+		if err = begin(); errors.Is(err, errNoCell) {
+			_ = os.Remove(c.cell.path) // or the node does
+			c.cell, cell = nil, nil
+			err = begin()
+		}
+	})
+	return err
+}
+
+// listen keeps the last of what the program prints on its standard error.
+func (r *registered) listen(from *os.File) {
+	defer from.Close()
+	buffer := make([]byte, 4<<10)
+	for {
+		n, err := from.Read(buffer)
+		r.mu.Lock()
+		r.words = append(r.words, buffer[:n]...)
+		r.words = r.words[max(0, len(r.words)-logicWords):]
+		r.mu.Unlock()
+		if err != nil {
+			return
+		}
+	}
+}
+
+// end ends the program, and whatever it is doing, at once.
+func (r *registered) end() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.over = true
+	if r.pidfd >= 0 {
+		_ = unix.PidfdSendSignal(r.pidfd, unix.SIGKILL, nil, 0)
+		unix.Close(r.pidfd)
+		r.pidfd = -1
+	}
+	for _, f := range r.pipes {
+		f.Close()
+	}
+}
+
+// What a program answers for an item (LAYOUT.md, section 6).
+const (
+	answersItem    = 0
+	answersRefused = 1
+	answersDropped = 2
+)
+
+// ask sends one item, with what stands before it, and reads the answer, which is
+// good until the next call. Any error is the end of the program.
+func (r *registered) ask(before, item []byte) (status byte, answer []byte, err error) {
+	if err := r.begin(); err != nil {
+		return 0, nil, err
+	}
+	r.question = binary.BigEndian.AppendUint32(r.question[:0], uint32(len(before)+len(item)))
+	r.question = append(append(r.question, before...), item...)
+	r.deadline(time.Now().Add(r.limit))
+	defer r.deadline(time.Time{})
+	_, err = r.questions.Write(r.question)
+	var head [5]byte
+	if _, failed := io.ReadFull(r.answers, head[:]); failed != nil {
+		return 0, nil, r.explain(cmp.Or(err, failed))
+	}
+	if err != nil { // it has answered before it had read
+		return 0, nil, r.explain(err)
+	}
+	size := binary.BigEndian.Uint32(head[1:])
+	if head[0] > answersDropped {
+		r.end()
+		return 0, nil, fmt.Errorf("it answers with the status %d: an answer begins with 0, 1 or 2", head[0])
+	}
+	if uint64(size) > uint64(r.most) {
+		r.end()
+		return 0, nil, fmt.Errorf("it answers with %d bytes, over the limit of %d", size, r.most)
+	}
+	if cap(r.answer) < int(size) {
+		r.answer = make([]byte, size)
+	}
+	r.answer = r.answer[:size]
+	if _, err := io.ReadFull(r.answers, r.answer); err != nil {
+		return 0, nil, r.explain(err)
+	}
+	return head[0], r.answer, nil
+}
+
+// explain says why there is no answer, and ends the program.
+func (r *registered) explain(err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		r.end()
+		return fmt.Errorf("it did not answer within %v%s", r.limit, r.said())
+	}
+	select {
+	case <-r.ended:
+	case <-time.After(time.Second): // it closed a descriptor and goes on
+		r.end()
+		return fmt.Errorf("it closed its standard input or output%s", r.said())
+	}
+	how := fmt.Sprintf("ended with exit status %d", r.status.ExitStatus())
+	switch {
+	case r.status.Signaled():
+		how = "was ended by " + unix.SignalName(r.status.Signal())
+	case r.status.ExitStatus() == 0:
+		how = "ended"
+	}
+	r.end()
+	return fmt.Errorf("it %s and gave no answer%s", how, r.said())
+}
+
+// said is the last of what the program printed, as the end of a sentence.
+func (r *registered) said() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	text := strings.TrimSpace(strings.ToValidUTF8(string(r.words), "\uFFFD"))
+	if text == "" {
+		return ""
+	}
+	return "; it printed last: " + text
+}
+
+// convert is what a registered codec does to an item.
+func (r *registered) convert(item []byte) ([]byte, error) {
+	status, answer, err := r.ask(nil, item)
+	switch {
+	case err != nil:
+		return nil, err
+	case status == answersRefused:
+		return nil, errors.New(strings.ToValidUTF8(string(answer), "\uFFFD"))
+	case status == answersDropped:
+		r.end()
+		return nil, errors.New("it drops the item: only a rule may")
+	}
+	return answer, nil
+}
+
+// confinedWord is the first argument of this program when it is to confine itself
+// and then to become another.
+const confinedWord = "confined"
+
+// confineWord is its third argument when it is to find out how that works.
+const confineWord = "confine"
+
+// Confinement is how registered codecs and rules are confined on a machine.
+type Confinement struct {
+	Level   int      // a confine.Level, -1 where none can be run
+	Missing []string // walls that do not stand
+}
+
+// Confine finds out how they are confined by MVM processes at this level of
+// cleaning. It starts the program twice or more; ask once and keep the answer.
+func Confine(binary *os.File, cleaning string) (Confinement, error) {
+	none := Confinement{Level: -1, Missing: []string{confine.Namespaces, confine.Landlock, confine.Seccomp}}
+	in, out, err := os.Pipe()
+	if err != nil {
+		return none, err
+	}
+	defer in.Close()
+	process, err := begin(&LaunchConfig{Binary: binary, Cleaning: cleaning, Mark: "probe"}, nil, out, confineWord)
+	out.Close()
+	if err != nil {
+		return none, err
+	}
+	text, err := io.ReadAll(in)
+	if _, failed := process.Wait(); err == nil {
+		err = failed
+	}
+	var level int
+	if n, _ := fmt.Sscanf(string(text), "%d\n", &level); n != 1 {
+		return none, errors.Join(err, errors.New("no program can be confined on this machine"))
+	}
+	_, list, _ := strings.Cut(string(text), "\n")
+	found := Confinement{Level: level, Missing: strings.Fields(list)}
+	if !confine.Enough(found.Missing) {
+		found.Level = -1
+	}
+	return found, nil
+}
+
+// tryConfinement writes the best level that works here, and what walls it lacks.
+func tryConfinement(to *os.File) error {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	for _, level := range confine.Levels() {
+		in, out, err := os.Pipe()
+		if err != nil {
+			return err
+		}
+		program := confine.Program{DataMiB: logicMemory, Level: level}
+		attributes := &syscall.ProcAttr{Dir: "/", Files: []uintptr{null.Fd(), out.Fd(), null.Fd()}, Sys: &syscall.SysProcAttr{}}
+		level.Attributes(attributes.Sys)
+		pid, err := syscall.ForkExec("/proc/self/exe", append([]string{ProcessName, confinedWord}, program.Arguments()...), attributes)
+		out.Close()
+		if err != nil {
+			in.Close()
+			continue
+		}
+		missing, _ := io.ReadAll(in)
+		in.Close()
+		var status syscall.WaitStatus
+		if _, err := syscall.Wait4(pid, &status, 0, nil); err == nil && status.ExitStatus() == 0 {
+			_, err := fmt.Fprintf(to, "%d\n%s\n", level, missing)
+			return err
+		}
+	}
+	return errors.New("none works")
+}
+
+// LogicOf is the Logic of a source that was built.
+func LogicOf(source, artifact string) (Logic, error) {
+	command, err := build.Command(artifact, nil)
+	if err != nil {
+		return Logic{}, err
+	}
+	folder, err := filepath.EvalSymlinks(artifact)
+	return Logic{Source: source, Artifact: cmp.Or(folder, artifact), Command: command}, err
 }

@@ -24,6 +24,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"mvm/node/confine"
 	"mvm/queuevm"
 )
 
@@ -47,7 +48,8 @@ func IsProcess(args []string) bool {
 // Main is the MVM process: it serves the node at the other end of ControlFD
 // until Terminate or end of file, and returns the exit code. args[1] is the
 // level of cleaning, followed by "=" and the control group to enter if it needs
-// one; with a third argument it only tries whether that works.
+// one; with a third argument it only tries whether that works, or how programs can be
+// confined.
 func Main(args []string) int {
 	fail := func(err error) int {
 		fmt.Fprintln(os.Stderr, ProcessName+":", err)
@@ -60,6 +62,10 @@ func Main(args []string) int {
 		fail(runLimited(args[2:]))
 		return 127 // as shells say that a program cannot be run
 	}
+	if args[1] == confinedWord {
+		fail(confine.Main(args[2:]))
+		return 127
+	}
 	if args[1] == processorWord {
 		return runProcessor(args[2:])
 	}
@@ -70,6 +76,11 @@ func Main(args []string) int {
 	if len(args) > 2 {
 		if isolated != nil {
 			return fail(isolated)
+		}
+		if args[2] == confineWord {
+			if err := tryConfinement(os.NewFile(ControlFD, "answer")); err != nil {
+				return fail(err)
+			}
 		}
 		return 0
 	}
@@ -151,7 +162,7 @@ func newProcess(start Start, w *wire, cleaning string) (*process, error) {
 		return nil, err
 	}
 	p := &process{start: start, namespace: cleaning == PIDNamespace, mark: os.Getenv(markName),
-		vm: vm, wire: w, programs: map[int]*program{}, builds: make(chan struct{}, concurrentBuilds()), wired: make(chan struct{})}
+		vm: vm, wire: w, programs: map[int]*program{}, logic: map[string]Logic{}, builds: make(chan struct{}, concurrentBuilds()), wired: make(chan struct{})}
 	if p.lease, err = newLease(); err != nil {
 		return nil, err
 	}

@@ -162,14 +162,14 @@ func rankForKilling(pid int) {
 
 // memoryCell makes the cell for a program with a limit in MiB, 0 being none. It
 // is nil where there can be none. p.mu is held.
-func (p *process) memoryCell(id int, mebibytes int64) *cell {
+func (p *process) memoryCell(name string, mebibytes int64) *cell {
 	if mebibytes <= 0 {
 		return nil
 	}
 	if p.groups == nil {
 		p.groups = new(findGroups(forMemory))
 	}
-	c, err := p.groups.limit(fmt.Sprintf("%s%d", groupName(p.mark), id), uint64(mebibytes)<<20)
+	c, err := p.groups.limit(groupName(p.mark)+name, uint64(mebibytes)<<20)
 	if err != nil {
 		return nil // limitData is the other way
 	}

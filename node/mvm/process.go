@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -60,7 +61,9 @@ type process struct {
 	groups       *groups // nil until a program has a limit
 	kills        int     // processes ended for the memory of all, as far as programs were told so
 	lastBuild    int
-	idle         *sync.Cond // running fell to 0
+	lastLogic    int
+	logic        map[string]Logic // that was built, by its source's name
+	idle         *sync.Cond       // running fell to 0
 	wall         *time.Timer
 }
 
@@ -101,6 +104,7 @@ func (p *process) instantiate(r *Instantiate) (int, error) {
 			takers[c.From.Queue]++
 		}
 	}
+	p.know(r.Logic)
 	for _, q := range r.Queues {
 		q.Producers, q.Takers = producers[q.ID], takers[q.ID]
 		converter, err := p.converter(q)
@@ -108,6 +112,13 @@ func (p *process) instantiate(r *Instantiate) (int, error) {
 			return 0, fmt.Errorf("instantiate: queue %s: %w", q.Name, err)
 		}
 		q.Converter = converter
+		if started, ok := converter.(*chain); ok && q.Producers+q.Takers > 0 { // it is kept here
+			for _, program := range started.programs {
+				if err := program.begin(); err != nil {
+					return 0, fmt.Errorf("instantiate: queue %s: %s: %w", q.Name, program.source, err)
+				}
+			}
+		}
 		if err := p.vm.AddQueue(q.Queue); err != nil {
 			return 0, fmt.Errorf("instantiate: %w", err)
 		}
@@ -215,7 +226,7 @@ func (p *process) spawn(s ProcessSpec) error {
 		err = errors.New("the attempt is ending: " + p.ending)
 	} else {
 		var refused error
-		c := child{argv: s.Command, environment: p.environment(dir, s.Environment, told), dir: dir, files: files, cell: p.memoryCell(s.ID, s.MemoryMiB)}
+		c := child{argv: s.Command, environment: p.environment(dir, s.Environment, told), dir: dir, files: files, cell: p.memoryCell(strconv.Itoa(s.ID), s.MemoryMiB)}
 		begin := func() error {
 			return p.spawner.start(c, func(pid, pidfd int) {
 				program.state.PID, program.state.Started = pid, time.Now()

@@ -83,8 +83,9 @@ type child struct {
 	argv        []string
 	environment []string
 	dir         string
-	files       []uintptr // become its descriptors 0, 1, ...
-	cell        *cell     // to be born in, or nil
+	files       []uintptr           // become its descriptors 0, 1, ...
+	cell        *cell               // to be born in, or nil
+	attributes  syscall.SysProcAttr // besides what start sets
 }
 
 // errNoCell says that a child cannot be born in its cell; it was not started.
@@ -98,10 +99,9 @@ func (s *spawner) start(c child, before func(pid, pidfd int), ended func(syscall
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	pidfd := -1
-	attributes := &syscall.ProcAttr{
-		Dir: c.dir, Env: c.environment, Files: c.files,
-		Sys: &syscall.SysProcAttr{Setsid: true, Pdeathsig: s.deathSignal, PidFD: &pidfd},
-	}
+	sys := c.attributes
+	sys.Setsid, sys.Pdeathsig, sys.PidFD = true, s.deathSignal, &pidfd
+	attributes := &syscall.ProcAttr{Dir: c.dir, Env: c.environment, Files: c.files, Sys: &sys}
 	// A child of a thread that is stuck would share another program's limit.
 	if err := s.outside(); err != nil {
 		return err

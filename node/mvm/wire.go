@@ -227,6 +227,7 @@ func (s *Start) visit(c *fields) {
 	integer(c, &s.StreamMax)
 	integer(c, &s.MemoryMiB)
 	integer(c, &s.Threads)
+	integer(c, &s.Confinement)
 }
 
 func (r *Ready) visit(c *fields) {
@@ -275,6 +276,7 @@ func (i *Instantiate) visit(c *fields) {
 	})
 	rare(c, &i.Channels)
 	rare(c, &i.Queues)
+	rare(c, &i.Logic)
 	rare(c, &i.Peers)
 	integer(c, &i.WallTime)
 }
