@@ -4,6 +4,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"mvm/wsdl"
 )
 
 func TestExamples(t *testing.T) {
@@ -29,7 +31,12 @@ func TestExamples(t *testing.T) {
 			if err != nil {
 				t.Fatal(lines.Locate(err))
 			}
-			compiled, err := Compile(job, nil, nil, nil)
+			registered := &wsdl.Source{Name: "any", Language: wsdl.Of(wsdl.LanguagePython), File: []*wsdl.SourceFile{{Name: "any.py", Digest: DigestOf(nil)}}}
+			found[DigestOf(nil)] = []byte{}
+			lookup := func(kind wsdl.ProfileKind, name string, version int32) (*wsdl.Profile, error) {
+				return &wsdl.Profile{Version: max(version, 1), Codec: registered, Rule: registered}, nil
+			}
+			compiled, err := Compile(job, nil, lookup, nil)
 			if err != nil {
 				t.Fatal(lines.Locate(err))
 			}

@@ -123,7 +123,7 @@ func (g *grid) register(path string) int {
 // a job says which version, or takes the newest.
 func TestAlarms(t *testing.T) {
 	g := startGrid(t, 2, 2)
-	g.register("alarms/frame.xml")
+	g.register("alarms/registered/frame.xml")
 	for _, nodes := range []int{2, 1} {
 		job := g.run(request(t, "alarms/alarms.xml", fmt.Sprintf("nodes=%d", nodes)))
 		checkAlarms(t, g.file(job, "monitor", 0, "alarms.txt"), 12)
