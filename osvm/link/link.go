@@ -1,0 +1,290 @@
+// Package link carries many connections over one byte pipe between a VM's host
+// and its guest: a virtio-serial port, which has no beginning and no end. The
+// guest may be in the middle of a word to a host that is no more (the node was
+// killed, the VM was cloned, restored or moved), so each host begins a session
+// of its own, which the guest recognises wherever in the stream it stands.
+//
+// What always holds: bytes of one session never reach another; when a session
+// ends, all its connections do. Within a session yamux has the streams.
+//
+// It must never trust what comes out of a guest: all is bounded and checked.
+package link
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/yamux"
+)
+
+// A session begins with the host's word: as many zeros as the guest may still
+// take for the rest of an old frame, then hail and the session's number. The
+// guest, which finds it by looking at every byte where no frame begins, answers
+// with echo and the number; what the host reads before that is an old session's.
+// After it, either side sends frames: mark, u16 length, u32 session, payload;
+// numbers are big-endian.
+const (
+	hail      = "\xd3MVM-LINK-HAIL\x9a\x01"
+	echo      = "\xd3MVM-LINK-ECHO\x9a\x01"
+	mark      = "ML"
+	frameMax  = 32 << 10
+	headSize  = 8
+	syncSize  = len(hail) + 4
+	staleMax  = 16 << 20 // bytes of an old session that the host reads past
+	keepAlive = 10 * time.Second
+)
+
+// ErrOver is what is wrong with a session that a newer one has replaced.
+var ErrOver = errors.New("the host has begun another session")
+
+// Session is one host's time with the guest.
+type Session struct {
+	streams *yamux.Session
+	framed  *framed
+}
+
+// Open makes a connection to the other side.
+func (s *Session) Open() (net.Conn, error) { return s.streams.Open() }
+
+// Accept waits for one that the other side makes.
+func (s *Session) Accept() (net.Conn, error) { return s.streams.Accept() }
+
+// Ended is closed when the session is over.
+func (s *Session) Ended() <-chan struct{} { return s.streams.CloseChan() }
+
+// Close ends the session with all its connections; the host's pipe as well.
+func (s *Session) Close() error { return s.streams.Close() }
+
+func newSession(f *framed, host bool) (*Session, error) {
+	config := yamux.DefaultConfig()
+	config.LogOutput = io.Discard
+	config.EnableKeepAlive = host // a guest that was stopped for an hour must not give up its host
+	config.KeepAliveInterval = keepAlive
+	side := yamux.Server
+	if host {
+		side = yamux.Client
+	}
+	streams, err := side(f, config)
+	if err != nil {
+		return nil, err
+	}
+	return &Session{streams: streams, framed: f}, nil
+}
+
+// Begin begins a session from the host's side. The pipe is closed with the
+// session, and when ctx ends before the guest has answered.
+func Begin(ctx context.Context, pipe io.ReadWriteCloser) (*Session, error) {
+	var number [4]byte
+	_, _ = rand.Read(number[:])
+	stop := context.AfterFunc(ctx, func() { _ = pipe.Close() })
+	defer stop()
+	reader := bufio.NewReaderSize(pipe, frameMax+headSize)
+	failed := make(chan error, 1)
+	go func() { // beside the reading: a guest in the middle of a word reads when it was heard
+		_, err := pipe.Write(append(append(make([]byte, frameMax), hail...), number[:]...))
+		failed <- err
+	}()
+	err := find(reader, append([]byte(echo), number[:]...))
+	if err == nil {
+		err = <-failed
+	}
+	if !stop() {
+		return nil, fmt.Errorf("the guest does not answer on its link: %w", context.Cause(ctx))
+	}
+	if err != nil {
+		_ = pipe.Close()
+		return nil, fmt.Errorf("begin a session on the guest's link: %w", err)
+	}
+	return newSession(&framed{pipe: pipe, reader: reader, session: binary.BigEndian.Uint32(number[:]), host: true}, true)
+}
+
+// find reads up to and with the word.
+func find(reader *bufio.Reader, word []byte) error {
+	var window []byte
+	for range staleMax {
+		b, err := reader.ReadByte()
+		if err != nil {
+			return err
+		}
+		if window = append(window, b); len(window) > len(word) {
+			window = window[1:]
+		}
+		if bytes.Equal(window, word) {
+			return nil
+		}
+	}
+	return fmt.Errorf("the guest sent %d bytes and no answer", staleMax)
+}
+
+// Serve takes part in one session after another from the guest's side: each is
+// handed to handle, in a goroutine of its own, and closed when the next begins.
+// It returns when the pipe fails.
+func Serve(pipe io.ReadWriteCloser, handle func(*Session)) error {
+	g := &guest{pipe: pipe, reader: bufio.NewReaderSize(pipe, frameMax+headSize)}
+	defer g.over(io.ErrClosedPipe)
+	for {
+		word, err := g.reader.Peek(len(mark))
+		if err != nil {
+			return err
+		}
+		if g.current != nil && string(word) == mark && g.frame() {
+			continue
+		}
+		begun, err := g.hailed()
+		if err != nil {
+			return err
+		}
+		if begun != nil {
+			go handle(begun)
+		}
+	}
+}
+
+// guest is the reading side in the guest: one goroutine, which gives each frame
+// to the session that it is of.
+type guest struct {
+	pipe    io.ReadWriteCloser
+	reader  *bufio.Reader
+	current *framed
+	session *Session
+}
+
+// frame takes one frame of the current session; false: what is there is none.
+func (g *guest) frame() bool {
+	head, err := g.reader.Peek(headSize)
+	if err != nil {
+		return false
+	}
+	length := int(binary.BigEndian.Uint16(head[2:]))
+	if length == 0 || length > frameMax || binary.BigEndian.Uint32(head[4:]) != g.current.session {
+		return false
+	}
+	payload := make([]byte, length)
+	_, _ = g.reader.Discard(headSize)
+	if _, err := io.ReadFull(g.reader, payload); err != nil {
+		return false
+	}
+	g.current.give(payload)
+	return true
+}
+
+// hailed moves on by one byte, or past a hail, which begins a session.
+func (g *guest) hailed() (*Session, error) {
+	word, err := g.reader.Peek(1)
+	if err != nil {
+		return nil, err
+	}
+	if word[0] == hail[0] {
+		if word, err = g.reader.Peek(syncSize); err != nil {
+			return nil, err
+		}
+	}
+	if len(word) < syncSize || string(word[:len(hail)]) != hail {
+		_, err := g.reader.Discard(1)
+		return nil, err
+	}
+	number := bytes.Clone(word[len(hail):])
+	_, _ = g.reader.Discard(syncSize)
+	g.over(ErrOver)
+	if _, err := g.pipe.Write(append([]byte(echo), number...)); err != nil {
+		return nil, err
+	}
+	g.current = newFed(g.pipe, binary.BigEndian.Uint32(number))
+	g.session, err = newSession(g.current, false)
+	return g.session, err
+}
+
+// over ends the session that there is.
+func (g *guest) over(reason error) {
+	if g.current != nil {
+		g.current.end(reason)
+		_ = g.session.Close()
+		g.current = nil
+	}
+}
+
+// framed is a session's bytes as yamux reads and writes them.
+type framed struct {
+	pipe    io.ReadWriteCloser
+	session uint32
+	host    bool
+
+	reader *bufio.Reader // the host's; read by one goroutine
+	left   int           // bytes of the frame that is being read
+
+	fed *feed // the guest's, which has one reader for all sessions
+
+	mu   sync.Mutex // guards what is written: a frame at a time
+	dead bool       // a session that is over writes no more
+}
+
+func newFed(pipe io.ReadWriteCloser, session uint32) *framed {
+	return &framed{pipe: pipe, session: session, fed: newFeed()}
+}
+
+func (f *framed) give(payload []byte) { f.fed.give(payload) }
+
+func (f *framed) end(reason error) {
+	f.fed.end(reason)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.dead = true
+}
+
+func (f *framed) Read(into []byte) (int, error) {
+	if f.fed != nil {
+		return f.fed.Read(into)
+	}
+	if f.left == 0 {
+		var head [headSize]byte
+		if _, err := io.ReadFull(f.reader, head[:]); err != nil {
+			return 0, err
+		}
+		f.left = int(binary.BigEndian.Uint16(head[2:]))
+		if string(head[:2]) != mark || f.left == 0 || f.left > frameMax || binary.BigEndian.Uint32(head[4:]) != f.session {
+			return 0, fmt.Errorf("the guest's link carries % x where a frame of this session begins", head)
+		}
+	}
+	n, err := f.reader.Read(into[:min(len(into), f.left)])
+	f.left -= n
+	return n, err
+}
+
+func (f *framed) Write(from []byte) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	written := 0
+	for written < len(from) {
+		if f.dead {
+			return written, ErrOver
+		}
+		payload := from[written:min(len(from), written+frameMax)]
+		frame := make([]byte, headSize, headSize+len(payload))
+		copy(frame, mark)
+		binary.BigEndian.PutUint16(frame[2:], uint16(len(payload)))
+		binary.BigEndian.PutUint32(frame[4:], f.session)
+		if _, err := f.pipe.Write(append(frame, payload...)); err != nil {
+			return written, err
+		}
+		written += len(payload)
+	}
+	return written, nil
+}
+
+// Close ends the host's pipe; the guest's is for the next session.
+func (f *framed) Close() error {
+	if f.host {
+		return f.pipe.Close()
+	}
+	f.end(io.ErrClosedPipe)
+	return nil
+}
