@@ -303,6 +303,7 @@ func (r *runner) spawn() *wsdl.Fault {
 			}
 			queue.Steps = append(queue.Steps, stepOf(e))
 		}
+		queue.Program = q.Rule
 		message.Queues = append(message.Queues, queue)
 	}
 	for _, p := range plan.Peer {

@@ -10,9 +10,11 @@ type QueueChange struct {
 	Type     *QueueType
 	Full     *FullPolicy
 	Capacity *int // bytes, rounded up as a channel's; 0 means DefaultCapacity
-	// Converter is for what arrives from now on; a nil interface converts nothing.
-	// Nodes but the home only look whether there is one.
+	// Converter and Rule are for what arrives from now on; a nil interface converts
+	// nothing, and leaves the order to the type. Nodes but the home only look
+	// whether there is one.
 	Converter *Converter
+	Rule      *Rule
 	Link      *Link
 }
 
@@ -35,14 +37,27 @@ func (vm *VM) ChangeQueue(id int, change QueueChange) error {
 	case change.Capacity != nil && (*change.Capacity < 0 || *change.Capacity > maxCapacity):
 		return fmt.Errorf("queue %s: a capacity of %d bytes is not between 0 and %d", q.Name, *change.Capacity, maxCapacity)
 	}
+	kind, converter, rule := q.Type, q.Converter, q.Rule
+	if change.Type != nil {
+		kind = *change.Type
+	}
+	if change.Converter != nil {
+		converter = *change.Converter
+	}
+	if change.Rule != nil {
+		rule = *change.Rule
+	}
+	if err := checkRule(kind, rule); err != nil {
+		return fmt.Errorf("queue %s: %w", q.Name, err)
+	}
 	if change.Link != nil {
 		if err := change.Link.check(); err != nil {
 			return fmt.Errorf("queue %s: %w", q.Name, err)
 		}
 		q.setLink(vm, *change.Link)
 	}
-	if change.Converter != nil {
-		q.Converter = *change.Converter
+	if change.Converter != nil || change.Rule != nil {
+		q.treat(converter, rule, change.Converter != nil, change.Rule != nil)
 	}
 	if change.Capacity != nil {
 		q.capacity = roundCapacity(*change.Capacity)
@@ -53,18 +68,24 @@ func (vm *VM) ChangeQueue(id int, change QueueChange) error {
 		q.Full = *change.Full
 		q.store.full = q.Full
 	}
-	if change.Type != nil && *change.Type != q.Type {
-		q.Type = *change.Type
-		gone := make([]bool, len(q.backs))
-		for k, b := range q.backs {
-			gone[k] = b.gone
-		}
+	gone := make([]bool, len(q.backs))
+	for k, b := range q.backs {
+		gone[k] = b.gone
+	}
+	if rule == nil {
+		q.store.setRuled(false, gone)
+	}
+	if kind != q.Type {
+		q.Type = kind
 		q.store.retype(q.Type, gone)
 		if q.Type == QueueBroadcast { // a guest is no taker of it
 			for _, b := range q.waiting {
 				b.guest.done()
 			}
 		}
+	}
+	if rule != nil {
+		q.store.setRuled(true, gone)
 	}
 	q.ceiling = max(q.ceiling, q.most())
 	for _, c := range vm.channels {

@@ -27,8 +27,8 @@ const convertAhead = 4
 // batch is items of one producer on their way through the converter. Whoever
 // has it works on it alone: the loop, then the converter until done.
 type batch struct {
-	by      Converter // nil lets all through as it is
-	items   []item    // as they came; those before next are converted
+	by      *treatment // nil lets all through as it is
+	items   []item     // as they came; those before next are converted
 	next    int
 	bytes   int    // of all items
 	most    uint64 // bytes that an item may become
@@ -50,21 +50,12 @@ func (b *batch) add(it item) int {
 func (b *batch) run(most uint64) {
 	for made := 0; b.next < len(b.items) && made < convertBatch; b.next++ {
 		it := b.items[b.next]
-		if b.by == nil || it.instructs() { // program text is no value of the channel's type
-			b.ready = append(b.ready, it)
-			continue
-		}
-		data, err := b.by.Convert(it.data)
-		if err == nil && uint64(len(data)) > most {
-			err = fmt.Errorf("it becomes %d bytes, over the %d that the queue can hold", len(data), most)
-		}
-		if err != nil {
-			b.failed = err
+		if b.failed = b.by.apply(&it, most); b.failed != nil {
 			break
 		}
 		b.items[b.next].data = nil
-		b.ready = append(b.ready, item{meta: it.meta, data: append([]byte{}, data...), firm: it.firm})
-		made += len(data)
+		b.ready = append(b.ready, it)
+		made += len(it.data)
 	}
 	b.done.Store(true)
 }
@@ -132,12 +123,16 @@ func (q *queue) converted(vm *VM) bool {
 		q.halted = wanted && b.failed != nil && f.guest == nil
 		if !q.halted {
 			f.converting, f.pending = false, false
-			if f.guest.failed(b.failed); b.failed != nil || !wanted {
+			f.guest.failed(b.failed)
+			by := b.by
+			if b.failed != nil || !wanted {
 				b = nil
 			} else {
 				b = b.rest()
 			}
-			f.batch = b
+			if f.batch = b; b == nil {
+				by.through()
+			}
 			if !wanted {
 				f.guest.done()
 			}

@@ -135,11 +135,11 @@ func (q *queue) admit(ctx context.Context, vm *VM, it item) error {
 	g := newGuest()
 	f := &front{queue: q, guest: g}
 	q.in++
-	if q.Converter == nil && len(q.converting) == 0 {
+	if q.treatment == nil && len(q.converting) == 0 {
 		f.entering = []item{it}
 		f.offer(vm)
 	} else {
-		f.batch = &batch{by: q.Converter}
+		f.batch = q.newBatch(0)
 		f.batch.add(it)
 		f.handOver(vm)
 	}

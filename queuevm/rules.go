@@ -51,6 +51,8 @@ type item struct {
 	data []byte
 	seq  uint64 // its place in the order of arrival
 	firm bool   // never refused: nobody would hear of it
+	drop bool   // a Rule says so
+	rank uint64 // that a Rule gave it, the lowest first; 0 where there was none
 }
 
 // size is what an item counts against a queue's capacity.
@@ -85,6 +87,7 @@ type store struct {
 	dropped  uint64 // items that the policy dropped; of broadcast for each taker
 	refusals uint64
 	seq      uint64 // of the next item
+	ruled    bool   // a Rule orders it
 }
 
 func newStore(kind QueueType, full FullPolicy, capacity uint64, takers int) *store {
@@ -94,14 +97,17 @@ func newStore(kind QueueType, full FullPolicy, capacity uint64, takers int) *sto
 	}
 	s := &store{kind: kind, full: full, capacity: capacity, lanes: make([]lane, n)}
 	for k := range s.lanes {
-		s.lanes[k] = newLane(kind)
+		s.lanes[k] = s.newLane()
 	}
 	return s
 }
 
-func newLane(kind QueueType) lane {
+func (s *store) newLane() lane {
+	if s.ruled {
+		return lane{order: newRanked()}
+	}
 	levels := 1
-	if kind == QueuePriority {
+	if s.kind == QueuePriority {
 		levels = 256
 	}
 	return lane{levels: make([]deque, levels)}
@@ -113,6 +119,11 @@ func newLane(kind QueueType) lane {
 // latest keeps no more than the newest. gone says which takers take no more.
 func (s *store) retype(kind QueueType, gone []bool) {
 	all := s.all()
+	if !s.ruled {
+		for k := range all {
+			all[k].rank = 0 // another rule may come
+		}
+	}
 	s.kind = kind
 	s.lanes = make([]lane, 1)
 	if kind == QueueBroadcast {
@@ -123,7 +134,7 @@ func (s *store) retype(kind QueueType, gone []bool) {
 		all = all[n:]
 	}
 	for k := range s.lanes {
-		s.lanes[k] = newLane(kind)
+		s.lanes[k] = s.newLane()
 		if kind == QueueBroadcast && gone[k] {
 			s.lanes[k] = lane{gone: true}
 			continue
@@ -134,10 +145,22 @@ func (s *store) retype(kind QueueType, gone []bool) {
 	}
 }
 
+// setRuled begins or ends that a Rule orders the queue. What waits then goes
+// first, in order of arrival; gone is as retype's.
+func (s *store) setRuled(ruled bool, gone []bool) {
+	if s.ruled != ruled {
+		s.ruled = ruled
+		s.retype(s.kind, gone)
+	}
+}
+
 // all is what waits, in order of arrival, each item once.
 func (s *store) all() []item {
 	var all []item
 	for k := range s.lanes {
+		if order := s.lanes[k].order; order != nil {
+			all = append(all, order.all()...)
+		}
 		for _, d := range s.lanes[k].levels {
 			for j := range d.count {
 				all = append(all, d.items[(d.first+j)%len(d.items)])
@@ -151,6 +174,10 @@ func (s *store) all() []item {
 // next is what waits, in the order in which it would be taken.
 func (s *store) next() []item {
 	all := s.all()
+	if s.ruled {
+		slices.SortStableFunc(all, func(a, b item) int { return cmp.Compare(a.rank, b.rank) })
+		return all
+	}
 	switch s.kind {
 	case QueueLifo:
 		slices.Reverse(all)
@@ -168,6 +195,15 @@ func (s *store) remove(items []item) {
 	}
 	for k := range s.lanes {
 		l := &s.lanes[k]
+		if l.order != nil {
+			all := l.order.all()
+			*l = s.newLane()
+			for _, it := range all {
+				if !out[it.seq] {
+					l.push(it)
+				}
+			}
+		}
 		for level := range l.levels {
 			for range l.levels[level].count { // once round: what stays goes to the back
 				if it := l.pop(false, level); !out[it.seq] {
@@ -181,6 +217,7 @@ func (s *store) remove(items []item) {
 // lane is where a taker's items wait: for all takers the same one, but of
 // broadcast.
 type lane struct {
+	order  *ranked   // where a Rule orders; else nil, and
 	levels []deque   // by priority; one where there is none
 	filled [4]uint64 // bit k of word k/64: level k has items
 	count  int
@@ -195,6 +232,14 @@ func (s *store) offer(it item) verdict {
 	size := it.size()
 	it.seq = s.seq
 	s.seq++
+	if it.drop {
+		if s.full == FullFail && !it.firm {
+			s.refusals++
+			return refused
+		}
+		s.dropped++
+		return accepted
+	}
 	if s.kind == QueueLatest {
 		l := &s.lanes[0]
 		for l.count > 0 {
@@ -230,6 +275,14 @@ func (s *store) fits(l *lane, size uint64) bool {
 // makeRoom drops what the policy drops, and says whether the item gets in.
 func (s *store) makeRoom(l *lane, it item, size uint64) bool {
 	for !s.fits(l, size) {
+		if l.order != nil {
+			s.dropped++
+			if s.full != FullDropOldest || it.rank > l.order.last() {
+				return false
+			}
+			l.ranked(rankedLast)
+			continue
+		}
 		lowest := l.lowest()
 		if s.full != FullDropOldest || s.kind == QueuePriority && it.priority() < lowest {
 			s.dropped++
@@ -246,6 +299,9 @@ func (s *store) take(taker int) (item, bool) {
 	l := s.lane(taker)
 	if l.count == 0 {
 		return item{}, false
+	}
+	if l.order != nil {
+		return l.ranked(rankedFirst), true
 	}
 	return l.pop(s.kind == QueueLifo, l.highest()), true
 }
@@ -285,6 +341,12 @@ func (s *store) depth() (items int, bytes uint64) {
 }
 
 func (l *lane) push(it item) {
+	if l.order != nil {
+		l.order.push(it)
+		l.count++
+		l.bytes += it.size()
+		return
+	}
 	level := 0
 	if len(l.levels) > 1 {
 		level = it.priority()
@@ -302,6 +364,14 @@ func (l *lane) pop(newest bool, level int) item {
 	if d.count == 0 {
 		l.filled[level/64] &^= 1 << (level % 64)
 	}
+	l.count--
+	l.bytes -= it.size()
+	return it
+}
+
+// ranked takes what is at an end where a Rule orders.
+func (l *lane) ranked(end int) item {
+	it := l.order.pop(end)
 	l.count--
 	l.bytes -= it.size()
 	return it

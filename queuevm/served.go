@@ -21,6 +21,7 @@ type Queue struct {
 	// Converter changes items before they count against the capacity; nil
 	// changes nothing. Every node that knows the queue has one, or none has.
 	Converter Converter `json:"-"`
+	Rule      Rule      `json:"-"` // nil leaves the order to the type; likewise
 	Link      Link      // between each producer and the queue
 }
 
@@ -63,7 +64,8 @@ type queue struct {
 	ceiling uint64 // the most that most ever was: what a producer may still bring
 	guests  int    // callers from outside who wait
 
-	work       chan *batch // to the converter; nil before the first item
+	treatment  *treatment  // of what arrives; nil lets it through as it is
+	work       chan *batch // to be treated; nil before the first item
 	converting []*front    // whose batches are there, in order of arrival
 	fed        int         // of them, given to it
 	halted     bool        // an item cannot be converted
@@ -71,7 +73,7 @@ type queue struct {
 
 // most is the largest item, in bytes, that a producer may bring.
 func (q *queue) most() uint64 {
-	if q.Converter != nil {
+	if q.Converter != nil || q.Rule != nil {
 		return min(mostOf(q.capacity), ConvertedMax)
 	}
 	return mostOf(q.capacity)
@@ -134,10 +136,15 @@ func (vm *VM) AddQueue(q Queue) error {
 	if err := q.Link.check(); err != nil {
 		return fmt.Errorf("queue %d (%s): %w", q.ID, q.Name, err)
 	}
+	if err := checkRule(q.Type, q.Rule); err != nil {
+		return fmt.Errorf("queue %d (%s): %w", q.ID, q.Name, err)
+	}
 	made := &queue{Queue: q, capacity: roundCapacity(q.Capacity)}
 	made.Capacity = int(made.capacity)
 	made.ceiling = made.most()
+	made.treat(q.Converter, q.Rule, true, true)
 	made.store = newStore(q.Type, q.Full, made.capacity, q.Takers)
+	made.store.setRuled(q.Rule != nil, make([]bool, q.Takers))
 	vm.queues[q.ID] = made
 	return nil
 }
@@ -268,12 +275,12 @@ func (f *front) step(vm *VM) bool {
 			f.queue.in++
 			// Behind those that are being converted also when nothing converts
 			// any more: they arrived first.
-			if f.queue.Converter == nil && len(f.queue.converting) == 0 {
+			if f.queue.treatment == nil && len(f.queue.converting) == 0 {
 				f.pass(vm, f.head-r.size, it)
 				continue
 			}
 			if f.batch == nil {
-				f.batch = &batch{first: f.items, by: f.queue.Converter}
+				f.batch = f.queue.newBatch(f.items)
 			}
 			more = f.batch.add(it) < convertBatch && it.firm
 		}

@@ -64,9 +64,6 @@ func (c *compiler) rule(at place, what string, queue *wsdl.Queue) string {
 	if kind := wsdl.Or(queue.Type, wsdl.QueueTypeFifo); name.set && kind != wsdl.QueueTypeFifo && kind != wsdl.QueueTypeWork && kind != wsdl.QueueTypeBroadcast {
 		c.add(name.at, name.text, "the type fifo, work or broadcast", "%s has a rule and the type %s, which is a rule itself: with a rule it is fifo, work or broadcast", what, kind)
 	}
-	if name.set {
-		c.unserved(name.at, name.text, "a type", what+" has a rule, which")
-	}
 	program, _ := c.program(wsdl.ProfileKindRule, at, name, queue.Version, "rule")
 	return program
 }

@@ -119,11 +119,12 @@ func (g *grid) register(path string) int {
 	return version
 }
 
-// A codec that is registered as source, in C, translates for a program in Python;
-// a job says which version, or takes the newest.
+// A codec that is registered as source, in C, translates for a program in Python,
+// and a rule, in Python, says what goes first and what is dropped.
 func TestAlarms(t *testing.T) {
 	g := startGrid(t, 2, 2)
 	g.register("alarms/registered/frame.xml")
+	g.register("alarms/registered/urgent.xml")
 	for _, nodes := range []int{2, 1} {
 		job := g.run(request(t, "alarms/alarms.xml", fmt.Sprintf("nodes=%d", nodes)))
 		checkAlarms(t, g.file(job, "monitor", 0, "alarms.txt"), 12)

@@ -98,10 +98,12 @@ type Instantiate struct {
 	WallTime  time.Duration // 0 = no limit
 }
 
-// Queue is a served queue, and the steps that convert its items.
+// Queue is a served queue, the steps that convert its items, and the registered
+// rule that orders them.
 type Queue struct {
 	queuevm.Queue
-	Steps []Step
+	Steps   []Step
+	Program string // NAME@VERSION of the rule, "" for its type's own
 }
 
 // Step is one conversion; codec.Step says more.

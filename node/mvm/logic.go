@@ -47,6 +47,62 @@ func (p *process) know(all []Logic) {
 	}
 }
 
+// rule makes what orders a queue, nil where its type does: when the queue is made,
+// and when it is changed. It starts with the first item unless begin was called.
+func (p *process) rule(q Queue) queuevm.Rule {
+	if q.Program == "" {
+		return nil
+	}
+	return &ranker{p.registered("rule", q.Program, logicWords)}
+}
+
+// ranker is a registered rule.
+type ranker struct{ *registered }
+
+// Rank asks the program for an item's place.
+func (r *ranker) Rank(item queuevm.Item) (rank int64, drop bool, err error) {
+	kind := byte(0)
+	if item.Instruction {
+		kind = 1
+	}
+	status, answer, err := r.ask([]byte{kind, item.Priority}, item.Data)
+	switch {
+	case err != nil:
+		return 0, false, fmt.Errorf("%s: %w", r.name, err)
+	case status == answersRefused:
+		return 0, false, fmt.Errorf("%s: %s", r.name, strings.ToValidUTF8(string(answer), "\uFFFD"))
+	case status == answersDropped:
+		return 0, true, nil
+	case len(answer) != 8:
+		r.end()
+		return 0, false, fmt.Errorf("%s: it answers with a rank of %d bytes, expected 8", r.name, len(answer))
+	}
+	return int64(binary.BigEndian.Uint64(answer)), false, nil
+}
+
+// Close ends the program.
+func (r *ranker) Close() error {
+	r.end()
+	return nil
+}
+
+// begin starts what runs for a queue that is kept here.
+func (p *process) begin(q queuevm.Queue) error {
+	var all []*registered
+	if c, ok := q.Converter.(*chain); ok {
+		all = append(all, c.programs...)
+	}
+	if r, ok := q.Rule.(*ranker); ok {
+		all = append(all, r.registered)
+	}
+	for _, program := range all {
+		if err := program.begin(); err != nil {
+			return fmt.Errorf("%s: %w", program.source, err)
+		}
+	}
+	return nil
+}
+
 // converter makes what converts a queue's items of its steps, nil of none: when
 // the queue is made, and when it is changed. Its registered codecs start with the
 // first item unless begin was called.
@@ -243,7 +299,7 @@ func (r *registered) end() {
 	}
 }
 
-// What a program answers for an item (LAYOUT.md, section 6).
+// What a program answers for an item (LAYOUT.md, section 8).
 const (
 	answersItem    = 0
 	answersRefused = 1

@@ -112,11 +112,10 @@ func (p *process) instantiate(r *Instantiate) (int, error) {
 			return 0, fmt.Errorf("instantiate: queue %s: %w", q.Name, err)
 		}
 		q.Converter = converter
-		if started, ok := converter.(*chain); ok && q.Producers+q.Takers > 0 { // it is kept here
-			for _, program := range started.programs {
-				if err := program.begin(); err != nil {
-					return 0, fmt.Errorf("instantiate: queue %s: %s: %w", q.Name, program.source, err)
-				}
+		q.Rule = p.rule(q)
+		if q.Producers+q.Takers > 0 { // it is kept here
+			if err := p.begin(q.Queue); err != nil {
+				return 0, fmt.Errorf("instantiate: queue %s: %w", q.Name, err)
 			}
 		}
 		if err := p.vm.AddQueue(q.Queue); err != nil {
