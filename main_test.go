@@ -78,6 +78,7 @@ var rooms = map[string][]string{
 	"services/client":      {"wsdl", "services/soap", "services/security", "services/image", "broker/profile"},
 	"broker/place":         {"broker/profile"},
 	"broker/peer":          {"wsdl", "services/soap"},
+	"broker/jobqueue":      {"queuevm"},
 	"broker":               {"wsdl", "services/*", "-services/client", "broker/*", "queuevm", "queuevm/codec"},
 	"node/confine":         {},
 	"node/mvm":             {"queuevm", "queuevm/client", "queuevm/codec", "node/build", "node/confine"},
