@@ -42,6 +42,7 @@ type JobEntry struct {
 //   - another has at most one attempt that is not over: first its members, then
 //     its go, then reports of its members; and nothing is named live but those
 //     members, under the incarnations they were journalled with;
+//   - a job that has not ended belongs to a queue that is there;
 //   - every value can be read, and every blob that is referred to is here and
 //     pinned, and nothing else is pinned by the broker.
 //
@@ -59,7 +60,7 @@ func Audit(ctx context.Context, state *store.Store, blobs Blobs) (*Ledger, error
 	for _, kv := range all {
 		a.values[kv.Key] = kv.Value
 		known := kv.Key == epochKey
-		for _, prefix := range []string{"grid/", jobsPrefix, tokensPrefix, statusPrefix, resultsPrefix, attemptsPrefix, profilesPrefix} {
+		for _, prefix := range []string{"grid/", jobsPrefix, tokensPrefix, statusPrefix, resultsPrefix, attemptsPrefix, profilesPrefix, queuesPrefix} {
 			known = known || strings.HasPrefix(kv.Key, prefix)
 		}
 		if !known {
@@ -151,6 +152,9 @@ func (a *auditor) job(id string, attempts map[int]map[string]string, members map
 		a.ended(id, &s, attempts)
 	} else {
 		entry.State = wsdl.JobStatePending
+		if _, there := a.values[queueKey(s.Queue)]; !there && s.Queue != "" {
+			a.bad("job %s: it belongs to the queue %s, which is not there", id, s.Queue)
+		}
 		if _, there := a.values[resultsPrefix+id]; there {
 			a.bad("job %s: it has results, and has not ended", id)
 		}
@@ -268,6 +272,13 @@ func (a *auditor) strays(all []store.KV) {
 			}
 			for _, digest := range digestsIn(content) {
 				a.needed[digest] = kv.Key
+			}
+			continue
+		case prefix == "queues":
+			if _, settings, err := readQueue(a.images, kv); err != nil {
+				a.bad("%s: %v", kv.Key, err)
+			} else if err := settings.Check(); err != nil {
+				a.bad("%s: %v", kv.Key, err)
 			}
 			continue
 		default:

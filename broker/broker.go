@@ -127,6 +127,8 @@ type Service struct {
 
 	work sync.WaitGroup // every goroutine of the broker; see spawn
 
+	admin sync.Mutex // one change to the queues of jobs, or move in them, at a time
+
 	mu     sync.Mutex         // guards all below
 	jobs   map[string]*job    // by id
 	order  []string           // ids, ascending

@@ -40,6 +40,12 @@ func parseID(id string) (uint64, bool) {
 	return n, true
 }
 
+// bornOf is a job's place by age, as its id has it.
+func bornOf(id string) uint64 {
+	n, _ := parseID(id)
+	return n
+}
+
 // newID returns an id above every one before, also when the clock goes back.
 func (b *Service) newID(now time.Time) string {
 	b.mu.Lock()

@@ -9,6 +9,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"mvm/broker/jobqueue"
 	"mvm/broker/profile"
 	"mvm/services/store"
 	"mvm/wsdl"
@@ -23,7 +24,7 @@ type job struct {
 	compiled *profile.Job // nil once the job has ended, and when it cannot be compiled any more
 	outside  []outside    // its ends outside
 	blobs    *bag         // what it refers to
-	fixed    status       // what never changes of it: name, token, priority, size, submitted, arguments
+	fixed    status       // what never changes of it: name, token, size, submitted, arguments
 
 	explained time.Time // when it was last told why it waits; guarded by scheduler.mu
 
@@ -159,7 +160,7 @@ func (j *job) show() {
 	j.changed = make(chan struct{})
 	if final(l.Phase) {
 		// The results are in the journal; a job that has ended costs little.
-		j.life = life{Job: l.Job, Phase: l.Phase, Attempt: l.Attempt, Gone: true}
+		j.life = life{Job: l.Job, Phase: l.Phase, Attempt: l.Attempt, Place: l.Place, Gone: true}
 		j.compiled, j.layout = nil, nil
 	}
 }
@@ -167,6 +168,13 @@ func (j *job) show() {
 // nextRevision grows over restarts too, since it follows the clock. j.mu is held.
 func (j *job) nextRevision() int64 {
 	return max(j.shown.Revision+1, j.broker.clock.Now().UnixMicro())
+}
+
+// place is where the job waits, or would.
+func (j *job) place() jobqueue.Place {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.life.Place
 }
 
 // wait says why the job waits for room.
@@ -233,6 +241,8 @@ func (j *job) perform(actions []action) error {
 			j.rest()
 			b.scheduler.release(j.id, "")
 			b.queue(j, a.Refusals)
+		case reseat:
+			b.scheduler.reseat(j)
 		case done:
 			j.rest()
 			b.scheduler.release(j.id, "")
@@ -308,6 +318,10 @@ func (j *job) commit(c commit) error {
 func (j *job) record() status {
 	l := &j.life
 	s := j.fixed
+	s.Priority, s.Queue, s.Arrival = l.Place.Priority, l.Place.Queue, l.Place.Arrival
+	if s.Arrival == bornOf(j.id) {
+		s.Arrival = 0
+	}
 	s.Revision = j.broker.clock.Now().UnixMicro()
 	s.Started, s.Ended = l.Started, l.Ended
 	s.Phase, s.Reason = l.Phase, l.Reason

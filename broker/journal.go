@@ -59,6 +59,8 @@ type Blobs interface {
 //	broker/attempts/ID/NUMBER/go            the members' proxies, before the first Instantiate
 //	broker/attempts/ID/NUMBER/report/N/SEQ  the terminal reports of member N
 //	broker/profiles/KIND/NAME/VERSION       a registered profile; never changes
+//	broker/queues/NAME                      a queue in which jobs wait, but for the
+//	                                        default one as it is at first
 //
 // Every value is JSON, or @ and the digest of a blob that holds the JSON when
 // it is big.
@@ -69,6 +71,7 @@ const (
 	resultsPrefix  = "broker/results/"
 	attemptsPrefix = "broker/attempts/"
 	profilesPrefix = "broker/profiles/"
+	queuesPrefix   = "broker/queues/"
 
 	// epochKey is written by each broker that takes the journal over: something
 	// random, a space, and its base address. Every transaction is on the
@@ -93,6 +96,8 @@ func profileKey(kind wsdl.ProfileKind, name string, version int) string {
 	return fmt.Sprintf("%s%s/%s/%08d", profilesPrefix, kind, url.PathEscape(name), version)
 }
 
+func queueKey(name string) string { return queuesPrefix + url.PathEscape(name) }
+
 // spec is a job as it was accepted.
 type spec struct {
 	Job       *wsdl.Job
@@ -115,7 +120,9 @@ type status struct {
 	Name       string
 	Token      string
 	Priority   int
-	Size       int // processes
+	Queue      string `json:",omitempty"` // "" = the default one
+	Arrival    uint64 `json:",omitempty"` // its place by age, where its id does not say it
+	Size       int    // processes
 	Submitted  time.Time
 	Started    time.Time
 	Ended      time.Time
@@ -401,7 +408,7 @@ func (j *job) ops(c commit) ([]store.Op, error) {
 			return nil, err
 		}
 	}
-	if c.Outcome || c.Requeue || c.End {
+	if c.Outcome || c.Requeue || c.End || c.Moved {
 		s := j.record()
 		s.Blobs = j.blobs.list()
 		if err := add(put(statusPrefix+l.Job, s)); err != nil {

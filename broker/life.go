@@ -4,6 +4,7 @@ import (
 	"strconv"
 	"time"
 
+	"mvm/broker/jobqueue"
 	"mvm/wsdl"
 )
 
@@ -28,10 +29,11 @@ type life struct {
 	Refusals  int // attempts in a row that ended before they ran; sets the back-off
 	Rebuffs   int // refusals in a row that waiting does not mend
 	Outcome   outcome
-	Cause     string // of the outcome, in words
-	Gone      bool   // conclude was reached: no attempt exists
-	Running   bool   // the attempt's go is journalled
-	Former    string // where the attempt's nodes report to, when the broker is no longer there
+	Cause     string         // of the outcome, in words
+	Gone      bool           // conclude was reached: no attempt exists
+	Place     jobqueue.Place // where it waits, or waited and would again
+	Running   bool           // the attempt's go is journalled
+	Former    string         // where the attempt's nodes report to, when the broker is no longer there
 	Members   []member
 	Processes []process
 	Builds    []build
@@ -239,8 +241,17 @@ type (
 		Members []int // those that the timer was set for, where it is for some
 		Turn    int   // as the wait had it
 	}
-	// cancelled: somebody wants the job to end.
-	cancelled struct{ Reason string }
+	// cancelled: somebody wants the job to end; with Waiting only if it waits.
+	cancelled struct {
+		Reason  string
+		Waiting bool
+	}
+	// moved: it gets another place among those that wait, now if it waits (with
+	// Waiting only then), or else when it does again.
+	moved struct {
+		Place   jobqueue.Place
+		Waiting bool
+	}
 	// recovered: the broker has started again and the life is as journalled.
 	recovered struct{}
 	// unreadable: what was submitted cannot be read from the journal any more.
@@ -261,6 +272,7 @@ func (e rejoined) attempt() int     { return e.Attempt }
 func (e answered) attempt() int     { return e.Attempt }
 func (e elapsed) attempt() int      { return e.Attempt }
 func (cancelled) attempt() int      { return -1 }
+func (moved) attempt() int          { return -1 }
 func (recovered) attempt() int      { return -1 }
 func (unreadable) attempt() int     { return -1 }
 
@@ -277,6 +289,7 @@ type (
 		Outcome bool          // what the attempt's end leads to
 		Drop    []int         // members that are no longer named live
 		Requeue bool          // the attempt is over, the job waits for room again
+		Moved   bool          // where it waits
 		End     bool          // the job is over
 	}
 	awaken      struct{ Member int }
@@ -299,6 +312,8 @@ type (
 	}
 	// queue: the job waits for room, after a back-off that grows with Refusals.
 	queue struct{ Refusals int }
+	// reseat: where it stands among those that wait is another place now.
+	reseat struct{}
 	// done: the job is over and journalled.
 	done struct{}
 )
@@ -316,6 +331,7 @@ func (ask) action()         {}
 func (release) action()     {}
 func (wait) action()        {}
 func (queue) action()       {}
+func (reseat) action()      {}
 func (done) action()        {}
 
 // timer names what a life waits for.

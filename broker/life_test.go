@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"mvm/broker/jobqueue"
 	"mvm/wsdl"
 )
 
@@ -247,6 +248,11 @@ func parseEvent(t *testing.T, l *life, words []string) event {
 		return e
 	case "cancelled":
 		return cancelled{Reason: rest(1)}
+	case "drained":
+		return cancelled{Reason: rest(1), Waiting: true}
+	case "moved", "seated": // QUEUE PRIORITY; seated only where it waits
+		priority, _ := strconv.Atoi(words[2])
+		return moved{Place: jobqueue.Place{Queue: words[1], Priority: priority}, Waiting: verb == "seated"}
 	case "unreadable":
 		return unreadable{}
 	case "answered":
@@ -314,6 +320,9 @@ func (l *life) print(a action) string {
 		if a.Requeue {
 			s += " requeue"
 		}
+		if a.Moved {
+			s += " place=" + l.Place.Queue
+		}
 		if a.End {
 			s += " end"
 		}
@@ -340,6 +349,8 @@ func (l *life) print(a action) string {
 		return s
 	case queue:
 		return fmt.Sprintf("queue refusals=%d", a.Refusals)
+	case reseat:
+		return "reseat"
 	case done:
 		return "done"
 	}

@@ -6,7 +6,7 @@ package broker
 // process), and around each call to a node.
 func Points() []string {
 	points := []string{"before takeover", "after takeover", "recovered"}
-	for _, step := range []string{"submit", "attempt", "Awaken", "go", "Instantiate", "report", "outcome", "Terminate", "drop", "requeue", "end"} {
+	for _, step := range []string{"submit", "attempt", "Awaken", "go", "Instantiate", "report", "outcome", "Terminate", "drop", "requeue", "end", "move", "queue"} {
 		points = append(points, "before "+step, "after "+step)
 	}
 	return points
@@ -33,6 +33,8 @@ func (c commit) point() string {
 		return "attempt"
 	case c.Report != nil:
 		return "report"
+	case c.Moved:
+		return "move"
 	}
 	return "drop"
 }

@@ -202,7 +202,7 @@ func (j *job) queues() []*wsdl.OutsideQueue {
 func (s status) wire(id string) *wsdl.JobStatus {
 	w := &wsdl.JobStatus{
 		Id: id, Name: s.Name, State: wsdl.Of(s.Phase), Revision: s.Revision, Reason: clean(s.Reason),
-		Attempt: wsdl.Of(int32(s.Attempt)), Priority: wsdl.Of(int32(s.Priority)),
+		Attempt: wsdl.Of(int32(s.Attempt)), Priority: wsdl.Of(int32(s.Priority)), Queue: s.Queue,
 		Submitted: *wsdl.Date(s.Submitted), Started: wsdl.Date(s.Started), Ended: wsdl.Date(s.Ended),
 		ProxyBytes: wsdl.Of(s.ProxyBytes), ProxyItems: wsdl.Of(s.ProxyItems),
 	}

@@ -20,6 +20,9 @@ func (b *Service) recover(ctx context.Context) error {
 	if err := b.recoverProfiles(ctx); err != nil {
 		return err
 	}
+	if err := b.recoverQueues(ctx); err != nil {
+		return err
+	}
 	all, err := b.journal.List(ctx, statusPrefix)
 	if err != nil {
 		return err
@@ -68,9 +71,13 @@ func (b *Service) recover(ctx context.Context) error {
 		if len(j.life.Members) > 0 {
 			b.setActive(j, true)
 		}
-		if j.compiled == nil {
+		switch {
+		case j.compiled == nil:
 			j.post(unreadable{}, nil)
-		} else {
+		case j.shown.Phase == wsdl.JobStatePending:
+			// As recovered would; but who asks for the queues finds it there.
+			b.scheduler.add(j)
+		default:
 			j.post(recovered{}, nil)
 		}
 		j.compare(b.scheduler.known)
@@ -148,7 +155,7 @@ func (b *Service) restore(ctx context.Context, id string, value []byte, attempts
 	if err := b.unpack(value, &s); err != nil {
 		return nil, fmt.Errorf("job %s: %w", id, err)
 	}
-	fixed := status{Name: s.Name, Token: s.Token, Priority: s.Priority, Size: s.Size, Submitted: s.Submitted, Arguments: s.Arguments}
+	fixed := status{Name: s.Name, Token: s.Token, Priority: s.Priority, Queue: s.Queue, Arrival: s.Arrival, Size: s.Size, Submitted: s.Submitted, Arguments: s.Arguments}
 	if final(s.Phase) {
 		j := b.newJob(id, nil, fixed)
 		j.life.Phase, j.life.Attempt = s.Phase, s.Attempt

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"mvm/broker/jobqueue"
 	"mvm/broker/place"
 	"mvm/broker/profile"
 	"mvm/services/information"
@@ -21,14 +22,15 @@ import (
 // booked. It looks again when something changed that may make room: a job came,
 // slots became free, a node came or went, a back-off is over. It never polls.
 //
-// Jobs are placed by priority, then by age. A job that does not fit lets later
-// ones go ahead; nothing is reserved for it.
+// Jobs wait in queues, which take turns by their weights, and in each by its
+// type: in the default one by priority, then by age. A job that does not fit
+// lets later ones go ahead; nothing is reserved for it.
 type scheduler struct {
 	broker *Service
 	wake   chan struct{} // holds a token when it is worth to look
 
 	mu      sync.Mutex           // guards all below
-	pending []*job               // in the order in which they are placed
+	queues  *jobqueue.Set[*job]  // the jobs that wait
 	booked  map[string][]booking // by job
 	nodes   []node               // workers that live, by id
 	known   map[string]node      // every node, by id
@@ -85,7 +87,7 @@ const (
 )
 
 func newScheduler(b *Service) *scheduler {
-	return &scheduler{broker: b, wake: make(chan struct{}, 1), booked: map[string][]booking{}, known: map[string]node{}, avoided: map[string]refusal{}}
+	return &scheduler{broker: b, wake: make(chan struct{}, 1), queues: jobqueue.New[*job](), booked: map[string][]booking{}, known: map[string]node{}, avoided: map[string]refusal{}}
 }
 
 // kick makes the scheduler look again.
@@ -96,18 +98,37 @@ func (s *scheduler) kick() {
 	}
 }
 
-// order is how waiting jobs are placed.
-func order(a, b *job) int {
-	return cmp.Or(-cmp.Compare(a.fixed.Priority, b.fixed.Priority), cmp.Compare(a.id, b.id))
-}
-
 // add lets a job wait for room.
 func (s *scheduler) add(j *job) {
-	s.mu.Lock()
-	at, there := slices.BinarySearchFunc(s.pending, j, order)
-	if !there {
-		s.pending = slices.Insert(s.pending, at, j)
+	s.enter(j, true, false)
+	s.kick()
+}
+
+// enter puts a job into its queue. One that is not ready is not placed until it
+// is; one that is paid for comes back from an attempt that never ran.
+func (s *scheduler) enter(j *job, ready, paid bool) {
+	since := s.broker.clock.Now()
+	if j.status().Attempt == 0 {
+		since = j.fixed.Submitted
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// Its place is read under the lock: a move comes before or after.
+	s.queues.Enter(&jobqueue.Job[*job]{ID: j.id, Place: j.place(), Size: j.fixed.Size, Since: since, Ready: ready, Paid: paid, Value: j})
+}
+
+// ready lets a job be placed whose back-off is over.
+func (s *scheduler) ready(j *job) {
+	s.mu.Lock()
+	s.queues.Ready(j.id)
+	s.mu.Unlock()
+	s.kick()
+}
+
+// reseat puts a job, if it waits, where it is to wait now.
+func (s *scheduler) reseat(j *job) {
+	s.mu.Lock()
+	s.queues.Move(j.id, j.place())
 	s.mu.Unlock()
 	s.kick()
 }
@@ -118,11 +139,11 @@ func (s *scheduler) release(id, node string) {
 	s.mu.Lock()
 	if node == "" {
 		delete(s.booked, id)
-		s.pending = slices.DeleteFunc(s.pending, func(j *job) bool { return j.id == id })
+		s.queues.Leave(id)
 	} else {
 		s.booked[id] = slices.DeleteFunc(s.booked[id], func(b booking) bool { return b.node == node })
 	}
-	waiting := len(s.pending) > 0
+	waiting := s.queues.Len() > 0
 	s.mu.Unlock()
 	if waiting {
 		s.kick()
@@ -184,11 +205,8 @@ func (b *Service) queue(j *job, refusals int) {
 			break
 		}
 	}
-	b.clock.AfterFunc(b.jitter(pause), func() {
-		if j.status().Phase == wsdl.JobStatePending {
-			b.scheduler.add(j)
-		}
-	})
+	b.scheduler.enter(j, false, true)
+	b.clock.AfterFunc(b.jitter(pause), func() { b.scheduler.ready(j) })
 }
 
 // run looks again whenever something changed, until ctx ends.
@@ -358,32 +376,32 @@ func (s *scheduler) round() {
 	}
 	told := 0
 	now := s.broker.clock.Now()
-	// A back-off may end just after the job did.
-	s.pending = slices.DeleteFunc(s.pending, func(j *job) bool { return j.profile() == nil })
-	for _, j := range s.pending {
-		size := j.fixed.Size
+	// A job may end while it comes to wait.
+	s.queues.Drop(func(j *job) bool { return j.profile() == nil })
+	s.queues.Round(func(w *jobqueue.Job[*job]) jobqueue.Answer {
+		j, size := w.Value, w.Size
 		if size > room && now.Sub(j.explained) < fresh {
 			s.explainLater()
-			continue
+			return jobqueue.Passed
 		}
 		if size > room && told >= detailed {
 			j.explained = now
 			reasons[j] = fmt.Sprintf("it needs %d slots and waits behind other jobs", size)
-			continue
+			return jobqueue.Passed
+		}
+		if told == 10*detailed {
+			return jobqueue.Enough
 		}
 		compiled := j.profile()
 		if compiled == nil {
-			continue // it ends just now
+			return jobqueue.Passed // it ends just now
 		}
 		plan, reason, ok := fit(compiled, views)
 		if !ok {
 			told++
 			j.explained = now
 			reasons[j] = reason
-			if told == 10*detailed {
-				break
-			}
-			continue
+			return jobqueue.Passed
 		}
 		members := membersOf(compiled, plan, nodes)
 		s.bookLocked(j.id, members)
@@ -395,12 +413,10 @@ func (s *scheduler) round() {
 		}
 		room -= size
 		chosen = append(chosen, fitting{j, members})
-	}
-	if len(chosen) > 0 {
-		s.pending = slices.DeleteFunc(s.pending, func(j *job) bool {
-			_, waits := s.booked[j.id]
-			return waits
-		})
+		return jobqueue.Placed
+	})
+	for _, w := range s.queues.HeldBack() {
+		reasons[w.Value] = "its queue " + w.Queue() + " is held"
 	}
 	s.mu.Unlock()
 	for _, f := range chosen {

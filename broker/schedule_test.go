@@ -12,7 +12,7 @@ import (
 func (g *grid) scheduled(b *Service) (booked, waiting int) {
 	b.scheduler.mu.Lock()
 	defer b.scheduler.mu.Unlock()
-	return len(b.scheduler.booked), len(b.scheduler.pending)
+	return len(b.scheduler.booked), b.scheduler.queues.Len()
 }
 
 // A job that ends while its back-off runs out neither waits for room nor holds

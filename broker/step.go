@@ -67,7 +67,9 @@ func (l *life) react(now time.Time, e event) []action {
 	case elapsed:
 		return l.elapsed(now, e)
 	case cancelled:
-		return l.cancelled(now, e.Reason)
+		return l.cancelled(now, e)
+	case moved:
+		return l.moved(e)
 	case recovered:
 		return l.recovered(now)
 	case unreadable:
@@ -550,12 +552,23 @@ func (l *life) elapsed(now time.Time, e elapsed) []action {
 	return append(actions, l.conclude(now)...)
 }
 
-func (l *life) cancelled(now time.Time, reason string) []action {
+func (l *life) moved(e moved) []action {
+	if e.Waiting && l.Phase != wsdl.JobStatePending || l.Place == e.Place {
+		return nil
+	}
+	l.changes++
+	l.Place = e.Place
+	return []action{commit{Moved: true}, reseat{}}
+}
+
+func (l *life) cancelled(now time.Time, e cancelled) []action {
 	cause := "cancelled"
-	if reason != "" {
-		cause += ": " + reason
+	if e.Reason != "" {
+		cause += ": " + e.Reason
 	}
 	switch {
+	case e.Waiting && l.Phase != wsdl.JobStatePending:
+		return nil
 	case l.Phase == wsdl.JobStatePending:
 		l.changes++
 		l.Outcome, l.Cause, l.Gone = cancel, cause, true

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"maps"
 	"slices"
 
+	"mvm/broker/jobqueue"
 	"mvm/broker/profile"
 	"mvm/services/store"
 	"mvm/wsdl"
@@ -65,11 +67,20 @@ func (b *Service) accept(ctx context.Context, request *wsdl.SubmitJob) (string, 
 	if err != nil {
 		return "", err
 	}
+	queue, err := b.jobQueueOf(request.Queue, r.compiled)
+	if err != nil {
+		return "", err
+	}
+	leave, err := b.scheduler.reserve(queue)
+	if err != nil {
+		return "", err
+	}
+	defer leave()
 	for range 100 {
 		now := b.clock.Now()
 		id := b.newID(now)
 		j := b.newJob(id, r.compiled, status{
-			Name: r.compiled.Name, Token: request.Token, Priority: r.compiled.Priority, Size: len(r.compiled.Processes),
+			Name: r.compiled.Name, Token: request.Token, Priority: r.compiled.Priority, Queue: queue, Size: len(r.compiled.Processes),
 			Submitted: now, Arguments: r.arguments,
 		})
 		if err := b.keep(ctx, j.blobs, r); err != nil {
@@ -133,7 +144,8 @@ func (b *Service) journalJob(ctx context.Context, j *job, s *spec) error {
 // newJob is a job that waits for room.
 func (b *Service) newJob(id string, compiled *profile.Job, fixed status) *job {
 	j := &job{broker: b, id: id, compiled: compiled, fixed: fixed, changed: make(chan struct{}), blobs: &bag{pins: b.pins}}
-	j.life = life{Job: id, Rules: b.rules, Phase: wsdl.JobStatePending, Gone: true}
+	j.life = life{Job: id, Rules: b.rules, Phase: wsdl.JobStatePending, Gone: true,
+		Place: jobqueue.Place{Queue: fixed.Queue, Priority: fixed.Priority, Arrival: cmp.Or(fixed.Arrival, bornOf(id))}}
 	if compiled != nil {
 		j.outside = outsideOf(compiled)
 		j.life.WallTime, j.life.Retries = compiled.WallTime, compiled.Retries
@@ -284,6 +296,9 @@ func (b *Service) PlanJobContext(ctx context.Context, request *wsdl.PlanJob) (*w
 	}
 	r, err := b.resolve(ctx, request.Job, request.Profile, request.Version, request.Argument)
 	if err != nil {
+		return nil, err
+	}
+	if _, err := b.jobQueueOf(request.Queue, r.compiled); err != nil {
 		return nil, err
 	}
 	return b.scheduler.plan(r.compiled), nil

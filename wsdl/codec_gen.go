@@ -197,6 +197,10 @@ func (v *ChangeQueue) visit(c *codec, field int) bool {
 	case 9:
 		return one(c, &v.Served, boolean)
 	case 10:
+		return one(c, &v.Weight, number)
+	case 11:
+		return optional(c, &v.Held, boolean)
+	case 12:
 		return one(c, &v.WaitMillis, number)
 	}
 	return false
@@ -971,6 +975,12 @@ func (v *MakeQueue) visit(c *codec, field int) bool {
 		return optional(c, &v.Type_, text)
 	case 2:
 		return one(c, &v.Capacity, number)
+	case 3:
+		return optional(c, &v.Full, text)
+	case 4:
+		return one(c, &v.Weight, number)
+	case 5:
+		return one(c, &v.Held, boolean)
 	}
 	return false
 }
@@ -1003,6 +1013,10 @@ func (v *MoveJob) visit(c *codec, field int) bool {
 		return one(c, &v.Job, text)
 	case 1:
 		return one(c, &v.Queue, text)
+	case 2:
+		return optional(c, &v.Place, text)
+	case 3:
+		return optional(c, &v.Priority, number)
 	}
 	return false
 }
@@ -1016,6 +1030,10 @@ func (v *MoveJob) root() (string, *xml.Name) {
 
 func (v *MoveJobResponse) visit(c *codec, field int) bool {
 	switch field {
+	case 0:
+		return one(c, &v.Queue, text)
+	case 1:
+		return one(c, &v.Place, number)
 	}
 	return false
 }
@@ -1109,6 +1127,8 @@ func (v *PlanJob) visit(c *codec, field int) bool {
 		return one(c, &v.Version, number)
 	case 3:
 		return list(c, &v.Argument, record)
+	case 4:
+		return one(c, &v.Queue, text)
 	}
 	return false
 }
@@ -1361,6 +1381,8 @@ func (v *RemoveQueue) visit(c *codec, field int) bool {
 	switch field {
 	case 0:
 		return one(c, &v.Name, text)
+	case 1:
+		return one(c, &v.Into, text)
 	}
 	return false
 }
@@ -1507,6 +1529,8 @@ func (v *SubmitJob) visit(c *codec, field int) bool {
 		return one(c, &v.Version, number)
 	case 4:
 		return list(c, &v.Argument, record)
+	case 5:
+		return one(c, &v.Queue, text)
 	}
 	return false
 }
@@ -1933,8 +1957,10 @@ func (v *JobPolicy) visit(c *codec, field int) bool {
 	case 2:
 		return optional(c, &v.Priority, text)
 	case 3:
-		return optional(c, &v.Isolation, text)
+		return one(c, &v.Queue, text)
 	case 4:
+		return optional(c, &v.Isolation, text)
+	case 5:
 		return optional(c, &v.Nodes, text)
 	}
 	return false
@@ -1957,22 +1983,24 @@ func (v *JobStatus) visit(c *codec, field int) bool {
 	case 6:
 		return optional(c, &v.Priority, number)
 	case 7:
-		return one(c, &v.Submitted, date)
+		return one(c, &v.Queue, text)
 	case 8:
-		return optional(c, &v.Started, date)
+		return one(c, &v.Submitted, date)
 	case 9:
-		return optional(c, &v.Ended, date)
+		return optional(c, &v.Started, date)
 	case 10:
-		return list(c, &v.Argument, record)
+		return optional(c, &v.Ended, date)
 	case 11:
-		return list(c, &v.Process, record)
+		return list(c, &v.Argument, record)
 	case 12:
-		return list(c, &v.Build, record)
+		return list(c, &v.Process, record)
 	case 13:
-		return list(c, &v.Outside, record)
+		return list(c, &v.Build, record)
 	case 14:
-		return optional(c, &v.ProxyBytes, number)
+		return list(c, &v.Outside, record)
 	case 15:
+		return optional(c, &v.ProxyBytes, number)
+	case 16:
 		return optional(c, &v.ProxyItems, number)
 	}
 	return false
@@ -2278,6 +2306,10 @@ func (v *QueueItem) visit(c *codec, field int) bool {
 		return one(c, &v.Job, text)
 	case 5:
 		return one(c, &v.Name, text)
+	case 6:
+		return optional(c, &v.State, text)
+	case 7:
+		return one(c, &v.Reason, text)
 	}
 	return false
 }
@@ -2398,6 +2430,14 @@ func (v *QueueStatus) visit(c *codec, field int) bool {
 	case 21:
 		return list(c, &v.Taker, record)
 	case 22:
+		return one(c, &v.Weight, number)
+	case 23:
+		return optional(c, &v.Held, boolean)
+	case 24:
+		return optional(c, &v.Running, number)
+	case 25:
+		return optional(c, &v.OldestMillis, number)
+	case 26:
 		return optional(c, &v.Flow, record)
 	}
 	return false

@@ -541,9 +541,9 @@ type QueueContext interface {
 	GetChangeContext(ctx context.Context, request *GetChange) (*GetChangeResponse, error)
 	// Make a queue in which jobs wait.
 	MakeQueueContext(ctx context.Context, request *MakeQueue) (*MakeQueueResponse, error)
-	// Remove a queue in which jobs wait.
+	// Remove a queue in which jobs waited.
 	RemoveQueueContext(ctx context.Context, request *RemoveQueue) (*RemoveQueueResponse, error)
-	// Move a waiting job to another queue.
+	// Move a waiting job to another queue, or another place in its own.
 	MoveJobContext(ctx context.Context, request *MoveJob) (*MoveJobResponse, error)
 	// One node's part in a change. Only for brokers.
 	ApplyChangeContext(ctx context.Context, request *ApplyChange) (*ApplyChangeResponse, error)
@@ -694,10 +694,10 @@ func QueueContract(server QueueContext) Contract {
 		{Name: "MakeQueue", Doc: "Make a queue in which jobs wait.", NewRequest: func() any { return new(MakeQueue) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.MakeQueueContext(ctx, request.(*MakeQueue)))
 		}},
-		{Name: "RemoveQueue", Doc: "Remove a queue in which jobs wait.", NewRequest: func() any { return new(RemoveQueue) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "RemoveQueue", Doc: "Remove a queue in which jobs waited.", NewRequest: func() any { return new(RemoveQueue) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.RemoveQueueContext(ctx, request.(*RemoveQueue)))
 		}},
-		{Name: "MoveJob", Doc: "Move a waiting job to another queue.", NewRequest: func() any { return new(MoveJob) }, Call: func(ctx context.Context, request any) (any, error) {
+		{Name: "MoveJob", Doc: "Move a waiting job to another queue, or another place in its own.", NewRequest: func() any { return new(MoveJob) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.MoveJobContext(ctx, request.(*MoveJob)))
 		}},
 		{Name: "ApplyChange", Doc: "One node's part in a change. Only for brokers.", NewRequest: func() any { return new(ApplyChange) }, Call: func(ctx context.Context, request any) (any, error) {

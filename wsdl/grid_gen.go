@@ -348,6 +348,17 @@ const (
 	ChangeStateFailed ChangeState = "failed"
 )
 
+type JobPlace string
+
+const (
+
+	// Before all; in a priority queue before those of its priority.
+	JobPlaceFirst JobPlace = "first"
+
+	// Behind all; in a priority queue behind those of its priority.
+	JobPlaceLast JobPlace = "last"
+)
+
 type GridFault struct {
 	XMLName xml.Name `xml:"urn:mvm:1 GridFault"`
 
@@ -494,6 +505,9 @@ type SubmitJob struct {
 
 	// Values for the profile's parameters.
 	Argument []*Assignment `xml:"argument" json:"argument,omitempty"`
+
+	// Where it waits, whatever its policy says.
+	Queue string `xml:"queue,omitempty" json:"queue,omitempty"`
 }
 
 type SubmitJobResponse struct {
@@ -512,6 +526,9 @@ type PlanJob struct {
 	Version int32 `xml:"version,omitempty" json:"version,omitempty"`
 
 	Argument []*Assignment `xml:"argument" json:"argument,omitempty"`
+
+	// As SubmitJob takes it.
+	Queue string `xml:"queue,omitempty" json:"queue,omitempty"`
 }
 
 type PlanJobResponse struct {
@@ -1091,7 +1108,7 @@ type ChangeQueue struct {
 
 	Full *FullPolicy `xml:"full,omitempty" json:"full,omitempty"`
 
-	// Bytes, rounded up to a power of two; of a queue of jobs how many may wait.
+	// Bytes, rounded up to a power of two; of a queue of jobs how many may wait, 0 for no bound.
 	Capacity *int64 `xml:"capacity,omitempty" json:"capacity,omitempty"`
 
 	Encoders *EncoderChain `xml:"encoders,omitempty" json:"encoders,omitempty"`
@@ -1107,6 +1124,12 @@ type ChangeQueue struct {
 
 	// true: a node keeps it from now, even if it is a plain fifo, so that it can be drained.
 	Served bool `xml:"served,omitempty" json:"served,omitempty"`
+
+	// Of a queue of jobs: its share of the room against that of others, 1 to 1000.
+	Weight int32 `xml:"weight,omitempty" json:"weight,omitempty"`
+
+	// Of a queue of jobs: true: from now none of them is placed; false: they are again.
+	Held *bool `xml:"held,omitempty" json:"held,omitempty"`
 
 	// How long the answer may wait for the change to be done everywhere. Default 0: it is answered once the change is durable. At most 60000.
 	WaitMillis int32 `xml:"waitMillis,omitempty" json:"waitMillis,omitempty"`
@@ -1208,6 +1231,15 @@ type MakeQueue struct {
 
 	// How many jobs may wait; 0, the default, for no bound.
 	Capacity int64 `xml:"capacity,omitempty" json:"capacity,omitempty"`
+
+	// fail, the default and the only one: SubmitJob is refused as busy. A call cannot wait for room, and no job that was accepted is dropped.
+	Full *FullPolicy `xml:"full,omitempty" json:"full,omitempty"`
+
+	// Its share of the room against that of others, 1 to 1000. Default 1: slots go to queues with waiting jobs in proportion to their weights.
+	Weight int32 `xml:"weight,omitempty" json:"weight,omitempty"`
+
+	// true: its jobs are not placed until ChangeQueue says otherwise.
+	Held bool `xml:"held,omitempty" json:"held,omitempty"`
 }
 
 type MakeQueueResponse struct {
@@ -1220,6 +1252,9 @@ type RemoveQueue struct {
 	XMLName xml.Name `xml:"urn:mvm:1 RemoveQueue"`
 
 	Name string `xml:"name" json:"name,omitempty"`
+
+	// The queue to which its jobs move, each keeping its age.
+	Into string `xml:"into,omitempty" json:"into,omitempty"`
 }
 
 type RemoveQueueResponse struct {
@@ -1231,11 +1266,23 @@ type MoveJob struct {
 
 	Job string `xml:"job" json:"job,omitempty"`
 
-	Queue string `xml:"queue" json:"queue,omitempty"`
+	// Default: the one in which it waits.
+	Queue string `xml:"queue,omitempty" json:"queue,omitempty"`
+
+	// Default: by its age.
+	Place *JobPlace `xml:"place,omitempty" json:"place,omitempty"`
+
+	// From now, 0 to 100. Default: as it is.
+	Priority *int32 `xml:"priority,omitempty" json:"priority,omitempty"`
 }
 
 type MoveJobResponse struct {
 	XMLName xml.Name `xml:"urn:mvm:1 MoveJobResponse"`
+
+	Queue string `xml:"queue" json:"queue,omitempty"`
+
+	// Where it stands there, from 1.
+	Place int32 `xml:"place" json:"place,omitempty"`
 }
 
 type ApplyChange struct {
@@ -1685,9 +1732,13 @@ type JobPolicy struct {
 
 	Retries *Number `xml:"retries,attr,omitempty" json:"retries,omitempty"`
 
-	// 0 to 100; among waiting jobs the higher is placed first. Default 50.
+	// 0 to 100; in a queue of type priority, as default is one, the higher is placed first. Default 50.
 
 	Priority *Number `xml:"priority,attr,omitempty" json:"priority,omitempty"`
+
+	// The broker's queue in which the job waits. Default: the one named default. Administrators make others.
+
+	Queue string `xml:"queue,attr,omitempty" json:"queue,omitempty"`
 
 	Isolation *Isolation `xml:"isolation,attr,omitempty" json:"isolation,omitempty"`
 
@@ -1893,6 +1944,9 @@ type JobStatus struct {
 	Attempt *int32 `xml:"attempt,omitempty" json:"attempt,omitempty"`
 
 	Priority *int32 `xml:"priority,omitempty" json:"priority,omitempty"`
+
+	// In which it waits or waited, when that is not default.
+	Queue string `xml:"queue,omitempty" json:"queue,omitempty"`
 
 	Submitted soap.XSDDateTime `xml:"submitted" json:"submitted,omitempty"`
 
@@ -2282,6 +2336,18 @@ type QueueStatus struct {
 
 	Taker []*QueueEnd `xml:"taker" json:"taker,omitempty"`
 
+	// Of a queue of jobs: its share of the room against that of others.
+	Weight int32 `xml:"weight,omitempty" json:"weight,omitempty"`
+
+	// Of a queue of jobs: true while none of them is placed.
+	Held *bool `xml:"held,omitempty" json:"held,omitempty"`
+
+	// Of a queue of jobs: how many that waited in it hold room on nodes.
+	Running *int32 `xml:"running,omitempty" json:"running,omitempty"`
+
+	// Of a queue of jobs: for how long the one has waited that waits longest.
+	OldestMillis *int64 `xml:"oldestMillis,omitempty" json:"oldestMillis,omitempty"`
+
 	// Only when sampleMillis asked for it.
 	Flow *QueueFlow `xml:"flow,omitempty" json:"flow,omitempty"`
 }
@@ -2323,6 +2389,12 @@ type QueueItem struct {
 
 	// And its name.
 	Name string `xml:"name,omitempty" json:"name,omitempty"`
+
+	// And its state.
+	State *JobState `xml:"state,omitempty" json:"state,omitempty"`
+
+	// And why it waits.
+	Reason string `xml:"reason,omitempty" json:"reason,omitempty"`
 }
 
 type EncoderChain struct {
@@ -3118,7 +3190,7 @@ type QueuePortType interface {
 	// Error can be either of the following types:
 	//
 	//   - GridFault
-	/* Remove a queue in which jobs wait. */
+	/* Remove a queue in which jobs waited. */
 	RemoveQueue(request *RemoveQueue) (*RemoveQueueResponse, error)
 
 	RemoveQueueContext(ctx context.Context, request *RemoveQueue) (*RemoveQueueResponse, error)
@@ -3126,7 +3198,7 @@ type QueuePortType interface {
 	// Error can be either of the following types:
 	//
 	//   - GridFault
-	/* Move a waiting job to another queue. */
+	/* Move a waiting job to another queue, or another place in its own. */
 	MoveJob(request *MoveJob) (*MoveJobResponse, error)
 
 	MoveJobContext(ctx context.Context, request *MoveJob) (*MoveJobResponse, error)

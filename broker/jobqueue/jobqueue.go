@@ -61,6 +61,7 @@ var (
 	ErrUnknown = errors.New("there is no such queue")
 	ErrExists  = errors.New("there is such a queue")
 	ErrFull    = errors.New("the queue is full")
+	ErrShut    = errors.New("the queue is being removed")
 	ErrTooMany = errors.New("there are as many queues as there may be")
 	ErrInUse   = errors.New("jobs are in the queue")
 	ErrDefault = errors.New("the default queue stays")
@@ -93,11 +94,13 @@ type queue[V any] struct {
 	jobs     []*Job[V] // in the order in which they go
 	ready    int       // of them
 	reserved int       // places of jobs that are being accepted
+	shut     bool      // it is about to be removed: no places any more
 	// pass is what the queue has been charged, in slots by its weight. The queue
 	// of the lowest pass is served next (stride scheduling: Waldspurger and
 	// Weihl, 1995).
 	pass    float64
 	in, out uint64
+	refused uint64
 }
 
 // Set is all queues. The zero value is not ready; use New.
@@ -158,12 +161,26 @@ func (s *Set[V]) Remove(name string) error {
 		return ErrUnknown
 	case name == Default:
 		return ErrDefault
-	case len(q.jobs) > 0 || q.reserved > 0:
+	case s.InUse(name):
 		return ErrInUse
 	}
 	delete(s.queues, name)
 	s.sorted = slices.DeleteFunc(s.sorted, func(x *queue[V]) bool { return x == q })
 	return nil
+}
+
+// InUse says whether jobs are in a queue, or about to be.
+func (s *Set[V]) InUse(name string) bool {
+	q := s.queues[name]
+	return q != nil && (len(q.jobs) > 0 || q.reserved > 0)
+}
+
+// Shut closes a queue to jobs that are accepted from now, before it is removed,
+// or opens it again.
+func (s *Set[V]) Shut(name string, shut bool) {
+	if q := s.queues[name]; q != nil {
+		q.shut = shut
+	}
 }
 
 // Reserve keeps a place for a job that is about to be accepted, until Unreserve.
@@ -173,7 +190,10 @@ func (s *Set[V]) Reserve(name string) error {
 	switch {
 	case q == nil:
 		return ErrUnknown
+	case q.shut:
+		return ErrShut
 	case q.Capacity > 0 && len(q.jobs)+q.reserved >= q.Capacity:
+		q.refused++
 		return ErrFull
 	}
 	q.reserved++
@@ -267,6 +287,30 @@ func (q *queue[V]) compare(a, b *Job[V]) int {
 
 func (j *Job[V]) rank() queuevm.Rank {
 	return queuevm.Rank{Priority: j.Place.Priority, Arrival: j.Place.Arrival}
+}
+
+// Queue is the name of the queue in which a job waits.
+func (j *Job[V]) Queue() string { return j.in.name }
+
+// HeldBack are the jobs of queues that are held.
+func (s *Set[V]) HeldBack() []*Job[V] {
+	var held []*Job[V]
+	for _, q := range s.sorted {
+		if q.Held {
+			held = append(held, q.jobs...)
+		}
+	}
+	return held
+}
+
+// Position is where a job stands in its queue, from 1; 0 when it does not wait.
+func (s *Set[V]) Position(id string) int {
+	j := s.jobs[id]
+	if j == nil {
+		return 0
+	}
+	at, _ := slices.BinarySearchFunc(j.in.jobs, j, j.in.compare)
+	return at + 1
 }
 
 // Get is the job that waits under an id, or nil.
@@ -375,6 +419,7 @@ type State struct {
 	Depth   int       // jobs that wait
 	Oldest  time.Time // when the one began to wait that waits longest; zero when none does
 	In, Out uint64    // jobs that came and went since the Set was made
+	Refused uint64    // jobs for which it was full
 	First   uint64    // the least arrival of those that wait
 	Last    uint64    // and the greatest
 }
@@ -385,7 +430,7 @@ func (s *Set[V]) State(name string) (State, bool) {
 	if q == nil {
 		return State{}, false
 	}
-	state := State{Settings: q.Settings, Depth: len(q.jobs), In: q.in, Out: q.out}
+	state := State{Settings: q.Settings, Depth: len(q.jobs), In: q.in, Out: q.out, Refused: q.refused}
 	for i, j := range q.jobs {
 		if i == 0 || j.Since.Before(state.Oldest) {
 			state.Oldest = j.Since

@@ -415,6 +415,9 @@ func (c *compiler) compilePolicy(at place, policy *wsdl.JobPolicy) {
 	out.WallTime = time.Duration(number("wallTime", policy.WallTime, 0, maxWallTime, 3600)) * time.Second
 	out.Retries = int(number("retries", policy.Retries, 0, maxRetries, 0))
 	out.Priority = int(number("priority", policy.Priority, 0, 100, 50))
+	if queue := c.textField(at, c.scope, "queue", policy.Queue); queue.set && c.named(queue, "the policy's queue") {
+		out.Queue = queue.text // which there are the broker knows
+	}
 	out.Nodes = int(number("nodes", policy.Nodes, 1, MaxProcesses, 1))
 	if !c.broken && out.Nodes > len(out.Processes) {
 		c.add(at.attribute("nodes"), fmt.Sprint(out.Nodes), fmt.Sprintf("at most %d", len(out.Processes)),

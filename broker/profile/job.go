@@ -52,8 +52,9 @@ type Job struct {
 	Topologies  []Topology // what the channels were made from, for drawing
 	WallTime    time.Duration
 	Retries     int
-	Priority    int // 0 to 100
-	Nodes       int // spread over at least so many nodes
+	Priority    int    // 0 to 100
+	Queue       string // of the broker's, in which it waits; "" where the profile names none
+	Nodes       int    // spread over at least so many nodes
 }
 
 // Source is one program to build.

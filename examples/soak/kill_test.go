@@ -89,8 +89,12 @@ func TestBrokerKilled(t *testing.T) {
 		modes := []string{"ok", "once", "exit", "stubborn"}
 		const still = 2 * time.Second
 		drop := strings.HasSuffix(k.point, "drop")
-		if drop {
+		queues := strings.HasSuffix(k.point, "move") || strings.HasSuffix(k.point, "queue")
+		switch {
+		case drop:
 			modes = []string{"stubborn", "stubborn", "stubborn"}
+		case queues: // nobody leaves before all move
+			modes = modes[:3]
 		}
 		for i, mode := range modes {
 			j := &job{number: first + i, mode: mode, count: 2, rounds: 4, pause: 20 * time.Millisecond, nodes: 1 + i%2, retries: 2}
@@ -105,7 +109,29 @@ func TestBrokerKilled(t *testing.T) {
 		over := make(chan struct{})
 		go func() {
 			defer close(over)
+			if !queues {
+				g.crowd(t.Context(), jobs[first:], len(jobs)-first, nil)
+				return
+			}
+			queue := fmt.Sprintf("q%d", first)
+			g.insist("make", func(ctx context.Context) error {
+				_, err := g.client.MakeQueue(ctx, &wsdl.MakeQueue{Name: queue, Held: true})
+				return err
+			})
+			g.insist("change", func(ctx context.Context) error {
+				_, err := g.client.ChangeQueue(ctx, &wsdl.ChangeQueue{Queue: queue, Type_: wsdl.Of(wsdl.QueueTypePriority)})
+				return err
+			})
+			for _, j := range jobs[first:] {
+				j.queue = queue
+			}
+			released := make(chan struct{})
+			go func() {
+				defer close(released)
+				g.release(queue, len(jobs)-first)
+			}()
 			g.crowd(t.Context(), jobs[first:], len(jobs)-first, nil)
+			<-released
 		}()
 		if drop {
 			// Nobody acknowledges Terminate while the nodes stand still.
@@ -143,6 +169,34 @@ func TestBrokerKilled(t *testing.T) {
 	g.clean()
 	g.settled(jobs)
 	g.audit(jobs)
+}
+
+// insist asks until the broker does it.
+func (g *grid) insist(what string, call func(context.Context) error) {
+	if err := insist(g.t.Context(), call); err != nil {
+		g.t.Errorf("%s: %v", what, err)
+	}
+}
+
+// release removes a queue that is held, once so many jobs wait in it: they move
+// to the default one.
+func (g *grid) release(queue string, jobs int) {
+	g.insist("wait", func(ctx context.Context) error {
+		for {
+			there, err := g.client.Queues(ctx, &wsdl.ListQueues{Queue: queue})
+			if err != nil || wsdl.Or(there.Queue[0].Items, 0) >= int64(jobs) {
+				return err
+			}
+			nap(ctx, 10*time.Millisecond)
+		}
+	})
+	g.insist("remove", func(ctx context.Context) error {
+		err := g.client.RemoveQueue(ctx, queue, "default")
+		if wsdl.CodeOf(err) == wsdl.FaultCodeNotFound {
+			return nil // it was removed, and the answer was lost
+		}
+		return err
+	})
 }
 
 // A worker, or the MVM process on it, is killed as a call passes: before it

@@ -29,6 +29,7 @@ type job struct {
 	nodes   int
 	wall    time.Duration // 0 = the profile's
 	cancel  time.Duration // after which it is cancelled; 0 = never
+	queue   string        // in which it waits; "" is the default one
 
 	diary  string
 	id     string
@@ -94,7 +95,7 @@ func (g *grid) submit(ctx context.Context, j *job) error {
 		arguments["wall"] = fmt.Sprint(int(j.wall.Seconds()))
 	}
 	return insist(ctx, func(ctx context.Context) error {
-		id, err := g.client.Submit(ctx, client.Request{Document: g.ring, Arguments: arguments, Token: fmt.Sprintf("job-%d", j.number)})
+		id, err := g.client.Submit(ctx, client.Request{Document: g.ring, Arguments: arguments, Token: fmt.Sprintf("job-%d", j.number), Queue: j.queue})
 		if err == nil && j.id != "" && j.id != id {
 			g.t.Errorf("%v got another id, %s", j, id)
 		}

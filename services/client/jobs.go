@@ -14,6 +14,8 @@ type Request struct {
 	Document *Document // from Load; or else
 	Profile  string    // a registered job profile's name
 	Version  int       // and its version; 0 is the newest
+	// Queue is where the job waits, whatever its policy says; "" is as that says.
+	Queue string
 	// Arguments are values for the profile's parameters.
 	Arguments map[string]string
 	// Token makes Submit idempotent: the same token submits once. Default: a
@@ -28,7 +30,7 @@ type Request struct {
 // returned, the job is durable. A refused profile is a *wsdl.Fault with code
 // invalidProfile or unsupported whose problems name lines of the file.
 func (c *Client) Submit(ctx context.Context, r Request) (id string, err error) {
-	message := &wsdl.SubmitJob{Token: r.Token, Profile: r.Profile, Version: int32(r.Version), Argument: assignments(r.Arguments)}
+	message := &wsdl.SubmitJob{Token: r.Token, Profile: r.Profile, Version: int32(r.Version), Argument: assignments(r.Arguments), Queue: r.Queue}
 	if message.Token == "" {
 		message.Token = rand.Text()
 	}
@@ -50,7 +52,7 @@ func (c *Client) Submit(ctx context.Context, r Request) (id string, err error) {
 // Plan asks where each process would go now, and why not elsewhere. Nothing
 // runs.
 func (c *Client) Plan(ctx context.Context, r Request) (*wsdl.PlanJobResponse, error) {
-	message := &wsdl.PlanJob{Profile: r.Profile, Version: int32(r.Version), Argument: assignments(r.Arguments)}
+	message := &wsdl.PlanJob{Profile: r.Profile, Version: int32(r.Version), Argument: assignments(r.Arguments), Queue: r.Queue}
 	var err error
 	if r.Document != nil {
 		if message.Job, err = c.ship(ctx, r.Document, r.Arguments, r.Uploaded); err != nil {

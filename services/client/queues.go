@@ -91,16 +91,16 @@ func (c *Client) MakeQueue(ctx context.Context, r *wsdl.MakeQueue) (*wsdl.QueueS
 	return answer.Queue, nil
 }
 
-// RemoveQueue removes an empty queue in which jobs wait.
-func (c *Client) RemoveQueue(ctx context.Context, name string) error {
-	_, err := c.queue.RemoveQueueContext(ctx, &wsdl.RemoveQueue{Name: name})
+// RemoveQueue removes a queue in which jobs waited. Its jobs move to the queue
+// into; without one there must be none.
+func (c *Client) RemoveQueue(ctx context.Context, name, into string) error {
+	_, err := c.queue.RemoveQueueContext(ctx, &wsdl.RemoveQueue{Name: name, Into: into})
 	return err
 }
 
-// MoveJob puts a waiting job at the end of another queue.
-func (c *Client) MoveJob(ctx context.Context, job, queue string) error {
-	_, err := c.queue.MoveJobContext(ctx, &wsdl.MoveJob{Job: job, Queue: queue})
-	return err
+// MoveJob gives a job that waits another place, and says which.
+func (c *Client) MoveJob(ctx context.Context, r *wsdl.MoveJob) (*wsdl.MoveJobResponse, error) {
+	return c.queue.MoveJobContext(ctx, r)
 }
 
 // Enqueue puts items into a queue of a running job from outside; end says that

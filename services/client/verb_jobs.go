@@ -93,6 +93,9 @@ func printJob(w io.Writer, job *wsdl.JobStatus, names map[string]string) error {
 	t.row("job:", job.Id)
 	t.row("name:", job.Name)
 	t.row("state:", string(wsdl.Or(job.State, "")))
+	if job.Queue != "" {
+		t.row("queue:", job.Queue)
+	}
 	if try := wsdl.Or(job.Attempt, 0); try > 0 {
 		t.row("attempt:", fmt.Sprint(try))
 	}

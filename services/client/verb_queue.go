@@ -67,18 +67,20 @@ func queueListCommand() *cobra.Command {
 		Short: "List a job's queues with depth, rates and who waits; or those in which jobs wait",
 		Long: `Lists the queues of a running job. ITEMS and DEPTH wait now; IN/S and OUT/S are
 the items that moved while the nodes watched for --over; WAIT says how many
-producers wait for room, and how many takers for an item.`,
+producers wait for room, and how many takers for an item.
+
+Without a job it lists the queues in which jobs wait: how many JOBS do, how many
+may AT MOST, how many RUN that waited there, and for how long the OLDEST has
+waited; with --over also how many came and went a second.`,
 		Example: `  mvm queue ls j-3f2a
   mvm queue ls j-3f2a --queue jobs
   mvm queue ls j-3f2a --watch --over 2s
+  mvm queue ls --over 10s
   mvm queue ls --json`,
 		Args: between(0, "JOB"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if over < 0 || over > 10*time.Second {
 				return usagef("--over %v: watch for 10s at most; 0 shows no rates", over)
-			}
-			if queue != "" && len(args) == 0 {
-				return usagef("--queue is for a job's queues: write `mvm queue ls JOB --queue %s`", queue)
 			}
 			if watch && v.json {
 				return usagef("--watch is for people, --json for programs: choose one")
@@ -89,7 +91,10 @@ producers wait for room, and how many takers for an item.`,
 			}
 			r := &wsdl.ListQueues{Queue: queue}
 			if len(args) > 0 {
-				r.Job, r.SampleMillis = args[0], int32(over.Milliseconds())
+				r.Job = args[0]
+			}
+			if r.Job != "" || cmd.Flags().Changed("over") { // jobs come and go slowly
+				r.SampleMillis = int32(over.Milliseconds())
 			}
 			for {
 				answer, err := c.Queues(cmd.Context(), r)
@@ -201,19 +206,6 @@ func printQueues(w io.Writer, answer *wsdl.ListQueuesResponse, edges bool, names
 		return t.flush()
 	}
 	return nil
-}
-
-// printJobQueues is the table of the queues in which jobs wait.
-func printJobQueues(w io.Writer, answer *wsdl.ListQueuesResponse) error {
-	t := newTable(w, "QUEUE", "TYPE", "JOBS", "AT MOST", "TAKEN IN", "LEFT")
-	for _, q := range answer.Queue {
-		most := ""
-		if n := wsdl.Or(q.Capacity, 0); n > 0 {
-			most = fmt.Sprint(n)
-		}
-		t.row(q.Name, string(wsdl.Or(q.Type_, "")), count(q.Items), most, count(q.ItemsIn), count(q.ItemsOut))
-	}
-	return t.flush()
 }
 
 func count(n *int64) string {
@@ -342,11 +334,7 @@ func printItems(w io.Writer, job string, items []*wsdl.QueueItem) error {
 		return nil
 	}
 	if job == "" {
-		t := newTable(w, "PLACE", "JOB", "NAME", "PRIORITY")
-		for i, item := range items {
-			t.row(fmt.Sprint(i+1), item.Job, item.Name, fmt.Sprint(item.Priority))
-		}
-		return t.flush()
+		return printWaiting(w, items)
 	}
 	t := newTable(w, "PLACE", "SIZE", "KIND", "PRIORITY", "ITEM")
 	for i, item := range items {

@@ -137,19 +137,21 @@ func queueSetCommand() *cobra.Command {
 	var s settings
 	var rule string
 	var served bool
+	var jobs jobSettings
 	link := map[string]*string{}
 	cmd := &cobra.Command{
 		Use:   "set [JOB] QUEUE",
 		Short: "Change a queue's type, capacity, policy, encoders, rule or link",
 		Long: `Changes a queue of a running job in place, under whatever load it is; what waits
 in it stays there. An edge that was no more than a channel becomes a queue that
-a node keeps, if it needs one. Without a job, it changes the type or the
-capacity, in jobs, of a queue in which jobs wait.`,
+a node keeps, if it needs one. Without a job, it changes a queue in which jobs
+wait: its type, its capacity in jobs, its weight, or whether it is held.`,
 		Example: `  mvm queue set j-3f2a jobs --type priority
   mvm queue set j-3f2a sender[0]:out --capacity 1048576
   mvm queue set j-3f2a results --encoder xdr,decode,type=double<> --encoder json
   mvm queue set j-3f2a sender[0]:out --latency 20 --loss 0.01
-  mvm queue set night --type priority --capacity 100`,
+  mvm queue set night --type priority --capacity 100
+  mvm queue set night --hold`,
 		Args: between(1, "a QUEUE, or a JOB and a QUEUE", "a QUEUE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := s.check(); err != nil {
@@ -187,7 +189,10 @@ capacity, in jobs, of a queue in which jobs wait.`,
 				}
 				r.Link = &wsdl.Link{}
 			}
-			if r.Type_ == nil && r.Full == nil && r.Capacity == nil && r.Encoders == nil && r.Rule == nil && r.Link == nil && !served {
+			if err := jobs.apply(cmd, r); err != nil {
+				return err
+			}
+			if r.Type_ == nil && r.Full == nil && r.Capacity == nil && r.Encoders == nil && r.Rule == nil && r.Link == nil && !served && r.Weight == 0 && r.Held == nil {
 				return usagef("`mvm queue set` needs something to change; see `mvm queue set --help`")
 			}
 			c, err := v.dial(cmd)
@@ -209,6 +214,7 @@ capacity, in jobs, of a queue in which jobs wait.`,
 		link[property[0]] = cmd.Flags().String(property[0], "", property[1])
 	}
 	cmd.Flags().Bool("no-link", false, "impose nothing any more")
+	jobs.flags(cmd)
 	return cmd
 }
 
@@ -310,14 +316,16 @@ kind comes between the ends.`,
 
 func queueRemoveCommand() *cobra.Command {
 	var v changeVerb
+	var into string
 	cmd := &cobra.Command{
 		Use:   "remove JOB EDGE | QUEUE",
 		Short: "Remove an edge of a job, or a queue in which jobs wait",
 		Long: `Ends an edge of a running job: its producer is told that nobody takes any more,
-and what it enqueued before is still delivered. With one argument it removes an
-empty queue in which jobs wait.`,
+and what it enqueued before is still delivered. With one argument it removes a
+queue in which jobs wait: there must be none of them, waiting or running, or
+--into says to which queue they go.`,
 		Example: `  mvm queue remove j-3f2a sender[0]:out
-  mvm queue remove night`,
+  mvm queue remove night --into default`,
 		Args: between(1, "a JOB and an EDGE, or a QUEUE", "an EDGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := v.dial(cmd)
@@ -325,8 +333,11 @@ empty queue in which jobs wait.`,
 				return err
 			}
 			job, name := jobAndQueue(args)
+			if job != "" && into != "" {
+				return usagef("--into is for a queue in which jobs wait: write `mvm queue remove QUEUE --into %s`", into)
+			}
 			if job == "" {
-				if err := c.RemoveQueue(cmd.Context(), name); err != nil {
+				if err := c.RemoveQueue(cmd.Context(), name, into); err != nil {
 					return err
 				}
 				fmt.Fprintf(cmd.OutOrStdout(), "the queue %s is removed\n", printable(name))
@@ -340,6 +351,7 @@ empty queue in which jobs wait.`,
 		},
 	}
 	v.flags(cmd)
+	cmd.Flags().StringVar(&into, "into", "", "the `QUEUE` to which the jobs of the one that is removed go")
 	return cmd
 }
 
@@ -367,68 +379,5 @@ func queueChangeCommand() *cobra.Command {
 		},
 	}
 	v.flags(cmd)
-	return cmd
-}
-
-func queueMakeCommand() *cobra.Command {
-	var v gridVerb
-	var kind string
-	var capacity int64
-	cmd := &cobra.Command{
-		Use:   "make QUEUE",
-		Short: "Make a queue in which jobs wait",
-		Example: `  mvm queue make night
-  mvm queue make urgent --type priority --capacity 100`,
-		Args: exactly("the name of a QUEUE"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			r := &wsdl.MakeQueue{Name: args[0], Capacity: capacity}
-			if kind != "" {
-				if kind != "fifo" && kind != "priority" {
-					return usagef("--type %s: jobs wait in queues of type fifo or priority", kind)
-				}
-				r.Type_ = wsdl.Of(wsdl.QueueType(kind))
-			}
-			c, err := v.dial(cmd)
-			if err != nil {
-				return err
-			}
-			made, err := c.MakeQueue(cmd.Context(), r)
-			if err != nil {
-				return err
-			}
-			if v.json {
-				return writeJSON(cmd.OutOrStdout(), made)
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "the queue %s is made\n", printable(args[0]))
-			return nil
-		},
-	}
-	v.flags(cmd, true)
-	cmd.Flags().StringVar(&kind, "type", "", "`TYPE`: fifo or priority")
-	cmd.Flags().Int64Var(&capacity, "capacity", 0, "how many `JOBS` may wait; 0 is no bound")
-	return cmd
-}
-
-func queueMoveCommand() *cobra.Command {
-	var v gridVerb
-	cmd := &cobra.Command{
-		Use:     "move JOB QUEUE",
-		Short:   "Move a waiting job to the end of another queue",
-		Example: `  mvm queue move j-3f2a night`,
-		Args:    exactly("a JOB", "a QUEUE"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := v.dial(cmd)
-			if err != nil {
-				return err
-			}
-			if err := c.MoveJob(cmd.Context(), args[0], args[1]); err != nil {
-				return err
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "job %s waits in the queue %s\n", printable(args[0]), printable(args[1]))
-			return nil
-		},
-	}
-	v.flags(cmd, false)
-	cmd.ValidArgsFunction = completeJobs(&v)
 	return cmd
 }

@@ -15,17 +15,19 @@ import (
 // profile given by --registered.
 type profileArgument struct {
 	registered string
+	queue      string
 	params     arguments
 }
 
 func (a *profileArgument) flags(cmd *cobra.Command) {
 	a.params.flag(cmd)
+	cmd.Flags().StringVar(&a.queue, "queue", "", "wait in the broker's queue `NAME`, whatever the profile's policy says")
 	cmd.Flags().StringVar(&a.registered, "registered", "", "use the registered job profile `NAME[@VERSION]` instead of a file")
 }
 
 // request loads the file or takes the name.
 func (a *profileArgument) request(cmd *cobra.Command, args []string) (Request, error) {
-	var r Request
+	r := Request{Queue: a.queue}
 	var err error
 	if r.Arguments, err = a.params.values(); err != nil {
 		return r, err
