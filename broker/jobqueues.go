@@ -291,7 +291,11 @@ func (b *Service) removeJobQueue(ctx context.Context, r *wsdl.RemoveQueue) (*wsd
 	defer shut(false) // where it is still there
 	jobs := b.jobsOf(r.Name)
 	if len(jobs) > 0 && r.Into == "" {
-		return nil, wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("%d jobs that have not ended belong to the queue %s, %s among them", len(jobs), r.Name, jobs[0].id),
+		what := fmt.Sprintf("%d jobs that have not ended belong to the queue %s, %s among them", len(jobs), r.Name, jobs[0].id)
+		if len(jobs) == 1 {
+			what = fmt.Sprintf("job %s, which has not ended, belongs to the queue %s", jobs[0].id, r.Name)
+		}
+		return nil, wsdl.NewFault(wsdl.FaultCodeConflict, what,
 			"name a queue into which they go (`mvm queue remove "+r.Name+" --into default`), or drain it and wait for those that run")
 	}
 	for _, j := range jobs {
