@@ -143,8 +143,8 @@ func (g *grid) left() []string {
 				left = append(left, n.name+" listens at "+at)
 			}
 		}
-		for _, folder := range []string{"work", "spool"} {
-			files, _ := filepath.Glob(filepath.Join(n.dir, "data", "node", folder, "*"))
+		for _, what := range []string{"work/*", "spool/*.xml"} { // what else is there waits for the next report
+			files, _ := filepath.Glob(filepath.Join(n.dir, "data", "node", what))
 			left = append(left, files...)
 		}
 	}
