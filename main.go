@@ -242,11 +242,12 @@ func (o *nodeOptions) run(cmd *cobra.Command) error {
 	if o.temporary {
 		defer os.RemoveAll(dir)
 	}
-	caller := &watcher{Caller: soap.NewClient(soap.ClientConfig{})}
+	calls := soap.NewClient(soap.ClientConfig{})
+	caller := &watcher{Caller: calls}
 	if o.join != "" {
 		caller.bootstrap = strings.TrimSuffix(o.join, "/") + "/services/bootstrap"
 	}
-	s := &server{options: o, roles: roles, dir: dir, url: url, log: log, caller: caller}
+	s := &server{options: o, roles: roles, dir: dir, url: url, log: log, caller: caller, calls: calls}
 	return s.run(ctx, listener, func() { fmt.Fprintln(cmd.OutOrStdout(), url) })
 }
 
@@ -414,6 +415,7 @@ type server struct {
 	url     string
 	log     *logrus.Logger
 	caller  *watcher
+	calls   *soap.Client // beneath caller
 
 	images *image.Store
 	store  *store.Store // nil on a worker
@@ -437,6 +439,7 @@ func (s *server) run(ctx context.Context, listener net.Listener, ready func()) e
 	if err != nil {
 		return err
 	}
+	s.calls.Near(s.url, face)
 
 	// The node ends first: its last reports still find the broker.
 	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))

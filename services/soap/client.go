@@ -37,6 +37,7 @@ type Client struct {
 	config   ClientConfig
 	version  version
 	http     *http.Client
+	near     *near     // nil: every server is elsewhere
 	buffers  sync.Pool // of *bytes.Buffer
 	scanners sync.Pool // of *wsdl.Scanner
 }
@@ -121,30 +122,39 @@ type received struct {
 	status int
 	media  string // "" without a content type
 	node   bool   // whether it has the header that a Server's answers have
-	data   []byte // in the buffer of the call
+	data   []byte // for as long as the call
 }
 
-// post sends a request; buffer has its answer in the end.
+// post sends a request; buffer may have its answer in the end.
 func (c *Client) post(ctx context.Context, url, operation string, request any, buffer *bytes.Buffer) (got received, err error) {
 	if err := writeEnvelope(buffer, c.version, request); err != nil {
 		return got, err
 	}
-	// A copy: net/http may still read it after the call.
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(bytes.Clone(buffer.Bytes())))
+	body := bytes.Clone(buffer.Bytes()) // who reads it may still do so after the call
+	buffer.Reset()
+	header := http.Header{}
+	action := `"` + wsdl.Namespace + "#" + operation + `"`
+	if c.config.SOAP12 {
+		header["Content-Type"] = []string{media12 + "; charset=utf-8; action=" + action}
+	} else {
+		header["Content-Type"] = []string{media11 + "; charset=utf-8"}
+		header["Soapaction"] = []string{action}
+	}
+	if id := RequestID(ctx); id != "" {
+		header["X-Request-Id"] = []string{id}
+	}
+	if calls, ok := c.near.serves(url); ok {
+		w, err := c.near.answer(ctx, calls, url, header, body)
+		if err != nil {
+			return got, err
+		}
+		return c.received(url, operation, w.status, w.header, w.body.Bytes())
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
 		return got, err
 	}
-	buffer.Reset()
-	action := `"` + wsdl.Namespace + "#" + operation + `"`
-	if c.config.SOAP12 {
-		r.Header["Content-Type"] = []string{media12 + "; charset=utf-8; action=" + action}
-	} else {
-		r.Header["Content-Type"] = []string{media11 + "; charset=utf-8"}
-		r.Header["Soapaction"] = []string{action}
-	}
-	if id := RequestID(ctx); id != "" {
-		r.Header["X-Request-Id"] = []string{id}
-	}
+	r.Header = header
 	// Neither redirects nor cookies are wanted, and an http.Client costs a
 	// tenth of the call.
 	response, err := c.http.Transport.RoundTrip(r)
@@ -155,13 +165,15 @@ func (c *Client) post(ctx context.Context, url, operation string, request any, b
 	if _, err = buffer.ReadFrom(io.LimitReader(response.Body, c.config.Response+1)); err != nil {
 		return got, err
 	}
-	got.data = buffer.Bytes()
-	if int64(len(got.data)) > c.config.Response {
-		return got, wsdl.Faultf(wsdl.FaultCodeTooLarge, "%s of %s answered with more than %d bytes", operation, url, c.config.Response)
+	return c.received(url, operation, response.StatusCode, response.Header, buffer.Bytes())
+}
+
+func (c *Client) received(url, operation string, status int, header http.Header, data []byte) (received, error) {
+	if int64(len(data)) > c.config.Response {
+		return received{}, wsdl.Faultf(wsdl.FaultCodeTooLarge, "%s of %s answered with more than %d bytes", operation, url, c.config.Response)
 	}
-	got.status, got.node = response.StatusCode, response.Header.Get("X-Request-Id") != ""
-	got.media, _, _ = mediaType(response.Header.Get("Content-Type"))
-	return got, nil
+	media, _, _ := mediaType(header.Get("Content-Type"))
+	return received{status: status, media: media, node: header.Get("X-Request-Id") != "", data: data}, nil
 }
 
 // broken makes the error of a call that got no answer.

@@ -27,10 +27,12 @@ func testJob() *wsdl.Job {
 	}
 }
 
-// clients are one of each version of SOAP, and refuse what does not fit the
-// schema.
-func clients(t testing.TB) map[string]*Client {
-	m := map[string]*Client{"1.1": NewClient(ClientConfig{Strict: true}), "1.2": NewClient(ClientConfig{Strict: true, SOAP12: true})}
+// clients are one of each version of SOAP and one near the server, and refuse
+// what does not fit the schema.
+func clients(t testing.TB, v *running) map[string]*Client {
+	m := map[string]*Client{"1.1": NewClient(ClientConfig{Strict: true}), "1.2": NewClient(ClientConfig{Strict: true, SOAP12: true}),
+		"near": NewClient(ClientConfig{Strict: true})}
+	m["near"].Near(v.url, v.Server)
 	t.Cleanup(func() {
 		for _, c := range m {
 			c.Close()
@@ -41,7 +43,7 @@ func clients(t testing.TB) map[string]*Client {
 
 func TestClientCarriesValuesThereAndBack(t *testing.T) {
 	v := start(t, Config{})
-	for number, c := range clients(t) {
+	for number, c := range clients(t, v) {
 		t.Run(number, func(t *testing.T) {
 			where, err := wsdl.NewBootstrapClient(c, v.url+"/services/bootstrap").GetBroker(&wsdl.GetBroker{})
 			if err != nil {
@@ -97,7 +99,7 @@ func TestClientCarriesValuesThereAndBack(t *testing.T) {
 
 func TestClientGetsTypedFaults(t *testing.T) {
 	v := start(t, Config{})
-	for number, c := range clients(t) {
+	for number, c := range clients(t, v) {
 		t.Run(number, func(t *testing.T) {
 			broker := wsdl.NewBrokerClient(c, v.url+"/services/broker")
 			ctx := WithRequestID(context.Background(), "my-own-id")
@@ -150,11 +152,20 @@ func TestClientTellsWhyThereIsNoAnswer(t *testing.T) {
 		t.Errorf("nobody listens: %v", err)
 	}
 
-	v := start(t, Config{})
+	t.Run("far", func(t *testing.T) { tellsWhy(t, start(t, Config{}), c) })
+	t.Run("near", func(t *testing.T) {
+		v := start(t, Config{})
+		c := NewClient(ClientConfig{Response: 1000})
+		c.Near(v.url, v.Server)
+		tellsWhy(t, v, c)
+	})
+}
+
+func tellsWhy(t *testing.T, v *running, c *Client) {
 	broker := wsdl.NewBrokerClient(c, v.url+"/services/broker")
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
-	_, err = broker.WaitJobContext(ctx, &wsdl.WaitJob{Id: "forever"})
+	_, err := broker.WaitJobContext(ctx, &wsdl.WaitJob{Id: "forever"})
 	if wsdl.CodeOf(err) != wsdl.FaultCodeTimeout || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("deadline: %v", err)
 	}
@@ -183,7 +194,7 @@ func TestClientTellsWhyThereIsNoAnswer(t *testing.T) {
 
 func TestElsewhereNamesTheNodeToAsk(t *testing.T) {
 	v := start(t, Config{Contracts: []wsdl.Contract{Elsewhere(wsdl.BrokerContract(nil), func() string { return "http://other/services/broker" })}})
-	for number, c := range clients(t) {
+	for number, c := range clients(t, v) {
 		_, err := wsdl.NewBrokerClient(c, v.url+"/services/broker").ListNodes(&wsdl.ListNodes{})
 		var f *wsdl.Fault
 		if !errors.As(err, &f) || *f.Code != wsdl.FaultCodeWrongNode || f.Address != "http://other/services/broker" {

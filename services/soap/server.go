@@ -93,6 +93,7 @@ type Server struct {
 	memory      *memory   // for large request bodies
 	connections *connections
 	stopping    atomic.Bool
+	calls       atomic.Pointer[context.Context] // what those of Serve live under; nil before
 	flights     flights
 	second      atomic.Pointer[second] // the last that was an answer's date
 }
@@ -154,6 +155,7 @@ func (s *Server) Router() *mux.Router { return s.router }
 func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 	calls, end := context.WithCancelCause(context.Background())
 	defer end(nil)
+	s.calls.Store(&calls)
 	server := &http.Server{
 		Handler:           s,
 		ReadHeaderTimeout: s.limits.Header,
