@@ -13,7 +13,7 @@ TEST_TIMEOUT ?= 14m
 
 STAMP := .stamp
 LIB := queuevm/c/lib
-CLIENT := queuevm/c/mvm.c queuevm/c/mvm.h
+CLIENT := queuevm/c/mvm.c queuevm/c/collective.c queuevm/c/mvm.h
 SLIM := node/embedded/mvm-process
 SOURCES := $(shell find . \( -path ./.git -o -path ./.stamp \) -prune -o \( -name '*.go' -o -name '*.wsdl' -o -name '*.xsd' -o -name '*.py' -o -name '*.c' -o -name '*.h' \) -print) go.mod go.sum
 

@@ -5,10 +5,10 @@ import (
 	"io/fs"
 )
 
-//go:embed c/mvm.h c/mvm.c c/lib python/mvm.py client/client.go client/ring.go client/wait.go
+//go:embed c/mvm.h c/mvm.c c/collective.c c/lib python/mvm.py client/client.go client/collective.go client/ring.go client/wait.go
 var clientFiles embed.FS
 
 // ClientFiles are the client libraries for whoever builds a job's sources:
-// c/mvm.h, c/mvm.c, python/mvm.py, client/*.go, and c/lib with libmvm.a and
+// c/mvm.h, c/*.c, python/mvm.py, client/*.go, and c/lib with libmvm.a and
 // libmvm.so where `make build` put them there before this package was built.
 func ClientFiles() fs.FS { return clientFiles }

@@ -1196,3 +1196,5 @@ char **mvm_ports(void) {
     free(answer);
     return list;
 }
+
+#include "collective.c"

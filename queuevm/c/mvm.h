@@ -152,6 +152,43 @@ int mvm_count(void);
  * back with one free(). NULL on failure: mvm_error() says why. */
 char **mvm_ports(void);
 
+/* Patterns over all processes of a topology: a tree, star, complete graph,
+ * hypercube or butterfly (over one task). A process is told neither who the others
+ * are nor who is the root: that is the wiring's. All processes open the collective
+ * and make the same calls in the same order, else MVM_MISUSE. One thread at a
+ * time; nothing else goes over these ports. Where a topology has a complete graph
+ * besides a tree, with the same prefix, mvm_alltoall takes it. */
+typedef struct mvm_collective mvm_collective;
+
+/* Joins n bytes with n others, which are aligned to 8 bytes. It has to be
+ * associative; the order in which items are joined is always the same. */
+typedef void mvm_combine(void *into, const void *from, size_t n);
+
+/* prefix is what the topology puts before its ports' names; NULL is "". Waits for
+ * all the others. NULL on failure: mvm_error() says why. */
+mvm_collective *mvm_collective_open(const char *prefix);
+void mvm_collective_free(mvm_collective *c); /* its ports stay open */
+
+/* This process's place among the members of the topology, 0 at the root, and how
+ * many there are. */
+int mvm_collective_index(const mvm_collective *c);
+int mvm_collective_size(const mvm_collective *c);
+
+/* All return MVM_OK or as mvm_enqueue and mvm_dequeue do; n is the same everywhere.
+ * After a failure the collective is of no more use. */
+int mvm_barrier(mvm_collective *c);                          /* until all have come */
+int mvm_broadcast(mvm_collective *c, void *data, size_t n);  /* the root's data to all */
+/* Everyone's data, combined, in the root's; in the others' is then only a part. */
+int mvm_reduce(mvm_collective *c, void *data, size_t n, mvm_combine *combine);
+int mvm_allreduce(mvm_collective *c, void *data, size_t n, mvm_combine *combine); /* in everyone's */
+/* Everyone's item of n bytes, by index, in all at the root (size x n bytes; NULL elsewhere). */
+int mvm_gather(mvm_collective *c, const void *item, size_t n, void *all);
+/* The reverse: each gets its item of the root's all. */
+int mvm_scatter(mvm_collective *c, const void *all, size_t n, void *item);
+/* The k-th of the items in out to the k-th member, and what the k-th has for this
+ * one to the k-th place in in (both size x n bytes, not the same memory). */
+int mvm_alltoall(mvm_collective *c, const void *out, size_t n, void *in);
+
 #ifdef __cplusplus
 }
 #endif

@@ -15,9 +15,11 @@ MVM_LIBRARY names; ring and waiting are the C client's.
 
 import ctypes
 import os
+import re
+import struct
 import threading
 
-__all__ = ["open", "wait", "ports", "task", "index", "count", "Port",
+__all__ = ["open", "wait", "ports", "task", "index", "count", "Port", "Collective",
            "Error", "End", "Closed", "Lost", "TooBig", "Again", "Timeout", "Broken", "Direction", "Misuse", "Full"]
 
 
@@ -358,3 +360,257 @@ def index():
 def count():
     """How many processes the task has, over all nodes; -1 outside a job."""
     return int(os.environ.get("MVM_COUNT", -1))
+
+
+class Collective:
+    """A pattern over all processes of a topology: a tree, star, complete graph,
+    hypercube or butterfly (over one task). A process is told neither who the
+    others are nor who is the root: that is the wiring's. All processes open the
+    collective and make the same calls in the same order, else Misuse; nothing else
+    goes over these ports. Where a topology has a complete graph besides a tree,
+    with the same prefix, alltoall takes it. After an error a collective is of no
+    more use. LAYOUT.md, section 8, has the bytes; programs in other languages take
+    part. One thread at a time."""
+
+    _SETUP, _BARRIER, _BROADCAST, _REDUCE, _GATHER, _SCATTER, _ALLTOALL = range(7)
+
+    def __init__(self, prefix=""):
+        """Waits for all the others. prefix is what the topology puts before its
+        ports' names."""
+        #: This process's place among the members of the topology, 0 at the root,
+        #: and how many there are.
+        self.index, self.size = 0, 1
+        self._parent, self._branches, self._calls = None, [], 0  # branches: (port, members below)
+        self._peers = self._dims = None
+        names = ports()
+        peer = self._numbered(names, prefix, "peer")
+        if peer:
+            own = [k for k in range(len(peer) + 1) if k not in peer]
+            if len(own) == 1:
+                self._peers = [None if k == own[0] else open(peer[k]) for k in range(len(peer) + 1)]
+        child = self._numbered(names, prefix, "child|leaf")
+        for name in ("parent", "hub"):
+            if prefix + name in names:
+                self._parent = open(prefix + name)
+        if child or self._parent:
+            self._survey([open(child[k]) for k in sorted(child)])
+            if self._peers and (len(self._peers), own[0]) != (self.size, self.index):
+                raise Misuse("the tree is over %d processes, the complete graph over %d" % (self.size, len(self._peers)))
+            return
+        if self._peers:
+            self.size, self.index = len(self._peers), own[0]
+            self._lay()
+            return
+        dim = self._numbered(names, prefix, "dim|stage")
+        if dim and sorted(dim) == list(range(len(dim))):
+            self._dims = [open(dim[k]) for k in range(len(dim))]
+            self.size, self.index = 1 << len(dim), index()
+            if count() != self.size:
+                raise Misuse("a cube of %d processes has to be over one task with so many; %s has %d" % (self.size, task(), count()))
+            self._lay()
+        elif count() != 1:
+            raise Misuse("a collective needs ports named {0}parent or {0}child0, {0}hub or {0}leaf0, {0}peer0, {0}dim0 or "
+                         "{0}stage0: let a topology be a tree, star, complete, hypercube or butterfly".format(prefix))
+
+    @staticmethod
+    def _numbered(names, prefix, words):
+        pattern = re.compile("%s(?:%s)([0-9]{1,7})" % (re.escape(prefix), words))
+        return {int(m.group(1)): m.group(0) for m in map(pattern.fullmatch, names) if m}
+
+    # One item: u32 number of the call, u32 what it is, u64 bytes that follow.
+
+    def _compose(self, call, data):
+        return struct.pack("<IIQ", self._calls, call, len(data)) + data
+
+    def _post(self, port, call, data):
+        port.enqueue(self._compose(call, data))
+
+    def _fetch(self, port, call):
+        item = port.dequeue()
+        if len(item) < 16 or struct.unpack_from("<IIQ", item) != (self._calls, call, len(item) - 16):
+            raise Misuse("port %s: the processes make different calls" % port.name)
+        return item[16:]
+
+    def _swap(self, port, call, data, first):
+        """Sends to a neighbour and takes from it: whatever the lengths, one of the
+        two first sends and the other one first takes."""
+        item, sent = self._compose(call, data), True
+        try:
+            port.try_enqueue(item)
+        except (Again, TooBig):
+            sent = first
+            if first:
+                port.enqueue(item)
+        got = self._fetch(port, call)
+        if not sent:
+            port.enqueue(item)
+        return got
+
+    @staticmethod
+    def _bundle(items):
+        return b"".join(struct.pack("<Q", len(item)) + bytes(item) for item in items)
+
+    @staticmethod
+    def _unbundle(data, count):
+        items, at = [], 0
+        while at < len(data):
+            n, = struct.unpack_from("<Q", data, at)
+            items.append(data[at + 8:at + 8 + n])
+            at += 8 + n
+        if len(items) != count or at != len(data):
+            raise Misuse("an item has another number of parts than %d" % count)
+        return items
+
+    def _survey(self, children):
+        """Numbers the members of a tree level by level, as its topology does, and
+        learns who is below each child: how many there are on each level goes up,
+        where each level begins comes down, and who is where goes up again."""
+        def numbers(data):
+            return list(struct.unpack("<%dI" % (len(data) // 4), data))
+
+        def text(items):
+            return struct.pack("<%dI" % len(items), *items)
+
+        below = [numbers(self._fetch(p, self._SETUP)) for p in children]
+        total = [1]
+        for levels in below:
+            total += [0] * (len(levels) + 1 - len(total))
+            for level, n in enumerate(levels):
+                total[level + 1] += n
+        if self._parent:
+            self._post(self._parent, self._SETUP, text(total))
+            size, *start = numbers(self._fetch(self._parent, self._SETUP))
+        else:
+            size, start = sum(total), [sum(total[:level]) for level in range(len(total))]
+        self.size, self.index = size, start[0]
+        following = start[1:]
+        for p, levels in zip(children, below):
+            self._post(p, self._SETUP, text([size] + following[:len(levels)]))
+            for level, n in enumerate(levels):
+                following[level] += n
+        self._branches = [(p, numbers(self._fetch(p, self._SETUP))) for p in children]
+        if self._parent:
+            self._post(self._parent, self._SETUP, text(self._members()))
+
+    def _members(self):
+        return [self.index] + [k for _, members in self._branches for k in members]
+
+    def _lay(self):
+        """Lays a tree into a complete graph (binary) or a cube (binomial)."""
+        def children(member):
+            if self._peers:
+                return [k for k in (2 * member + 1, 2 * member + 2) if k < self.size]
+            free = [d for d in range(len(self._dims)) if not member & ((2 << d) - 1)]
+            return [member | 1 << d for d in free]
+
+        def below(member):
+            return [member] + [k for child in children(member) for k in below(child)]
+
+        mine = children(self.index)
+        for d, child in enumerate(mine):
+            self._branches.append((self._peers[child] if self._peers else self._dims[d], below(child)))
+        if self.index:
+            self._parent = self._peers[(self.index - 1) // 2] if self._peers else self._dims[len(mine)]
+
+    def _up(self, call, data, combine):
+        for port, _ in self._branches:
+            got = self._fetch(port, call)
+            if combine:
+                data = combine(data, got)
+        if not self._parent:
+            return data
+        self._post(self._parent, call, data)
+
+    def _down(self, call, data):
+        if self._parent:
+            data = self._fetch(self._parent, call)
+        for port, _ in self._branches:
+            self._post(port, call, data)
+        return data
+
+    def barrier(self):
+        """Waits until all have come."""
+        self._calls += 1
+        self._up(self._BARRIER, b"", None)
+        self._down(self._BARRIER, b"")
+
+    def broadcast(self, data=None):
+        """Gives the root's data (bytes) to all; what others put in is ignored."""
+        self._calls += 1
+        return self._down(self._BROADCAST, data)
+
+    def reduce(self, data, combine):
+        """Gives everyone's data, combined, to the root, and None to the others.
+        combine joins two; it has to be associative; the order in which items are
+        joined is always the same."""
+        self._calls += 1
+        return self._up(self._REDUCE, data, combine)
+
+    def allreduce(self, data, combine):
+        """Gives it to all."""
+        return self.broadcast(self.reduce(data, combine))
+
+    def gather(self, item):
+        """Gives everyone's item, in a list by index, to the root, and None to the
+        others."""
+        self._calls += 1
+        message, found = self._bundle([item]), {self.index: item}
+        for port, members in self._branches:
+            got = self._fetch(port, self._GATHER)
+            if self._parent:
+                message += got
+            else:
+                found.update(zip(members, self._unbundle(got, len(members))))
+        if not self._parent:
+            return [found[k] for k in range(self.size)]
+        self._post(self._parent, self._GATHER, message)
+
+    def scatter(self, items=None):
+        """Gives each its item of the root's, by index; what others put in is
+        ignored."""
+        self._calls += 1
+        members = self._members()
+        if self._parent:
+            rest = self._unbundle(self._fetch(self._parent, self._SCATTER), len(members))
+        elif len(items) != self.size:
+            raise Misuse("%d items are for %d processes" % (len(items), self.size))
+        else:
+            rest = [items[k] for k in members]
+        at = 1
+        for port, members in self._branches:
+            self._post(port, self._SCATTER, self._bundle(rest[at:at + len(members)]))
+            at += len(members)
+        return rest[0]
+
+    def alltoall(self, items):
+        """Gives the k-th of the items to the k-th member, and what each has for
+        this one, in a list by index."""
+        items = list(items)
+        if len(items) != self.size:
+            raise Misuse("%d items are for %d processes" % (len(items), self.size))
+        if self._peers:
+            self._calls += 1
+            # Each pair meets once, in rounds in which everyone has one partner:
+            # whoever waits, waits for somebody in an earlier round, or for one
+            # who deals with it.
+            for turn in range(self.size):
+                peer = (turn - self.index) % self.size
+                if peer != self.index:
+                    items[peer] = self._swap(self._peers[peer], self._ALLTOALL, items[peer], self.index < peer)
+            return items
+        if self._dims:
+            self._calls += 1
+            # Along each dimension goes what belongs to the other side of it. In
+            # place k is first what goes to k, and in the end what came from k.
+            for d, port in enumerate(self._dims):
+                here = [k for k in range(self.size) if not (k ^ self.index) >> d & 1]
+                there = [k for k in range(self.size) if (k ^ self.index) >> d & 1]
+                got = self._swap(port, self._ALLTOALL, self._bundle(items[k] for k in there), not self.index >> d & 1)
+                for k, item in zip(here, self._unbundle(got, len(here))):  # the neighbour's k-th place is this one's k ^ 2^d
+                    items[k ^ 1 << d] = item
+            return items
+        rows = self.gather(self._bundle(items))  # by way of the root
+        if rows is not None:
+            table = [self._unbundle(row, self.size) for row in rows]
+            rows = [self._bundle(column) for column in zip(*table)]
+        return self._unbundle(self.scatter(rows), self.size)
