@@ -370,3 +370,25 @@ func checkFlynn(t *testing.T, results string, ranges map[string][][2]int) {
 		t.Errorf("the results are %d lines, want %d:\n%.2000s", len(got), len(want), results)
 	}
 }
+
+func checkSort(t *testing.T, stdout, sorted string, processes, count int) {
+	t.Helper()
+	if want := fmt.Sprintf("%d processes sorted %d keys\n", processes, count); stdout != want {
+		t.Errorf("stdout is %q, want %q", stdout, want)
+	}
+	keys, state := make([]uint64, count), uint64(88172645463325252)
+	for k := range keys {
+		state ^= state << 13
+		state ^= state >> 7
+		state ^= state << 17
+		keys[k] = state
+	}
+	slices.Sort(keys)
+	var want strings.Builder
+	for _, k := range keys {
+		fmt.Fprintln(&want, k)
+	}
+	if sorted != want.String() {
+		t.Errorf("sorted.txt is not what it should be: %d bytes, want %d", len(sorted), want.Len())
+	}
+}

@@ -132,6 +132,18 @@ func TestAlarms(t *testing.T) {
 	}
 }
 
+// Collectives over any number of processes and any tree.
+func TestSort(t *testing.T) {
+	g := startGrid(t, 4, 4)
+	for _, c := range [][4]int{{1, 2, 1, 1000}, {2, 2, 2, 1000}, {3, 2, 3, 0}, {8, 2, 4, 100000}, {13, 3, 4, 100000}} {
+		processes, arity, nodes, keys := c[0], c[1], c[2], c[3]
+		job := g.run(request(t, "sort/sort.xml", fmt.Sprintf("processes=%d", processes), fmt.Sprintf("arity=%d", arity),
+			fmt.Sprintf("nodes=%d", nodes), fmt.Sprintf("keys=%d", keys)))
+		checkSort(t, string(g.file(job, "sorter", 0, "stdout")), string(g.file(job, "sorter", 0, "sorted.txt")), processes, keys)
+		g.crossed(job, nodes)
+	}
+}
+
 // Flynn's four forms of machines are one set of programs, wired in four ways.
 func TestFlynn(t *testing.T) {
 	g := startGrid(t, 4, 4)
