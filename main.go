@@ -533,8 +533,8 @@ func killAt(text string) (func(point string), error) {
 			return nil, client.Usage(fmt.Errorf("--kill-at %s: write it as POINT or POINT:N", text))
 		}
 	}
-	if !slices.Contains(broker.Points(), at) {
-		return nil, client.Usage(fmt.Errorf("--kill-at: there is no point %q, but %s", at, strings.Join(broker.Points(), ", ")))
+	if points := append(broker.Points(), broker.ChangePoints()...); !slices.Contains(points, at) {
+		return nil, client.Usage(fmt.Errorf("--kill-at: there is no point %q, but %s", at, strings.Join(points, ", ")))
 	}
 	var passed atomic.Int64
 	return func(point string) {

@@ -218,6 +218,19 @@ func (a *auditor) attempt(id string, number int, records map[string]string, size
 		a.bad("attempt %d at job %s: its members have %d of %d processes", number, id, len(owner), size)
 	}
 	for rest, key := range records {
+		if n, ok := parseChangeKey(rest); ok {
+			var c change
+			if a.read(key, &c) && c.Number != n {
+				a.bad("%s: it holds change %d", key, c.Number)
+			}
+			if _, there := records[fmt.Sprintf("change/%06d", n-1)]; n > 1 && !there {
+				a.bad("%s: there is no change before it", key)
+			}
+			if _, there := records["go"]; !there {
+				a.bad("%s: the attempt has not begun", key)
+			}
+			continue
+		}
 		switch rest {
 		case "attempt":
 		case "go":

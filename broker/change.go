@@ -1,6 +1,12 @@
 package broker
 
 import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
 	"mvm/broker/profile"
 	"mvm/wsdl"
 )
@@ -17,9 +23,12 @@ type change struct {
 	About  []string `json:",omitempty"` // edges and queues that take no other change meanwhile
 
 	Queues   []profile.Queue   `json:",omitempty"` // made
+	Sources  []profile.Source  `json:",omitempty"` // of the registered logic that is new
 	Homes    []int             `json:",omitempty"` // of these: members
 	Channels []profile.Channel `json:",omitempty"` // made
-	After    map[int]int       `json:",omitempty"` // those of these that follow another at a port
+	AfterOut map[int]int       `json:",omitempty"` // of these: the channel that each follows at its producer's port
+	AfterIn  map[int]int       `json:",omitempty"` // and at its taker's
+	Alter    *alteration       `json:",omitempty"`
 	Switches []swap            `json:",omitempty"` // made once all channels are
 }
 
@@ -27,20 +36,32 @@ type change struct {
 // when that is below 0.
 type swap struct{ Channel, Next int }
 
+// alteration is what a served queue is like from now on, and what of that is new.
+type alteration struct {
+	Queue                                   profile.Queue
+	Type, Full, Capacity, Steps, Rule, Link bool
+}
+
 // apply puts a change into the wiring. What one that failed made stays where it
 // was made, and is nobody's.
 func (w *wiring) apply(c *change) {
 	w.queues = append(w.queues, c.Queues...)
 	w.homes = append(w.homes, c.Homes...)
 	w.channels = append(w.channels, c.Channels...)
-	if c.State == wsdl.ChangeStateFailed {
-		for _, made := range c.Channels {
-			w.ended[made.ID] = c.Number
+	for _, made := range c.Channels {
+		if c.State == wsdl.ChangeStateFailed {
+			w.ended[made.ID], w.void[made.ID] = c.Number, true
 		}
+	}
+	if c.State == wsdl.ChangeStateFailed {
 		for i := range c.Queues {
 			w.queues[len(w.queues)-1-i].Name = ""
 		}
 		return
+	}
+	if a := c.Alter; a != nil {
+		w.queues = slices.Clone(w.queues) // the profile's stay as they are
+		w.queues[a.Queue.ID-1] = a.Queue
 	}
 	for _, s := range c.Switches {
 		w.ended[s.Channel] = c.Number
@@ -50,4 +71,543 @@ func (w *wiring) apply(c *change) {
 			w.busy[about] = c.Number
 		}
 	}
+}
+
+// draft is a change that is being planned.
+type draft struct {
+	*wiring
+	change
+}
+
+func (w *wiring) draft(what string) *draft {
+	return &draft{w, change{What: what, State: wsdl.ChangeStatePending, AfterOut: map[int]int{}, AfterIn: map[int]int{}}}
+}
+
+func conflictf(format string, args ...any) *wsdl.Fault {
+	return wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf(format, args...), "")
+}
+
+// claim keeps other changes off a thing until this one is done.
+func (d *draft) claim(about string) error {
+	if n, busy := d.busy[about]; busy {
+		f := conflictf("change %d, which is about %s too, is still pending", n, d.describe(about))
+		f.Advice = fmt.Sprintf("wait for it (GetChange, `mvm queue change JOB %d`)", n)
+		return f
+	}
+	if !slices.Contains(d.About, about) {
+		d.About = append(d.About, about)
+	}
+	return nil
+}
+
+func (d *draft) describe(about string) string {
+	about = strings.TrimRight(about, " <>")
+	if id, ok := strings.CutPrefix(about, "queue:"); ok {
+		if q, err := d.queue(id); err == nil {
+			return "the queue " + d.queues[q-1].Name
+		}
+	}
+	return about
+}
+
+// live is nil for an edge that has not ended.
+func (d *draft) live(channel int) error {
+	n, over := d.ended[channel]
+	if !over {
+		return nil
+	}
+	f := conflictf("change %d has ended channel %d (%s)", n, channel, d.edge(channel))
+	f.Advice = "name the edge by its ends: they lead to what is there now"
+	return f
+}
+
+// lay makes a channel. Where it takes the place of one, old is that; below 0 it
+// takes none.
+func (d *draft) lay(from, to profile.End, capacity, old int) (id int, err error) {
+	id = len(d.channels)
+	if err := d.room(from, old, true); err != nil {
+		return 0, err
+	}
+	if err := d.room(to, old, false); err != nil {
+		return 0, err
+	}
+	if a, b := d.holder(from, to), d.holder(to, from); a != b {
+		for _, i := range []int{a, b} {
+			if m := &d.plan.members[i]; m.Address == "" {
+				f := conflictf("an edge between nodes would begin or end on node %s, which was awakened without a proxy", m.label())
+				f.Advice = "give the job any edge between processes: then all its nodes have one"
+				return 0, f
+			}
+		}
+	}
+	if before, there := d.last(from, true); there {
+		d.AfterOut[id] = before
+	}
+	if before, there := d.last(to, false); there {
+		d.AfterIn[id] = before
+	}
+	c := profile.Channel{ID: id, From: from, To: to, Capacity: capacity}
+	d.Channels = append(d.Channels, c)
+	d.channels = append(d.channels, c)
+	return id, nil
+}
+
+// room says whether an end may take one more edge: a port and an end outside have
+// one each way, a queue has any number.
+func (d *draft) room(end profile.End, old int, out bool) error {
+	if end.Queue > 0 {
+		return d.open(end.Queue)
+	}
+	if err := d.claim(d.label(end) + map[bool]string{true: " >", false: " <"}[out]); err != nil {
+		return err
+	}
+	for i := range d.channels {
+		if _, over := d.ended[i]; over || i == old {
+			continue
+		}
+		c := &d.channels[i]
+		switch {
+		case end.Outside != "" && (c.From == end || c.To == end):
+			return conflictf("%s is taken already: its edge is %s; each needs a name of its own", d.label(end), d.edge(i))
+		case out && c.From == end:
+			f := conflictf("%s enqueues already to %s: a port has one edge each way", d.label(end), d.label(c.To))
+			f.Advice = "re-wire that edge, or have several takers share a queue"
+			return f
+		case !out && c.To == end:
+			f := conflictf("%s dequeues already from %s: a port has one edge each way", d.label(end), d.label(c.From))
+			f.Advice = "lead both producers to one queue, which many may share: change that edge into a queue first, then add an edge to queue:NAME"
+			return f
+		}
+	}
+	return nil
+}
+
+// open is nil for a queue that was made, and that no failed change left over.
+func (d *draft) open(queue int) error {
+	if d.queues[queue-1].Name == "" {
+		return wsdl.Faultf(wsdl.FaultCodeNotFound, "the queue %d was not made", queue)
+	}
+	return nil
+}
+
+// make adds a served queue between ends; its home is where most of them are.
+func (d *draft) make(q profile.Queue, name string, ends ...profile.End) int {
+	q.ID = len(d.queues) + 1
+	q.Name = name
+	for n := 2; slices.ContainsFunc(d.queues, func(other profile.Queue) bool { return other.Name == q.Name }); n++ {
+		q.Name = fmt.Sprintf("%s#%d", name, n)
+	}
+	var processes []int
+	for _, e := range ends {
+		if e.Process >= 0 {
+			processes = append(processes, e.Process)
+		}
+	}
+	home := homeOf(processes, func(process int) int { return d.plan.node[process] })
+	d.Queues, d.Homes = append(d.Queues, q), append(d.Homes, home)
+	d.queues, d.homes = append(d.queues, q), append(d.homes, home)
+	return q.ID
+}
+
+// named is what a queue is called that was made of an edge.
+func (d *draft) named(e profile.End) string {
+	if e.Outside != "" {
+		return "outside." + e.Outside
+	}
+	p := &d.job.Processes[e.Process]
+	if p.Count == 1 {
+		return p.Task + "." + e.Port
+	}
+	return fmt.Sprintf("%s.%d.%s", p.Task, p.Index, e.Port)
+}
+
+func (d *draft) end(channel, next int) error {
+	if err := d.claim(fmt.Sprintf("channel:%d", channel)); err != nil {
+		return err
+	}
+	d.Switches = append(d.Switches, swap{channel, next})
+	return nil
+}
+
+// done is the change, unless something is in its way.
+func (d *draft) done(err error) (*change, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &d.change, nil
+}
+
+// takers counts the live edges that lead from a queue.
+func (w *wiring) takers(queue int) (n int) {
+	for i := range w.channels {
+		if _, over := w.ended[i]; !over && w.channels[i].From.Queue == queue {
+			n++
+		}
+	}
+	return n
+}
+
+// changeQueue plans other properties of a queue. Those that are not asked for
+// stay; a bare channel becomes a queue that is served where it needs to be.
+func (w *wiring) changeQueue(r *wsdl.ChangeQueue, lookup profile.Lookup) (*change, error) {
+	t, err := w.find(r.Queue)
+	if err != nil {
+		return nil, err
+	}
+	if r.Capacity != nil && (*r.Capacity < 1 || *r.Capacity > profile.MaxCapacity) {
+		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("a capacity of %d bytes", *r.Capacity), fmt.Sprintf("write 1 to %d", profile.MaxCapacity))
+	}
+	if r.Type_ == nil && r.Full == nil && r.Capacity == nil && r.Encoders == nil && r.Rule == nil && r.Link == nil && !r.Served {
+		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, "the change changes nothing", "name a type, full, capacity, encoders, rule, link or served")
+	}
+	element := &wsdl.Queue{Name: "q", Type: r.Type_, Full: r.Full}
+	if r.Capacity != nil {
+		element.Capacity = wsdl.Of(wsdl.Number(fmt.Sprint(*r.Capacity)))
+	}
+	if r.Encoders != nil {
+		element.Encoder = r.Encoders.Encoder
+	}
+	if element.Rule = wsdl.Or(r.Rule, ""); element.Rule != "" && r.RuleVersion > 0 {
+		element.Version = wsdl.Of(wsdl.Number(fmt.Sprint(r.RuleVersion)))
+	}
+	now := profile.Queue{Type: string(wsdl.QueueTypeFifo), Full: string(wsdl.FullPolicyBlock)}
+	if t.queue > 0 {
+		now = w.queues[t.queue-1]
+	}
+	if element.Type == nil {
+		element.Type = wsdl.Of(wsdl.QueueType(now.Type))
+	}
+	if name, version, ok := strings.Cut(now.Rule, "@"); ok && r.Rule == nil { // it must go with what is new
+		element.Rule, element.Version = name, wsdl.Of(wsdl.Number(version))
+	}
+	wanted, sources, served, err := profile.CompileQueue(element, r.Link, lookup)
+	if err != nil {
+		return nil, err
+	}
+	a := &alteration{Queue: now, Type: r.Type_ != nil, Full: r.Full != nil, Capacity: r.Capacity != nil, Steps: r.Encoders != nil, Rule: r.Rule != nil, Link: r.Link != nil}
+	if a.Type {
+		a.Queue.Type = wanted.Type
+	}
+	if a.Full {
+		a.Queue.Full = wanted.Full
+	}
+	if a.Capacity {
+		a.Queue.Capacity = wanted.Capacity
+	}
+	if a.Steps {
+		a.Queue.Steps = wanted.Steps
+	}
+	if a.Rule {
+		a.Queue.Rule = wanted.Rule
+	}
+	if a.Link {
+		if a.Queue.Link = wanted.Link; *wanted.Link == (profile.Link{}) {
+			a.Queue.Link = nil
+		}
+	}
+	if t.queue > 0 {
+		d := w.draft(fmt.Sprintf("the queue %s: %s", now.Name, a.words()))
+		d.Queue, d.Sources = now.Name, sources
+		if n := w.takers(t.queue); n > 1 && a.Queue.Type == string(wsdl.QueueTypeFifo) {
+			f := conflictf("the queue %s has %d takers, and a fifo has one", now.Name, n)
+			f.Advice = "write work for each item to one of them, or broadcast for each item to all"
+			return nil, f
+		}
+		d.Alter = a
+		return d.done(d.claim(t.id()))
+	}
+	if err := w.draft("").live(t.channel); err != nil {
+		return nil, err
+	}
+	old := w.channels[t.channel]
+	a.Queue.Capacity = cmp.Or(a.Queue.Capacity, old.Capacity)
+	d := w.draft(fmt.Sprintf("the edge %s: %s", w.edge(t.channel), a.words()))
+	if !served && !r.Served {
+		if !a.Capacity {
+			return nil, conflictf("the edge %s is a plain fifo that blocks already", w.edge(t.channel))
+		}
+		id, err := d.lay(old.From, old.To, a.Queue.Capacity, old.ID)
+		if err != nil {
+			return nil, err
+		}
+		d.Queue = d.label(old.From)
+		return d.done(d.end(old.ID, id))
+	}
+	d.Sources = sources
+	q := profile.End{Process: -1, Queue: d.make(a.Queue, d.named(old.From), old.From, old.To)}
+	in, err := d.lay(old.From, q, a.Queue.Capacity, old.ID)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := d.lay(q, old.To, a.Queue.Capacity, old.ID); err != nil {
+		return nil, err
+	}
+	d.Queue = d.Queues[0].Name
+	return d.done(d.end(old.ID, in))
+}
+
+// words says what changes.
+func (a *alteration) words() string {
+	var parts []string
+	if a.Type {
+		parts = append(parts, "type "+a.Queue.Type)
+	}
+	if a.Full {
+		parts = append(parts, a.Queue.Full+" when full")
+	}
+	if a.Capacity {
+		parts = append(parts, fmt.Sprintf("capacity %d", a.Queue.Capacity))
+	}
+	if a.Steps {
+		steps := make([]string, len(a.Queue.Steps))
+		for i, s := range a.Queue.Steps {
+			steps[i] = s.String()
+		}
+		parts = append(parts, "encoders "+cmp.Or(strings.Join(steps, ", "), "none"))
+	}
+	if a.Rule {
+		parts = append(parts, "rule "+cmp.Or(a.Queue.Rule, "of its type"))
+	}
+	if a.Link {
+		if a.Queue.Link == nil {
+			parts = append(parts, "no link")
+		} else {
+			parts = append(parts, "link "+a.Queue.Link.String())
+		}
+	}
+	return cmp.Or(strings.Join(parts, ", "), "a queue of its own")
+}
+
+// rewire plans an edge's way to another taker, or from another producer.
+func (w *wiring) rewire(r *wsdl.RewireEdge) (*change, error) {
+	if (r.From == "") == (r.To == "") {
+		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, "an edge is re-wired at one end", "give from or to, and not both")
+	}
+	id, err := w.findEdge(r.Edge)
+	if err != nil {
+		return nil, err
+	}
+	old := w.channels[id]
+	other, err := w.end(cmp.Or(r.From, r.To))
+	if err != nil {
+		return nil, err
+	}
+	from, to := old.From, old.To
+	if r.From != "" {
+		from = other
+	} else {
+		to = other
+	}
+	d := w.draft(fmt.Sprintf("the edge %s: %s -> %s now", w.edge(id), w.label(from), w.label(to)))
+	d.Queue = w.label(from)
+	switch {
+	case d.live(id) != nil:
+		return nil, d.live(id)
+	case from == old.From && to == old.To:
+		return nil, conflictf("the edge leads from %s to %s already", w.label(from), w.label(to))
+	}
+	if err := d.pair(from, to, id); err != nil {
+		return nil, err
+	}
+	next, err := d.lay(from, to, old.Capacity, id)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.loses(id, next); err != nil {
+		return nil, err
+	}
+	if from != old.From {
+		next = -1 // the old producer goes on with nothing
+	}
+	return d.done(d.end(id, next))
+}
+
+// pair says whether an edge may join two ends at all.
+func (d *draft) pair(from, to profile.End, old int) error {
+	switch {
+	case from.Queue > 0 && to.Queue > 0:
+		return wsdl.NewFault(wsdl.FaultCodeInvalidRequest, "an edge from a queue to a queue", "lead one end to a process or outside")
+	case from.Outside != "" && to.Outside != "":
+		return wsdl.NewFault(wsdl.FaultCodeInvalidRequest, "an edge from outside to outside", "lead one end to a process")
+	case from.Queue > 0 && d.queues[from.Queue-1].Type == string(wsdl.QueueTypeFifo) && d.others(from.Queue, old) > 0:
+		f := conflictf("the queue %s is a fifo, and has a taker already", d.queues[from.Queue-1].Name)
+		f.Advice = "change its type to work, for each item to one of them, or broadcast, for each item to all"
+		return f
+	}
+	return nil
+}
+
+// others counts the takers of a queue besides one edge that is to end.
+func (d *draft) others(queue, old int) int {
+	n := d.takers(queue)
+	if old >= 0 && d.channels[old].From.Queue == queue {
+		n--
+	}
+	return n
+}
+
+// loses refuses to take a queue its last taker, while the channel laid since does
+// not lead from it.
+func (d *draft) loses(old, laid int) error {
+	q := d.channels[old].From.Queue
+	if q == 0 || d.takers(q) > 1 || laid >= 0 && d.channels[laid].From.Queue == q {
+		return nil
+	}
+	f := conflictf("%s is the last taker of the queue %s: what waits in it would be lost", d.label(d.channels[old].To), d.queues[q-1].Name)
+	f.Advice = "add another taker first"
+	return f
+}
+
+// addEdge plans a new edge, with a queue between its ends or a new one at one of
+// them where the request has one.
+func (w *wiring) addEdge(r *wsdl.AddEdge, lookup profile.Lookup) (*change, error) {
+	e := r.Edge
+	switch {
+	case e == nil:
+		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, "there is no edge to add", "give one, with from and to")
+	case e.Direct:
+		return nil, wsdl.NewFault(wsdl.FaultCodeUnsupported, "a direct channel is made when its processes start", "leave direct out")
+	case e.Queue != "" && (r.Queue == nil || r.Queue.Name != e.Queue):
+		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("the edge names the queue %q, which the request does not describe", e.Queue),
+			"describe it in the request's queue, or lead the edge to queue:NAME of one that is there")
+	}
+	d := w.draft("")
+	kind, served := profile.Queue{Capacity: profile.DefaultCapacity}, false
+	if r.Queue != nil || e.Link != nil {
+		element := wsdl.Queue{Name: "link"}
+		if r.Queue != nil {
+			element = *r.Queue
+		}
+		var err error
+		if kind, d.Sources, served, err = profile.CompileQueue(&element, e.Link, lookup); err != nil {
+			return nil, err
+		}
+	}
+	// An end may be the queue that the request describes.
+	own := ""
+	if r.Queue != nil {
+		own = "queue:" + r.Queue.Name
+	}
+	var ends [2]profile.End
+	atQueue := -1
+	for i, text := range []string{e.From, e.To} {
+		if text == own {
+			atQueue = i
+			continue
+		}
+		var err error
+		if ends[i], err = w.end(text); err != nil {
+			return nil, err
+		}
+	}
+	from, to := ends[0], ends[1]
+	switch {
+	case atQueue >= 0 && e.From == e.To:
+		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, "an edge from a queue to itself", "lead one end to a process or outside")
+	case atQueue >= 0:
+		if _, err := w.queue(r.Queue.Name); err == nil {
+			return nil, conflictf("the job has a queue %s already", r.Queue.Name)
+		}
+		other := ends[1-atQueue]
+		if other.Process < 0 {
+			return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("a new queue whose only end is %s", w.label(other)), "begin with an edge to or from a process")
+		}
+		q := profile.End{Process: -1, Queue: d.make(kind, r.Queue.Name, other)}
+		if atQueue == 0 {
+			from = q
+		} else {
+			to = q
+		}
+		served = false // nothing comes between
+	case served && (from.Queue > 0 || to.Queue > 0):
+		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, "the edge has a queue at its end and another between its ends", "leave one of them out")
+	}
+	if err := d.pair(from, to, -1); err != nil {
+		return nil, err
+	}
+	d.What = fmt.Sprintf("a new edge %s -> %s", d.label(from), d.label(to))
+	if !served {
+		if _, err := d.lay(from, to, kind.Capacity, -1); err != nil {
+			return nil, err
+		}
+		if d.Queue = d.label(from); from.Queue > 0 || to.Queue > 0 {
+			d.Queue = d.queues[from.Queue+to.Queue-1].Name
+		}
+		return &d.change, nil
+	}
+	if from.Process < 0 && to.Process < 0 {
+		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, "an edge from outside to outside", "lead one end to a process")
+	}
+	name := d.named(from)
+	if r.Queue != nil && r.Queue.Name != "" {
+		name = r.Queue.Name
+	}
+	q := profile.End{Process: -1, Queue: d.make(kind, name, from, to)}
+	if _, err := d.lay(from, q, kind.Capacity, -1); err != nil {
+		return nil, err
+	}
+	if _, err := d.lay(q, to, kind.Capacity, -1); err != nil {
+		return nil, err
+	}
+	d.Queue = d.Queues[0].Name
+	d.What += ", with a queue of type " + kind.Type
+	return d.done(nil)
+}
+
+// removeEdge plans an edge's end.
+func (w *wiring) removeEdge(text string) (*change, error) {
+	id, err := w.findEdge(text)
+	if err != nil {
+		return nil, err
+	}
+	d := w.draft(fmt.Sprintf("the edge %s ends", w.edge(id)))
+	d.Queue = fmt.Sprintf("channel:%d", id)
+	if err := d.live(id); err != nil {
+		return nil, err
+	}
+	if err := d.loses(id, -1); err != nil {
+		return nil, err
+	}
+	return d.done(d.end(id, -1))
+}
+
+// concerned are the members that take part in a change, by step; nobody is asked
+// for a step before all have made the one before:
+//
+//	1  what is new, at every node with an end of it
+//	2  what is altered, at the home
+//	3  and at the other nodes with an end of the queue
+//	4  the switches, at the nodes of the producers
+func (w *wiring) concerned(c *change) [5][]int {
+	var steps [5][]int
+	at := map[int]bool{}
+	for i := range c.Queues {
+		at[c.Homes[i]] = true
+	}
+	for i := range c.Channels {
+		made := &c.Channels[i]
+		at[w.holder(made.From, made.To)] = true
+		at[w.holder(made.To, made.From)] = true
+	}
+	steps[1] = slices.Sorted(maps.Keys(at))
+	if c.Alter != nil {
+		home := w.homes[c.Alter.Queue.ID-1]
+		steps[2] = []int{home}
+		others := map[int]bool{}
+		for i := range w.channels {
+			if made := &w.channels[i]; made.From.Queue+made.To.Queue == c.Alter.Queue.ID {
+				others[w.holder(made.From, made.To)] = true
+				others[w.holder(made.To, made.From)] = true
+			}
+		}
+		delete(others, home)
+		steps[3] = slices.Sorted(maps.Keys(others))
+	}
+	clear(at)
+	for _, s := range c.Switches {
+		old := &w.channels[s.Channel]
+		at[w.holder(old.From, old.To)] = true
+	}
+	steps[4] = slices.Sorted(maps.Keys(at))
+	return steps
 }

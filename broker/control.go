@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"fmt"
 
 	"mvm/wsdl"
 )
@@ -59,7 +60,11 @@ func (c *controller) ChangeQueueContext(ctx context.Context, r *wsdl.ChangeQueue
 	if r.Job == "" {
 		return c.broker.changeJobQueue(ctx, r)
 	}
-	return nil, unserved("ChangeQueue of a running job")
+	s, err := c.broker.change(ctx, r.Job, r.WaitMillis, func(w *wiring) (*change, error) { return w.changeQueue(r, c.broker.profiles.find) })
+	if err != nil {
+		return nil, err
+	}
+	return &wsdl.ChangeQueueResponse{Change: s}, nil
 }
 
 func (c *controller) MakeQueueContext(ctx context.Context, r *wsdl.MakeQueue) (*wsdl.MakeQueueResponse, error) {
@@ -83,20 +88,51 @@ func (c *controller) MoveJobContext(ctx context.Context, r *wsdl.MoveJob) (*wsdl
 	return c.broker.moveJob(ctx, r)
 }
 
-func (c *controller) RewireEdgeContext(context.Context, *wsdl.RewireEdge) (*wsdl.RewireEdgeResponse, error) {
-	return nil, unserved("RewireEdge")
+func (c *controller) RewireEdgeContext(ctx context.Context, r *wsdl.RewireEdge) (*wsdl.RewireEdgeResponse, error) {
+	s, err := c.broker.change(ctx, r.Job, r.WaitMillis, func(w *wiring) (*change, error) { return w.rewire(r) })
+	if err != nil {
+		return nil, err
+	}
+	return &wsdl.RewireEdgeResponse{Change: s}, nil
 }
 
-func (c *controller) AddEdgeContext(context.Context, *wsdl.AddEdge) (*wsdl.AddEdgeResponse, error) {
-	return nil, unserved("AddEdge")
+func (c *controller) AddEdgeContext(ctx context.Context, r *wsdl.AddEdge) (*wsdl.AddEdgeResponse, error) {
+	s, err := c.broker.change(ctx, r.Job, r.WaitMillis, func(w *wiring) (*change, error) { return w.addEdge(r, c.broker.profiles.find) })
+	if err != nil {
+		return nil, err
+	}
+	return &wsdl.AddEdgeResponse{Change: s}, nil
 }
 
-func (c *controller) RemoveEdgeContext(context.Context, *wsdl.RemoveEdge) (*wsdl.RemoveEdgeResponse, error) {
-	return nil, unserved("RemoveEdge")
+func (c *controller) RemoveEdgeContext(ctx context.Context, r *wsdl.RemoveEdge) (*wsdl.RemoveEdgeResponse, error) {
+	s, err := c.broker.change(ctx, r.Job, r.WaitMillis, func(w *wiring) (*change, error) { return w.removeEdge(r.Edge) })
+	if err != nil {
+		return nil, err
+	}
+	return &wsdl.RemoveEdgeResponse{Change: s}, nil
 }
 
-func (c *controller) GetChangeContext(context.Context, *wsdl.GetChange) (*wsdl.GetChangeResponse, error) {
-	return nil, unserved("GetChange")
+func (c *controller) GetChangeContext(ctx context.Context, r *wsdl.GetChange) (*wsdl.GetChangeResponse, error) {
+	b := c.broker
+	if err := b.up(ctx); err != nil {
+		return nil, err
+	}
+	j, err := b.job(r.Job)
+	if err != nil {
+		return nil, err
+	}
+	_, attempt, err := j.wiring()
+	if err != nil {
+		return nil, err
+	}
+	if r.Number < 1 {
+		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("there is no change %d", r.Number), "changes are numbered from 1")
+	}
+	s, err := b.awaitChange(ctx, j, attempt, r.Number, r.WaitMillis)
+	if err != nil {
+		return nil, err
+	}
+	return &wsdl.GetChangeResponse{Change: s}, nil
 }
 
 func unserved(what string) error {

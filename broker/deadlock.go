@@ -73,7 +73,7 @@ func (l *life) answered(now time.Time, e answered) []action {
 	switch {
 	case !known:
 		return nil // it will report when it is quiet again
-	case !all || sent != received || e.Round == 2 && waits == 0:
+	case !all || sent != received || e.Round == 2 && waits == 0 || l.pending():
 		return []action{wait{Timer: probeTimer, For: probeAgain}}
 	case e.Round == 1:
 		l.Probing, l.Answers = 2, e.Answers

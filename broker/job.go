@@ -232,6 +232,11 @@ func (j *job) perform(actions []action) error {
 			j.callTerminate(l.Attempt, a)
 		case ask:
 			j.callQuiet(l.Attempt, a)
+		case alter:
+			if j.calls == nil {
+				j.begin()
+			}
+			j.callChange(l.Attempt, a.Number)
 		case release:
 			b.scheduler.release(j.id, l.Members[a.Member].Node)
 		case wait:

@@ -58,6 +58,7 @@ type Blobs interface {
 //	broker/attempts/ID/NUMBER/attempt       the members, before the first Awaken
 //	broker/attempts/ID/NUMBER/go            the members' proxies, before the first Instantiate
 //	broker/attempts/ID/NUMBER/report/N/SEQ  the terminal reports of member N
+//	broker/attempts/ID/NUMBER/change/N      a live change: before any node hears of it, and how it ended
 //	broker/profiles/KIND/NAME/VERSION       a registered profile; never changes
 //	broker/queues/NAME                      a queue in which jobs wait, but for the
 //	                                        default one as it is at first
@@ -397,6 +398,11 @@ func (j *job) ops(c commit) ([]store.Op, error) {
 	}
 	if c.Report != nil {
 		if err := add(put(reportKey(l.Job, l.Attempt, c.Report.Member, c.Report.Report.Sequence), c.Report.Report)); err != nil {
+			return nil, err
+		}
+	}
+	if c.Change > 0 {
+		if err := add(put(changeKey(l.Job, l.Attempt, c.Change), l.Changes[c.Change-1])); err != nil {
 			return nil, err
 		}
 	}

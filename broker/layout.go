@@ -215,17 +215,22 @@ func (y *layout) instantiate(job string, number, i int, proxies []proxyRecord) *
 	}
 	for _, id := range slices.Sorted(maps.Keys(queues)) {
 		q := &y.job.Queues[id-1]
-		served := &wsdl.ServedQueue{
-			Id: int32(q.ID), Name: q.Name, Type_: wsdl.Of(wsdl.QueueType(q.Type)), Full: wsdl.Of(wsdl.FullPolicy(q.Full)), Capacity: int32(q.Capacity),
-			Encoder: encodersOf(q.Steps), Rule: q.Rule,
-		}
-		served.Link = q.Link.Document()
-		request.Queue = append(request.Queue, served)
+		request.Queue = append(request.Queue, served(q))
 	}
 	for _, peer := range y.peers[i] {
 		request.Peer = append(request.Peer, &wsdl.Peer{Node: y.members[peer].Node, Address: proxies[peer].Address, Fingerprint: proxies[peer].Fingerprint})
 	}
 	return request
+}
+
+// served is a served queue as messages carry it.
+func served(q *profile.Queue) *wsdl.ServedQueue {
+	s := &wsdl.ServedQueue{
+		Id: int32(q.ID), Name: q.Name, Type_: wsdl.Of(wsdl.QueueType(q.Type)), Full: wsdl.Of(wsdl.FullPolicy(q.Full)), Capacity: int32(q.Capacity),
+		Encoder: encodersOf(q.Steps), Rule: q.Rule,
+	}
+	s.Link = q.Link.Document()
+	return s
 }
 
 // label is what people call a producer.

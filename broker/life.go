@@ -41,8 +41,9 @@ type life struct {
 	// acknowledged: its node goes on keeping it, so the job's end, which is
 	// moments away, may be what makes it durable.
 	Held    *memberReport
-	Probing int     // the round of questions under way that looks for a deadlock; 0 = none
-	Answers []quiet // of the first round, while the second is under way
+	Probing int      // the round of questions under way that looks for a deadlock; 0 = none
+	Answers []quiet  // of the first round, while the second is under way
+	Changes []change // live ones of the attempt, by number less 1
 
 	changes int // grows when something that a reader sees changed
 }
@@ -241,6 +242,18 @@ type (
 		Members []int // those that the timer was set for, where it is for some
 		Turn    int   // as the wait had it
 	}
+	// changing: somebody wants the attempt's queues changed.
+	changing struct {
+		Attempt int
+		Change  change
+	}
+	// changed: how far a change is.
+	changed struct {
+		Attempt int
+		Number  int64
+		State   wsdl.ChangeState
+		Reason  string
+	}
 	// cancelled: somebody wants the job to end; with Waiting only if it waits.
 	cancelled struct {
 		Reason  string
@@ -271,6 +284,8 @@ func (e lost) attempt() int         { return e.Attempt }
 func (e rejoined) attempt() int     { return e.Attempt }
 func (e answered) attempt() int     { return e.Attempt }
 func (e elapsed) attempt() int      { return e.Attempt }
+func (e changing) attempt() int     { return e.Attempt }
+func (e changed) attempt() int      { return e.Attempt }
 func (cancelled) attempt() int      { return -1 }
 func (moved) attempt() int          { return -1 }
 func (recovered) attempt() int      { return -1 }
@@ -291,6 +306,8 @@ type (
 		Requeue bool          // the attempt is over, the job waits for room again
 		Moved   bool          // where it waits
 		End     bool          // the job is over
+		Change  int64         // a change of this number, 0 for none: before any node hears of it,
+		Changed bool          // or once it is no longer pending
 	}
 	awaken      struct{ Member int }
 	instantiate struct{ Member int }
@@ -299,6 +316,8 @@ type (
 		Grace  time.Duration
 		Reason string
 	}
+	// alter: make a change at the nodes.
+	alter struct{ Number int64 }
 	// ask: ask all members at once whether they are quiet.
 	ask struct{ Round int }
 	// release: the member's slots are free again.
@@ -328,6 +347,7 @@ func (awaken) action()      {}
 func (instantiate) action() {}
 func (terminate) action()   {}
 func (ask) action()         {}
+func (alter) action()       {}
 func (release) action()     {}
 func (wait) action()        {}
 func (queue) action()       {}

@@ -3,6 +3,8 @@ package broker
 import (
 	"context"
 	"fmt"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -14,18 +16,6 @@ const (
 	mostSample = 10 * time.Second
 	mostQueues = 10_000 // of one answer
 )
-
-// wiring is that of the job's running attempt, or the fault that says why there
-// is none.
-func (j *job) wiring() (w *wiring, attempt int, err error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.life.Phase != wsdl.JobStateRunning || j.compiled == nil {
-		return nil, 0, wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("job %s is %s: only a running job has queues", j.id, j.life.Phase),
-			"look at the job's state (`mvm job "+j.id+"`)")
-	}
-	return newWiring(newLayout(j.compiled, j.life.Members, j.broker.url()), nil), j.life.Attempt, nil
-}
 
 // listQueues answers what the plan says of the job's queues, and, asked for more
 // than the plan, what the nodes count.
@@ -77,7 +67,7 @@ func (b *Service) listQueues(ctx context.Context, r *wsdl.ListQueues) (*wsdl.Lis
 			return nil, wsdl.NewFault(wsdl.FaultCodeUnavailable, fmt.Sprintf("no node of job %s answers what is in its queues", j.id), "ask again in a moment")
 		}
 	}
-	answer := &wsdl.ListQueuesResponse{Attempt: int32(attempt)}
+	answer := &wsdl.ListQueuesResponse{Attempt: int32(attempt), Change: w.changesOf(attempt)}
 	for _, t := range targets {
 		s := w.planned(t, edges(t))
 		if last != nil && !w.observe(s, t, edges(t), last) && r.Queue == "" {
@@ -156,8 +146,10 @@ func (w *wiring) planned(t target, edges []int) *wsdl.QueueStatus {
 	if t.queue > 0 {
 		q := &w.queues[t.queue-1]
 		s.Name, s.Type_, s.Full, s.Capacity = q.Name, wsdl.Of(wsdl.QueueType(q.Type)), wsdl.Of(wsdl.FullPolicy(q.Full)), wsdl.Of(int64(q.Capacity))
-		for _, step := range q.Steps {
-			s.Encoder = append(s.Encoder, &wsdl.Encoder{Codec: wsdl.Of(wsdl.Codec(step.Codec)), Decode: step.Decode, Type: step.Type})
+		s.Encoder, s.Link = encodersOf(q.Steps), q.Link.Document()
+		if name, version, ok := strings.Cut(q.Rule, "@"); ok {
+			number, _ := strconv.Atoi(version)
+			s.Rule, s.RuleVersion = name, int32(number)
 		}
 	} else {
 		s.Name, s.Type_, s.Full, s.Capacity = w.name(t.channel), wsdl.Of(wsdl.QueueTypeFifo), wsdl.Of(wsdl.FullPolicyBlock), wsdl.Of(int64(w.channels[t.channel].Capacity))

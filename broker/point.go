@@ -12,6 +12,15 @@ func Points() []string {
 	return points
 }
 
+// ChangePoints are those that only a live change of a job's queues passes.
+func ChangePoints() []string {
+	var points []string
+	for _, step := range []string{"change", "ApplyChange", "changed"} {
+		points = append(points, "before "+step, "after "+step)
+	}
+	return points
+}
+
 func (b *Service) pass(point string) {
 	if b.config.Pass != nil {
 		b.config.Pass(point)
@@ -35,6 +44,10 @@ func (c commit) point() string {
 		return "report"
 	case c.Moved:
 		return "move"
+	case c.Changed:
+		return "changed"
+	case c.Change > 0:
+		return "change"
 	}
 	return "drop"
 }

@@ -190,6 +190,7 @@ func (b *Service) restoreAttempt(j *job, s status, records []store.KV) error {
 	l := &j.life
 	var reports []memberReport
 	var start *goRecord
+	changes := map[int64]change{}
 	for _, kv := range records {
 		_, number, rest, _ := parseAttemptKey(kv.Key)
 		if number < s.Attempt || number == s.Attempt && s.Gone {
@@ -224,6 +225,16 @@ func (b *Service) restoreAttempt(j *job, s status, records []store.KV) error {
 			if err := b.unpack(kv.Value, start); err != nil {
 				return err
 			}
+		case strings.HasPrefix(rest, "change/"):
+			n, ok := parseChangeKey(rest)
+			if !ok {
+				return fmt.Errorf("broker: journal: the key %q is none of the broker's", kv.Key)
+			}
+			var c change
+			if err := b.unpack(kv.Value, &c); err != nil {
+				return err
+			}
+			changes[n] = c
 		default:
 			i, _, ok := parseReportKey(rest)
 			if !ok {
@@ -256,6 +267,9 @@ func (b *Service) restoreAttempt(j *job, s status, records []store.KV) error {
 	}
 	for i := range l.Members {
 		l.Members[i].Resumed = true
+	}
+	if err := l.restoreChanges(changes); err != nil {
+		return err
 	}
 	slices.SortStableFunc(reports, func(a, b memberReport) int { return cmp.Compare(a.Report.Sequence, b.Report.Sequence) })
 	for _, r := range reports {

@@ -64,6 +64,10 @@ func (l *life) react(now time.Time, e event) []action {
 		return l.rejoined(now, e.Member)
 	case answered:
 		return l.answered(now, e)
+	case changing:
+		return l.changing(e)
+	case changed:
+		return l.changed(e)
 	case elapsed:
 		return l.elapsed(now, e)
 	case cancelled:
@@ -95,7 +99,7 @@ func (l *life) placed(e placed) []action {
 	l.Reason = ""
 	l.Outcome, l.Cause = undecided, ""
 	l.Gone, l.Running, l.Former, l.Held = false, false, "", nil
-	l.Probing, l.Answers = 0, nil
+	l.Probing, l.Answers, l.Changes = 0, nil, nil
 	l.Members = e.Members
 	l.Builds = nil
 	for i := range l.Processes {
@@ -601,7 +605,7 @@ func (l *life) recovered(now time.Time) []action {
 	for i := range l.Members {
 		l.Members[i].Quiet = 1
 	}
-	return append(l.start(), wait{Timer: probeTimer, For: probeAgain})
+	return append(append(l.start(), l.resume()...), wait{Timer: probeTimer, For: probeAgain})
 }
 
 // unreadable is recovered for a job that nobody knows how to run: it ends.

@@ -22,13 +22,15 @@ type wiring struct {
 	homes    []int             // likewise: members
 	ended    map[int]int64     // channels that lead nowhere any more, by the change that ended them
 	busy     map[string]int64  // pending changes, by what they are about
+	changes  []change
+	void     map[int]bool // channels of changes that failed
 }
 
 // newWiring is the wiring of an attempt. What changes add goes behind what the
 // profile has, so the profile's slices stay as they are.
 func newWiring(y *layout, changes []change) *wiring {
 	w := &wiring{plan: y, job: y.job, channels: slices.Clip(y.job.Channels), queues: slices.Clip(y.job.Queues), homes: slices.Clip(y.homes),
-		ended: map[int]int64{}, busy: map[string]int64{}}
+		changes: changes, ended: map[int]int64{}, busy: map[string]int64{}, void: map[int]bool{}}
 	for i := range changes {
 		w.apply(&changes[i])
 	}
@@ -266,4 +268,19 @@ func (w *wiring) holders(channels []int) []int {
 		members[w.holder(c.To, c.From)] = true
 	}
 	return slices.Sorted(maps.Keys(members))
+}
+
+// last is the newest channel that a process's port has, or had, out of it or into
+// it.
+func (w *wiring) last(port profile.End, out bool) (channel int, there bool) {
+	if port.Process < 0 {
+		return 0, false
+	}
+	for i := len(w.channels) - 1; i >= 0; i-- {
+		c := &w.channels[i]
+		if !w.void[i] && (out && c.From == port || !out && c.To == port) {
+			return i, true
+		}
+	}
+	return 0, false
 }

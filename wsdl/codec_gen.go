@@ -1748,7 +1748,9 @@ func (v *Channel) visit(c *codec, field int) bool {
 	case 4:
 		return one(c, &v.Label, text)
 	case 5:
-		return optional(c, &v.After, number)
+		return optional(c, &v.AfterOut, number)
+	case 6:
+		return optional(c, &v.AfterIn, number)
 	}
 	return false
 }
@@ -2524,8 +2526,6 @@ func (v *ServedQueueChange) visit(c *codec, field int) bool {
 	case 5:
 		return optional(c, &v.Rule, text)
 	case 6:
-		return one(c, &v.RuleVersion, number)
-	case 7:
 		return optional(c, &v.Link, record)
 	}
 	return false

@@ -2116,8 +2116,11 @@ type Channel struct {
 	// What people call the producer, where an item can be refused: sender[0], or outside:numbers.
 	Label string `xml:"label,omitempty" json:"label,omitempty"`
 
-	// Only in ApplyChange: the channel that this one follows at a port that both share.
-	After *int32 `xml:"after,omitempty" json:"after,omitempty"`
+	// Only in ApplyChange: the channel that this one follows at its producer's port.
+	AfterOut *int32 `xml:"afterOut,omitempty" json:"afterOut,omitempty"`
+
+	// And at its taker's.
+	AfterIn *int32 `xml:"afterIn,omitempty" json:"afterIn,omitempty"`
 }
 
 type Peer struct {
@@ -2413,9 +2416,8 @@ type ServedQueueChange struct {
 
 	Encoders *EncoderChain `xml:"encoders,omitempty" json:"encoders,omitempty"`
 
+	// NAME@VERSION, or the empty text for the type's own.
 	Rule *string `xml:"rule,omitempty" json:"rule,omitempty"`
-
-	RuleVersion int32 `xml:"ruleVersion,omitempty" json:"ruleVersion,omitempty"`
 
 	Link *Link `xml:"link,omitempty" json:"link,omitempty"`
 }

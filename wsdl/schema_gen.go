@@ -481,7 +481,8 @@ var schemaTypes = [...]schemaType{
 		{"from", 97, 1, 1, false},
 		{"to", 97, 1, 1, false},
 		{"label", 163, 0, 1, false},
-		{"after", 161, 0, 1, true},
+		{"afterOut", 161, 0, 1, true},
+		{"afterIn", 161, 0, 1, true},
 	}},
 	97: {name: "ChannelEnd", kind: kindComplex, elements: []schemaElement{
 		{"process", 161, 0, 1, true},
@@ -848,7 +849,6 @@ var schemaTypes = [...]schemaType{
 		{"capacity", 161, 0, 1, false},
 		{"encoders", 104, 0, 1, false},
 		{"rule", 163, 0, 1, true},
-		{"ruleVersion", 161, 0, 1, false},
 		{"link", 119, 0, 1, false},
 	}},
 	149: {name: "Service", kind: kindComplex, elements: []schemaElement{

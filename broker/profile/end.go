@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"mvm/wsdl"
 )
 
 // End reads one end of an edge between processes, queues and the outside of a
@@ -73,4 +75,24 @@ func (j *Job) Label(e End, queues []Queue) string {
 		return "queue:" + queues[e.Queue-1].Name
 	}
 	return j.Processes[e.Process].Label() + ":" + e.Port
+}
+
+// CompileQueue checks a queue element by itself, as a live change brings it, and
+// makes the served queue of it; its ID is 1. sources are those of its registered
+// codecs and rule; served says whether such a queue needs a home.
+func CompileQueue(queue *wsdl.Queue, link *wsdl.Link, lookup Lookup) (q Queue, sources []Source, served bool, err error) {
+	c := &compiler{lookup: lookup, out: &Job{}}
+	c.scope = c.newScope(place{path: "change"}, nil, nil, "the change")
+	c.compileQueues(place{path: "change"}, []*wsdl.Queue{queue})
+	l := c.link(place{path: "change/link"}, c.scope, link, "the link")
+	kind := c.queues[queue.Name]
+	if err := c.fault("the change"); err != nil {
+		return Queue{}, nil, false, err
+	}
+	if kind == nil || kind.name == "fifo" {
+		return Queue{}, nil, false, wsdl.Faultf(wsdl.FaultCodeInvalidRequest, "the queue has no name")
+	}
+	w := &wirer{compiler: c}
+	w.queue(kind, l)
+	return c.out.Queues[0], c.logic, kind.served() || l != nil, nil
 }

@@ -1,0 +1,425 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"mvm/broker/profile"
+	"mvm/wsdl"
+)
+
+// A change is planned on a view of the attempt, and taken when no other came
+// first; it is journalled before any node hears of it. It is made step by step at
+// all nodes that take part, each call as often as it takes, and goes on after a
+// restart of the broker. Pending changes end with the attempt.
+
+const (
+	mostChanges = 10_000 // of an attempt
+	shownDone   = 100    // of those that are no longer pending, in a list
+)
+
+func changeKey(job string, number int, n int64) string {
+	return fmt.Sprintf("%schange/%06d", attemptKey(job, number), n)
+}
+
+// parseChangeKey reads what parseAttemptKey left of a change's key.
+func parseChangeKey(rest string) (n int64, ok bool) {
+	text, ok := strings.CutPrefix(rest, "change/")
+	if !ok {
+		return 0, false
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	return n, err == nil && n > 0
+}
+
+// changing takes a planned change, if it is the next one and there is still
+// something to change.
+func (l *life) changing(e changing) []action {
+	if l.Phase != wsdl.JobStateRunning || e.Change.Number != int64(len(l.Changes))+1 {
+		return nil
+	}
+	l.changes++
+	l.Changes = append(l.Changes, e.Change)
+	return []action{commit{Change: e.Change.Number}, alter{Number: e.Change.Number}}
+}
+
+// changed notes how far a change is. Only its end is worth a record.
+func (l *life) changed(e changed) []action {
+	if l.Phase != wsdl.JobStateRunning || e.Number < 1 || e.Number > int64(len(l.Changes)) {
+		return nil
+	}
+	c := &l.Changes[e.Number-1]
+	if c.State != wsdl.ChangeStatePending || e.State == c.State && e.Reason == c.Reason {
+		return nil
+	}
+	l.changes++
+	c.State, c.Reason = e.State, e.Reason
+	if c.State == wsdl.ChangeStatePending {
+		return nil
+	}
+	return []action{commit{Change: e.Number, Changed: true}}
+}
+
+// resume goes on with the changes that were under way.
+func (l *life) resume() []action {
+	var actions []action
+	for i := range l.Changes {
+		if l.Changes[i].State == wsdl.ChangeStatePending {
+			actions = append(actions, alter{Number: l.Changes[i].Number})
+		}
+	}
+	return actions
+}
+
+// pending says whether a change is under way: then nobody waits for ever.
+func (l *life) pending() bool {
+	return slices.ContainsFunc(l.Changes, func(c change) bool { return c.State == wsdl.ChangeStatePending })
+}
+
+// change plans a change, makes it durable and waits for it, as long as the caller
+// wants to.
+func (b *Service) change(ctx context.Context, id string, wait int32, plan func(*wiring) (*change, error)) (*wsdl.ChangeStatus, error) {
+	if err := b.up(ctx); err != nil {
+		return nil, err
+	}
+	j, err := b.job(id)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		w, attempt, err := j.wiring()
+		if err != nil {
+			return nil, err
+		}
+		number := int64(len(w.changes)) + 1
+		if number > mostChanges {
+			return nil, wsdl.Faultf(wsdl.FaultCodeTooLarge, "attempt %d at job %s has had %d changes, which is the most", attempt, id, mostChanges)
+		}
+		c, err := plan(w)
+		if err != nil {
+			return nil, err
+		}
+		c.Number = number
+		if err := j.ask(ctx, changing{Attempt: attempt, Change: *c}); err != nil {
+			if ctx.Err() != nil {
+				return nil, wsdl.NewFault(wsdl.FaultCodeTimeout, "the caller did not wait until the change was journalled", "see in the list of the job's queues whether it was")
+			}
+			return nil, b.unwritten("the change could not be journalled", "see in the list of the job's queues whether it was, once the broker is back")
+		}
+		if taken, err := j.taken(attempt, c); err != nil {
+			return nil, err
+		} else if !taken {
+			continue // another came first
+		}
+		return b.awaitChange(ctx, j, attempt, number, wait)
+	}
+}
+
+// taken says whether the job's change of this number is this one.
+func (j *job) taken(attempt int, c *change) (bool, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err := j.mayChange(); err != nil {
+		return false, err
+	}
+	if j.life.Attempt != attempt || int64(len(j.life.Changes)) < c.Number {
+		return false, nil
+	}
+	same := j.life.Changes[c.Number-1]
+	return same.What == c.What && len(same.Channels) == len(c.Channels) && slices.Equal(same.About, c.About), nil
+}
+
+// mayChange is nil while the job runs. j.mu is held.
+func (j *job) mayChange() error {
+	if j.life.Phase != wsdl.JobStateRunning || j.compiled == nil {
+		return wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("job %s is %s: only a running job has queues", j.id, j.life.Phase),
+			"look at the job's state (`mvm job "+j.id+"`)")
+	}
+	return nil
+}
+
+// wiring is that of the job's running attempt, or the fault that says why there
+// is none.
+func (j *job) wiring() (w *wiring, attempt int, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err := j.mayChange(); err != nil {
+		return nil, 0, err
+	}
+	return newWiring(newLayout(j.compiled, j.life.Members, j.broker.url()), slices.Clone(j.life.Changes)), j.life.Attempt, nil
+}
+
+// awaitChange answers a change once it is no longer pending, or after millis.
+func (b *Service) awaitChange(ctx context.Context, j *job, attempt int, number int64, millis int32) (*wsdl.ChangeStatus, error) {
+	over := make(chan struct{})
+	defer b.clock.AfterFunc(min(max(0, time.Duration(millis)*time.Millisecond), maxWait), func() { close(over) })()
+	for {
+		j.mu.Lock()
+		err, moved := j.mayChange(), j.changed
+		if err == nil && (j.life.Attempt != attempt || number > int64(len(j.life.Changes))) {
+			err = wsdl.NewFault(wsdl.FaultCodeNotFound, fmt.Sprintf("attempt %d at job %s has no change %d", j.life.Attempt, j.id, number), "changes end with their attempt; ListQueues lists them")
+		}
+		var s *wsdl.ChangeStatus
+		if err == nil {
+			s = j.life.Changes[number-1].wire(attempt)
+		}
+		j.mu.Unlock()
+		if err != nil || *s.State != wsdl.ChangeStatePending || millis <= 0 {
+			return s, err
+		}
+		select {
+		case <-moved:
+		case <-over:
+			millis = 0
+		case <-ctx.Done():
+			millis = 0
+		case <-b.ctx.Done():
+			return nil, b.stopping()
+		}
+	}
+}
+
+func (c *change) wire(attempt int) *wsdl.ChangeStatus {
+	return &wsdl.ChangeStatus{Number: c.Number, Attempt: int32(attempt), What: clean(c.What), Queue: c.Queue, State: wsdl.Of(c.State), Reason: clean(c.Reason)}
+}
+
+// changesOf are those that a list shows: the newest first.
+func (w *wiring) changesOf(attempt int) []*wsdl.ChangeStatus {
+	var all []*wsdl.ChangeStatus
+	done := 0
+	for i := len(w.changes) - 1; i >= 0; i-- {
+		c := &w.changes[i]
+		if c.State != wsdl.ChangeStatePending {
+			if done++; done > shownDone {
+				continue
+			}
+		}
+		all = append(all, c.wire(attempt))
+	}
+	return all
+}
+
+// Pauses between two questions how far a step is.
+const (
+	stepPause = 10 * time.Millisecond
+	stepMost  = time.Second
+)
+
+// callChange makes a change at all nodes that take part, step by step.
+func (j *job) callChange(number int, n int64) {
+	b, ctx := j.broker, j.calls
+	if ctx == nil {
+		return // the attempt is over already
+	}
+	changes := slices.Clone(j.life.Changes)
+	w := newWiring(j.layout, changes[:n])
+	c := &changes[n-1]
+	proxies := make([]proxyRecord, len(j.life.Members))
+	for i := range j.life.Members {
+		proxies[i] = proxyRecord{j.life.Members[i].Address, j.life.Members[i].Fingerprint}
+	}
+	b.spawn(func() {
+		for step, members := range w.concerned(c) {
+			for pause, patient := stepPause, true; patient; pause = min(2*pause, stepMost) {
+				waits, err := b.makeStep(ctx, w, j.id, number, c, step, members, proxies)
+				switch {
+				case ctx.Err() != nil:
+					return
+				case err != nil && !transient(wsdl.CodeOf(err)):
+					message := err.Error()
+					if f := faultOf(err); f != nil {
+						message = f.Message
+					}
+					j.post(changed{Attempt: number, Number: n, State: wsdl.ChangeStateFailed, Reason: message}, nil)
+					return
+				case err != nil:
+					waits = "for an answer: " + err.Error()
+				}
+				if patient = waits != ""; !patient {
+					break
+				}
+				if pause >= stepMost/2 { // it takes long enough to be told
+					j.post(changed{Attempt: number, Number: n, State: wsdl.ChangeStatePending, Reason: clip(clean(waits), maxMessage)}, nil)
+				}
+				if !b.sleepIn(ctx, b.jitter(pause)) {
+					return
+				}
+			}
+		}
+		j.post(changed{Attempt: number, Number: n, State: wsdl.ChangeStateDone}, nil)
+	})
+}
+
+// makeStep asks members at once to make one step, and says what is still waited
+// for: "" when all have made it.
+func (b *Service) makeStep(ctx context.Context, w *wiring, job string, attempt int, c *change, step int, members []int, proxies []proxyRecord) (waits string, err error) {
+	answers, failed := make([]*wsdl.ApplyChangeResponse, len(members)), make([]error, len(members))
+	var all sync.WaitGroup
+	for k, i := range members {
+		all.Go(func() {
+			request := w.applyChange(job, attempt, c, step, i, proxies)
+			try, cancel := context.WithTimeout(ctx, b.config.InstantiateTimeout)
+			defer cancel()
+			b.pass("before ApplyChange")
+			answers[k], failed[k] = b.queueOf(&w.plan.members[i]).ApplyChangeContext(try, request)
+			b.pass("after ApplyChange")
+		})
+	}
+	all.Wait()
+	for k, i := range members {
+		name := w.plan.members[i].label()
+		switch {
+		case failed[k] != nil:
+			// What will not pass counts before what may.
+			if err == nil || transient(wsdl.CodeOf(err)) {
+				err = failed[k]
+				if f := faultOf(err); f != nil {
+					told := *f
+					told.Message = "node " + name + ": " + f.Message
+					err = &told
+				}
+			}
+		case !wsdl.Or(answers[k].Done, false) && waits == "":
+			waits = answers[k].Waits
+			if waits == "" {
+				waits = "node " + name + " has not made it yet"
+			}
+		}
+	}
+	return waits, err
+}
+
+// applyChange is one member's part in one step of a change.
+func (w *wiring) applyChange(job string, attempt int, c *change, step, i int, proxies []proxyRecord) *wsdl.ApplyChange {
+	r := &wsdl.ApplyChange{Attempt: w.plan.fence(job, attempt, i), Number: c.Number, Step: int32(step)}
+	switch step {
+	case 1:
+		w.makes(r, c, i, proxies)
+	case 2, 3:
+		a := c.Alter
+		alter := &wsdl.ServedQueueChange{Id: int32(a.Queue.ID)}
+		if a.Type {
+			alter.Type_ = wsdl.Of(wsdl.QueueType(a.Queue.Type))
+		}
+		if a.Full {
+			alter.Full = wsdl.Of(wsdl.FullPolicy(a.Queue.Full))
+		}
+		if a.Capacity {
+			alter.Capacity = int32(a.Queue.Capacity)
+		}
+		if a.Steps {
+			alter.Encoders = &wsdl.EncoderChain{Encoder: encodersOf(a.Queue.Steps)}
+		}
+		if a.Rule {
+			alter.Rule = &a.Queue.Rule
+		}
+		if step == 2 {
+			r.Build = w.builds(c, a.Queue.ID)
+		}
+		if a.Link {
+			if alter.Link = a.Queue.Link.Document(); alter.Link == nil {
+				alter.Link = &wsdl.Link{}
+			}
+		}
+		r.Alter = append(r.Alter, alter)
+	case 4:
+		for _, s := range c.Switches {
+			old := &w.channels[s.Channel]
+			if w.holder(old.From, old.To) != i {
+				continue
+			}
+			one := &wsdl.Switch{Channel: wsdl.Of(int32(s.Channel))}
+			if s.Next >= 0 {
+				one.Next = wsdl.Of(int32(s.Next))
+			}
+			r.Switch_ = append(r.Switch_, one)
+		}
+	}
+	return r
+}
+
+// makes adds what member i has to make: its ends of channels, the queues at their
+// other ends, and the proxies of those with whom it shares them.
+func (w *wiring) makes(r *wsdl.ApplyChange, c *change, i int, proxies []proxyRecord) {
+	y := w.plan
+	end := func(e, other profile.End) *wsdl.ChannelEnd {
+		switch holder := w.holder(e, other); {
+		case e.Outside != "":
+			return &wsdl.ChannelEnd{Outside: e.Outside}
+		case holder != i:
+			return &wsdl.ChannelEnd{Peer: y.members[holder].Node, Queue: int32(e.Queue)}
+		case e.Queue > 0:
+			return &wsdl.ChannelEnd{Queue: int32(e.Queue)}
+		}
+		return &wsdl.ChannelEnd{Process: wsdl.Of(int32(e.Process)), Port: e.Port}
+	}
+	queues, peers := map[int]bool{}, map[int]bool{}
+	for k, q := range c.Queues {
+		if c.Homes[k] == i {
+			queues[q.ID] = true
+			r.Build = append(r.Build, w.builds(c, q.ID)...)
+		}
+	}
+	for k := range c.Channels {
+		made := &c.Channels[k]
+		from, to := w.holder(made.From, made.To), w.holder(made.To, made.From)
+		if from != i && to != i {
+			continue
+		}
+		channel := &wsdl.Channel{Id: wsdl.Of(int32(made.ID)), Capacity: int32(made.Capacity), From: end(made.From, made.To), To: end(made.To, made.From)}
+		if made.To.Queue > 0 && made.From.Queue == 0 {
+			channel.Label = y.label(made.From)
+		}
+		if before, there := c.AfterOut[made.ID]; there && from == i {
+			channel.AfterOut = wsdl.Of(int32(before))
+		}
+		if before, there := c.AfterIn[made.ID]; there && to == i {
+			channel.AfterIn = wsdl.Of(int32(before))
+		}
+		r.Channel = append(r.Channel, channel)
+		if q := made.From.Queue + made.To.Queue; q > 0 {
+			queues[q] = true
+		}
+		if from != to {
+			peers[from+to-i] = true
+		}
+	}
+	for id := range w.queues {
+		if queues[id+1] {
+			r.Queue = append(r.Queue, served(&w.queues[id]))
+		}
+	}
+	for peer := range y.members {
+		if peers[peer] {
+			r.Peer = append(r.Peer, &wsdl.Peer{Node: y.members[peer].Node, Address: proxies[peer].Address, Fingerprint: proxies[peer].Fingerprint})
+		}
+	}
+}
+
+// builds are the registered codecs and rule that a queue's home needs.
+func (w *wiring) builds(c *change, queue int) (builds []*wsdl.Build) {
+	names := w.queues[queue-1].Programs()
+	for _, s := range c.Sources {
+		if slices.Contains(names, s.Name) {
+			builds = append(builds, buildOf(s))
+		}
+	}
+	return builds
+}
+
+// restoreChanges puts journalled changes into a life, in their order.
+func (l *life) restoreChanges(found map[int64]change) error {
+	for n := int64(1); n <= int64(len(found)); n++ {
+		c, there := found[n]
+		if !there || c.Number != n {
+			return fmt.Errorf("broker: journal: attempt %d has %d changes, and none is number %d", l.Attempt, len(found), n)
+		}
+		l.Changes = append(l.Changes, c)
+	}
+	return nil
+}
