@@ -116,17 +116,19 @@ func (w *wiring) through(channel int) target {
 
 // queue is the ID of a served queue.
 func (w *wiring) queue(name string) (int, error) {
-	if id, err := strconv.Atoi(name); err == nil && id >= 1 && id <= len(w.queues) {
+	if id, err := strconv.Atoi(name); err == nil && id >= 1 && id <= len(w.queues) && w.queues[id-1].Name != "" {
 		return id, nil
 	}
 	for i := range w.queues {
-		if w.queues[i].Name == name {
+		if w.queues[i].Name == name && name != "" {
 			return i + 1, nil
 		}
 	}
 	var names []string
 	for i := range w.queues {
-		names = append(names, w.queues[i].Name)
+		if w.queues[i].Name != "" {
+			names = append(names, w.queues[i].Name)
+		}
 	}
 	for i := range w.channels {
 		if _, over := w.ended[i]; over {
@@ -239,10 +241,12 @@ func (w *wiring) end(text string) (profile.End, error) {
 func (w *wiring) targets() []target {
 	var all []target
 	for i := range w.queues {
-		all = append(all, target{queue: i + 1})
+		if w.queues[i].Name != "" {
+			all = append(all, target{queue: i + 1})
+		}
 	}
 	for i := range w.channels {
-		if bare(&w.channels[i]) {
+		if bare(&w.channels[i]) && !w.void[i] {
 			all = append(all, target{channel: i})
 		}
 	}
@@ -253,8 +257,9 @@ func (w *wiring) targets() []target {
 func (w *wiring) edges() map[int][]int {
 	all := map[int][]int{}
 	for i := range w.channels {
-		q := w.through(i).queue
-		all[q] = append(all[q], i)
+		if q := w.through(i).queue; !w.void[i] {
+			all[q] = append(all[q], i)
+		}
 	}
 	return all
 }

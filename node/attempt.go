@@ -36,6 +36,7 @@ type runner struct {
 	hard   chan struct{}  // closed when no grace is left
 	harden sync.Once
 
+	changing  sync.Mutex    // one live change's logic is built at a time
 	mu        sync.Mutex    // guards what follows
 	until     time.Duration // its lease ends, on the node's clock
 	process   process
@@ -135,6 +136,11 @@ func (r *runner) fetch(ctx context.Context) error {
 	for _, f := range r.request.File {
 		digests = append(digests, f.Digest)
 	}
+	return r.fetchAll(ctx, digests)
+}
+
+// fetchAll gets blobs that are not here yet.
+func (r *runner) fetchAll(ctx context.Context, digests []string) error {
 	slices.Sort(digests)
 	digests = slices.Compact(digests)
 	if len(digests) == 0 {
@@ -281,34 +287,21 @@ func (r *runner) spawn() *wsdl.Fault {
 		message.Processes = append(message.Processes, spec)
 	}
 	for _, c := range plan.Channel {
-		if c.From == nil || c.To == nil {
-			return wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("channel %d lacks an end", wsdl.Or(c.Id, 0)), "give it from and to")
+		channel, err := channelOf(c)
+		if err != nil {
+			return r.fault("read a channel", err)
 		}
-		message.Channels = append(message.Channels, queuevm.Channel{
-			ID: uint32(wsdl.Or(c.Id, 0)), Capacity: int(c.Capacity), From: endpoint(c.From), To: endpoint(c.To), Label: c.Label,
-		})
+		message.Channels = append(message.Channels, channel)
 	}
 	for _, q := range plan.Queue {
-		queue := mvm.Queue{Queue: queuevm.Queue{
-			ID: int(q.Id), Name: q.Name, Capacity: int(q.Capacity),
-			Type: queuevm.QueueType(wsdl.Or(q.Type_, "")), Full: queuevm.FullPolicy(wsdl.Or(q.Full, "")),
-		}}
-		var err error
-		if queue.Link, err = linkOf(q.Link); err != nil {
-			return wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("the link of the queue %s: %v", q.Name, err), "write decimal numbers")
-		}
-		for _, e := range q.Encoder {
-			if e == nil {
-				return wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("an encoder of the queue %s is empty", q.Name), "name its codec")
-			}
-			queue.Steps = append(queue.Steps, stepOf(e))
+		queue, err := queueOf(q)
+		if err != nil {
+			return r.fault("read a queue", err)
 		}
 		queue.Program = q.Rule
 		message.Queues = append(message.Queues, queue)
 	}
-	for _, p := range plan.Peer {
-		message.Peers = append(message.Peers, queuevm.Peer{ID: p.Node, Address: p.Address, Fingerprint: p.Fingerprint})
-	}
+	message.Peers = peersOf(plan.Peer)
 	var look sketch
 	if len(plan.Process) == 1 && wsdl.Or(plan.Process[0].Id, 0) == 0 {
 		look, _ = sketchOf(r.work) // it is removed otherwise

@@ -85,9 +85,9 @@ func (q *queue) MoveJobContext(ctx context.Context, r *wsdl.MoveJob) (*wsdl.Move
 // route serves a call about the items of a job's queue here, if this node holds
 // them, and else passes it on to the node that does. Only the broker knows all
 // names: a name that this node does not know is asked for, and its answer is the
-// queue's id, which the node that holds it knows. here says with notFound that
-// this node does not.
-func route[Response any](ctx context.Context, q *queue, job, name string,
+// queue's id, which the node that holds it knows; with ends, an end outside the job
+// keeps its name. here says with notFound that this node does not hold it.
+func route[Response any](ctx context.Context, q *queue, job, name string, ends bool,
 	here func(name string) (Response, error), there func(node *wsdl.QueueClient, name string) (Response, error)) (Response, error) {
 	answer, err := here(name)
 	if err == nil || wsdl.CodeOf(err) != wsdl.FaultCodeNotFound {
@@ -98,12 +98,13 @@ func route[Response any](ctx context.Context, q *queue, job, name string,
 	if asked != nil {
 		return none, asked
 	}
-	// An end outside the job has a name, where others have a number.
 	id := found.Id
-	outside := "outside:" + strings.TrimPrefix(name, "outside:")
-	for _, e := range append(found.Producer, found.Taker...) {
-		if e != nil && e.Name == outside {
-			id = strings.TrimPrefix(name, "outside:")
+	if ends {
+		outside := "outside:" + strings.TrimPrefix(name, "outside:")
+		for _, e := range append(found.Producer, found.Taker...) {
+			if e != nil && e.Name == outside {
+				id = strings.TrimPrefix(name, "outside:")
+			}
 		}
 	}
 	if found.Node != q.node.id {
@@ -132,7 +133,7 @@ func (q *queue) locate(ctx context.Context, job, name string) (*wsdl.QueueStatus
 }
 
 func (q *queue) EnqueueContext(ctx context.Context, r *wsdl.Enqueue) (*wsdl.EnqueueResponse, error) {
-	return route(ctx, q, r.Job, r.Queue,
+	return route(ctx, q, r.Job, r.Queue, true,
 		func(name string) (*wsdl.EnqueueResponse, error) { return q.enqueue(ctx, name, r) },
 		func(node *wsdl.QueueClient, name string) (*wsdl.EnqueueResponse, error) {
 			passed := *r
@@ -142,7 +143,7 @@ func (q *queue) EnqueueContext(ctx context.Context, r *wsdl.Enqueue) (*wsdl.Enqu
 }
 
 func (q *queue) DequeueContext(ctx context.Context, r *wsdl.Dequeue) (*wsdl.DequeueResponse, error) {
-	return route(ctx, q, r.Job, r.Queue,
+	return route(ctx, q, r.Job, r.Queue, true,
 		func(name string) (*wsdl.DequeueResponse, error) { return q.dequeue(ctx, name, r) },
 		func(node *wsdl.QueueClient, name string) (*wsdl.DequeueResponse, error) {
 			passed := *r
@@ -152,7 +153,7 @@ func (q *queue) DequeueContext(ctx context.Context, r *wsdl.Dequeue) (*wsdl.Dequ
 }
 
 func (q *queue) OpenSocketContext(ctx context.Context, r *wsdl.OpenSocket) (*wsdl.OpenSocketResponse, error) {
-	return route(ctx, q, r.Job, r.Queue,
+	return route(ctx, q, r.Job, r.Queue, true,
 		func(name string) (*wsdl.OpenSocketResponse, error) { return q.openSocket(ctx, name, r) },
 		func(node *wsdl.QueueClient, name string) (*wsdl.OpenSocketResponse, error) {
 			passed := *r
@@ -165,20 +166,24 @@ func (q *queue) PeekQueueContext(ctx context.Context, r *wsdl.PeekQueue) (*wsdl.
 	if r.Job == "" {
 		return forward(ctx, q, (*wsdl.QueueClient).PeekQueueContext, r)
 	}
-	return nil, unserved("PeekQueue of a running job's queues")
+	return route(ctx, q, r.Job, r.Queue, false,
+		func(name string) (*wsdl.PeekQueueResponse, error) { return q.peek(ctx, name, r) },
+		func(node *wsdl.QueueClient, name string) (*wsdl.PeekQueueResponse, error) {
+			passed := *r
+			passed.Queue = name
+			return node.PeekQueueContext(ctx, &passed)
+		})
 }
 
 func (q *queue) DrainQueueContext(ctx context.Context, r *wsdl.DrainQueue) (*wsdl.DrainQueueResponse, error) {
 	if r.Job == "" {
 		return forward(ctx, q, (*wsdl.QueueClient).DrainQueueContext, r)
 	}
-	return nil, unserved("DrainQueue of a running job's queues")
-}
-
-func (q *queue) ApplyChangeContext(context.Context, *wsdl.ApplyChange) (*wsdl.ApplyChangeResponse, error) {
-	return nil, unserved("ApplyChange")
-}
-
-func unserved(what string) error {
-	return wsdl.NewFault(wsdl.FaultCodeUnsupported, what+" is in the contract and not yet served", "")
+	return route(ctx, q, r.Job, r.Queue, false,
+		func(name string) (*wsdl.DrainQueueResponse, error) { return q.drain(ctx, name, r) },
+		func(node *wsdl.QueueClient, name string) (*wsdl.DrainQueueResponse, error) {
+			passed := *r
+			passed.Queue = name
+			return node.DrainQueueContext(ctx, &passed)
+		})
 }

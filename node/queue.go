@@ -349,7 +349,14 @@ func bounded(millis int32) time.Duration {
 }
 
 func (q *queue) enqueue(ctx context.Context, name string, request *wsdl.Enqueue) (*wsdl.EnqueueResponse, error) {
-	message := &mvm.Enqueue{Queue: name, End: request.End, Timeout: bounded(request.TimeoutMillis)}
+	id, channel, outside := held(name)
+	switch {
+	case channel >= 0:
+		return nil, between(channel)
+	case request.Priority < 0 || request.Priority > 255:
+		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("a priority of %d", request.Priority), "write 0 to 255")
+	}
+	message := &mvm.Enqueue{Queue: outside, ID: id, Meta: queuevm.Item{Priority: uint8(request.Priority), Instruction: request.Instruction}, End: request.End, Timeout: bounded(request.TimeoutMillis)}
 	for _, item := range request.Item {
 		message.Items = append(message.Items, []byte(*item))
 	}
@@ -363,7 +370,11 @@ func (q *queue) enqueue(ctx context.Context, name string, request *wsdl.Enqueue)
 }
 
 func (q *queue) dequeue(ctx context.Context, name string, request *wsdl.Dequeue) (*wsdl.DequeueResponse, error) {
-	message := &mvm.Dequeue{Queue: name, Limit: min(max(1, int(request.Limit)), mostItems), Timeout: bounded(request.TimeoutMillis)}
+	id, channel, outside := held(name)
+	if channel >= 0 {
+		return nil, between(channel)
+	}
+	message := &mvm.Dequeue{Queue: outside, ID: id, Limit: min(max(1, int(request.Limit)), mostItems), Timeout: bounded(request.TimeoutMillis)}
 	reply, err := q.outside(ctx, request.Job, message.Timeout, mvm.Request{Dequeue: message})
 	if err != nil {
 		return nil, err
@@ -379,6 +390,9 @@ func (q *queue) dequeue(ctx context.Context, name string, request *wsdl.Dequeue)
 }
 
 func (q *queue) openSocket(ctx context.Context, name string, request *wsdl.OpenSocket) (*wsdl.OpenSocketResponse, error) {
+	if id, channel, _ := held(name); id > 0 || channel >= 0 {
+		return nil, wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("%s is no end outside the job: a plain socket leads to such an end only", name), "use Enqueue and Dequeue, or add an edge from or to outside:NAME")
+	}
 	ttl := time.Duration(request.TtlMillis) * time.Millisecond
 	if ttl <= 0 {
 		ttl = defaultTTL

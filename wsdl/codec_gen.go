@@ -311,8 +311,12 @@ func (v *Enqueue) visit(c *codec, field int) bool {
 	case 2:
 		return list(c, &v.Item, binary)
 	case 3:
-		return one(c, &v.End, boolean)
+		return one(c, &v.Priority, number)
 	case 4:
+		return one(c, &v.Instruction, boolean)
+	case 5:
+		return one(c, &v.End, boolean)
+	case 6:
 		return one(c, &v.TimeoutMillis, number)
 	}
 	return false

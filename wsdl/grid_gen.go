@@ -965,6 +965,12 @@ type Enqueue struct {
 
 	Item []*Binary `xml:"item" json:"item,omitempty"`
 
+	// Of all the items, 0 to 255. Only for a served queue's name.
+	Priority int32 `xml:"priority,omitempty" json:"priority,omitempty"`
+
+	// true: the items are program text. Only for a served queue's name.
+	Instruction bool `xml:"instruction,omitempty" json:"instruction,omitempty"`
+
 	// true: nothing more comes from outside; after these items the taker sees END.
 	End bool `xml:"end,omitempty" json:"end,omitempty"`
 

@@ -100,6 +100,8 @@ var schemaTypes = [...]schemaType{
 		{"job", 163, 1, 1, false},
 		{"queue", 163, 1, 1, false},
 		{"item", 90, 0, -1, false},
+		{"priority", 161, 0, 1, false},
+		{"instruction", 159, 0, 1, false},
 		{"end", 159, 0, 1, false},
 		{"timeoutMillis", 161, 0, 1, false},
 	}},

@@ -63,6 +63,9 @@ type Request struct {
 	Quiet       *struct{}
 	Lease       *Lease
 	Built       *Built
+	Peek        *Peek
+	Drain       *Drain
+	Change      *Change
 }
 
 // Reply answers the Request with the same ID.
@@ -74,6 +77,10 @@ type Reply struct {
 	Dequeue *Dequeued
 	Socket  *Socket
 	Quiet   *queuevm.Quiet
+	Items   []queuevm.Item // Peek, Drain
+	Sizes   []int          // of these: bytes of each item, of which Peek gives the first
+	More    bool           // Drain: something waits still
+	Change  *Changed
 	Count   int // Enqueue: items taken; Instantiate: processes running
 }
 
@@ -139,6 +146,8 @@ type Terminate struct {
 // the last.
 type Enqueue struct {
 	Queue   string
+	ID      int          // of a served queue that is kept here, instead of Queue
+	Meta    queuevm.Item // the priority and kind of all Items, for a served queue
 	Items   [][]byte
 	End     bool
 	Timeout time.Duration
@@ -148,6 +157,7 @@ type Enqueue struct {
 // Timeout for the first, and then answers that there is none.
 type Dequeue struct {
 	Queue   string
+	ID      int // of a served queue that is kept here, instead of Queue
 	Limit   int
 	Timeout time.Duration
 }
@@ -162,6 +172,70 @@ type Dequeued struct {
 type OpenSocket struct {
 	Queue string
 	TTL   time.Duration
+}
+
+// Peek copies the first items that wait in a served queue that is kept here, or,
+// with no Queue, in the Channel whose taker is here: up to Bytes of each.
+type Peek struct {
+	Queue   int
+	Channel uint32
+	Limit   int
+	Bytes   int
+}
+
+// Drain takes up to Limit items out of a served queue that is kept here.
+type Drain struct {
+	Queue int
+	Limit int
+}
+
+// Change is this node's part in one step of a live change. What was made already
+// is not made again; the answer says how far its switches are.
+type Change struct {
+	Number   int64
+	Step     int
+	Logic    []Logic
+	Peers    []queuevm.Peer
+	Queues   []Queue
+	Channels []Link
+	Alter    []Alteration
+	Switches []Switch
+}
+
+// Link is a channel to make, and the channels that it follows at its ports.
+type Link struct {
+	queuevm.Channel
+	AfterOut, AfterIn *uint32
+}
+
+// Alteration is what becomes of a served queue; nil leaves a thing as it is.
+type Alteration struct {
+	ID       int
+	Type     *queuevm.QueueType
+	Full     *queuevm.FullPolicy
+	Capacity *int
+	Steps    *[]Step
+	Rule     *string
+	Link     *queuevm.Link
+}
+
+// Switch ends a channel at its producer, who goes on with Next, or with nothing.
+type Switch struct {
+	Channel uint32
+	Next    *uint32
+}
+
+// Changed answers Change.
+type Changed struct {
+	Done     bool
+	Waits    string
+	Switches []SwitchState
+}
+
+// SwitchState is how far a switch is.
+type SwitchState struct {
+	Channel       uint32
+	Written, Read bool
 }
 
 // Socket answers OpenSocket.

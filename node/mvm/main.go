@@ -162,7 +162,7 @@ func newProcess(start Start, w *wire, cleaning string) (*process, error) {
 		return nil, err
 	}
 	p := &process{start: start, namespace: cleaning == PIDNamespace, mark: os.Getenv(markName),
-		vm: vm, wire: w, programs: map[int]*program{}, logic: map[string]Logic{}, builds: make(chan struct{}, concurrentBuilds()), wired: make(chan struct{})}
+		vm: vm, wire: w, programs: map[int]*program{}, logic: map[string]Logic{}, changes: map[int64]int{}, builds: make(chan struct{}, concurrentBuilds()), wired: make(chan struct{})}
 	if p.lease, err = newLease(); err != nil {
 		return nil, err
 	}
@@ -255,6 +255,12 @@ func (p *process) answer(r *Request, over chan<- struct{}) {
 		reply.Quiet = new(p.quiet())
 	case r.Built != nil:
 		p.workshops.answer(r.Built)
+	case r.Peek != nil:
+		reply.Items, reply.Sizes, err = p.peek(r.Peek)
+	case r.Drain != nil:
+		reply.Items, reply.More, err = p.drained(r.Drain)
+	case r.Change != nil:
+		reply.Change, err = p.change(r.Change)
 	case r.Lease != nil:
 		err = p.lease.keep(r.Lease.For)
 	default:

@@ -63,6 +63,8 @@ type process struct {
 	lastBuild    int
 	lastLogic    int
 	logic        map[string]Logic // that was built, by its source's name
+	changing     sync.Mutex       // one live change at a time; guards changes
+	changes      map[int64]int    // the last step made of each live change
 	idle         *sync.Cond       // running fell to 0
 	wall         *time.Timer
 }
@@ -464,6 +466,12 @@ func (p *process) enqueue(r *Enqueue) (taken int, err error) {
 	if err := p.awaitWiring(); err != nil {
 		return 0, err
 	}
+	if r.ID > 0 {
+		return p.enqueueServed(r)
+	}
+	if r.Meta.Priority > 0 || r.Meta.Instruction {
+		return 0, &Error{Code: "unsupported", Message: "a priority or kind of an item is for queues that a node keeps; outside:" + r.Queue + " leads into a channel"}
+	}
 	if err := p.vm.LeadsIn(r.Queue); err != nil {
 		return 0, err
 	}
@@ -498,6 +506,9 @@ func (p *process) dequeue(r *Dequeue) (*Dequeued, error) {
 	}
 	ctx, cancel := context.WithTimeout(p.life, max(r.Timeout, time.Millisecond))
 	defer cancel()
+	if r.ID > 0 {
+		return p.dequeueServed(ctx, r)
+	}
 	var got Dequeued
 	ending := false
 	for size := 0; len(got.Items) < max(r.Limit, 1) && size < batchMax; {

@@ -11,6 +11,8 @@ import (
 	"reflect"
 	"sync"
 	"time"
+
+	"mvm/queuevm"
 )
 
 // wire is one end of the control socket.
@@ -248,12 +250,15 @@ func (r *Request) visit(c *fields) {
 	optional(c, &r.Inspect, nothing)
 	optional(c, &r.Enqueue, func(c *fields, e *Enqueue) {
 		c.string(&e.Queue)
+		integer(c, &e.ID)
+		item(c, &e.Meta)
 		list(c, &e.Items, (*fields).bytes)
 		c.bool(&e.End)
 		integer(c, &e.Timeout)
 	})
 	optional(c, &r.Dequeue, func(c *fields, d *Dequeue) {
 		c.string(&d.Queue)
+		integer(c, &d.ID)
 		integer(c, &d.Limit)
 		integer(c, &d.Timeout)
 	})
@@ -261,6 +266,17 @@ func (r *Request) visit(c *fields) {
 	optional(c, &r.Quiet, nothing)
 	optional(c, &r.Lease, func(c *fields, l *Lease) { integer(c, &l.For) })
 	optional(c, &r.Built, func(c *fields, b *Built) { b.visit(c) })
+	rare(c, &r.Peek)
+	rare(c, &r.Drain)
+	rare(c, &r.Change)
+}
+
+func item(c *fields, i *queuevm.Item) {
+	c.bytes(&i.Data)
+	priority := int(i.Priority)
+	integer(c, &priority)
+	i.Priority = uint8(priority)
+	c.bool(&i.Instruction)
 }
 
 func (i *Instantiate) visit(c *fields) {
@@ -305,6 +321,10 @@ func (r *Reply) visit(c *fields) {
 	})
 	rare(c, &r.Socket)
 	rare(c, &r.Quiet)
+	list(c, &r.Items, item)
+	list(c, &r.Sizes, func(c *fields, n *int) { integer(c, n) })
+	c.bool(&r.More)
+	rare(c, &r.Change)
 	integer(c, &r.Count)
 }
 

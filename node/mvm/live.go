@@ -1,0 +1,155 @@
+package mvm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"mvm/queuevm"
+)
+
+// drainMax is how many bytes of items one answer to Drain may have, unless one
+// item has more.
+const drainMax = 4 << 20
+
+// peek copies the first items that wait.
+func (p *process) peek(r *Peek) (items []queuevm.Item, sizes []int, err error) {
+	if err := p.awaitWiring(); err != nil {
+		return nil, nil, err
+	}
+	if r.Queue > 0 {
+		items, err = p.vm.PeekQueue(r.Queue, r.Limit)
+	} else {
+		items, err = p.vm.PeekChannel(r.Channel, r.Limit)
+	}
+	for i := range items {
+		sizes = append(sizes, len(items[i].Data))
+		items[i].Data = items[i].Data[:min(len(items[i].Data), r.Bytes)]
+	}
+	return items, sizes, err
+}
+
+// drained takes items out of a queue, a few at a time: what is taken must fit
+// into one answer, and nobody knows before how big the next are.
+func (p *process) drained(r *Drain) (items []queuevm.Item, more bool, err error) {
+	if err := p.awaitWiring(); err != nil {
+		return nil, false, err
+	}
+	const few = 64
+	for size := 0; size < drainMax && len(items) < r.Limit; {
+		next, err := p.vm.PeekQueue(r.Queue, min(few, r.Limit-len(items)))
+		if err != nil {
+			return nil, false, err
+		}
+		n := 0
+		for n < len(next) && (n == 0 || size < drainMax) {
+			size += len(next[n].Data)
+			n++
+		}
+		if n == 0 {
+			return items, false, nil
+		}
+		// Others may have taken these meanwhile; what comes is not much bigger.
+		next, err = p.vm.DrainQueue(r.Queue, n)
+		if err != nil {
+			return nil, false, err
+		}
+		items = append(items, next...)
+	}
+	left, err := p.vm.PeekQueue(r.Queue, 1)
+	return items, err == nil && len(left) > 0, nil
+}
+
+// enqueueServed puts items from outside into a queue that is kept here, and says
+// how many are in when the time is over.
+func (p *process) enqueueServed(r *Enqueue) (taken int, err error) {
+	if r.End {
+		return 0, &Error{Code: "conflict", Message: "END is for an end outside the job, which the profile opens: nobody outside is a producer of this queue that could end"}
+	}
+	items := make([]queuevm.Item, len(r.Items))
+	for i, data := range r.Items {
+		items[i] = r.Meta
+		items[i].Data = data
+	}
+	ctx, cancel := context.WithTimeout(p.life, max(r.Timeout, time.Millisecond))
+	defer cancel()
+	taken, err = p.vm.EnqueueQueue(ctx, r.ID, items)
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, queuevm.ErrFull) {
+		return taken, nil
+	}
+	return taken, err
+}
+
+// dequeueServed takes items from a queue that is kept here. No item in time is no
+// failure.
+func (p *process) dequeueServed(ctx context.Context, r *Dequeue) (*Dequeued, error) {
+	var got Dequeued
+	for size := 0; len(got.Items) < max(r.Limit, 1) && size < batchMax; {
+		items, end, err := p.vm.DequeueQueue(ctx, r.ID, min(16, max(r.Limit, 1)-len(got.Items)))
+		for _, item := range items {
+			got.Items = append(got.Items, item.Data)
+			size += len(item.Data)
+		}
+		got.End = end
+		switch {
+		case err != nil && (len(got.Items) > 0 || errors.Is(err, context.DeadlineExceeded)):
+			return &got, nil // what failed will fail again
+		case err != nil:
+			return nil, err
+		case end || len(items) == 0:
+			return &got, nil
+		}
+		now, enough := context.WithTimeout(p.life, time.Millisecond)
+		defer enough()
+		ctx = now
+	}
+	return &got, nil
+}
+
+// change makes one step of a live change, unless it was made before, and says how
+// far it is.
+func (p *process) change(r *Change) (*Changed, error) {
+	if err := p.awaitWiring(); err != nil {
+		return nil, err
+	}
+	p.changing.Lock()
+	defer p.changing.Unlock()
+	if made := p.changes[r.Number]; made < r.Step {
+		if err := p.makeStep(r); err != nil {
+			return nil, fmt.Errorf("change %d: %w", r.Number, err)
+		}
+		p.changes[r.Number] = r.Step
+	}
+	return &Changed{Done: true}, nil
+}
+
+func (p *process) makeStep(r *Change) error {
+	p.know(r.Logic)
+	if len(r.Peers)+len(r.Queues)+len(r.Channels)+len(r.Switches) > 0 {
+		return &Error{Code: "unsupported", Message: "new channels and queues are not served yet"}
+	}
+	for _, a := range r.Alter {
+		if err := p.alter(a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// alter changes a served queue.
+func (p *process) alter(a Alteration) error {
+	if a.Rule != nil {
+		return &Error{Code: "unsupported", Message: "a registered rule is not put on a live queue yet"}
+	}
+	change := queuevm.QueueChange{Type: a.Type, Full: a.Full, Capacity: a.Capacity, Link: a.Link}
+	if a.Steps != nil {
+		q := Queue{Queue: queuevm.Queue{ID: a.ID, Capacity: queuevm.ConvertedMax}, Steps: *a.Steps}
+		converter, err := p.converter(q)
+		if err != nil {
+			return err
+		}
+		change.Converter = &converter
+	}
+	return p.vm.ChangeQueue(a.ID, change)
+}
