@@ -1,0 +1,114 @@
+package guest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Agent is what the host may call, by JSON-RPC (net/rpc/jsonrpc) on any
+// connection of the link.
+type Agent struct{}
+
+// Nothing is for calls that ask or answer nothing.
+type Nothing struct{}
+
+// Greeting is the guest's answer to Hello.
+type Greeting struct {
+	Boot      string        // the kernel's boot id: the same in all clones of one template
+	Kernel    string        // its release
+	Hostname  string        // as Identify set it
+	MemoryMiB uint64        // that the kernel may use
+	Time      time.Time     // by the guest's clock
+	Uptime    time.Duration // since its boot, suspended time left out
+}
+
+// Hello says that the guest is ready, and what it is.
+func (*Agent) Hello(_ Nothing, g *Greeting) error {
+	var name unix.Utsname
+	var system unix.Sysinfo_t
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err := errors.Join(err, unix.Uname(&name), unix.Sysinfo(&system)); err != nil {
+		return err
+	}
+	*g = Greeting{
+		Boot: strings.TrimSpace(string(boot)), Kernel: unix.ByteSliceToString(name.Release[:]), Hostname: unix.ByteSliceToString(name.Nodename[:]),
+		MemoryMiB: system.Totalram * uint64(system.Unit) >> 20, Time: time.Now(), Uptime: time.Duration(system.Uptime) * time.Second,
+	}
+	return nil
+}
+
+// Random draws bytes as the guest's programs do: so a host can see that clones
+// do not share theirs.
+func (*Agent) Random(size int, out *[]byte) error {
+	const most = 256
+	*out = make([]byte, min(max(size, 0), most))
+	_, err := unix.Getrandom(*out, 0)
+	return err
+}
+
+// PowerOff ends the machine. It is answered before that.
+func (*Agent) PowerOff(Nothing, *Nothing) error {
+	go func() {
+		time.Sleep(10 * time.Millisecond) // the answer goes first
+		unix.Sync()
+		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	}()
+	return nil
+}
+
+// Identity is what makes a guest itself, and not the template that it was cloned
+// from.
+type Identity struct {
+	Hostname   string
+	Time       time.Time
+	Randomness []byte // 32 bytes or more, of the host's; used by no other guest
+}
+
+// leastRandomness is what a guest's random numbers are seeded with.
+const leastRandomness = 32
+
+// Identify gives a guest its identity. It may be called again.
+func (*Agent) Identify(i Identity, _ *Nothing) error {
+	if i.Hostname == "" || len(i.Randomness) < leastRandomness || i.Time.IsZero() {
+		return fmt.Errorf("an identity has a hostname, a time, and at least %d bytes of randomness", leastRandomness)
+	}
+	if err := unix.Sethostname([]byte(i.Hostname)); err != nil {
+		return fmt.Errorf("set the hostname to %q: %w", i.Hostname, err)
+	}
+	now := unix.NsecToTimeval(i.Time.UnixNano())
+	if err := unix.Settimeofday(&now); err != nil {
+		return fmt.Errorf("set the clock to %v: %w", i.Time, err)
+	}
+	return seed(i.Randomness)
+}
+
+// seed adds to the kernel's pool and has it draw anew at once (random(4)): two
+// clones would else make the same keys.
+func seed(randomness []byte) error {
+	device, err := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer device.Close()
+	entropy := struct {
+		bits, size int32
+		bytes      [512]byte
+	}{}
+	entropy.size = int32(copy(entropy.bytes[:], randomness))
+	entropy.bits = 8 * entropy.size
+	for _, request := range []struct {
+		number   uintptr
+		argument unsafe.Pointer
+	}{{unix.RNDADDENTROPY, unsafe.Pointer(&entropy)}, {unix.RNDRESEEDCRNG, nil}} {
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, device.Fd(), request.number, uintptr(request.argument)); errno != 0 {
+			return fmt.Errorf("seed the random numbers: %w", errno)
+		}
+	}
+	return nil
+}

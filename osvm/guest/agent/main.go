@@ -1,0 +1,20 @@
+// Command agent is PID 1 of the minimal image: a static program without libc.
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"mvm/osvm/guest"
+)
+
+func main() {
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, "agent: this is the first program of an OS-level VM; `mvm vm create` starts one")
+		os.Exit(2)
+	}
+	fmt.Println("agent:", guest.Run())
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) // with -no-reboot a panic would do as well, and say less
+}

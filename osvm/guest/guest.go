@@ -1,0 +1,129 @@
+// Package guest is the agent inside an OS-level VM: PID 1 of the minimal image.
+// It mounts what a Linux program expects, loads the drivers that the image
+// brings, reaps the dead, and serves the host over the VM's port.
+//
+// What always holds: the guest is ready when it answers Hello. A clone is a copy
+// of a guest that does not know that it is one: whatever must differ between two
+// of them comes from the host, by Identify.
+//
+// It must never trust that a host stays: sessions come and go.
+package guest
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/rpc"
+	"net/rpc/jsonrpc"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"mvm/osvm/link"
+)
+
+// Port is the name of the virtio-serial port to the host.
+const Port = "mvm.agent"
+
+// portLimit is how long the port's driver may take to make it.
+const portLimit = 30 * time.Second
+
+// Run is PID 1's life; it returns only what went wrong before it could serve.
+func Run() error {
+	if err := mount(); err != nil {
+		return err
+	}
+	if err := loadModules("/modules"); err != nil {
+		return err
+	}
+	go reap()
+	port, err := openPort()
+	if err != nil {
+		return err
+	}
+	return link.Serve(port, serve)
+}
+
+// serve answers the host's calls on every connection that it makes.
+func serve(s *link.Session) {
+	server := rpc.NewServer()
+	if err := server.Register(&Agent{}); err != nil {
+		return
+	}
+	for {
+		conn, err := s.Accept()
+		if err != nil {
+			return
+		}
+		go server.ServeCodec(jsonrpc.NewServerCodec(conn))
+	}
+}
+
+// Client calls an agent over a connection of its link; close it when done.
+func Client(conn net.Conn) *rpc.Client { return jsonrpc.NewClient(conn) }
+
+func mount() error {
+	for _, m := range []struct{ source, target, kind string }{
+		{"proc", "/proc", "proc"},
+		{"sysfs", "/sys", "sysfs"},
+		{"devtmpfs", "/dev", "devtmpfs"},
+		{"tmpfs", "/tmp", "tmpfs"},
+		{"tmpfs", "/run", "tmpfs"},
+	} {
+		if err := os.MkdirAll(m.target, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(m.source, m.target, m.kind, 0, ""); err != nil && !errors.Is(err, unix.EBUSY) { // the kernel may have been quicker
+			return fmt.Errorf("mount %s: %w", m.target, err)
+		}
+	}
+	return nil
+}
+
+// loadModules loads what the image's builder wrote down, in that order.
+func loadModules(folder string) error {
+	order, err := os.ReadFile(filepath.Join(folder, "order"))
+	if err != nil {
+		return err
+	}
+	for name := range strings.FieldsSeq(string(order)) {
+		file, err := os.Open(filepath.Join(folder, name+".ko"))
+		if err != nil {
+			return err
+		}
+		err = unix.FinitModule(int(file.Fd()), "", 0)
+		_ = file.Close()
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("load the kernel module %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// openPort waits for the port to appear: the kernel makes it beside us.
+func openPort() (device, error) {
+	for begin := time.Now(); ; time.Sleep(time.Millisecond) {
+		names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
+		for _, name := range names {
+			text, err := os.ReadFile(name)
+			if err == nil && strings.TrimSpace(string(text)) == Port {
+				return openDevice("/dev/" + filepath.Base(filepath.Dir(name)))
+			}
+		}
+		if time.Since(begin) > portLimit {
+			return device{}, fmt.Errorf("this machine has no port %s", Port)
+		}
+	}
+}
+
+// reap collects the children that nobody waits for, as PID 1 must.
+func reap() {
+	for {
+		if _, err := unix.Wait4(-1, nil, 0, nil); errors.Is(err, unix.ECHILD) {
+			time.Sleep(time.Second)
+		}
+	}
+}
