@@ -100,6 +100,7 @@ setup: ## install what is missing from Debian, or say what to install
 		echo "Go $(GO_NEEDED) or newer is needed, this is $$version: install it from https://go.dev/dl/"; exit 1; fi
 	@missing=""; \
 	need() { command -v "$$1" >/dev/null || missing="$$missing $$2"; }; \
+	[ "$$(uname -m)" != x86_64 ] || need qemu-system-x86_64 qemu-system-x86; need cpio cpio; \
 	need gcc gcc; need g++ g++; need python3 python3; need xmllint libxml2-utils; \
 	need curl curl; need git git; need ar binutils; need taskset util-linux; need scotch_gmap scotch; \
 	PATH="$$PATH:/usr/sbin:/sbin"; $(PEERS) \

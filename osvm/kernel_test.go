@@ -36,7 +36,7 @@ func TestModulesInOrder(t *testing.T) {
 // TestCpioIsRead has cpio read what we write.
 func TestCpioIsRead(t *testing.T) {
 	if _, err := exec.LookPath("cpio"); err != nil {
-		t.Skip("SKIPPED: our initial file systems were not read by another program: install cpio")
+		t.Skip("SKIPPED: our initial file systems were not read by another program: make setup installs it")
 	}
 	var out bytes.Buffer
 	c := &cpio{w: &out}

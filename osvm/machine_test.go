@@ -64,7 +64,7 @@ func boot(t *testing.T, ctx context.Context, id string, memory int) *Machine {
 	t.Helper()
 	q, err := Probe(ctx)
 	if err != nil {
-		t.Skip("SKIPPED: no OS-level VM was started: ", err, ": install qemu-system-x86")
+		t.Skip("SKIPPED: no OS-level VM was started: ", err, ": make setup installs it")
 	}
 	image, err := minimal()
 	if err != nil {
