@@ -32,6 +32,11 @@ type Spec struct {
 	CommandLine string // of the kernel, after what the machine needs
 	MemoryMiB   int
 	Accelerator Accelerator // KVM or TCG
+
+	// Template is what the machine is a clone of: it then begins where that was
+	// frozen, and shares the template's memory until it writes. All else must be
+	// as it was there.
+	Template *Template `json:"-"`
 }
 
 var specID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)
@@ -55,6 +60,7 @@ const (
 	agentSocket   = "agent"
 	consoleSocket = "console"
 	recordName    = "machine.json"
+	memoryName    = "memory" // the guest's memory, while the machine is no clone
 )
 
 // AgentPort is the name of the virtio-serial port to the agent in the guest.
@@ -132,6 +138,19 @@ func (m *Machine) listen(name string) (*os.File, error) {
 	return listener.File()
 }
 
+// memory opens the file that is the guest's memory: its own, which a checkpoint
+// can read while it runs, or the template's.
+func (m *Machine) memory() (*os.File, error) {
+	if m.Template != nil {
+		return os.Open(m.Template.memory())
+	}
+	file, err := os.OpenFile(filepath.Join(m.folder, memoryName), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return file, file.Truncate(int64(m.MemoryMiB) << 20)
+}
+
 // start runs QEMU and connects to its monitor. QEMU reads, but does not open:
 // what it is given comes as descriptors.
 func (m *Machine) start(ctx context.Context, q QEMU) error {
@@ -142,6 +161,7 @@ func (m *Machine) start(ctx context.Context, q QEMU) error {
 	console := inherited.add(m.listen(consoleSocket))
 	kernel := inherited.add(os.Open(m.Kernel))
 	initrd := inherited.add(os.Open(m.Initrd))
+	memory := inherited.add(m.memory())
 	if inherited.failed != nil {
 		return inherited.failed
 	}
@@ -149,12 +169,17 @@ func (m *Machine) start(ctx context.Context, q QEMU) error {
 	if err != nil {
 		return err
 	}
+	share, incoming := "on", []string{}
+	if m.Template != nil {
+		share, incoming = "off", []string{"-incoming", "defer"}
+	}
 	socket := func(id, fd string) string { return "socket,server=on,wait=off,id=" + id + ",fd=" + fd }
-	command := exec.Command(q.Path,
+	command := exec.Command(q.Path, append(incoming,
 		"-name", "guest="+m.ID, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-		"-S", "-machine", machine, "-accel", string(m.Accelerator), "-cpu", "max",
+		"-S", "-machine", machine+",memory-backend=memory", "-accel", string(m.Accelerator), "-cpu", "max",
 		"-smp", "1,maxcpus=1", "-m", strconv.Itoa(m.MemoryMiB),
+		"-object", fmt.Sprintf("memory-backend-file,id=memory,size=%dM,mem-path=/proc/self/fd/%s,share=%s", m.MemoryMiB, memory, share),
 		"-chardev", socket("monitor", monitor), "-mon", "chardev=monitor,mode=control",
 		"-chardev", socket("agent", agent), "-chardev", socket("console", console),
 		"-serial", "chardev:console",
@@ -162,7 +187,7 @@ func (m *Machine) start(ctx context.Context, q QEMU) error {
 		"-device", "virtio-rng-pci,romfile=",
 		"-kernel", "/proc/self/fd/"+kernel, "-initrd", "/proc/self/fd/"+initrd,
 		"-append", strings.TrimSpace("console=ttyS0 panic=-1 quiet "+m.CommandLine),
-	)
+	)...)
 	said, err := os.Create(filepath.Join(m.folder, "log"))
 	if err != nil {
 		return err
@@ -191,6 +216,13 @@ func (m *Machine) start(ctx context.Context, q QEMU) error {
 	if err := m.connect(ctx); err != nil {
 		m.kill()
 		return m.explain(errors.Join(m.Reason(), err))
+	}
+	if m.Template != nil {
+		if err := m.load(ctx, m.Template.state()); err != nil {
+			_ = m.domain.Close()
+			m.kill()
+			return m.explain(err)
+		}
 	}
 	return m.write()
 }

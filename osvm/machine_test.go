@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -81,16 +82,19 @@ func boot(t *testing.T, ctx context.Context, id string, memory int) *Machine {
 	return m
 }
 
-// agentOf begins a session with the guest's agent.
+// agentOf begins a session with the guest's agent. Like call it may be called from
+// any goroutine of a test, which it ends when it fails.
 func agentOf(t *testing.T, ctx context.Context, m *Machine) *link.Session {
 	t.Helper()
 	port, err := m.Agent(ctx)
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
+		runtime.Goexit()
 	}
 	session, err := link.Begin(ctx, port)
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
+		runtime.Goexit()
 	}
 	t.Cleanup(func() { _ = session.Close() })
 	return session
@@ -100,14 +104,16 @@ func call[Answer any](t *testing.T, session *link.Session, method string, questi
 	t.Helper()
 	conn, err := session.Open()
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
+		runtime.Goexit()
 	}
 	_ = conn.SetDeadline(time.Now().Add(bootLimit))
 	client := guest.Client(conn)
 	defer client.Close()
 	var answer Answer
 	if err := client.Call("Agent."+method, question, &answer); err != nil {
-		t.Fatalf("%s: %v", method, err)
+		t.Errorf("%s: %v", method, err)
+		runtime.Goexit()
 	}
 	return answer
 }
