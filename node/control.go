@@ -89,6 +89,11 @@ func (q *queue) MoveJobContext(ctx context.Context, r *wsdl.MoveJob) (*wsdl.Move
 // keeps its name. here says with notFound that this node does not hold it.
 func route[Response any](ctx context.Context, q *queue, job, name string, ends bool,
 	here func(name string) (Response, error), there func(node *wsdl.QueueClient, name string) (Response, error)) (Response, error) {
+	if job == "" {
+		var none Response
+		return none, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, "no job is named, and the items of a queue of jobs are jobs: only the broker can carry one to its end",
+			"put one in with SubmitJob (`mvm submit --queue`), take one out with CancelJob, or all with DrainQueue")
+	}
 	answer, err := here(name)
 	if err == nil || wsdl.CodeOf(err) != wsdl.FaultCodeNotFound {
 		return answer, err

@@ -614,6 +614,9 @@ func TestUnknownJobs(t *testing.T) {
 	_, dequeue := m.queue.DequeueContext(ctx, &wsdl.Dequeue{Job: "nope", Queue: "q"})
 	_, socket := m.queue.OpenSocketContext(ctx, &wsdl.OpenSocket{Job: "nope", Queue: "q"})
 	_, stream := m.queue.ReadStreamContext(ctx, &wsdl.ReadStream{Attempt: m.attempt("nope", 1), Process: wsdl.Of(int32(0)), Name: "stdout"})
+	if _, err := m.queue.EnqueueContext(ctx, &wsdl.Enqueue{Queue: "default"}); code(err) != "invalidRequest" || !strings.Contains(err.Error(), "SubmitJob") {
+		t.Errorf("a job that is enqueued from outside: %v", err)
+	}
 	for i, err := range []error{enqueue, dequeue, socket, stream} {
 		if code(err) != "notFound" {
 			t.Errorf("call %d: %v", i, err)

@@ -287,11 +287,51 @@ func exercise(t *testing.T, g *grid, soap12 bool) {
 		}
 		must(err)
 	}
+	exerciseJobQueues(t, c, document)
 	_, err = c.Jobs(ctx, client.JobFilter{})
 	must(err)
 	_, err = c.Cancel(ctx, id, "it was said")
 	must(err)
 	_, err = c.Wait(ctx, id, nil)
+	must(err)
+}
+
+// exerciseJobQueues calls all that is there for the queues in which jobs wait.
+func exerciseJobQueues(t *testing.T, c *client.Client, document *client.Document) {
+	t.Helper()
+	ctx := t.Context()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err := c.MakeQueue(ctx, &wsdl.MakeQueue{Name: "night", Capacity: 9, Held: true})
+	must(err)
+	_, err = c.ChangeQueue(ctx, &wsdl.ChangeQueue{Queue: "night", Type_: wsdl.Of(wsdl.QueueTypePriority), Weight: 3})
+	must(err)
+	ids := []string{}
+	for range 2 {
+		id, err := c.Submit(ctx, client.Request{Document: document, Queue: "night"})
+		must(err)
+		ids = append(ids, id)
+	}
+	_, err = c.MoveJob(ctx, &wsdl.MoveJob{Job: ids[1], Place: wsdl.Of(wsdl.JobPlaceFirst), Priority: wsdl.Of(int32(50))})
+	must(err)
+	listed, err := c.Queues(ctx, &wsdl.ListQueues{Queue: "night", SampleMillis: 1})
+	must(err)
+	if len(listed.Queue) != 1 || wsdl.Or(listed.Queue[0].Items, 0) != 2 {
+		t.Errorf("the queue night is %+v", listed.Queue)
+	}
+	waiting, err := c.Peek(ctx, &wsdl.PeekQueue{Queue: "night"})
+	must(err)
+	if len(waiting) != 2 || waiting[0].Job != ids[1] || waiting[1].Job != ids[0] {
+		t.Errorf("in the queue night wait %+v, expected %s before %s", waiting, ids[1], ids[0])
+	}
+	_, _, err = c.Drain(ctx, &wsdl.DrainQueue{Queue: "night", Limit: 1})
+	must(err)
+	must(c.RemoveQueue(ctx, "night", "default"))
+	_, err = c.Cancel(ctx, ids[0], "it waited")
 	must(err)
 }
 
