@@ -39,6 +39,7 @@ type runner struct {
 	changing  sync.Mutex    // one live change's logic is built at a time
 	mu        sync.Mutex    // guards what follows
 	until     time.Duration // its lease ends, on the node's clock
+	told      time.Duration // when the MVM process was told that it does
 	process   process
 	answer    *wsdl.AwakenResponse
 	plan      *wsdl.Instantiate // nil until Instantiate came
@@ -319,29 +320,41 @@ func (r *runner) spawn() *wsdl.Fault {
 		return r.fault("prepare its registered codecs and rules", err)
 	}
 	message.Logic = logic
-	r.keep(0)
-	if _, err := r.process.Call(r.ctx, mvm.Request{Instantiate: message}); err != nil {
+	if _, err := r.process.Call(r.ctx, mvm.Request{Instantiate: message, Lease: r.lease()}); err != nil {
 		return r.fault("instantiate it", err)
 	}
 	return nil
 }
 
 // keep tells the MVM process how long the attempt may go on, which is until the
-// latest that keep was told: should this process stand still, that one ends the
-// attempt in its stead, a moment later than this one would.
+// latest that keep was told, or a little less: should this process stand still,
+// that one ends the attempt in its stead, a moment later than this one would.
 func (r *runner) keep(until time.Duration) {
 	r.mu.Lock()
+	p := r.process
+	// While jobs come and go there are many heartbeats, each for all attempts.
+	enough := p == nil || until-r.told < leaseMargin/4
 	r.until = max(r.until, until)
-	until, p := r.until, r.process
 	r.mu.Unlock()
-	if until == 0 || p == nil {
+	if enough {
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.ctx, leaseMargin)
 	defer cancel()
-	if _, err := p.Call(ctx, mvm.Request{Lease: &mvm.Lease{For: until + leaseMargin - r.node.clock.Now()}}); err != nil && r.ctx.Err() == nil {
+	if _, err := p.Call(ctx, mvm.Request{Lease: r.lease()}); err != nil && r.ctx.Err() == nil {
 		r.log.WithError(err).Warn("the MVM process was not told of its lease")
 	}
+}
+
+// lease is what the MVM process is to be told, nil for nothing.
+func (r *runner) lease() *mvm.Lease {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.until == 0 {
+		return nil
+	}
+	r.told = r.until
+	return &mvm.Lease{For: r.until + leaseMargin - r.node.clock.Now()}
 }
 
 // leaseMargin is well below what the broker waits beyond a lease: the grace of
@@ -487,6 +500,9 @@ func (r *runner) stop(p process, order end) {
 // count asks what the proxy has sent in all: items may have left after the last
 // process ended.
 func (r *runner) count(p process) {
+	if !wsdl.Or(r.request.Proxy, false) {
+		return // there is none
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), politeness)
 	defer cancel()
 	reply, err := p.Call(ctx, mvm.Request{Inspect: &struct{}{}})

@@ -235,7 +235,11 @@ func (p *process) serve() int {
 func (p *process) answer(r *Request, over chan<- struct{}) {
 	reply := &Reply{ID: r.ID}
 	var err error
+	if r.Lease != nil { // alone, or with what it is for
+		err = p.lease.keep(r.Lease.For)
+	}
 	switch {
+	case err != nil:
 	case r.Build != nil:
 		reply.Build, err = p.build(p.life, r.Build)
 	case r.Instantiate != nil:
@@ -262,7 +266,6 @@ func (p *process) answer(r *Request, over chan<- struct{}) {
 	case r.Change != nil:
 		reply.Change, err = p.change(r.Change)
 	case r.Lease != nil:
-		err = p.lease.keep(r.Lease.For)
 	default:
 		err = &Error{Code: "internal", Message: fmt.Sprintf("request %d asks for nothing that this MVM process knows", r.ID)}
 	}
