@@ -81,6 +81,7 @@ type starter struct {
 	cleaning string
 	confines func() mvm.Confinement
 	limits   mvm.Limits
+	places   *mvm.Places
 	prefix   string // of the marks of everything that is started from one data folder
 }
 
@@ -88,7 +89,7 @@ type starter struct {
 // no other node uses at the same time: it names what is this node's.
 func newStarter(dir string, limits mvm.Limits, log *logrus.Entry) (*starter, error) {
 	sum := sha256.Sum256([]byte(dir))
-	s := &starter{prefix: hex.EncodeToString(sum[:8]) + ".", limits: limits}
+	s := &starter{prefix: hex.EncodeToString(sum[:8]) + ".", limits: limits, places: new(mvm.Places)}
 	switch _, err := fs.Stat(embedded, slimProgram); {
 	case errors.Is(err, fs.ErrNotExist):
 		log.Info("this program was built without the slim MVM process and starts itself in its place: each job starts some 10 ms of CPU time later (`make build` embeds it)")
@@ -141,7 +142,7 @@ func (s *starter) Launch(ctx context.Context, start mvm.Start) (process, error) 
 		return nil, err
 	}
 	mark := s.prefix + random(12)
-	h, err := mvm.Launch(mvm.LaunchConfig{Binary: binary, Start: start, Cleaning: s.cleaning, Mark: mark, Limits: s.limits})
+	h, err := mvm.Launch(mvm.LaunchConfig{Binary: binary, Start: start, Cleaning: s.cleaning, Mark: mark, Limits: s.limits, Places: s.places})
 	if err != nil {
 		return nil, err
 	}

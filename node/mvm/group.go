@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -44,6 +45,40 @@ func findGroups(controller string) groups { return findAllGroups(controller)[0] 
 // findAllGroups does it for several controllers.
 func findAllGroups(controllers ...string) []groups {
 	return findGroupsIn(groupRoot, "/proc/self/cgroup", controllers...)
+}
+
+// Places remembers where on this machine groups can be made, for as long as this
+// process stays in its own. A nil one remembers nothing.
+type Places struct {
+	mu         sync.Mutex // guards what follows
+	membership string
+	found      map[string]groups // by controller
+}
+
+func (p *Places) find(controllers ...string) []groups {
+	if p == nil {
+		return findAllGroups(controllers...)
+	}
+	text, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return make([]groups, len(controllers))
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.membership != string(text) {
+		p.membership, p.found = string(text), map[string]groups{}
+	}
+	all := make([]groups, len(controllers))
+	for i, controller := range controllers {
+		g, known := p.found[controller]
+		if !known {
+			if g = findGroup(groupRoot, p.membership, controller); g.parent != "" {
+				p.found[controller] = g
+			}
+		}
+		all[i] = g
+	}
+	return all
 }
 
 func findGroupsIn(root, membership string, controllers ...string) []groups {
@@ -108,7 +143,7 @@ func groupName(mark string) string { return "mvm." + strings.ReplaceAll(mark, "/
 // enclose makes the groups for all of a launch: one in version 2, one for each
 // controller in version 1. Those for limits are left out where they cannot be
 // had; the one for killing must be.
-func enclose(mark string, killing bool, limits Limits) (cells []*cell, err error) {
+func (p *Places) enclose(mark string, killing bool, limits Limits) (cells []*cell, err error) {
 	var wanted []string
 	if killing {
 		wanted = append(wanted, forKilling)
@@ -119,7 +154,7 @@ func enclose(mark string, killing bool, limits Limits) (cells []*cell, err error
 	if limits.Tasks > 0 {
 		wanted = append(wanted, forTasks)
 	}
-	places := findAllGroups(wanted...)
+	places := p.find(wanted...)
 	for i, controller := range wanted {
 		c, err := enclosure(cells, mark, places[i])
 		if err == nil {
@@ -208,6 +243,20 @@ func within(cells []*cell, sys *syscall.SysProcAttr, start func() error) error {
 	}
 	go onThread()
 	return <-done
+}
+
+// endCells ends all that lives in the groups of a launch, and removes them.
+func endCells(mark string, cells []*cell, deadline time.Time) error {
+	// Nearly always they are empty. Of those that a launch makes for programs only
+	// version 1's are surely in one of these, which is not empty then.
+	all := slices.ContainsFunc(cells, func(c *cell) bool { return slices.Contains(c.controllers, forMemory) })
+	for _, c := range cells {
+		all = all && !c.unified && unix.Rmdir(c.path) == nil
+	}
+	if all {
+		return nil
+	}
+	return endGroups(groupName(mark), deadline)
 }
 
 // endGroups ends all that lives in the groups whose name begins so, and removes

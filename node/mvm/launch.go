@@ -29,6 +29,8 @@ type LaunchConfig struct {
 	Mark string
 	// Limits are of all that is started.
 	Limits Limits
+	// Places, if given, need not be found anew for each launch.
+	Places *Places
 	// Stderr takes the MVM process's own diagnosis; nil means this program's.
 	Stderr *os.File
 	// ReadyLimit bounds the start; 0 means 10 s.
@@ -71,7 +73,7 @@ func Probe(binary *os.File) string {
 // Works tells whether a level of cleaning works on this machine.
 func Works(binary *os.File, cleaning string) (works bool) {
 	config := &LaunchConfig{Binary: binary, Cleaning: cleaning, Mark: "probe." + rand.Text()}
-	cells, err := enclose(config.Mark, cleaning == CGroup, Limits{})
+	cells, err := (*Places)(nil).enclose(config.Mark, cleaning == CGroup, Limits{})
 	if err == nil {
 		if p, err := begin(config, cells, nil, "probe"); err == nil {
 			state, err := p.Wait()
@@ -156,6 +158,7 @@ func begin(config *LaunchConfig, cells []*cell, control *os.File, arguments ...s
 type Handle struct {
 	ready   Ready
 	mark    string
+	cells   []*cell
 	process *os.Process
 	control *os.File
 	wire    *wire
@@ -195,7 +198,7 @@ func Launch(config LaunchConfig) (*Handle, error) {
 		return nil, fmt.Errorf("start the MVM process: %w", err)
 	}
 	control := os.NewFile(uintptr(pair[0]), "control")
-	cells, err := enclose(config.Mark, config.Cleaning == CGroup, config.Limits)
+	cells, err := config.Places.enclose(config.Mark, config.Cleaning == CGroup, config.Limits)
 	config.Start.MemoryMiB, config.Start.MemoryGroup = config.Limits.MemoryMiB, ""
 	config.Start.Threads = runtime.GOMAXPROCS(0)
 	for _, c := range cells {
@@ -214,7 +217,7 @@ func Launch(config LaunchConfig) (*Handle, error) {
 	}
 	theirs.Close() // or its end would not show as end of file
 	h := &Handle{
-		mark: config.Mark, process: process, control: control, wire: newWire(control),
+		mark: config.Mark, cells: cells, process: process, control: control, wire: newWire(control),
 		events: make(chan Event), done: make(chan struct{}), fresh: make(chan struct{}, 1), waiting: map[uint64]chan *Reply{},
 	}
 	control.SetDeadline(time.Now().Add(config.ReadyLimit))
@@ -349,7 +352,7 @@ func (h *Handle) receive() {
 	if err == nil && !state.Success() {
 		err = fmt.Errorf("the MVM process ended with %s", state)
 	}
-	err = errors.Join(err, endGroups(groupName(h.mark), time.Now().Add(endLimit)))
+	err = errors.Join(err, endCells(h.mark, h.cells, time.Now().Add(endLimit)))
 	if h.ready.Cleaning != PIDNamespace {
 		_, left := sweep(markName+"="+h.mark, time.Now().Add(endLimit))
 		err = errors.Join(err, left)
