@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -20,8 +21,9 @@ import (
 var messages embed.FS
 
 const (
-	openMPI = "Open MPI"
-	mpich   = "MPICH"
+	openMPI  = "Open MPI"
+	mpich    = "MPICH"
+	mpichTCP = "MPICH over TCP"
 )
 
 // message is one run of messages/patterns.c.
@@ -68,44 +70,62 @@ func messageCase() *contest {
 	return c
 }
 
-// openMessages builds the patterns for MPI, and starts a node for MVM.
-func openMessages(ctx context.Context, b *bench, list []message, theirs []string, capacity int) ([]player, func(), error) {
-	dir, err := b.folder("messages")
-	if err != nil {
-		return nil, nil, err
+// mpiRun is how programs of one MPI are run, but for their arguments.
+type mpiRun struct {
+	environment []string
+	mpiexec     []string // with flags
+	program     string
+}
+
+func (r mpiRun) command(ctx context.Context, m message) *exec.Cmd {
+	args := append(slices.Clone(r.mpiexec[1:]), "-n", strconv.Itoa(m.processes), r.program, m.pattern, strconv.Itoa(m.times), strconv.Itoa(m.bytes))
+	c := exec.CommandContext(ctx, r.mpiexec[0], args...)
+	c.Env = append(os.Environ(), r.environment...)
+	return c
+}
+
+// buildMessages lays the patterns into a folder, and builds them for MPI.
+func buildMessages(ctx context.Context, b *bench) (dir string, runs map[string]mpiRun, err error) {
+	if dir, err = b.folder("messages"); err != nil {
+		return "", nil, err
 	}
 	if err := os.CopyFS(dir, messages); err != nil {
-		return nil, nil, err
+		return "", nil, err
 	}
 	dir = filepath.Join(dir, "messages")
-	runs := map[string][]string{}
+	runs = map[string]mpiRun{}
 	for _, mpi := range []struct {
-		suffix string
-		flags  map[string][]string
+		name, suffix       string
+		environment, flags []string
 	}{
-		{"openmpi", map[string][]string{openMPI: {"env", "OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1", "", "--oversubscribe", "--mca", "mpi_yield_when_idle", "1"}}},
-		{"mpich", map[string][]string{mpich: {"env", ""}}},
+		{openMPI, "openmpi", []string{"OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"}, []string{"--oversubscribe", "--mca", "mpi_yield_when_idle", "1"}},
+		{mpich, "mpich", nil, nil},
+		{mpichTCP, "mpich", []string{"UCX_TLS=tcp,self"}, nil},
 	} {
 		mpicc, err := installed("mpicc." + mpi.suffix)
 		if err != nil {
-			return nil, nil, err
+			return "", nil, err
 		}
 		mpiexec, err := installed("mpiexec." + mpi.suffix)
 		if err != nil {
-			return nil, nil, err
+			return "", nil, err
 		}
 		program := filepath.Join(dir, mpi.suffix)
-		if _, _, err := command(ctx, dir, mpicc, "-std=gnu11", "-O2", "-o", program, "patterns.c", "mpi.c", "-lm"); err != nil {
-			return nil, nil, err
-		}
-		for name, flags := range mpi.flags {
-			for i := range flags {
-				if flags[i] == "" {
-					flags[i] = mpiexec
-				}
+		if _, err := os.Stat(program); err != nil {
+			if _, _, err := command(ctx, dir, mpicc, "-std=gnu11", "-O2", "-o", program, "patterns.c", "mpi.c", "-lm"); err != nil {
+				return "", nil, err
 			}
-			runs[name] = append(flags, "-n", "PROCESSES", program)
 		}
+		runs[mpi.name] = mpiRun{mpi.environment, append([]string{mpiexec}, mpi.flags...), program}
+	}
+	return dir, runs, nil
+}
+
+// openMessages builds the patterns for MPI, and starts a node for MVM.
+func openMessages(ctx context.Context, b *bench, list []message, theirs []string, capacity int) ([]player, func(), error) {
+	dir, runs, err := buildMessages(ctx, b)
+	if err != nil {
+		return nil, nil, err
 	}
 	g, err := startGrid(ctx, b, nil, 64)
 	if err != nil {
@@ -120,21 +140,14 @@ func openMessages(ctx context.Context, b *bench, list []message, theirs []string
 			if m.pattern == "inplace" {
 				m.pattern, m.times = "stream", m.times/30
 			}
-			args := append([]string{}, runs[name]...)
-			for i := range args {
-				if args[i] == "PROCESSES" {
-					args[i] = strconv.Itoa(m.processes)
-				}
-			}
-			args = append(args, m.pattern, strconv.Itoa(m.times), strconv.Itoa(m.bytes))
 			ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 			defer cancel()
-			c := exec.CommandContext(ctx, args[0], args[1:]...)
+			c := runs[name].command(ctx, m)
 			var complaints strings.Builder
 			c.Stderr = &complaints
 			out, err := c.Output()
 			if err != nil {
-				return "", fmt.Errorf("%s: %w: %.300s", strings.Join(args, " "), err, complaints.String())
+				return "", fmt.Errorf("%s: %w: %.300s", strings.Join(c.Args, " "), err, complaints.String())
 			}
 			return string(out), nil
 		})})
