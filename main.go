@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"os/signal"
@@ -140,7 +141,7 @@ func helpCommand(root *cobra.Command) *cobra.Command {
 type nodeOptions struct {
 	listen, data, join, state, name, advertise string
 	goCache, compilers                         string
-	roles                                      []string
+	roles, plainLinks                          []string
 	slots, cacheLimit                          int
 	insecure                                   bool
 	logFormat, logLevel                        string
@@ -165,7 +166,12 @@ Roles: backend keeps the state and the blobs and knows the nodes, frontend is
 the broker, worker runs jobs. A front end that is no back end needs --state.
 
 A node has no credentials yet, so it listens on loopback only; --insecure lets
-it listen elsewhere, where whoever reaches it can run programs on it.`,
+it listen elsewhere, where whoever reaches it can run programs on it.
+
+Links between the nodes of a job carry TLS unless both their ends are loopback
+addresses. --plain-links leaves it out where both ends are in the networks that
+it names, and both nodes say so: items then go quicker, and whoever can listen
+there can read and change them. Direct channels exist only there.`,
 		Example: `  mvm node
   mvm node --listen 127.0.0.1:7481 --join http://127.0.0.1:7480 --slots 8
   mvm node --listen 10.0.0.7:7480 --insecure --data /var/lib/mvm --log-format json`,
@@ -185,6 +191,7 @@ it listen elsewhere, where whoever reaches it can run programs on it.`,
 	f.StringVar(&o.join, "join", "", "`URL` of any node of the grid to join")
 	f.StringVar(&o.state, "state", "", "`ENDPOINTS` of an external etcd, separated by commas (default: an embedded one)")
 	f.BoolVar(&o.insecure, "insecure", false, "listen on an address that others reach, without credentials")
+	f.StringSliceVar(&o.plainLinks, "plain-links", nil, "`CIDR`s of networks that nobody listens to: links within them are not encrypted")
 	f.StringVar(&o.name, "name", "", "the node's `NAME` for people (default: the host's)")
 	f.StringVar(&o.advertise, "advertise", "", "`HOST:PORT` under which others reach it (default: what it listens on)")
 	f.StringVar(&o.goCache, "go-cache", "", "`DIR` for what Go compiled, which the nodes of a machine may share (default: in --data)")
@@ -396,6 +403,11 @@ func outward(join string) (net.IP, error) {
 }
 
 func (o *nodeOptions) mayListen() error {
+	for _, network := range o.plainLinks {
+		if _, err := netip.ParsePrefix(network); err != nil {
+			return client.Usage(fmt.Errorf("--plain-links %s: write networks as ADDRESS/BITS, for example 10.1.0.0/16", network))
+		}
+	}
 	host, _, err := net.SplitHostPort(o.listen)
 	if err != nil {
 		return client.Usage(fmt.Errorf("--listen %s: write it as HOST:PORT", o.listen))
@@ -548,7 +560,7 @@ func killAt(text string) (func(point string), error) {
 func (s *server) openNode() (err error) {
 	c := node.Config{
 		Name: s.options.name, Dir: filepath.Join(s.dir, "node"), URL: s.url, Roles: s.roles, Version: Version,
-		Slots: s.options.slots, GoCache: s.options.goCache, CacheMax: int64(s.options.cacheLimit) << 20, Compilers: s.options.compilers,
+		Slots: s.options.slots, GoCache: s.options.goCache, CacheMax: int64(s.options.cacheLimit) << 20, PlainLinks: s.options.plainLinks, Compilers: s.options.compilers,
 		JoinURL: s.options.join, BrokerURL: s.brokerURL, Caller: s.caller, Images: s.images, Log: s.log,
 	}
 	if s.has(wsdl.RoleBackend) {

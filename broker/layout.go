@@ -203,7 +203,7 @@ func (y *layout) instantiate(job string, number, i int, proxies []proxyRecord) *
 		c := &y.job.Channels[id]
 		channel := &wsdl.Channel{
 			Id: wsdl.Of(int32(c.ID)), Capacity: int32(c.Capacity),
-			From: y.end(i, c.From, c.To), To: y.end(i, c.To, c.From),
+			From: y.end(i, c.From, c.To), To: y.end(i, c.To, c.From), Direct: c.Direct,
 		}
 		if q := c.To.Queue; q > 0 && (len(y.job.Queues[q-1].Steps) > 0 || y.job.Queues[q-1].Rule != "") {
 			channel.Label = y.label(c.From)

@@ -187,7 +187,7 @@ feed:
 func (r *runner) launch(ctx context.Context) error {
 	n := r.node
 	start := mvm.Start{
-		Attempt: r.key.String(), Node: n.id, WorkDir: r.work, Plain: n.plain,
+		Attempt: r.key.String(), Node: n.id, WorkDir: r.work, Plain: n.plain, PlainLinks: n.config.PlainLinks,
 		Library: n.library(ctx), Clients: n.folders.clients, StreamMax: n.streamMax,
 		Confinement: n.launcher.Confinement().Level,
 	}

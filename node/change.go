@@ -253,7 +253,7 @@ func channelOf(c *wsdl.Channel) (queuevm.Channel, error) {
 	if c.From == nil || c.To == nil {
 		return queuevm.Channel{}, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("channel %d lacks an end", wsdl.Or(c.Id, 0)), "give it from and to")
 	}
-	return queuevm.Channel{ID: uint32(wsdl.Or(c.Id, 0)), Capacity: int(c.Capacity), From: endpoint(c.From), To: endpoint(c.To), Label: c.Label}, nil
+	return queuevm.Channel{ID: uint32(wsdl.Or(c.Id, 0)), Capacity: int(c.Capacity), From: endpoint(c.From), To: endpoint(c.To), Label: c.Label, Direct: c.Direct}, nil
 }
 
 func queueOf(q *wsdl.ServedQueue) (mvm.Queue, error) {

@@ -72,6 +72,9 @@ type Config struct {
 	// ProxyHost is where the proxies of attempts listen; "" is URL's host.
 	// On a loopback address they speak plain TCP, else TLS.
 	ProxyHost string
+	// PlainLinks are networks, as CIDR: links of which both ends are in one of them
+	// are not encrypted. Keys are proven all the same.
+	PlainLinks []string
 	// GoCache is where Go builds keep what they compiled of the standard
 	// library; "" is a part of Dir. Nodes of one user on one machine may share
 	// one, and then only the first of them pays for it.

@@ -74,21 +74,25 @@ func (vm *VM) welcome(conn net.Conn, proven func()) {
 		_ = conn.Close()
 		return
 	}
-	plain := string(head) == greetingMagic // else it is TLS, or nonsense
-	if plain && !(vm.config.Plain && stays(conn)) {
+	plain := string(head) == greetingMagic || string(head) == directMagic // else it is TLS, or nonsense
+	if plain && !vm.open(conn) {
 		vm.logf("a connection from %v is refused: it is not encrypted", conn.RemoteAddr())
 		_ = conn.Close()
 		return
 	}
-	secured, id, err := vm.key.accept(&replayed{Conn: conn, head: head}, plain, vm.config.Self, vm.mayDial, vm.gaveUp, vm.knows)
+	secured, theirs, err := vm.key.accept(&replayed{Conn: conn, head: head}, plain, vm.config.Self, vm.mayDial, vm.gaveUp, vm.knows)
 	if err == nil {
 		if r, ok := secured.(*replayed); ok {
 			secured = r.Conn // nothing is left of what was read ahead
 		}
 		vm.mu.Lock()
-		p := vm.peers[id]
+		p := vm.peers[string(theirs.id)]
 		vm.mu.Unlock()
-		err = vm.attach(p, conn, secured)
+		if theirs.direct {
+			err = vm.adopt(p, theirs.channel, conn, secured)
+		} else {
+			err = vm.attach(p, conn, secured)
+		}
 	}
 	if err != nil {
 		vm.logf("a connection from %v is refused: %v", conn.RemoteAddr(), err)

@@ -3,6 +3,8 @@ package queuevm
 import (
 	"fmt"
 	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 )
 
 // outlet is the near end of a channel to a peer: the daemon takes from the
@@ -165,6 +167,7 @@ func (c *channel) acknowledge(vm *VM, f frame) error {
 	if f.flags != 0 && !o.refused {
 		o.refused = true
 		o.ring.endConsumer(uint32(f.flags)|stateClosed, vm.bell)
+		c.direct.shut(unix.SHUT_RDWR)
 	}
 	vm.heat(c)
 	return nil
@@ -229,12 +232,16 @@ func (c *channel) finish(vm *VM, f frame) error {
 	if !i.ended {
 		i.ended = true
 		c.ring.endProducer(uint32(f.flags), vm.bell)
+		if f.flags&stateLost != 0 {
+			c.direct.shut(unix.SHUT_RDWR)
+		}
 	}
 	return nil
 }
 
 // lose ends both ways of a channel whose peer is gone.
 func (c *channel) lose(vm *VM) {
+	c.direct.shut(unix.SHUT_RDWR)
 	if c.out != nil && !c.out.refused && !(c.out.ended && c.out.head == c.out.taker.tail) {
 		c.lost, c.out.refused = true, true
 		c.ring.endConsumer(stateClosed|stateLost, vm.bell)

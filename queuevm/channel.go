@@ -5,6 +5,8 @@ import (
 	"sort"
 	"strings"
 	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 )
 
 // channel is one channel on this node: its ring and what the daemon does at
@@ -16,6 +18,8 @@ type channel struct {
 	in   *inlet   // From is a peer: the daemon receives and gives to the ring
 	give *outside // From is outside
 	take *outside // To is outside
+
+	direct *direct // its items go over a socket of the two processes; the ring tells only of ends
 
 	front    *front        // To is a served queue whose home is here
 	back     *back         // From is one
@@ -64,6 +68,9 @@ func (vm *VM) AddChannel(c Channel) error {
 		return err
 	}
 	made := &channel{Channel: c, ring: r}
+	if c.Direct && (c.From.Peer != "" || c.To.Peer != "") {
+		made.direct = newDirect(vm, made)
+	}
 	made.serve(vm)
 	vm.channels[c.ID] = made
 	switch {
@@ -98,6 +105,9 @@ func (vm *VM) AddChannel(c Channel) error {
 	}
 	if !c.From.local() || !c.To.local() {
 		vm.carried = append(vm.carried, made)
+		if made.direct != nil && vm.linked {
+			vm.joinDirect(made.direct)
+		}
 		vm.heat(made)
 		ring1(vm.bell)
 	}
@@ -121,6 +131,9 @@ func (vm *VM) checkChannel(c Channel) error {
 		if end.Peer != "" && vm.listener == nil {
 			return fmt.Errorf("a peer needs a proxy: set Config.Listen")
 		}
+	}
+	if c.Direct && (c.From.Queue+c.To.Queue != 0 || c.From.Outside+c.To.Outside != "") {
+		return fmt.Errorf("a direct channel leads from a process to a process")
 	}
 	if c.From.Queue != 0 && c.To.Queue != 0 {
 		return fmt.Errorf("it leads from one served queue to another")
@@ -173,6 +186,7 @@ func (vm *VM) breaks(c *channel, err error) {
 	vm.logf("channel %d: %v", c.ID, err)
 	c.ring.endProducer(stateClosed|stateBroken, vm.bell)
 	c.ring.endConsumer(stateClosed|stateBroken, vm.bell)
+	c.direct.shut(unix.SHUT_RDWR)
 	vm.heat(c)
 }
 
@@ -201,6 +215,9 @@ func (vm *VM) Inspect() []ChannelState {
 		}
 		if c.out != nil {
 			s.ItemsOut = c.out.items // the ring hears of them when the peer has them
+			if c.direct != nil {
+				s.ItemsOut, s.Carried = s.ItemsIn, c.direct.carried()
+			}
 		}
 		if depth := tail - head; depth <= c.ring.capacity {
 			s.Depth = int(depth)

@@ -179,8 +179,19 @@ func paths() []path {
 		{"local", func(t testing.TB) (*VM, *VM) { vm := start(t, Config{}); return vm, vm }},
 		{"plain", func(t testing.TB) (*VM, *VM) { return pair(t, Config{Plain: true, Cores: 1}) }},
 		{"tls", func(t testing.TB) (*VM, *VM) { return pair(t, Config{Cores: 1}) }},
+		{"direct", directPair},
 	}
 }
+
+// directPair is two VMs between which every channel is direct.
+func directPair(t testing.TB) (*VM, *VM) {
+	a, b := pair(t, Config{Plain: true, Cores: 1})
+	directs[a], directs[b] = true, true
+	t.Cleanup(func() { delete(directs, a); delete(directs, b) })
+	return a, b
+}
+
+var directs = map[*VM]bool{} // the VMs of directPair
 
 // wire adds a channel from a port on one VM to a port on another, or the same.
 func wire(t testing.TB, id uint32, capacity int, from *VM, fromEnd Endpoint, to *VM, toEnd Endpoint) {
@@ -189,8 +200,8 @@ func wire(t testing.TB, id uint32, capacity int, from *VM, fromEnd Endpoint, to 
 		must(t, from.AddChannel(Channel{ID: id, Capacity: capacity, From: fromEnd, To: toEnd}))
 		return
 	}
-	must(t, from.AddChannel(Channel{ID: id, Capacity: capacity, From: fromEnd, To: Endpoint{Peer: to.config.Self}}))
-	must(t, to.AddChannel(Channel{ID: id, Capacity: capacity, From: Endpoint{Peer: from.config.Self}, To: toEnd}))
+	must(t, from.AddChannel(Channel{ID: id, Capacity: capacity, From: fromEnd, To: Endpoint{Peer: to.config.Self}, Direct: directs[from]}))
+	must(t, to.AddChannel(Channel{ID: id, Capacity: capacity, From: Endpoint{Peer: from.config.Self}, To: toEnd, Direct: directs[to]}))
 }
 
 func processes(t testing.TB, vm *VM, ids ...int) {

@@ -241,7 +241,7 @@ func FuzzGreeting(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	g, err := k.greeting("node")
+	g, err := k.greeting("node", greeting{})
 	if err != nil {
 		f.Fatal(err)
 	}

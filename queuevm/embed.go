@@ -5,7 +5,7 @@ import (
 	"io/fs"
 )
 
-//go:embed c/mvm.h c/mvm.c c/collective.c c/lib python/mvm.py client/client.go client/collective.go client/ring.go client/switch.go client/wait.go
+//go:embed c/mvm.h c/mvm.c c/collective.c c/lib python/mvm.py client/client.go client/collective.go client/ring.go client/switch.go client/direct.go client/wait.go
 var clientFiles embed.FS
 
 // ClientFiles are the client libraries for whoever builds a job's sources:

@@ -15,7 +15,9 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 )
@@ -52,15 +54,21 @@ func newKey() (*key, error) {
 	return k, nil
 }
 
-// stays says that both ends of a connection are loopback addresses, so that
-// what goes over it never leaves the machine.
-func stays(conn net.Conn) bool {
+// open says that a connection may carry its bytes as they are: they never leave
+// the machine, since both ends are loopback addresses, or both ends are in
+// networks where whoever runs this node allows it.
+func (vm *VM) open(conn net.Conn) bool {
+	loopback, allowed := vm.config.Plain, true
 	for _, end := range []net.Addr{conn.LocalAddr(), conn.RemoteAddr()} {
-		if tcp, ok := end.(*net.TCPAddr); !ok || !tcp.IP.IsLoopback() {
+		tcp, ok := end.(*net.TCPAddr)
+		if !ok {
 			return false
 		}
+		address := tcp.AddrPort().Addr().Unmap()
+		loopback = loopback && address.IsLoopback()
+		allowed = allowed && slices.ContainsFunc(vm.config.PlainLinks, func(p netip.Prefix) bool { return p.Contains(address) })
 	}
-	return true
+	return loopback || allowed
 }
 
 func fingerprint(spki []byte) string {
@@ -94,28 +102,40 @@ func (k *key) pinned(ok func(fingerprint string) bool) (*tls.Config, error) {
 // and nobody else is at the other end.
 const (
 	greetingMagic = "MVMP\x01"
+	directMagic   = "MVMD\x01" // for one direct channel: its id follows the nonce
 	nonceSize     = 32
 	greetingMax   = 512
 )
 
 type greeting struct {
 	id, public []byte
+	direct     bool   // it is for a direct channel
+	channel    uint32 // that one
 	whole      []byte // as sent, nonce included
 }
 
-func (k *key) greeting(self string) (greeting, error) {
+// greeting names this node, in place of what another greeting is for: a link, or
+// one direct channel.
+func (k *key) greeting(self string, purpose greeting) (greeting, error) {
 	if len(self) > 255 {
 		return greeting{}, errors.New("a node id has at most 255 bytes")
 	}
 	b := []byte(greetingMagic)
+	if purpose.direct {
+		b = []byte(directMagic)
+	}
 	nonce := make([]byte, nonceSize)
 	if _, err := rand.Read(nonce); err != nil {
 		return greeting{}, err
 	}
 	b = append(b, nonce...)
+	if purpose.direct {
+		b = binary.LittleEndian.AppendUint32(b, purpose.channel)
+	}
 	b = append(append(b, byte(len(self))), self...)
 	b = append(append(b, byte(len(k.public))), k.public...)
-	return greeting{id: []byte(self), public: k.public, whole: b}, nil
+	purpose.id, purpose.public, purpose.whole = []byte(self), k.public, b
+	return purpose, nil
 }
 
 func readGreeting(r io.Reader) (greeting, error) {
@@ -125,7 +145,16 @@ func readGreeting(r io.Reader) (greeting, error) {
 	if _, err := io.ReadFull(tee, head); err != nil {
 		return greeting{}, err
 	}
-	if string(head[:len(greetingMagic)]) != greetingMagic {
+	var g greeting
+	switch string(head[:len(greetingMagic)]) {
+	case greetingMagic:
+	case directMagic:
+		var id [4]byte
+		if _, err := io.ReadFull(tee, id[:]); err != nil {
+			return greeting{}, err
+		}
+		g.direct, g.channel = true, binary.LittleEndian.Uint32(id[:])
+	default:
 		return greeting{}, errors.New("it does not greet as a proxy of this version")
 	}
 	var fields [2][]byte
@@ -135,7 +164,8 @@ func readGreeting(r io.Reader) (greeting, error) {
 			return greeting{}, err
 		}
 	}
-	return greeting{id: fields[0], public: fields[1], whole: whole.Bytes()}, nil
+	g.id, g.public, g.whole = fields[0], fields[1], whole.Bytes()
+	return g, nil
 }
 
 // said is what a side signs: its part in the exchange and both greetings.
@@ -187,8 +217,9 @@ func readField(r io.Reader) ([]byte, error) {
 }
 
 // dial proves both sides to each other on a fresh connection to a peer. The
-// connection that it returns is the one to speak on: raw itself if plain.
-func (k *key) dial(raw net.Conn, plain bool, self string, p Peer) (net.Conn, error) {
+// connection that it returns is the one to speak on: raw itself if plain. purpose
+// says what for.
+func (k *key) dial(raw net.Conn, plain bool, self string, p Peer, purpose greeting) (net.Conn, error) {
 	conn := raw
 	if !plain {
 		config, err := k.pinned(func(f string) bool { return f == p.Fingerprint })
@@ -197,7 +228,7 @@ func (k *key) dial(raw net.Conn, plain bool, self string, p Peer) (net.Conn, err
 		}
 		conn = tls.Client(raw, config)
 	}
-	mine, err := k.greeting(self)
+	mine, err := k.greeting(self, purpose)
 	if err != nil {
 		return nil, err
 	}
@@ -211,6 +242,9 @@ func (k *key) dial(raw net.Conn, plain bool, self string, p Peer) (net.Conn, err
 	signature, err := readField(conn)
 	if err != nil {
 		return nil, err
+	}
+	if theirs.direct != mine.direct || theirs.channel != mine.channel {
+		return nil, errors.New("it answers for something else")
 	}
 	if string(theirs.id) != p.ID || fingerprint(theirs.public) != p.Fingerprint || !theirs.proves(said("acceptor", mine, theirs), signature) {
 		return nil, fmt.Errorf("who answers is not peer %s with the key that the broker named", p.ID)
@@ -233,51 +267,51 @@ func (k *key) dial(raw net.Conn, plain bool, self string, p Peer) (net.Conn, err
 }
 
 // accept is the other side of dial. find names the fingerprint of a peer that
-// may dial this node, gone whether that one was given up. It returns the peer's id.
-func (k *key) accept(raw net.Conn, plain bool, self string, find func(id string) (fingerprint string, ok bool), gone func(id string) bool, known func(fingerprint string) bool) (net.Conn, string, error) {
+// may dial this node, gone whether that one was given up. It returns the peer's greeting.
+func (k *key) accept(raw net.Conn, plain bool, self string, find func(id string) (fingerprint string, ok bool), gone func(id string) bool, known func(fingerprint string) bool) (net.Conn, greeting, error) {
 	conn := raw
 	if !plain {
 		config, err := k.pinned(known)
 		if err != nil {
-			return nil, "", err
+			return nil, greeting{}, err
 		}
 		conn = tls.Server(raw, config)
 	}
 	theirs, err := readGreeting(conn)
 	if err != nil {
-		return nil, "", err
+		return nil, greeting{}, err
 	}
 	id := string(theirs.id)
 	expected, ok := find(id)
 	if !ok || fingerprint(theirs.public) != expected {
-		return nil, "", fmt.Errorf("%q with its key is not in the group, or must not dial", id)
+		return nil, greeting{}, fmt.Errorf("%q with its key is not in the group, or must not dial", id)
 	}
-	mine, err := k.greeting(self)
+	mine, err := k.greeting(self, greeting{direct: theirs.direct, channel: theirs.channel})
 	if err != nil {
-		return nil, "", err
+		return nil, greeting{}, err
 	}
 	proof, err := k.sign(said("acceptor", theirs, mine))
 	if err != nil {
-		return nil, "", err
+		return nil, greeting{}, err
 	}
 	if _, err := conn.Write(append(append([]byte(nil), mine.whole...), proof...)); err != nil {
-		return nil, "", err
+		return nil, greeting{}, err
 	}
 	signature, err := readField(conn)
 	if err != nil {
-		return nil, "", err
+		return nil, greeting{}, err
 	}
 	if !theirs.proves(said("dialer", theirs, mine), signature) {
-		return nil, "", fmt.Errorf("%q does not hold the key it shows", id)
+		return nil, greeting{}, fmt.Errorf("%q does not hold the key it shows", id)
 	}
 	if gone(id) {
 		_, err := conn.Write([]byte{givenUp})
-		return nil, "", errors.Join(fmt.Errorf("%q was given up for lost", id), err)
+		return nil, greeting{}, errors.Join(fmt.Errorf("%q was given up for lost", id), err)
 	}
 	if _, err := conn.Write([]byte{welcomed}); err != nil {
-		return nil, "", err
+		return nil, greeting{}, err
 	}
-	return conn, id, nil
+	return conn, theirs, nil
 }
 
 // newFileConn is a net.Conn of a socket's descriptor, which it takes over.

@@ -65,6 +65,7 @@ const metaAwaits = 1 << 12
 const (
 	servedDemand  = 1 << 0 // the consumer must ask for each item
 	servedVerdict = 1 << 1 // the producer awaits what became of each item
+	servedDirect  = 1 << 2 // items go over a socket of the two processes' own (section 7)
 )
 
 // impatient is the demand's bit that wants an answer now.

@@ -31,9 +31,11 @@ type peer struct {
 	fd          int    // non-blocking; -1 without a connection
 	connections uint64 // that there have been
 	up, cut     chan struct{}
-	failure     error // why the connection was cut
-	left        bool  // the peer said goodbye
-	gone        bool  // reported lost; no connection is taken any more
+	failure     error  // why the connection was cut
+	open        bool   // it may carry plain bytes
+	ends        string // its addresses
+	left        bool   // the peer said goodbye
+	gone        bool   // reported lost; no connection is taken any more
 
 	batch   [][]byte // what is being written: frame headers and ring memory, in turn
 	bytes   int
@@ -110,7 +112,7 @@ func (vm *VM) Connect(ctx context.Context, peers []Peer) error {
 			return ErrDown
 		}
 	}
-	return nil
+	return vm.connectDirect(ctx)
 }
 
 // sameHost says whether two proxies are on one machine, by where they listen.
@@ -171,7 +173,8 @@ func (vm *VM) link(limit context.Context, p *peer) error {
 		}
 	}
 	wait := 2 * time.Millisecond
-	plain := vm.config.Plain
+	wanted := vm.config.Plain || len(vm.config.PlainLinks) > 0
+	plain := wanted
 	for {
 		err := vm.dial(limit, p, plain)
 		if err == nil || errors.Is(err, errGivenUp) {
@@ -179,7 +182,7 @@ func (vm *VM) link(limit context.Context, p *peer) error {
 		}
 		// A peer that wants all links encrypted hangs up on a plain greeting.
 		hungUp := errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)
-		plain = vm.config.Plain && !(plain && hungUp)
+		plain = wanted && !(plain && hungUp)
 		select {
 		case <-time.After(wait):
 			wait = min(2*wait, 200*time.Millisecond)
@@ -202,7 +205,7 @@ func (vm *VM) dial(limit context.Context, p *peer, plain bool) error {
 	}
 	deadline, _ := attempt.Deadline()
 	_ = conn.SetDeadline(deadline)
-	secured, err := vm.key.dial(conn, plain && stays(conn), vm.config.Self, p.Peer)
+	secured, err := vm.key.dial(conn, plain && vm.open(conn), vm.config.Self, p.Peer, greeting{})
 	if err != nil {
 		_ = conn.Close()
 		return err
@@ -229,6 +232,7 @@ func (vm *VM) attach(p *peer, raw net.Conn, secured net.Conn) error {
 	}
 	p.fd = fd
 	p.connections++
+	p.open, p.ends = vm.open(raw), fmt.Sprintf("%v and %v", raw.LocalAddr(), raw.RemoteAddr())
 	p.batch, p.bytes, p.blocked, p.failure = nil, 0, false, nil
 	p.start, p.end, p.target, p.left32 = 0, 0, nil, 0
 	if p.buffer == nil {
@@ -350,12 +354,17 @@ func (vm *VM) lose(p *peer, err error) {
 	if p.left && !open {
 		return // all was said
 	}
+	vm.report(PeerLost{p.ID, err})
+}
+
+// report delivers a loss, whenever somebody looks.
+func (vm *VM) report(lost PeerLost) {
 	select {
-	case vm.lostPeer <- PeerLost{p.ID, err}:
+	case vm.lostPeer <- lost:
 	default:
 		go func() {
 			select {
-			case vm.lostPeer <- PeerLost{p.ID, err}:
+			case vm.lostPeer <- lost:
 			case <-vm.done:
 			}
 		}()

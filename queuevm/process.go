@@ -173,10 +173,12 @@ func (p *process) end() {
 	for _, q := range p.ports {
 		if q.out != nil {
 			q.out.ring.endProducer(stateClosed, p.vm.bell)
+			q.out.direct.shut(unix.SHUT_WR)
 			p.vm.heat(q.out)
 		}
 		if q.in != nil {
 			q.in.ring.endConsumer(stateClosed, p.vm.bell)
+			q.in.direct.shut(unix.SHUT_RDWR)
 			p.vm.heat(q.in)
 		}
 	}
@@ -212,7 +214,14 @@ func (p *process) event(uint32) {
 		p.hangUp()
 		return
 	}
-	answer, fds := p.answer(string(buffer[:n]))
+	p.reply(p.answer(string(buffer[:n])))
+}
+
+// reply sends an answer, or nothing where there is none yet.
+func (p *process) reply(answer string, fds []int) {
+	if answer == "" || p.control < 0 {
+		return
+	}
 	var rights []byte
 	if len(fds) > 0 {
 		rights = unix.UnixRights(fds...)
@@ -240,6 +249,12 @@ func (p *process) answer(question string) (string, []int) {
 			}
 		}
 		return fmt.Sprintf("ok %d %d", sizes[0], sizes[1]), fds
+	case "direct":
+		q := p.ports[rest]
+		if q == nil {
+			return p.noPort(rest), nil
+		}
+		return q.sockets(p, rest)
 	case "ports":
 		from, err := strconv.Atoi(rest)
 		if err != nil || from < 0 || from > len(p.names) {

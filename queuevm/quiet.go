@@ -160,6 +160,9 @@ func (c *channel) still() bool {
 	if c.broken {
 		return true
 	}
+	if c.direct.doubtful() {
+		return false // it is about to be cut, or the other end's end is about to be known
+	}
 	if o := c.out; o != nil && !o.refused {
 		tail := atomic.LoadUint64(&h.tail)
 		if !o.synced || o.peer.fd < 0 || min(tail, o.limit) > o.sent || giver != 0 && !o.ended && o.sent == tail {

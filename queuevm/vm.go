@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"runtime"
 	"sync"
@@ -50,6 +51,9 @@ type Config struct {
 	// two ends are loopback addresses, when the peer does so too. All others are
 	// encrypted, and peers prove their keys either way.
 	Plain bool
+	// PlainLinks are networks whose links are not encrypted either, when both ends
+	// are in one of them and the peer agrees.
+	PlainLinks []netip.Prefix
 	// Redial is how long a cut link may stay down before the peer is reported
 	// lost, and how long, but 3 s at least, a peer may be silent before its link
 	// is taken for cut. Zero means 10 s.
@@ -97,7 +101,11 @@ type Channel struct {
 	ID       uint32
 	Capacity int
 	From, To Endpoint
-	Label    string // what people call the producer; needed where To is a queue with a Converter
+	// Direct gives the two processes a socket of their own where they are on two
+	// nodes, instead of the proxies' link (LAYOUT.md, section 7). Within a node it
+	// changes nothing: nobody is between the two ends of a ring either.
+	Direct bool
+	Label  string // what people call the producer; needed where To is a queue with a Converter
 }
 
 // Peer is another node of the job group: where its proxy listens and the
@@ -169,7 +177,8 @@ type VM struct {
 	turn       int // which hot channel goes first this round
 	running    bool
 	connected  bool
-	neighbours int // peers on this machine
+	linked     bool // every peer was proven once
+	neighbours int  // peers on this machine
 	closed     bool
 	period     uint64        // of Quiet
 	changes    uint64        // that were made while the VM ran
@@ -201,14 +210,14 @@ func New(config Config) (*VM, error) {
 		givers: map[string]*channel{}, takers: map[string]*channel{},
 		peers: map[string]*peer{}, tokens: map[string]token{}, sources: map[int32]source{},
 	}
-	if err := vm.open(); err != nil {
+	if err := vm.setUp(); err != nil {
 		_ = vm.Close()
 		return nil, fmt.Errorf("start the queue-level VM: %w", err)
 	}
 	return vm, nil
 }
 
-func (vm *VM) open() (err error) {
+func (vm *VM) setUp() (err error) {
 	if vm.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return fmt.Errorf("epoll: %w", err)
 	}
@@ -281,6 +290,7 @@ func (vm *VM) Close() error {
 	for _, c := range vm.channels {
 		c.ring.endProducer(stateClosed|stateLost, vm.bell)
 		c.ring.endConsumer(stateClosed|stateLost, vm.bell)
+		c.direct.shut(unix.SHUT_RDWR)
 	}
 	running := vm.running
 	vm.mu.Unlock()
@@ -294,6 +304,9 @@ func (vm *VM) Close() error {
 	vm.mu.Lock()
 	for _, p := range vm.peers {
 		p.goodbye()
+	}
+	for _, c := range vm.channels {
+		c.direct.close()
 	}
 	for _, p := range vm.processes {
 		p.hangUp()

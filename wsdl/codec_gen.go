@@ -1755,6 +1755,8 @@ func (v *Channel) visit(c *codec, field int) bool {
 		return optional(c, &v.AfterOut, number)
 	case 6:
 		return optional(c, &v.AfterIn, number)
+	case 7:
+		return one(c, &v.Direct, boolean)
 	}
 	return false
 }

@@ -1613,7 +1613,7 @@ type Edge struct {
 
 	Queue string `xml:"queue,attr,omitempty" json:"queue,omitempty"`
 
-	// true: the two processes get a socket of their own.
+	// true: the two processes get a socket of their own where they are on two nodes, with nobody between: for what must be quick. Within a node nobody is between them anyway. Not with a queue other than a plain fifo, a link, or an end at a queue or outside; nor where links are encrypted (mvm node --plain-links). When the socket is cut the attempt fails.
 
 	Direct bool `xml:"direct,attr,omitempty" json:"direct,omitempty"`
 }
@@ -2127,6 +2127,9 @@ type Channel struct {
 
 	// And at its taker's.
 	AfterIn *int32 `xml:"afterIn,omitempty" json:"afterIn,omitempty"`
+
+	// true: the processes at the two ends get a socket of their own, if they are on two nodes.
+	Direct bool `xml:"direct,omitempty" json:"direct,omitempty"`
 }
 
 type Peer struct {

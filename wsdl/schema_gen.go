@@ -485,6 +485,7 @@ var schemaTypes = [...]schemaType{
 		{"label", 163, 0, 1, false},
 		{"afterOut", 161, 0, 1, true},
 		{"afterIn", 161, 0, 1, true},
+		{"direct", 159, 0, 1, false},
 	}},
 	97: {name: "ChannelEnd", kind: kindComplex, elements: []schemaElement{
 		{"process", 161, 0, 1, true},

@@ -123,6 +123,8 @@ func TestMistakesAreRefused(t *testing.T) {
 		{task + `<edge from="p[*]:a" to="queue:q"/><edge from="queue:q" to="p:b"/><edge from="p[2]:a" to="p:c"/><queue name="q" type="work"/>`, `3 job/edge[3]: a`},
 		{`<task name="p" source="c" processor="true"/>`, `3 job/task[1]/@source: c`},
 		{`<task name="queue" source="c"/>`, `3 job/task[1]/@name: queue`},
+		{task + `<edge from="p:a" to="p[1]:b" direct="true"><link latency="1"/></edge>`, `3 job/edge[1]/@direct: true`},
+		{task + `<edge from="p:a" to="outside:b" direct="true"/>`, `3 job/edge[1]/@direct: true`},
 		{task + `<topology kind="ring"><link latency="3600001"/></topology>`, `3 job/topology[1]/link/@latency: 3600001`},
 		{task + `<topology kind="ring"><link bandwidth="0"/></topology>`, `3 job/topology[1]/link/@bandwidth: 0`},
 		{task + `<edge from="p:a" to="p[1]:b"><link loss="1.1"/></edge>`, `3 job/edge[1]/link/@loss: 1.1`},
@@ -150,7 +152,6 @@ func TestMistakesAreRefused(t *testing.T) {
 // What the schema knows and this version does not serve is refused by name.
 func TestUnservedIsNamed(t *testing.T) {
 	for _, c := range []struct{ body, name string }{
-		{task + `<edge from="p:a" to="p[1]:b" direct="true"/>`, "direct"},
 		{task + `<policy isolation="vm"/>`, "OS-level VMs"},
 	} {
 		_, err := parse(t, c.body)

@@ -30,7 +30,7 @@ type joint struct {
 	from, to End
 	both     bool
 	channel  int    // the first of its channels
-	note     string // what its link imposes, if anything
+	note     string // what its link imposes, if anything, or that it is direct
 }
 
 // joints pairs the channels up, in the order of their IDs. A queue that joins two
@@ -45,6 +45,9 @@ func joints(job *Job) []joint {
 	for i := range channels {
 		c := &channels[i]
 		note := linkNote(job, job.Channels[c.ID].To.Queue)
+		if c.Direct {
+			note = "direct"
+		}
 		if at, ok := back[[2]End{c.From, c.To}]; ok && !out[at].both {
 			out[at].both = true
 			if there := &out[at].note; *there != note {

@@ -173,7 +173,8 @@ func (j *Job) QueueEnds() [][]int {
 type Channel struct {
 	ID       int // its place in Job.Channels
 	From, To End
-	Capacity int // bytes, a power of two
+	Capacity int  // bytes, a power of two
+	Direct   bool // a socket of the two processes' own where they are on two nodes
 }
 
 // End is one end of a channel: a process's port, the name of a queue that

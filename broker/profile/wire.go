@@ -210,7 +210,14 @@ func (w *wirer) layEdge(at place, i int, edge *wsdl.Edge, outside map[string]boo
 			w.add(at.attribute("direct"), "true", "no direct, or a plain fifo", "%s is direct, but leads through a queue that is served at a home: nothing is between the two ends of a direct channel", what)
 			return
 		}
-		w.unserved(at.attribute("direct"), "true", "the proxy", "a direct channel ("+what+")")
+		if link != nil {
+			w.add(at.attribute("direct"), "true", "no direct, or no link", "%s is direct and has a link: nothing is between the two ends of a direct channel that could impose one", what)
+			return
+		}
+		if from.Outside != "" || to.Outside != "" {
+			w.add(at.attribute("direct"), "true", "no direct, or two processes", "%s is direct and leads outside: a direct channel is a socket of two processes of the job", what)
+			return
+		}
 	}
 	switch {
 	case from.kind != nil && to.kind != nil:
@@ -250,6 +257,7 @@ func (w *wirer) layEdge(at place, i int, edge *wsdl.Edge, outside map[string]boo
 		}
 	default:
 		w.join(from.End, to.End, kind, link)
+		w.out.Channels[len(w.out.Channels)-1].Direct = edge.Direct
 	}
 }
 

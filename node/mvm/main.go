@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -154,7 +155,15 @@ func newProcess(start Start, w *wire, cleaning string) (*process, error) {
 			return nil, err
 		}
 	}
-	vm, err := queuevm.New(queuevm.Config{Listen: start.Listen, Self: start.Node, Plain: start.Plain, MaxItem: itemMax, Reaper: true,
+	var plain []netip.Prefix
+	for _, text := range start.PlainLinks {
+		network, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("plain links: %w", err)
+		}
+		plain = append(plain, network)
+	}
+	vm, err := queuevm.New(queuevm.Config{Listen: start.Listen, Self: start.Node, Plain: start.Plain, PlainLinks: plain, MaxItem: itemMax, Reaper: true,
 		Logf: func(format string, args ...any) {
 			fmt.Fprintf(os.Stderr, "%s %s: %s\n", ProcessName, start.Attempt, fmt.Sprintf(format, args...))
 		}})

@@ -226,6 +226,7 @@ func (s *Start) visit(c *fields) {
 		c.string(v)
 	}
 	c.bool(&s.Plain)
+	list(c, &s.PlainLinks, (*fields).string)
 	integer(c, &s.StreamMax)
 	integer(c, &s.MemoryMiB)
 	integer(c, &s.Threads)

@@ -8,6 +8,8 @@
 
 #include <errno.h>
 #include <linux/futex.h>
+#include <linux/sockios.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdarg.h>
@@ -15,10 +17,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -47,6 +51,7 @@ enum {
     HEED = -64, /* never leaves this file: the port must heed a word of the daemon, or go on, and try again */
     SERVED_DEMAND = 1,  /* the consumer asks for each item */
     SERVED_VERDICT = 2, /* the producer awaits what became of each item */
+    SERVED_DIRECT = 4,  /* items go over a socket, and the ring tells of ends only */
     IMPATIENT = 1,
     CONTROL_NOTHING = 1,
     META_AWAITS = 1 << 12, /* the producer awaits what becomes of the item */
@@ -106,6 +111,17 @@ _Static_assert(offsetof(struct header, consumer_waits) == 512, "layout");
 _Static_assert(offsetof(struct header, consumer_state) == 516, "layout");
 _Static_assert(sizeof(struct header) == 640, "layout");
 
+/* An end of a direct channel: a socket, and bytes between it and the program. */
+struct direct {
+    int fd, out;
+    int ended, torn;        /* consumer: the socket has no more; and not because it was closed */
+    unsigned char *buffer;  /* consumer: start to end was read and not taken. Producer: what reserve gave */
+    size_t size, start, end;
+    unsigned char *to;      /* consumer: where the rest of an item goes, past the buffer */
+    size_t left;            /* of it */
+    struct iovec parts[2];  /* producer: what is still to be sent */
+};
+
 /* One end of a ring. mine is private and true; the shared word is only its
  * publication. theirs is the other end's word as last read and believed. */
 struct end {
@@ -123,6 +139,7 @@ struct end {
     uint32_t meta;         /* producer: of the items to come; consumer: of the last one */
     uint64_t most;         /* producer: the largest item that the queue can hold */
     int asked;             /* consumer: the queue owes an answer, or it lies unread */
+    struct direct *direct; /* the socket of a direct channel, else NULL */
 };
 
 struct mvm_port {
@@ -345,6 +362,239 @@ static inline int await_room(struct end *o, uint64_t need, int64_t deadline) {
     return await(o, need, enough_room, &o->header->producer_waits, deadline);
 }
 
+/* ---- direct channels (LAYOUT.md, section 7) ---- */
+
+static inline void note_items(struct end *e, _Atomic uint64_t *word) {
+    e->items++;
+    atomic_store_explicit(word, e->items, memory_order_relaxed);
+}
+
+static int enough_told(struct end *i, uint64_t need);
+
+/* Waits until enough() is not 0, as await does, but for a socket. */
+static int direct_await(struct end *e, uint64_t need, int (*enough)(struct end *, uint64_t), int64_t deadline) {
+    struct direct *d = e->direct;
+    int got = enough(e, need);
+    if (got || deadline == 0) return got > 0 ? MVM_OK : got ? got : MVM_AGAIN;
+    settle();
+    for (int n = process.spin / 10; n > 0; n--) /* a look is a system call */
+        if ((got = enough(e, need))) return got > 0 ? MVM_OK : got;
+    int64_t before = now();
+    if (before >= no_yield_until)
+        for (int n = 0; n < YIELDS; n++) {
+            sched_yield();
+            if ((got = enough(e, need))) return got > 0 ? MVM_OK : got;
+            int64_t after = now();
+            if (after - before > SLOW_YIELD_NS) { no_yield_until = after + YIELD_PENALTY_NS; break; }
+            before = after;
+        }
+    for (;;) {
+        if (d->ended) /* why it ended is told through the ring */
+            return await(e, 0, enough_told, &e->header->consumer_waits, deadline);
+        struct timespec left, *limit = NULL;
+        if (deadline > 0) {
+            int64_t ns = deadline - now();
+            if (ns <= 0) return MVM_TIMEOUT;
+            left = (struct timespec){ns / 1000000000, ns % 1000000000};
+            limit = &left;
+        }
+        struct pollfd p = {d->fd, d->out ? POLLOUT : POLLIN, 0};
+        int interrupted = ppoll(&p, 1, limit, NULL) < 0 && errno == EINTR;
+        if ((got = enough(e, need))) return got > 0 ? MVM_OK : got;
+        if (interrupted && limit && sliced) return MVM_TIMEOUT;
+    }
+}
+
+/* Reads once, what is there: to where the rest of an item goes, and past it into
+ * the buffer, which is empty then. 1 when something came. */
+static int direct_read(struct direct *d) {
+    if (d->ended) return 0;
+    if (d->start == d->end) d->start = d->end = 0;
+    struct iovec parts[2] = {{d->to, d->left}, {d->buffer + d->end, d->size - d->end}};
+    ssize_t n;
+    do n = d->left ? readv(d->fd, parts, 2) : read(d->fd, parts[1].iov_base, parts[1].iov_len);
+    while (n < 0 && errno == EINTR);
+    if (n <= 0) {
+        if (n == 0 || errno != EAGAIN) d->ended = 1, d->torn = n < 0;
+        return 0;
+    }
+    size_t part = (size_t)n < d->left ? (size_t)n : d->left;
+    d->to += part;
+    d->left -= part;
+    d->end += (size_t)n - part;
+    return 1;
+}
+
+/* Why a socket that has ended did; 0 while that is not known. */
+static int direct_end(struct end *i) {
+    uint32_t state = atomic_load_explicit(&i->header->producer_state, memory_order_acquire);
+    if (!state) return 0;
+    int code = i->direct->torn ? MVM_LOST : state_code(state, MVM_END);
+    return code == MVM_END && atomic_load_explicit(&i->header->next, memory_order_acquire) & NEXT_IN ? HEED : code;
+}
+
+static int enough_told(struct end *i, uint64_t need) {
+    (void)need;
+    return direct_end(i);
+}
+
+static int enough_buffered(struct end *i, uint64_t need) {
+    struct direct *d = i->direct;
+    if (need > d->size - d->start) {
+        memmove(d->buffer, d->buffer + d->start, d->end - d->start);
+        d->end -= d->start;
+        d->start = 0;
+    }
+    while (d->end - d->start < need)
+        if (!direct_read(d)) return d->ended ? direct_end(i) : 0;
+    return 1;
+}
+
+static int enough_filled(struct end *i, uint64_t need) {
+    (void)need;
+    while (i->direct->left > 0)
+        if (!direct_read(i->direct)) return i->direct->ended ? direct_end(i) : 0;
+    return 1;
+}
+
+static int enough_sent(struct end *o, uint64_t need) {
+    struct direct *d = o->direct;
+    (void)need;
+    while (d->parts[0].iov_len + d->parts[1].iov_len > 0) {
+        struct msghdr message = {.msg_iov = d->parts[0].iov_len ? d->parts : d->parts + 1, .msg_iovlen = d->parts[0].iov_len ? 2 : 1};
+        ssize_t n = sendmsg(d->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0 && errno == EAGAIN) return 0;
+        if (n < 0) { /* why is told through the ring, which never has so much room */
+            o->deaf = 1;
+            int code = await(o, o->capacity + 8, enough_room, &o->header->producer_waits, -1);
+            return code ? code : MVM_LOST;
+        }
+        for (int k = 0; k < 2; k++) {
+            size_t part = (size_t)n < d->parts[k].iov_len ? (size_t)n : d->parts[k].iov_len;
+            d->parts[k].iov_base = (char *)d->parts[k].iov_base + part;
+            d->parts[k].iov_len -= part;
+            n -= (ssize_t)part;
+        }
+    }
+    return 1;
+}
+
+/* Whether an item would leave at once: a form with a limit begins nothing that
+ * it might have to finish after it. */
+static int enough_vacant(struct end *o, uint64_t need) {
+    int size = 0, used = 0;
+    socklen_t length = sizeof size;
+    int code = consumer_gone(o);
+    if (code) return code;
+    if (getsockopt(o->direct->fd, SOL_SOCKET, SO_SNDBUF, &size, &length) || ioctl(o->direct->fd, SIOCOUTQ, &used)) return 1;
+    return used == 0 || (uint64_t)used + need <= (uint64_t)size / 2;
+}
+
+static int direct_vacant(struct end *o, uint64_t need, int64_t deadline) {
+    struct timespec nap = {0, 20000};
+    for (int n = 0;; n++) {
+        int got = enough_vacant(o, need);
+        if (got) return got > 0 ? MVM_OK : got;
+        if (deadline == 0) return MVM_AGAIN;
+        if (now() >= deadline) return MVM_TIMEOUT;
+        if (n == 0) settle();
+        if (n < YIELDS) sched_yield();
+        else if (nanosleep(&nap, NULL) < 0 && sliced) return MVM_TIMEOUT;
+        else if (nap.tv_nsec < 1000000) nap.tv_nsec *= 2;
+    }
+}
+
+/* Sends an item whose header is in front of it, or apart. */
+static int direct_send(struct end *o, void *header, size_t before, const void *item, size_t length) {
+    int code = consumer_gone(o);
+    if (code) return code;
+    o->direct->parts[0] = (struct iovec){header, before};
+    o->direct->parts[1] = (struct iovec){(void *)item, length};
+    if ((code = direct_await(o, 0, enough_sent, -1))) return code;
+    note_items(o, &o->header->items_in);
+    return MVM_OK;
+}
+
+static inline uint64_t direct_header(const struct end *o, size_t length) { return (uint64_t)length | (uint64_t)o->meta << 48; }
+
+static int direct_enqueue(struct end *o, const void *item, size_t length, int64_t deadline) {
+    if (o->finished) return MVM_CLOSED;
+    if (o->holding) return MVM_MISUSE;
+    if (length >> 48 || (deadline >= 0 && length > largest(o))) return MVM_TOO_BIG;
+    uint64_t header = direct_header(o, length);
+    int code = deadline >= 0 ? direct_vacant(o, length + sizeof header, deadline) : MVM_OK;
+    return code ? code : direct_send(o, &header, sizeof header, item, length);
+}
+
+static int direct_reserve(struct end *o, size_t length, void **to) {
+    struct direct *d = o->direct;
+    int code = consumer_gone(o);
+    if (code) return code;
+    if (d->size < length + 8) {
+        unsigned char *grown = realloc(d->buffer, length + 8);
+        if (!grown) return MVM_SYSTEM;
+        d->buffer = grown;
+        d->size = length + 8;
+    }
+    o->holding = 1;
+    o->held = length;
+    *to = d->buffer + 8;
+    return MVM_OK;
+}
+
+static int direct_commit(struct end *o, size_t length) {
+    uint64_t header = direct_header(o, length);
+    memcpy(o->direct->buffer, &header, 8);
+    o->deaf = 1; /* the item is this channel's */
+    int code = direct_send(o, o->direct->buffer, 8 + length, NULL, 0);
+    o->deaf = 0;
+    return code;
+}
+
+/* Reads the header of the next item, waiting for it. */
+static int direct_first(struct end *i, uint64_t *length, int64_t deadline) {
+    if (i->broken) return MVM_BROKEN;
+    int code = direct_await(i, 8, enough_buffered, deadline);
+    if (code) return code;
+    uint64_t header;
+    memcpy(&header, i->direct->buffer + i->direct->start, 8);
+    if (header >> 60) {
+        i->broken = 1;
+        return MVM_BROKEN;
+    }
+    *length = header & (((uint64_t)1 << 48) - 1);
+    i->meta = (uint32_t)(header >> 48);
+    return MVM_OK;
+}
+
+/* Has the whole of a next item of at most mvm_largest in the buffer. */
+static int direct_whole(struct end *i, uint64_t *length, int64_t deadline) {
+    int code = direct_first(i, length, deadline);
+    if (code) return code;
+    if (*length > largest(i)) return MVM_TOO_BIG;
+    return direct_await(i, 8 + *length, enough_buffered, deadline);
+}
+
+static ssize_t direct_dequeue(struct end *i, unsigned char *to, size_t size, int64_t deadline) {
+    struct direct *d = i->direct;
+    uint64_t length;
+    if (i->holding) return MVM_MISUSE;
+    int code = deadline >= 0 ? direct_whole(i, &length, deadline) : direct_first(i, &length, -1);
+    if (code) return code;
+    if (length > size) return MVM_TOO_BIG;
+    uint64_t have = d->end - d->start - 8 < length ? d->end - d->start - 8 : length;
+    if (have) memcpy(to, d->buffer + d->start + 8, have);
+    d->start += 8 + have;
+    d->to = to + have;
+    d->left = length - have;
+    code = direct_await(i, 0, enough_filled, -1);
+    d->left = 0;
+    if (code) return code;
+    note_items(i, &i->header->items_out);
+    return (ssize_t)length;
+}
+
 /* ---- enqueue ---- */
 
 static inline void publish(struct end *o) {
@@ -434,7 +684,7 @@ static int enqueue_slow(mvm_port *port, const void *item, size_t length, int64_t
     struct end *o = &port->out;
     if (!leads(port, o)) return MVM_DIRECTION;
     for (;;) {
-        int code = enqueue_any(o, item, length, deadline);
+        int code = o->direct ? direct_enqueue(o, item, length, deadline) : enqueue_any(o, item, length, deadline);
         o->deaf = 0;
         if (!code) return verdict(o);
         if (code != HEED || (code = heed(port))) return code;
@@ -473,11 +723,12 @@ int mvm_reserve(mvm_port *port, size_t length, void **to) {
         int code = consumer_gone(o);
         if (code != HEED) {
             if (length > largest(o) || length > o->most) return MVM_TOO_BIG;
-            code = await_room(o, record_size(length), -1);
+            code = o->direct ? MVM_OK : await_room(o, record_size(length), -1);
         }
         if (!code) break;
         if (code != HEED || (code = heed(port))) return code;
     }
+    if (o->direct) return direct_reserve(o, length, to);
     o->holding = 1;
     o->held = length;
     *to = at(o, o->mine) + RECORD_HEADER;
@@ -489,6 +740,7 @@ int mvm_commit(mvm_port *port, size_t length) {
     if (!o->header) return MVM_DIRECTION;
     if (!o->holding || length > o->held) return MVM_MISUSE;
     o->holding = 0;
+    if (o->direct) return direct_commit(o, length);
     o->deaf = 1; /* the room is in this ring */
     int code = consumer_gone(o);
     o->deaf = 0;
@@ -667,6 +919,11 @@ static int first_item(mvm_port *port, struct first *f, int64_t deadline) {
 static ssize_t dequeue(mvm_port *port, void *buffer, size_t size, int64_t deadline) {
     struct end *i = &port->in;
     for (;;) {
+        if (port->in.direct && !port->in.finished) {
+            ssize_t n = direct_dequeue(i, buffer, size, deadline);
+            if (n != HEED || (n = go_on(port, i, "in"))) return n;
+            continue;
+        }
         struct first f;
         int code = first_item(port, &f, deadline);
         if (code) return code;
@@ -689,7 +946,13 @@ ssize_t mvm_dequeue_timed(mvm_port *port, void *buffer, size_t size, long ms) {
 
 ssize_t mvm_next_length(mvm_port *port) {
     struct first f;
-    int code = first_item(port, &f, -1);
+    uint64_t length;
+    int code = HEED;
+    while (code == HEED && port->in.direct && !port->in.finished)
+        if ((code = direct_first(&port->in, &length, -1)) == MVM_OK) return (ssize_t)length;
+        else if (code == HEED && (code = go_on(port, &port->in, "in")) == MVM_OK) code = HEED;
+    if (code != HEED) return code;
+    code = first_item(port, &f, -1);
     return code ? code : (ssize_t)f.total;
 }
 
@@ -715,7 +978,16 @@ ssize_t mvm_dequeue_alloc(mvm_port *port, void **item) {
 ssize_t mvm_peek(mvm_port *port, const void **item) {
     struct end *i = &port->in;
     struct first f;
-    int code;
+    int code = HEED;
+    while (code == HEED && i->direct && !i->finished) {
+        if ((code = direct_whole(i, &i->held, -1)) == MVM_OK) {
+            i->holding = 1;
+            *item = i->direct->buffer + i->direct->start + 8;
+            return (ssize_t)i->held;
+        }
+        if (code == HEED && (code = go_on(port, i, "in")) == MVM_OK) code = HEED;
+    }
+    if (code != HEED) return code;
     do {
         if ((code = first_item(port, &f, -1))) return code;
         if (f.flags) return MVM_TOO_BIG;
@@ -733,6 +1005,11 @@ int mvm_release(mvm_port *port) {
     if (!i->header) return MVM_DIRECTION;
     if (!i->holding) return MVM_MISUSE;
     i->holding = 0;
+    if (i->direct) {
+        i->direct->start += 8 + i->held;
+        note_items(i, &i->header->items_out);
+        return MVM_OK;
+    }
     i->items++;
     i->asked = 0;
     give_back(i, i->held);
@@ -748,6 +1025,12 @@ static int ready(mvm_port *port) {
     int got;
     do {
         if (!leads(port, i) || i->finished || i->broken) return 1;
+        if (i->direct) {
+            uint64_t length;
+            got = direct_whole(i, &length, 0);
+            if (got != HEED) return got != MVM_AGAIN;
+            continue;
+        }
         got = enough_bytes(i, RECORD_HEADER);
     } while (got == HEED && go_on(port, i, "in") == MVM_OK);
     if (got <= 0) return got < 0;
@@ -802,8 +1085,28 @@ static int withdraw(mvm_port *const *ports, int n, int found) {
     return found;
 }
 
+/* Sleeps until a direct port among the ports may have something. Among rings too
+ * there is nothing to sleep on for both: then it only naps. */
+static int sleep_on_sockets(mvm_port *const *ports, int n, int64_t deadline, long *nap) {
+    struct pollfd few[64], *all = n <= 64 ? few : malloc((size_t)n * sizeof *all);
+    int sockets = 0;
+    for (int k = 0; all && k < n; k++)
+        if (ports[k]->in.direct && !ports[k]->in.direct->ended) all[sockets++] = (struct pollfd){ports[k]->in.direct->fd, POLLIN, 0};
+    int64_t ns = deadline > 0 ? deadline - now() : INT64_MAX;
+    if (sockets < n && ns > *nap) {
+        ns = *nap;
+        if (*nap < 1000000) *nap *= 2;
+    }
+    struct timespec left = {ns / 1000000000, ns % 1000000000};
+    int interrupted = ppoll(all, (nfds_t)sockets, ns == INT64_MAX ? NULL : &left, NULL) < 0 && errno == EINTR;
+    if (all != few) free(all);
+    return interrupted;
+}
+
 static int wait_on(mvm_port *const *ports, int n, int64_t deadline) {
     long nap = 50000;
+    int sockets = 0;
+    for (int k = 0; k < n; k++) sockets += ports[k]->in.direct != NULL;
     for (int k = 0; k < n; k++)
         if (ready(ports[k])) return k;
     if (deadline == 0) return MVM_TIMEOUT;
@@ -821,6 +1124,13 @@ static int wait_on(mvm_port *const *ports, int n, int64_t deadline) {
         }
     int found = -1;
     uint32_t waits = deadline < 0 || sliced ? WAITS_ONLY : WAITS_FUTEX;
+    while (found == -1 && sockets) {
+        for (int k = 0; k < n && found == -1; k++)
+            if (ready(ports[k])) found = k;
+        if (found != -1) return found;
+        if (deadline > 0 && now() >= deadline) return MVM_TIMEOUT;
+        if (sleep_on_sockets(ports, n, deadline, &nap) && deadline > 0 && sliced) return MVM_TIMEOUT;
+    }
     while (found == -1) {
         unsigned before_look = hops;
         for (int k = 0; k < n; k++) atomic_store_explicit(&ports[k]->in.header->consumer_waits, waits, memory_order_seq_cst);
@@ -966,6 +1276,11 @@ static int map_ring(struct end *e, int fd, uint64_t capacity) {
 }
 
 static void unmap_ring(struct end *e) {
+    if (e->direct) {
+        close(e->direct->fd);
+        free(e->direct->buffer);
+        free(e->direct);
+    }
 #ifndef MVM_TEST_ONE_MAPPING /* there the other end has it too */
     if (e->header) munmap(e->header, HEADER_SIZE + 2 * e->capacity);
 #endif
@@ -1039,9 +1354,42 @@ static int heed(mvm_port *port) {
         atomic_thread_fence(memory_order_seq_cst);
         wake(&o->header->consumer_waits);
         ring_bell();
+        if (o->direct) shutdown(o->direct->fd, SHUT_WR);
     }
     if (!(atomic_load(&o->header->next) & NEXT_OUT)) return MVM_CLOSED;
     return go_on(port, o, "out");
+}
+
+/* Takes over the socket of a direct channel; the buffer holds what peek gives. */
+static int take_socket(struct end *e, int fd, int out) {
+    struct direct *d = calloc(1, sizeof *d);
+    if (!d) return 0;
+    d->fd = fd;
+    d->out = out;
+    if (!out) {
+        d->size = (e->capacity / 2 < CHUNK ? CHUNK : e->capacity / 2) + CHUNK;
+        if (!(d->buffer = malloc(d->size))) {
+            free(d);
+            return 0;
+        }
+    }
+    e->direct = d;
+    return 1;
+}
+
+/* Asks for the sockets of a port's direct channels. */
+static int open_sockets(mvm_port *p) {
+    char question[300], answer[512];
+    int fds[3], out = 0, in = 0, used = 0;
+    snprintf(question, sizeof question, "direct %s", p->name);
+    if (ask(question, answer, sizeof answer, fds) < 0) return 0;
+    int ok = sscanf(answer, "ok %d %d", &out, &in) == 2;
+    if (ok && out && (ok = fds[used] >= 0 && take_socket(&p->out, fds[used], 1))) used++;
+    if (ok && in && (ok = fds[used] >= 0 && take_socket(&p->in, fds[used], 0))) used++;
+    for (; used < 3; used++)
+        if (fds[used] >= 0) close(fds[used]);
+    if (!ok) fail("the sockets of port \"%s\" could not be opened: %s", p->name, strerror(errno));
+    return ok;
 }
 
 static mvm_port *open_port(const char *name) {
@@ -1069,7 +1417,9 @@ static mvm_port *open_port(const char *name) {
         process.bell = fds[0];
         fds[0] = -1;
     }
-    if (!ok) fail("the channels of port \"%s\" could not be mapped: %s", name, strerror(errno));
+    int mapped = ok;
+    if (ok && (p->out.served | p->in.served) & SERVED_DIRECT) ok = open_sockets(p);
+    if (!mapped) fail("the channels of port \"%s\" could not be mapped: %s", name, strerror(errno));
     for (int k = 0; k < 3; k++)
         if (fds[k] >= 0) close(fds[k]);
     if (!ok) {
@@ -1098,6 +1448,7 @@ static int leads(mvm_port *port, const struct end *e) {
             if (mine == &port->out) resume_out(&fresh);
             else resume_in(&fresh);
             *mine = fresh;
+            if (fresh.served & SERVED_DIRECT && !open_sockets(port)) unmap_ring(mine);
         }
     }
     for (int k = 0; k < 3; k++)
@@ -1121,6 +1472,7 @@ static void finish(struct end *e, _Atomic uint32_t *state, _Atomic uint32_t *oth
     atomic_thread_fence(memory_order_seq_cst);
     wake(other);
     ring_bell(); /* the daemon may hold the other end without sleeping on it */
+    if (e->direct) shutdown(e->direct->fd, e->direct->out ? SHUT_WR : SHUT_RDWR);
 }
 
 int mvm_end(mvm_port *port) {

@@ -89,6 +89,9 @@ func Open(name string) (*Port, error) {
 	if err := s.adopt(p, answer, fds); err != nil {
 		return nil, fmt.Errorf("the channels of port %q could not be mapped: %w", name, err)
 	}
+	if err := s.connectSockets(p); err != nil {
+		return nil, err
+	}
 	s.ports[name] = p
 	return p, nil
 }

@@ -31,6 +31,7 @@ const (
 	controlNothing = 1 // the answer of a served queue that has no item
 	servedDemand   = 1 // the consumer asks for each item
 	servedVerdict  = 2 // the producer awaits what became of each item
+	servedDirect   = 4 // items go over a socket, and the ring tells of ends only
 	impatient      = 1
 
 	// In consumerState, from the daemon to the producer.
@@ -93,6 +94,7 @@ type end struct {
 	deaf     bool   // producer: an item is begun, so the daemon's words must wait
 	switched bool   // producer: this ring is ended by SWITCH
 	channel  uint32
+	direct   *direct // the socket of a direct channel, else nil
 }
 
 // errHeed never leaves this package: the port must heed a word of the daemon, or
@@ -259,6 +261,8 @@ func (e *end) put(item []byte, until deadline) error {
 		return ErrMisuse
 	case atomic.LoadUint32(&e.header.consumerState)&controls != 0:
 		return errHeed // first of all: it may change what fits
+	case e.direct != nil:
+		return e.directEnqueue(item, until)
 	case e.most > 0 && uint64(len(item)) > e.most:
 		return ErrTooBig
 	case len(item) > e.largest() && until != never:
@@ -338,6 +342,8 @@ func (e *end) reserve(length int) ([]byte, error) {
 		return nil, errHeed
 	case length > e.largest() || e.most > 0 && uint64(length) > e.most:
 		return nil, ErrTooBig
+	case e.direct != nil:
+		return e.directReserve(length)
 	}
 	if err := e.awaitRoom(recordSize(length), never); err != nil {
 		return nil, err
@@ -354,6 +360,9 @@ func (e *end) commit(length int) error {
 		return ErrMisuse
 	}
 	e.holding = false
+	if e.direct != nil {
+		return e.directCommit(length)
+	}
 	e.deaf = true // the room is in this ring
 	err := e.gone()
 	e.deaf = false
@@ -538,6 +547,8 @@ func (e *end) dequeue(buffer []byte, fixed bool, until deadline) ([]byte, error)
 		return nil, ErrEnd
 	case e.holding:
 		return nil, ErrMisuse
+	case e.direct != nil:
+		return e.directDequeue(buffer, fixed, until)
 	}
 	f, err := e.first(until)
 	if err != nil {
@@ -598,6 +609,9 @@ func (e *end) peek() ([]byte, error) {
 	if e.finished {
 		return nil, ErrEnd
 	}
+	if e.direct != nil {
+		return e.directPeek()
+	}
 	f, err := e.first(never)
 	if err != nil {
 		return nil, err
@@ -620,6 +634,10 @@ func (e *end) release() error {
 		return ErrMisuse
 	}
 	e.holding = false
+	if e.direct != nil {
+		e.directRelease()
+		return nil
+	}
 	e.items++
 	e.asked = false
 	e.giveBack(e.held)
@@ -635,4 +653,5 @@ func (e *end) finish(state, other *uint32) {
 	atomic.OrUint32(state, stateClosed)
 	e.wake(other)
 	ring(e.bell) // the daemon may hold the other end without sleeping on it
+	e.direct.shut()
 }

@@ -39,6 +39,10 @@ func (p *Port) leads(e *end) bool {
 		return false
 	}
 	e.resume(e == &p.out, s.bell)
+	if s.connectSockets(p) != nil {
+		e.header = nil
+		return false
+	}
 	p.note(e)
 	return true
 }
@@ -89,6 +93,10 @@ func (p *Port) goOn(e *end) error {
 	e.header, e.data, e.capacity, e.channel, e.served, e.most = next.header, next.data, capacity, next.channel, next.served, next.most
 	e.meta = next.meta | meta&^metaAwaits
 	e.quiet, e.held, e.holding, e.broken, e.asked, e.switched = 0, 0, false, false, false, false
+	if e.direct != nil {
+		_ = syscall.Close(e.direct.fd)
+		e.direct = nil
+	}
 	e.owes.Store(false)
 	e.resume(e == &p.out, s.bell)
 	p.note(e)
@@ -114,6 +122,7 @@ func (p *Port) heed() error {
 		atomic.OrUint32(&e.header.producerState, stateClosed|switched)
 		e.wake(&e.header.consumerWaits)
 		ring(e.bell)
+		e.direct.shut()
 	}
 	if atomic.LoadUint32(&e.header.next)&nextOut == 0 {
 		return ErrClosed

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -89,11 +90,16 @@ func (e *end) hasBytes(need uint64) (bool, error) {
 	if state == 0 {
 		return false, nil
 	}
+	return false, e.ended(state)
+}
+
+// ended is what the producer's state means for who has taken all.
+func (e *end) ended(state uint32) error {
 	err := stateError(state, ErrEnd)
 	if err == ErrEnd && atomic.LoadUint32(&e.header.next)&nextIn != 0 {
 		err = errHeed
 	}
-	return false, err
+	return err
 }
 
 func (e *end) hasRoom(need uint64) (bool, error) {
@@ -126,8 +132,10 @@ func (e *end) awaitRoom(need uint64, until deadline) error {
 
 // linger looks again for a while before sleeping: a short spin if cores are
 // free, then yields while they are quick.
-func linger(enough func() (bool, error)) (bool, error) {
-	for n := current.spin; n > 0; n-- {
+func linger(enough func() (bool, error)) (bool, error) { return lingerFor(current.spin, enough) }
+
+func lingerFor(looks int, enough func() (bool, error)) (bool, error) {
+	for n := looks; n > 0; n-- {
 		if ok, err := enough(); ok || err != nil {
 			return ok, err
 		}
@@ -209,6 +217,13 @@ func (p *Port) readyNow() bool {
 	e := &p.in
 	if !p.leads(e) || e.finished || e.broken {
 		return true
+	}
+	if e.direct != nil {
+		_, err := e.directWhole(atOnce)
+		if err == errHeed && p.goOn(e) == nil {
+			return p.readyNow()
+		}
+		return err != ErrAgain
 	}
 	ok, err := e.hasBytes(recordHeader)
 	if err == errHeed && p.goOn(e) == nil {
@@ -332,7 +347,9 @@ func wait(until deadline, ports []*Port) (*Port, error) {
 		if _, over := until.left(); over {
 			return nil, ErrTimeout
 		}
-		if !sleepOn(ports, until) {
+		if slices.ContainsFunc(ports, func(p *Port) bool { return p.in.direct != nil }) {
+			sleepOnSockets(ports, until, nap)
+		} else if !sleepOn(ports, until) {
 			time.Sleep(nap)
 		}
 	}

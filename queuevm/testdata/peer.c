@@ -87,7 +87,7 @@ static int do_echo(char **a) {
         ssize_t n = mvm_dequeue_alloc(in, &item);
         if (n == MVM_END) return 0;
         if (n < 0) die("dequeue", n);
-        int code = mvm_enqueue(out, item, (size_t)n);
+        int code = (mvm_is_instruction(in) ? mvm_instruct : mvm_enqueue)(out, item, (size_t)n);
         if (code) die("enqueue", code);
         free(item);
     }
@@ -129,10 +129,8 @@ static int do_both(char **a) {
     return code;
 }
 
-/* forms: every other form of the calls, over one port that leads to itself and
- * back through "out" and "in". */
-static int do_forms(void) {
-    mvm_port *out = must("out"), *in = must("in");
+/* Every other form of the calls, over a way out that comes back. */
+static void forms(mvm_port *out, mvm_port *in) {
     char buffer[64];
     void *room;
     const void *seen;
@@ -175,6 +173,24 @@ static int do_forms(void) {
         free(expected);
         CHECK(mvm_release(in) == MVM_OK);
     }
+}
+
+static void after_end(mvm_port *in) {
+    char buffer[64];
+    const void *seen;
+    void *item;
+    CHECK(mvm_dequeue_alloc(in, &item) == MVM_END);
+    CHECK(mvm_try_dequeue(in, buffer, sizeof buffer) == MVM_END);
+    CHECK(mvm_dequeue_timed(in, buffer, sizeof buffer, 10) == MVM_END);
+    CHECK(mvm_peek(in, &seen) == MVM_END);
+    CHECK(mvm_wait(&in, 1, -1) == 0);
+}
+
+/* forms: over one port that leads to itself and back through "out" and "in". */
+static int do_forms(void) {
+    mvm_port *out = must("out"), *in = must("in");
+    forms(out, in);
+    size_t most = mvm_largest(out, 1);
     char *big = calloc(1, most);
     int filled = 0;
     while (mvm_try_enqueue(out, big, most) == MVM_OK) filled++;
@@ -189,11 +205,7 @@ static int do_forms(void) {
         CHECK(mvm_dequeue_alloc(in, &item) == (ssize_t)most);
         free(item);
     }
-    CHECK(mvm_dequeue_alloc(in, &item) == MVM_END);
-    CHECK(mvm_try_dequeue(in, buffer, sizeof buffer) == MVM_END);
-    CHECK(mvm_dequeue_timed(in, buffer, sizeof buffer, 10) == MVM_END);
-    CHECK(mvm_peek(in, &seen) == MVM_END);
-    CHECK(mvm_wait(&in, 1, -1) == 0);
+    after_end(in);
     CHECK(!mvm_can_enqueue(in) && mvm_can_dequeue(in) && mvm_enqueue(in, "x", 1) == MVM_DIRECTION);
     CHECK(mvm_open("nowhere") == NULL && strstr(mvm_error(), "no port \"nowhere\""));
     CHECK(mvm_index() == 2 && mvm_count() == 5 && strcmp(mvm_task(), "alone") == 0);
@@ -203,6 +215,32 @@ static int do_forms(void) {
     CHECK(n == 2 && strcmp(names[0], "out") == 0 && strcmp(names[1], "in") == 0);
     free(names);
     puts("ok");
+    return 0;
+}
+
+/* far PORT: the forms over a port whose other end gives back what it gets. */
+static int do_far(char **a) {
+    mvm_port *port = must(a[0]);
+    forms(port, port);
+    CHECK(mvm_end(port) == MVM_OK);
+    CHECK(mvm_enqueue(port, "x", 1) == MVM_CLOSED);
+    after_end(port);
+    puts("ok");
+    return 0;
+}
+
+/* fill PORT: the largest items until there is no room, then a timed one. Prints
+ * how many went. */
+static int do_fill(char **a) {
+    mvm_port *port = must(a[0]);
+    size_t most = mvm_largest(port, 1);
+    char *big = calloc(1, most + 1);
+    int filled = 0, code;
+    CHECK(mvm_try_enqueue(port, big, most + 1) == MVM_TOO_BIG);
+    while ((code = mvm_try_enqueue(port, big, most)) == MVM_OK) filled++;
+    CHECK(code == MVM_AGAIN && filled > 0);
+    CHECK(mvm_enqueue_timed(port, big, most, 20) == MVM_TIMEOUT);
+    printf("%d\n", filled);
     return 0;
 }
 
@@ -357,6 +395,8 @@ int main(int argc, char **argv) {
     if (!strcmp(verb, "lead")) return do_lead(rest);
     if (!strcmp(verb, "both")) return do_both(rest);
     if (!strcmp(verb, "forms")) return do_forms();
+    if (!strcmp(verb, "far")) return do_far(rest);
+    if (!strcmp(verb, "fill")) return do_fill(rest);
     if (!strcmp(verb, "wait")) return do_wait(argc - 2, rest);
     if (!strcmp(verb, "give")) return do_give(rest);
     if (!strcmp(verb, "gather")) return do_gather(rest);

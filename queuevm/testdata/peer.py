@@ -25,8 +25,7 @@ def raises(kind, call, *arguments):
     raise AssertionError("%s did not raise %s" % (call, kind))
 
 
-def forms():
-    out, into = mvm.open("out"), mvm.open("in")
+def every_form(out, into):
     raises(mvm.Again, into.try_dequeue)
     raises(mvm.Timeout, into.dequeue, 0.02)
     raises(mvm.Timeout, mvm.wait, [into], 0.02)
@@ -53,6 +52,43 @@ def forms():
         out.commit(len(want))
         assert bytes(into.peek()) == want
         into.release()
+
+
+def after_end(into):
+    raises(mvm.End, into.dequeue)
+    raises(mvm.End, into.try_dequeue)
+    raises(mvm.End, into.peek)
+    assert mvm.wait([into]) is into
+
+
+def far(name):
+    port = mvm.open(name)
+    every_form(port, port)
+    port.end()
+    raises(mvm.Closed, port.enqueue, b"x")
+    after_end(port)
+    print("ok")
+
+
+def fill(name):
+    port, filled = mvm.open(name), 0
+    big = bytes(port.largest_out)
+    raises(mvm.TooBig, port.try_enqueue, big + b"x")
+    try:
+        while True:
+            port.try_enqueue(big)
+            filled += 1
+    except mvm.Again:
+        pass
+    assert filled > 0
+    raises(mvm.Timeout, port.enqueue, big, 0.02)
+    print(filled)
+
+
+def forms():
+    out, into = mvm.open("out"), mvm.open("in")
+    every_form(out, into)
+    most = out.largest_out
     big = bytes(most)
     out.try_enqueue(big)
     out.try_enqueue(big)
@@ -62,10 +98,7 @@ def forms():
     out.end()
     raises(mvm.Closed, out.enqueue, b"x")
     assert [len(b) for b in into] == [most, most]
-    raises(mvm.End, into.dequeue)
-    raises(mvm.End, into.try_dequeue)
-    raises(mvm.End, into.peek)
-    assert mvm.wait([into]) is into
+    after_end(into)
     raises(mvm.Direction, into.enqueue, b"")
     raises(mvm.Error, mvm.open, "nowhere")
     assert mvm.ports() == ["out", "in"]
@@ -129,6 +162,10 @@ def main(verb, *a):
             print(head, flush=True)
     elif verb == "forms":
         forms()
+    elif verb == "far":
+        far(*a)
+    elif verb == "fill":
+        fill(*a)
 
 
 main(*sys.argv[1:])

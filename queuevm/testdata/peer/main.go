@@ -76,6 +76,10 @@ func main() {
 	case "take":
 		_, err := open(args[0]).Dequeue()
 		must(err)
+	case "far":
+		far(args[0])
+	case "fill":
+		fill(args[0])
 	case "forms":
 		forms()
 	case "wait":
@@ -139,9 +143,43 @@ func wait(args []string) {
 	fmt.Println(all)
 }
 
-func forms() {
-	out, in := open("out"), open("in")
-	is := func(err, want error) { check(errors.Is(err, want), fmt.Sprintf("%v, not %v", want, err)) }
+func is(err, want error) { check(errors.Is(err, want), fmt.Sprintf("%v, not %v", want, err)) }
+
+func afterEnd(in *client.Port) {
+	_, err := in.Dequeue()
+	is(err, client.ErrEnd)
+	_, err = in.TryDequeue()
+	is(err, client.ErrEnd)
+	_, err = in.Peek()
+	is(err, client.ErrEnd)
+	_, err = client.Wait(-1, in)
+	must(err)
+}
+
+func far(name string) {
+	port := open(name)
+	everyForm(port, port)
+	must(port.End())
+	is(port.Enqueue([]byte("x")), client.ErrClosed)
+	afterEnd(port)
+	fmt.Println("ok")
+}
+
+func fill(name string) {
+	port, filled := open(name), 0
+	big := make([]byte, port.LargestOut())
+	is(port.TryEnqueue(append(big, 0)), client.ErrTooBig)
+	var err error
+	for ; err == nil; filled++ {
+		err = port.TryEnqueue(big)
+	}
+	is(err, client.ErrAgain)
+	check(filled > 1, "room for one")
+	is(port.EnqueueTimed(big, 20*time.Millisecond), client.ErrTimeout)
+	fmt.Println(filled - 1)
+}
+
+func everyForm(out, in *client.Port) {
 	_, err := in.TryDequeue()
 	is(err, client.ErrAgain)
 	_, err = in.DequeueTimed(20 * time.Millisecond)
@@ -188,6 +226,12 @@ func forms() {
 		check(bytes.Equal(seen, want), "peeked")
 		must(in.Release())
 	}
+}
+
+func forms() {
+	out, in := open("out"), open("in")
+	everyForm(out, in)
+	most := out.LargestOut()
 	big := make([]byte, most)
 	must(out.TryEnqueue(big))
 	must(out.TryEnqueue(big))
@@ -201,16 +245,9 @@ func forms() {
 		must(err)
 		check(len(got) == most, "all of it")
 	}
-	_, err = in.Dequeue()
-	is(err, client.ErrEnd)
-	_, err = in.TryDequeue()
-	is(err, client.ErrEnd)
-	_, err = in.Peek()
-	is(err, client.ErrEnd)
-	_, err = client.Wait(-1, in)
-	must(err)
+	afterEnd(in)
 	is(in.Enqueue(nil), client.ErrDirection)
-	_, err = client.Open("nowhere")
+	_, err := client.Open("nowhere")
 	check(err != nil && strings.Contains(err.Error(), `no port "nowhere"`), fmt.Sprint(err))
 	names, err := client.Ports()
 	must(err)

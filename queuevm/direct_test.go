@@ -1,0 +1,218 @@
+package queuevm
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// duplex joins process 0 on one VM and process 1 on another both ways by ports
+// named far.
+func duplex(t testing.TB, a, b *VM, capacity int) {
+	t.Helper()
+	processes(t, a, 0)
+	processes(t, b, 1)
+	wire(t, 1, capacity, a, Endpoint{Process: 0, Port: "far"}, b, Endpoint{Process: 1, Port: "far"})
+	wire(t, 2, capacity, b, Endpoint{Process: 1, Port: "far"}, a, Endpoint{Process: 0, Port: "far"})
+}
+
+func TestEveryFormOfTheCallsFarAway(t *testing.T) {
+	for _, way := range paths() {
+		for _, near := range languages() {
+			t.Run(way.name+"/"+near.name, func(t *testing.T) {
+				a, b := way.make(t)
+				duplex(t, a, b, 8192)
+				echo := spawn(t, b, 1, built.c, "echo", "far", "far")
+				if got := spawn(t, a, 0, near.program, "far", "far").result(); got != "ok" {
+					t.Errorf("got %q", got)
+				}
+				echo.result()
+			})
+		}
+	}
+}
+
+// A form with a limit begins nothing that it cannot finish: what it says went
+// comes, and nothing else.
+func TestDirectChannelThatIsFull(t *testing.T) {
+	for _, near := range languages() {
+		t.Run(near.name, func(t *testing.T) {
+			a, b := directPair(t)
+			processes(t, a, 0)
+			processes(t, b, 1)
+			wire(t, 1, 256<<10, a, Endpoint{Process: 0, Port: "next"}, b, Endpoint{Process: 1, Port: "prev"})
+			filled, err := strconv.Atoi(spawn(t, a, 0, near.program, "fill", "next").result())
+			must(t, err)
+			var items int
+			var seconds float64
+			_, err = fmt.Sscan(spawn(t, b, 1, built.c, "drain", "prev", "131072").result(), &items, &seconds)
+			must(t, err)
+			if items != filled {
+				t.Errorf("%d items came of %d", items, filled)
+			}
+		})
+	}
+}
+
+func TestDirectAndOtherPortsInOneWait(t *testing.T) {
+	for _, taker := range languages() {
+		t.Run(taker.name, func(t *testing.T) {
+			a, b := directPair(t)
+			processes(t, a, 0, 1)
+			processes(t, b, 2, 3)
+			wire(t, 0, 4096, a, Endpoint{Process: 0, Port: "out"}, b, Endpoint{Process: 3, Port: "in0"})
+			wire(t, 1, 4096, b, Endpoint{Process: 2, Port: "out"}, b, Endpoint{Process: 3, Port: "in1"})
+			wire(t, 2, 4096, a, Endpoint{Process: 1, Port: "out"}, b, Endpoint{Process: 3, Port: "in2"})
+			child := spawn(t, b, 3, taker.program, "wait", "in0", "in1", "in2")
+			for k, vm := range []*VM{a, a, b} {
+				spawn(t, vm, k, built.c, "send", "out", "500", "1500")
+			}
+			if got := child.result(); got != "1500" {
+				t.Errorf("took %s items of 1500", got)
+			}
+		})
+	}
+}
+
+// A socket that breaks is told to both ends and to whoever runs the VM, and
+// nobody takes it for an end.
+func TestCutDirectChannel(t *testing.T) {
+	for _, side := range []string{"giver", "taker"} {
+		for _, near := range languages() {
+			t.Run(side+"/"+near.name, func(t *testing.T) {
+				a, b := directPair(t)
+				processes(t, a, 0)
+				processes(t, b, 1)
+				wire(t, 1, 64<<10, a, Endpoint{Process: 0, Port: "next"}, b, Endpoint{Process: 1, Port: "prev"})
+				r := spawn(t, b, 1, near.program, "receive", "prev", "5000")
+				s := spawn(t, a, 0, near.program, "send", "next", "100000000", "5000")
+				eventually(t, "a few items are through", func() bool { return state(b, 1).ItemsOut > 50 })
+				vm := map[string]*VM{"giver": a, "taker": b}[side]
+				vm.mu.Lock()
+				vm.channels[1].direct.shut(unix.SHUT_RDWR)
+				vm.mu.Unlock()
+				for _, vm := range []*VM{a, b} {
+					select {
+					case lost := <-vm.Lost():
+						if !strings.Contains(lost.Err.Error(), "direct channel 1") {
+							t.Errorf("got %v", lost.Err)
+						}
+					case <-time.After(20 * time.Second):
+						t.Error("the cut is not reported")
+					}
+				}
+				for _, c := range []*child{s, r} {
+					<-c.done
+					if out := strings.ToLower(c.stderr.String() + c.stdout.String()); !strings.Contains(out, "lost") {
+						t.Errorf("%v: got %q, not lost", c.cmd.Args, out)
+					}
+				}
+			})
+		}
+	}
+}
+
+// With the link between the nodes a direct channel is lost, too.
+func TestLostPeerEndsDirectChannels(t *testing.T) {
+	a, b := pair(t, Config{Plain: true, Redial: 100 * time.Millisecond})
+	directs[a], directs[b] = true, true
+	t.Cleanup(func() { delete(directs, a); delete(directs, b) })
+	processes(t, a, 0, 5)
+	processes(t, b, 1)
+	wire(t, 1, 64<<10, a, Endpoint{Process: 0, Port: "next"}, b, Endpoint{Process: 1, Port: "prev"})
+	wire(t, 2, 64<<10, b, Endpoint{Process: 1, Port: "prev"}, a, Endpoint{Process: 5, Port: "next"})
+	s := spawn(t, a, 0, built.c, "send", "next", "100000000", "5000")
+	r := spawn(t, a, 5, built.c, "receive", "next", "5000")
+	eventually(t, "the giver sends", func() bool { return state(a, 1).ItemsIn > 0 })
+	b.mu.Lock()
+	_ = b.listener.Close()
+	p := b.peers["a"]
+	p.gone = true
+	p.disconnect()
+	b.mu.Unlock()
+	for _, c := range []*child{s, r} {
+		<-c.done
+		if out := c.stderr.String() + c.stdout.String(); !strings.Contains(out, "lost") {
+			t.Errorf("%v: got %q, not lost", c.cmd.Args, out)
+		}
+	}
+}
+
+// Where links are encrypted, a direct channel is refused with the reason.
+func TestDirectChannelsAreNotForEncryptedLinks(t *testing.T) {
+	var vms []*VM
+	for k, self := range []string{"a", "b"} {
+		vm := start(t, Config{Listen: "127.0.0.1:0", Self: self, Plain: k == 0})
+		processes(t, vm, k)
+		vms = append(vms, vm)
+		directs[vm] = true
+		defer delete(directs, vm)
+	}
+	wire(t, 1, 0, vms[0], Endpoint{Process: 0, Port: "next"}, vms[1], Endpoint{Process: 1, Port: "prev"})
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	results := make(chan error, 2)
+	for k, vm := range vms {
+		other := vms[1-k]
+		go func() {
+			results <- vm.Connect(ctx, []Peer{{other.config.Self, other.Address(), other.Fingerprint()}})
+		}()
+	}
+	told := 0
+	for range vms {
+		err := <-results
+		if err == nil {
+			t.Error("connected")
+		} else if strings.Contains(err.Error(), "unencrypted") && strings.Contains(err.Error(), "--plain-links") {
+			told++
+		}
+	}
+	if told == 0 {
+		t.Error("nobody says why")
+	}
+	if err := vms[0].AddChannel(Channel{ID: 2, Direct: true, From: Endpoint{Process: 0, Port: "x"}, To: Endpoint{Outside: "x"}}); err == nil {
+		t.Error("a direct channel leads outside")
+	}
+}
+
+// Who waits on a direct channel is never taken for deadlocked: whether something
+// is on its way there nobody between the two could say.
+func TestDirectWaitsAreNotQuiet(t *testing.T) {
+	a, b := directPair(t)
+	duplex(t, a, b, 0)
+	for k, vm := range []*VM{a, b} {
+		spawn(t, vm, k, built.c, "receive", "far", "100")
+	}
+	for range 20 {
+		if a.Quiet().Quiet || b.Quiet().Quiet {
+			t.Fatal("quiet, with processes that wait on direct channels")
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// A socket for a direct channel is for the peer at its other end alone.
+func TestDirectSocketsAreTheChannels(t *testing.T) {
+	a, b := pair(t, Config{Plain: true})
+	processes(t, a, 0)
+	processes(t, b, 1)
+	wire(t, 1, 0, a, Endpoint{Process: 0, Port: "next"}, b, Endpoint{Process: 1, Port: "prev"}) // not direct
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	for _, id := range []uint32{1, 7} {
+		d := &direct{vm: a, channel: &channel{Channel: Channel{ID: id, To: Endpoint{Peer: "b"}}}, fd: -1, up: make(chan struct{})}
+		if err := a.dialDirect(ctx, d, a.peers["b"]); err == nil {
+			t.Errorf("channel %d got a socket", id)
+		}
+	}
+	r := spawn(t, b, 1, built.c, "receive", "prev", "100")
+	spawn(t, a, 0, built.c, "send", "next", "10", "100").result()
+	if got := r.result(); got != "10" {
+		t.Errorf("got %q", got)
+	}
+}
