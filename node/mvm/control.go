@@ -40,7 +40,8 @@ type Start struct {
 	MemoryGroup string
 	Threads     int
 
-	Confinement int // level at which registered codecs and rules are confined, of Confinement
+	Confinement int           // level at which registered codecs and rules are confined, of Confinement
+	LogicTime   time.Duration // that one may take over an item; 0 is 30 s
 }
 
 // Ready answers Start.

@@ -169,7 +169,7 @@ type registered struct {
 }
 
 func (p *process) registered(kind, program string, most int, args ...string) *registered {
-	return &registered{process: p, name: program, source: kind + ":" + program, most: most, args: args, limit: logicTime, pidfd: -1, ended: make(chan struct{})}
+	return &registered{process: p, name: program, source: kind + ":" + program, most: most, args: args, limit: cmp.Or(p.start.LogicTime, logicTime), pidfd: -1, ended: make(chan struct{})}
 }
 
 var errEnded = errors.New("the queue uses it no more")

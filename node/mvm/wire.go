@@ -231,6 +231,7 @@ func (s *Start) visit(c *fields) {
 	integer(c, &s.MemoryMiB)
 	integer(c, &s.Threads)
 	integer(c, &s.Confinement)
+	integer(c, &s.LogicTime)
 }
 
 func (r *Ready) visit(c *fields) {

@@ -1,0 +1,202 @@
+package mvm
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"mvm/node/build"
+	"mvm/node/confine"
+	"mvm/queuevm"
+)
+
+// hostile is a codec that tries what it must not.
+func hostile(t *testing.T) Logic {
+	t.Helper()
+	python, ok := build.For(build.Python, build.NewDetector("", "").Compilers(t.Context()))
+	if !ok {
+		t.Skip("SKIPPED: a hostile codec is written in Python, and there is no python3; install it")
+	}
+	dir := t.TempDir()
+	for parent := dir; parent != "/"; parent = filepath.Dir(parent) { // as the cache of builds is readable
+		if info, err := os.Stat(parent); err == nil && info.Mode().Perm()&0o005 != 0o005 {
+			os.Chmod(parent, info.Mode().Perm()|0o055)
+		}
+	}
+	text, err := os.ReadFile("testdata/hostile.py")
+	if err == nil {
+		err = os.WriteFile(dir+"/hostile.py", text, 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Logic{Source: "codec:hostile@1", Artifact: dir, Command: []string{python.Command, "-I", dir + "/hostile.py"}}
+}
+
+// confined starts an attempt with a queue from in to out, in which a registered
+// codec is the one step, and a process that has a secret.
+func confined(t *testing.T, binary *os.File, cleaning string, level int, limit time.Duration, logic Logic) *launched {
+	t.Helper()
+	l := launch(t, binary, cleaning, func(s *Start) { s.Confinement, s.LogicTime = level, limit })
+	queue := Queue{Queue: queuevm.Queue{ID: 1, Name: "items", Type: queuevm.QueueFifo, Full: queuevm.FullBlock, Capacity: 1 << 20},
+		Steps: []Step{{Program: strings.TrimPrefix(logic.Source, "codec:"), Type: "some type"}}}
+	l.must(Request{Instantiate: &Instantiate{
+		Processes: []ProcessSpec{sh(0, "echo secret > secret; sleep 1000")},
+		Queues:    []Queue{queue}, Logic: []Logic{logic},
+		Channels: []queuevm.Channel{
+			{ID: 1, From: queuevm.Endpoint{Outside: "in"}, To: queuevm.Endpoint{Queue: 1}},
+			{ID: 2, From: queuevm.Endpoint{Queue: 1}, To: queuevm.Endpoint{Outside: "out"}},
+		},
+	}})
+	return l
+}
+
+// ask has an item converted.
+func (l *launched) ask(item string) string {
+	l.t.Helper()
+	l.must(Request{Enqueue: &Enqueue{Queue: "in", Items: [][]byte{[]byte(item)}, Timeout: time.Second}})
+	got := l.must(Request{Dequeue: &Dequeue{Queue: "out", Timeout: 30 * time.Second}}).Dequeue
+	if len(got.Items) != 1 {
+		l.t.Fatalf("no answer to %s: %+v", item, l.other)
+	}
+	return string(got.Items[0])
+}
+
+// failure waits for the reason why the attempt cannot go on.
+func (l *launched) failure() string {
+	l.t.Helper()
+	limit := time.After(30 * time.Second)
+	for {
+		select {
+		case e := <-l.Events():
+			if e.Failure != "" {
+				return e.Failure
+			}
+		case <-limit:
+			l.t.Fatal("the attempt does not fail")
+		}
+	}
+}
+
+// confinements runs a test at every level of cleaning, and at every level of
+// confinement that works there.
+func confinements(t *testing.T, test func(t *testing.T, binary *os.File, cleaning string, level int)) {
+	levels(t, func(t *testing.T, binary *os.File, cleaning string) {
+		best, err := Confine(binary, cleaning)
+		if err != nil || best.Level < 0 {
+			t.Skipf("SKIPPED: this machine cannot confine a codec: %v, missing %v", err, best.Missing)
+		}
+		t.Logf("level %d, missing %v", best.Level, best.Missing)
+		for _, level := range confine.Levels() {
+			if int(level) < best.Level || level == confine.Alone && slices.Contains(best.Missing, confine.Landlock) {
+				continue
+			}
+			t.Run([]string{"as-nobody", "as-self", "as-root", "alone"}[level], func(t *testing.T) { test(t, binary, cleaning, int(level)) })
+		}
+	})
+}
+
+// A hostile codec reaches nothing: no file of the job, no socket, no process, no
+// more memory than it may have; and it does not outlive the attempt.
+func TestHostileCodec(t *testing.T) {
+	logic := hostile(t)
+	confinements(t, func(t *testing.T, binary *os.File, cleaning string, level int) {
+		l := confined(t, binary, cleaning, level, 20*time.Second, logic)
+		if got := l.ask("hello"); got != "hello encode some type" {
+			t.Fatalf("it says %q", got)
+		}
+		if got := l.ask("sees"); got != "[0, 1, 2] {} (0, 0)" {
+			t.Errorf("its descriptors, environment and largest file are %s", got)
+		}
+		for _, attack := range []string{"read_job " + l.dir, "write " + l.dir, "network", "fork", "signals", "memory", "privileges"} {
+			if got := l.ask(attack); !strings.HasPrefix(got, "no: ") {
+				t.Errorf("%s: %s", attack, got)
+			} else if testing.Verbose() {
+				t.Logf("%s: %.300s", attack, got)
+			}
+		}
+		if s := l.must(Request{Inspect: &struct{}{}}).Inspect; len(s.Processes) != 1 || s.Processes[0].State != "running" {
+			t.Errorf("the job's process did not live through it: %+v", s.Processes)
+		}
+		if len(withMark(logic.Artifact)) == 0 {
+			t.Error("the codec does not show among the processes: the test proves nothing")
+		}
+		l.terminate()
+		nothingLeft(t, logic.Artifact)
+	})
+}
+
+// A codec that ends, hangs or talks nonsense fails the attempt, with what
+// happened; and even a killed MVM process leaves none.
+func TestFailingCodec(t *testing.T) {
+	logic := hostile(t)
+	levels(t, func(t *testing.T, binary *os.File, cleaning string) {
+		best, err := Confine(binary, cleaning)
+		if err != nil || best.Level < 0 {
+			t.Skipf("SKIPPED: this machine cannot confine a codec: %v, missing %v", err, best.Missing)
+		}
+		for attack, want := range map[string]string{
+			"crash":  "it was ended by SIGSEGV and gave no answer",
+			"leave":  "it ended with exit status 3 and gave no answer; it printed last: I am tired",
+			"hang":   "it did not answer within 1s",
+			"wrong":  "it answers with the status 7",
+			"huge":   "it answers with 4294967295 bytes, over the limit of",
+			"half":   "it did not answer within 1s",
+			"refuse": "not this one",
+		} {
+			t.Run(attack, func(t *testing.T) {
+				l := confined(t, binary, cleaning, best.Level, time.Second, logic)
+				l.must(Request{Enqueue: &Enqueue{Queue: "in", Items: [][]byte{[]byte("fine"), []byte(attack)}, Timeout: time.Second}})
+				got := l.failure()
+				if !strings.HasPrefix(got, "queue items: item 2 of ") || !strings.Contains(got, "step 1, encode hostile@1 some type: "+want) {
+					t.Errorf("the attempt fails with %q, want %q", got, want)
+				}
+				if attack == "hang" {
+					l.Kill() // as a machine that runs out of memory might
+					<-l.Done()
+					eventually(t, "no codec is left", func() bool { return len(withMark(logic.Artifact)) == 0 })
+					return
+				}
+				l.terminate()
+				nothingLeft(t, logic.Artifact)
+			})
+		}
+	})
+}
+
+// What was not built, or cannot be confined, does not start.
+func TestCodecThatCannotStart(t *testing.T) {
+	logic := hostile(t)
+	binary := slim(t)
+	for _, wrong := range []struct {
+		level int
+		known []Logic
+		want  string
+	}{{-1, []Logic{logic}, "cannot confine it"}, {int(confine.Alone), nil, "codec:hostile@1 was not built on this node"}} {
+		l := launch(t, binary, Subreaper, func(s *Start) { s.Confinement = wrong.level })
+		_, err := l.call(Request{Instantiate: &Instantiate{
+			Queues: []Queue{{Queue: queuevm.Queue{ID: 1, Name: "items", Type: queuevm.QueueFifo, Full: queuevm.FullBlock}, Steps: []Step{{Program: "hostile@1"}}}},
+			Logic:  wrong.known,
+			Channels: []queuevm.Channel{
+				{ID: 1, From: queuevm.Endpoint{Outside: "in"}, To: queuevm.Endpoint{Queue: 1}},
+				{ID: 2, From: queuevm.Endpoint{Queue: 1}, To: queuevm.Endpoint{Outside: "out"}},
+			},
+		}})
+		if err == nil || !strings.Contains(err.Error(), wrong.want) || !strings.Contains(err.Error(), "queue items") {
+			t.Errorf("%v, want %q", err, wrong.want)
+		}
+	}
+}
+
+// The program to confine travels as an argument of a process.
+func TestConfinedArguments(t *testing.T) {
+	want := confine.Program{Argv: []string{"/bin/a", "b c", ""}, Folders: []string{"/x"}, DataMiB: 7, Level: confine.AsRoot, Dies: true}
+	var got confine.Program
+	if err := json.Unmarshal([]byte(want.Arguments()[0]), &got); err != nil || !slices.Equal(got.Argv, want.Argv) || got.Level != want.Level || !got.Dies {
+		t.Errorf("%+v %v", got, err)
+	}
+}
