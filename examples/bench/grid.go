@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -32,17 +33,32 @@ type gridNode struct {
 // startGrid starts len(slots) nodes, each with flags, and returns when all can
 // be given jobs.
 func startGrid(ctx context.Context, b *bench, flags []string, slots ...int) (*grid, error) {
+	sites := make([]site, len(slots))
+	for i, n := range slots {
+		sites[i] = site{slots: n, flags: flags}
+	}
+	return startGridAt(ctx, b, sites)
+}
+
+// site is where and how a node runs.
+type site struct {
+	via   []string // the command that runs it there; nothing for here
+	slots int
+	flags []string
+}
+
+func startGridAt(ctx context.Context, b *bench, sites []site) (*grid, error) {
 	dir, err := b.folder("grid")
 	if err != nil {
 		return nil, err
 	}
 	g := &grid{}
-	for i, n := range slots {
-		args := append([]string{"--slots", strconv.Itoa(n), "--data", filepath.Join(dir, strconv.Itoa(i))}, flags...)
+	for i, s := range sites {
+		args := append([]string{"--slots", strconv.Itoa(s.slots), "--data", filepath.Join(dir, strconv.Itoa(i))}, s.flags...)
 		if i > 0 {
 			args = append(args, "--join", g.url)
 		}
-		node, err := startNode(b.mvm, filepath.Join(dir, fmt.Sprintf("%d.log", i)), args...)
+		node, err := startNode(s.via, b.mvm, filepath.Join(dir, fmt.Sprintf("%d.log", i)), args...)
 		if err != nil {
 			g.stop()
 			return nil, err
@@ -56,25 +72,27 @@ func startGrid(ctx context.Context, b *bench, flags []string, slots ...int) (*gr
 	}
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		nodes, err := g.Nodes(ctx)
-		if err == nil && len(nodes) == len(slots) {
+		if err == nil && len(nodes) == len(sites) {
 			return g, nil
 		}
 		if time.Now().After(deadline) {
 			g.stop()
-			return nil, fmt.Errorf("%d of %d nodes joined: %w", len(nodes), len(slots), err)
+			return nil, fmt.Errorf("%d of %d nodes joined: %w", len(nodes), len(sites), err)
 		}
 	}
 }
 
 // startNode starts a node and waits for its address.
-func startNode(mvm, log string, args ...string) (*gridNode, error) {
+func startNode(via []string, mvm, log string, args ...string) (*gridNode, error) {
 	file, err := os.Create(log)
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
 	n := &gridNode{log: log}
-	n.cmd = exec.Command(mvm, append([]string{"node", "--listen", "127.0.0.1:0", "--log-format", "json"}, args...)...)
+	words := append(slices.Clone(via), mvm, "node", "--listen", "127.0.0.1:0", "--log-format", "json")
+	words = append(words, args...)
+	n.cmd = exec.Command(words[0], words[1:]...)
 	n.cmd.Stderr = file
 	n.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	stdout, err := n.cmd.StdoutPipe()
