@@ -12,18 +12,23 @@ type Item struct {
 	Instruction bool // not data
 }
 
-func (i Item) inside() item {
-	it := item{meta: uint32(i.Priority) << 4, data: append([]byte{}, i.Data...)}
+func (i Item) inside() item { return item{meta: i.meta(), data: append([]byte{}, i.Data...)} }
+
+func (i Item) meta() uint32 {
 	if i.Instruction {
-		it.meta |= kindInstruction
+		return uint32(i.Priority)<<4 | kindInstruction
 	}
-	return it
+	return uint32(i.Priority) << 4
+}
+
+func outsideItem(it item) Item {
+	return Item{Data: it.data, Priority: uint8(it.priority()), Instruction: it.instructs()}
 }
 
 func outsideItems(items []item) []Item {
 	seen := make([]Item, len(items))
 	for k, it := range items {
-		seen[k] = Item{Data: it.data, Priority: uint8(it.priority()), Instruction: it.instructs()}
+		seen[k] = outsideItem(it)
 	}
 	return seen
 }

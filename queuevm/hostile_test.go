@@ -45,8 +45,8 @@ func FuzzReaderOfARing(f *testing.F) {
 			if err != nil {
 				break
 			}
-			if len(item) > minCapacity {
-				t.Fatalf("%d bytes out of a ring of %d", len(item), minCapacity)
+			if len(item.Data) > minCapacity {
+				t.Fatalf("%d bytes out of a ring of %d", len(item.Data), minCapacity)
 			}
 		}
 		g := giver{ring: r, tail: 64}

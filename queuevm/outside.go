@@ -127,6 +127,12 @@ func (vm *VM) LeadsIn(queue string) error {
 // when the taker is gone, ErrTooBig over Config.MaxItem or what a served queue can
 // hold, ErrFull where a served queue refuses what finds it full.
 func (vm *VM) Enqueue(ctx context.Context, queue string, item []byte) error {
+	return vm.EnqueueItem(ctx, queue, Item{Data: item})
+}
+
+// EnqueueItem is Enqueue of an item with its kind and priority.
+func (vm *VM) EnqueueItem(ctx context.Context, queue string, whole Item) error {
+	item := whole.Data
 	if len(item) > vm.config.MaxItem {
 		return fmt.Errorf("enqueue %d bytes to %q: %w: at most %d", len(item), queue, ErrTooBig, vm.config.MaxItem)
 	}
@@ -141,27 +147,27 @@ func (vm *VM) Enqueue(ctx context.Context, queue string, item []byte) error {
 		<-o.turn
 		return fmt.Errorf("enqueue %d bytes to %q: %w: the queue holds at most %d", len(item), queue, ErrTooBig, most)
 	}
-	meta := uint32(0)
-	if o.channel.verdicts.Load() {
-		meta = metaAwaits
+	meta, awaits := whole.meta(), o.channel.verdicts.Load()
+	if awaits {
+		meta |= metaAwaits
 	}
 	rest, err := o.begin(ctx, vm, meta, item)
-	if err == nil && (len(rest) > 0 || meta != 0) {
-		whole := make(chan error, 1)
+	if err == nil && (len(rest) > 0 || awaits) {
+		over := ctx.Done()
+		done := make(chan error, 1)
 		go func() {
 			err := o.finish(vm, meta, rest)
-			if err == nil && meta != 0 {
+			if err == nil && awaits {
 				err = o.verdict(vm)
 			}
 			<-o.turn
-			whole <- err
+			done <- err
 		}()
-		over := ctx.Done()
-		if meta != 0 { // such a queue keeps nobody waiting
+		if awaits { // such a queue keeps nobody waiting
 			over = nil
 		}
 		select {
-		case err = <-whole:
+		case err = <-done:
 		case <-over:
 		}
 	} else {
@@ -246,27 +252,33 @@ func (o *outside) putRecord(ctx context.Context, vm *VM, flags, meta uint32, tot
 // waiting for it until ctx ends. io.EOF is END, and stays. An item over
 // Config.MaxItem is ErrTooBig, and the channel is of no more use.
 func (vm *VM) Dequeue(ctx context.Context, queue string) ([]byte, error) {
+	item, err := vm.DequeueItem(ctx, queue)
+	return item.Data, err
+}
+
+// DequeueItem is Dequeue of an item with its kind and priority.
+func (vm *VM) DequeueItem(ctx context.Context, queue string) (Item, error) {
 	o, err := vm.find(queue, vm.takers, outOfJob)
 	if err == nil {
 		err = o.enter(ctx, vm)
 	}
 	if err != nil {
-		return nil, err
+		return Item{}, err
 	}
 	defer func() { <-o.turn }()
 	if o.failure != nil {
-		return nil, fmt.Errorf("dequeue from %q: %w", queue, o.failure)
+		return Item{}, fmt.Errorf("dequeue from %q: %w", queue, o.failure)
 	}
 	item, err := o.get(ctx, vm)
 	if err != nil && err != io.EOF {
-		return nil, fmt.Errorf("dequeue from %q: %w", queue, err)
+		return Item{}, fmt.Errorf("dequeue from %q: %w", queue, err)
 	}
 	return item, err
 }
 
 // get takes an item. What came of one when ctx ends is kept for the next call.
 // A served queue is asked for it, and always answers: also when ctx is over.
-func (o *outside) get(ctx context.Context, vm *VM) ([]byte, error) {
+func (o *outside) get(ctx context.Context, vm *VM) (Item, error) {
 	over := ctx.Err() != nil
 	for {
 		wait := ctx
@@ -282,7 +294,7 @@ func (o *outside) get(ctx context.Context, vm *VM) ([]byte, error) {
 			continue
 		}
 		if err != nil {
-			return nil, err
+			return Item{}, err
 		}
 		t := &o.taker
 		if r.control {
@@ -290,13 +302,13 @@ func (o *outside) get(ctx context.Context, vm *VM) ([]byte, error) {
 			t.head += r.size
 			t.release(vm.bell)
 			if over {
-				return nil, ctx.Err()
+				return Item{}, ctx.Err()
 			}
 			continue
 		}
 		whole, err := o.part.add(r, uint64(vm.config.MaxItem))
 		if err != nil {
-			return nil, o.spoil(vm, err)
+			return Item{}, o.spoil(vm, err)
 		}
 		t.head += r.size
 		if whole {
@@ -304,10 +316,10 @@ func (o *outside) get(ctx context.Context, vm *VM) ([]byte, error) {
 		}
 		t.release(vm.bell)
 		if whole {
-			item := o.part.bytes
+			got := outsideItem(item{meta: o.part.meta, data: o.part.bytes})
 			o.part.reset()
 			o.asked = false
-			return item, nil
+			return got, nil
 		}
 	}
 }

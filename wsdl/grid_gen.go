@@ -965,10 +965,10 @@ type Enqueue struct {
 
 	Item []*Binary `xml:"item" json:"item,omitempty"`
 
-	// Of all the items, 0 to 255. Only for a served queue's name.
+	// Of all the items, 0 to 255.
 	Priority int32 `xml:"priority,omitempty" json:"priority,omitempty"`
 
-	// true: the items are program text. Only for a served queue's name.
+	// true: the items are program text, for a processor.
 	Instruction bool `xml:"instruction,omitempty" json:"instruction,omitempty"`
 
 	// true: nothing more comes from outside; after these items the taker sees END.

@@ -191,6 +191,9 @@ func TestInstructions(t *testing.T) {
     p.instruct(head + b'shell -e\necho "in the shell: $*" >&2; exit 0')
     p.instruct(python.replace(b"import mvm", b"import mvm, sys") + b"out.enqueue(b'second ' + item[:1] + sys.argv[1].encode())")
     p.enqueue(b"c")`, "first a 7\nfirst " + strings.Repeat("b", 24) + " 3000006\nsecond can argument 19\n", ""},
+		{"a program that instructs", `
+    p.instruct(python + b"out.instruct(item); out.enqueue(item)")
+    p.enqueue(b"a")`, "a 1 instruction\na 1\n", ""},
 		{"no program", `
     p.instruct(head + b"c -O1\nint main(void) { return nothing; }")`, "", "item 1 of port hub, an instruction in c: source of the instruction does not build: gcc answered with exit status 1"},
 		{"the compiler's words", `

@@ -149,7 +149,7 @@ type Terminate struct {
 type Enqueue struct {
 	Queue   string
 	ID      int          // of a served queue that is kept here, instead of Queue
-	Meta    queuevm.Item // the priority and kind of all Items, for a served queue
+	Meta    queuevm.Item // the priority and kind of all Items
 	Items   [][]byte
 	End     bool
 	Timeout time.Duration

@@ -469,9 +469,6 @@ func (p *process) enqueue(r *Enqueue) (taken int, err error) {
 	if r.ID > 0 {
 		return p.enqueueServed(r)
 	}
-	if r.Meta.Priority > 0 || r.Meta.Instruction {
-		return 0, &Error{Code: "unsupported", Message: "a priority or kind of an item is for queues that a node keeps; outside:" + r.Queue + " leads into a channel"}
-	}
 	if err := p.vm.LeadsIn(r.Queue); err != nil {
 		return 0, err
 	}
@@ -483,7 +480,9 @@ func (p *process) enqueue(r *Enqueue) (taken int, err error) {
 	ctx, cancel := context.WithTimeout(p.life, max(r.Timeout, time.Millisecond))
 	defer cancel()
 	for _, item := range r.Items {
-		err := p.vm.Enqueue(ctx, r.Queue, item)
+		whole := r.Meta
+		whole.Data = item
+		err := p.vm.EnqueueItem(ctx, r.Queue, whole)
 		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, queuevm.ErrFull) {
 			return taken, nil
 		}

@@ -305,12 +305,16 @@ func (p *processor) relay(a *applied) {
 		return
 	}
 	for {
-		item, err := a.vm.Dequeue(context.Background(), "out")
+		item, err := a.vm.DequeueItem(context.Background(), "out")
 		if err == io.EOF {
 			return
 		}
 		for k := 0; err == nil && k < len(p.outs); k++ {
-			err = p.outs[k].Enqueue(item)
+			if item.Instruction {
+				err = p.outs[k].Instruct(item.Data)
+			} else {
+				err = p.outs[k].Enqueue(item.Data)
+			}
 			if errors.Is(err, client.ErrClosed) {
 				p.outs, err = slices.Delete(p.outs, k, k+1), nil
 				k--

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"mvm/wsdl"
@@ -116,6 +117,18 @@ func (c *Client) Enqueue(ctx context.Context, job, queue string, items [][]byte,
 		return 0, err
 	}
 	return int(wsdl.Or(answer.Accepted, 0)), nil
+}
+
+// Instruct puts an instruction into a queue of a running job: source for a processor
+// to build and to apply to the data after it. accepted is false when there was no
+// room for as long as wait, of 60 s at most.
+func (c *Client) Instruct(ctx context.Context, job, queue, language string, flags []string, source []byte, wait time.Duration) (accepted bool, err error) {
+	head := strings.Join(append([]string{"mvm-instruction 1", language}, flags...), " ") + "\n"
+	answer, err := c.queue.EnqueueContext(ctx, &wsdl.Enqueue{
+		Job: job, Queue: queue, Instruction: true, TimeoutMillis: int32(wait.Milliseconds()),
+		Item: []*wsdl.Binary{wsdl.Of(wsdl.Binary(head + string(source)))},
+	})
+	return err == nil && wsdl.Or(answer.Accepted, 0) > 0, err
 }
 
 // Dequeue takes up to limit items from a queue of a running job, waiting for the

@@ -454,22 +454,26 @@ func writeItem(w io.Writer, data []byte) error {
 func queuePutCommand() *cobra.Command {
 	var v gridVerb
 	var end, whole bool
+	var instruction string
 	var wait time.Duration
 	cmd := &cobra.Command{
 		Use:   "put JOB QUEUE [ITEM...]",
 		Short: "Enqueue items from outside the job",
 		Long: `Enqueues each ITEM, or else each line of standard input, into a queue of a
 running job: into an end that its profile opens to the outside, or into any
-served queue. --end then says that nothing more comes from outside.`,
+served queue. --end then says that nothing more comes from outside. With
+--instruction, standard input is source that a processor of the job builds and
+applies to the data after it.`,
 		Example: `  mvm queue put j-3f2a numbers 1 2 3 --end
   seq 1000 | mvm queue put j-3f2a numbers
-  mvm queue put j-3f2a pictures --whole < picture.png`,
+  mvm queue put j-3f2a pictures --whole < picture.png
+  mvm queue put j-3f2a programs --instruction "c -lm" < norm.c`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			return exactly("a JOB", "a QUEUE")(cmd, args[:min(len(args), 2)])
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if whole && len(args) > 2 {
-				return usagef("--whole makes one item of standard input; give no ITEM")
+			if (whole || instruction != "") && len(args) > 2 {
+				return usagef("--whole and --instruction make one item of standard input; give no ITEM")
 			}
 			c, err := v.dial(cmd)
 			if err != nil {
@@ -477,6 +481,22 @@ served queue. --end then says that nothing more comes from outside.`,
 			}
 			put := putter{ctx: cmd.Context(), c: c, job: args[0], queue: args[1], wait: wait}
 			switch {
+			case instruction != "":
+				source, err := io.ReadAll(cmd.InOrStdin())
+				if err != nil {
+					return err
+				}
+				words := strings.Fields(instruction)
+				if len(words) == 0 {
+					return usagef("--instruction %q names no language", instruction)
+				}
+				in, err := c.Instruct(put.ctx, put.job, put.queue, words[0], words[1:], source, min(wait, time.Minute))
+				if err != nil {
+					return err
+				}
+				if !in {
+					return &Exit{Code: ExitTimeout, Err: fmt.Errorf("the queue %s had no room for %v", put.queue, wait)}
+				}
 			case whole:
 				data, err := io.ReadAll(cmd.InOrStdin())
 				if err != nil {
@@ -514,6 +534,7 @@ served queue. --end then says that nothing more comes from outside.`,
 	v.flags(cmd, false)
 	cmd.Flags().BoolVar(&end, "end", false, "say END after the items")
 	cmd.Flags().BoolVar(&whole, "whole", false, "all of standard input is one item")
+	cmd.Flags().StringVar(&instruction, "instruction", "", "all of standard input is the source of an instruction, in this `LANGUAGE` with these flags for its compiler")
 	cmd.Flags().DurationVar(&wait, "wait", 30*time.Second, "how long to wait for room for each batch")
 	cmd.ValidArgsFunction = completeJobs(&v)
 	return cmd
