@@ -299,7 +299,6 @@ func (r *runner) spawn() *wsdl.Fault {
 		if err != nil {
 			return r.fault("read a queue", err)
 		}
-		queue.Program = q.Rule
 		message.Queues = append(message.Queues, queue)
 	}
 	message.Peers = peersOf(plan.Peer)

@@ -257,7 +257,7 @@ func channelOf(c *wsdl.Channel) (queuevm.Channel, error) {
 }
 
 func queueOf(q *wsdl.ServedQueue) (mvm.Queue, error) {
-	queue := mvm.Queue{Queue: queuevm.Queue{
+	queue := mvm.Queue{Program: q.Rule, Queue: queuevm.Queue{
 		ID: int(q.Id), Name: q.Name, Capacity: int(q.Capacity),
 		Type: queuevm.QueueType(wsdl.Or(q.Type_, "")), Full: queuevm.FullPolicy(wsdl.Or(q.Full, "")),
 	}}

@@ -13,8 +13,9 @@ import (
 // the broker's node; what is about the items of one queue goes to the node that
 // holds it, which the broker knows from its plan.
 
-// front is the queue service of the broker's node.
-func (q *queue) front() (*wsdl.QueueClient, error) {
+// front is the queue service of the broker's node. What was asked here and passes
+// on to there is not for the broker's own node, which would be asked for ever.
+func (q *queue) front(passes bool) (*wsdl.QueueClient, error) {
 	n := q.node
 	broker := ""
 	if n.config.BrokerURL != nil {
@@ -30,7 +31,7 @@ func (q *queue) front() (*wsdl.QueueClient, error) {
 	n.mu.Lock()
 	own := n.url
 	n.mu.Unlock()
-	if base == own {
+	if passes && base == own {
 		return nil, wsdl.NewFault(wsdl.FaultCodeInternal, fmt.Sprintf("node %s is the broker's, and its queue service does not lead there", n.id), "look into the node's log")
 	}
 	return wsdl.NewQueueClient(n.caller, base+"/services/queue"), nil
@@ -38,7 +39,7 @@ func (q *queue) front() (*wsdl.QueueClient, error) {
 
 // forward passes a request on to the broker's node.
 func forward[Request, Response any](ctx context.Context, q *queue, call func(*wsdl.QueueClient, context.Context, Request) (Response, error), request Request) (Response, error) {
-	front, err := q.front()
+	front, err := q.front(true)
 	if err != nil {
 		var none Response
 		return none, err
@@ -123,7 +124,7 @@ func route[Response any](ctx context.Context, q *queue, job, name string, ends b
 
 // locate asks the broker for one queue of a job.
 func (q *queue) locate(ctx context.Context, job, name string) (*wsdl.QueueStatus, error) {
-	front, err := q.front()
+	front, err := q.front(false)
 	if err != nil {
 		return nil, err
 	}

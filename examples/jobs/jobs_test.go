@@ -9,8 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"mvm/services/client"
 	"mvm/wsdl"
@@ -141,6 +143,99 @@ func TestSort(t *testing.T) {
 			fmt.Sprintf("nodes=%d", nodes), fmt.Sprintf("keys=%d", keys)))
 		checkSort(t, string(g.file(job, "sorter", 0, "stdout")), string(g.file(job, "sorter", 0, "sorted.txt")), processes, keys)
 		g.crossed(job, nodes)
+	}
+}
+
+// Registered codecs and rules are put on a queue while items flow through it, in
+// one version and then the next: each item comes once, in one form.
+func TestLogicOnALiveQueue(t *testing.T) {
+	g := startGrid(t, 2, 2)
+	program := func(kind wsdl.ProfileKind, name, answer string) {
+		t.Helper()
+		source := &wsdl.Source{Name: name, Language: wsdl.Of(wsdl.LanguagePython), File: []*wsdl.SourceFile{{Name: name + ".py", Text: `
+import struct, sys
+while head := sys.stdin.buffer.read(4):
+    item = sys.stdin.buffer.read(struct.unpack(">I", head)[0])
+    answer = ` + answer + `
+    sys.stdout.buffer.write(struct.pack(">BI", 0, len(answer)) + answer)
+    sys.stdout.buffer.flush()
+`}}}
+		p := &wsdl.Profile{Kind: &kind, Name: name, Description: "for TestLogicOnALiveQueue"}
+		if kind == wsdl.ProfileKindCodec {
+			p.Codec = source
+		} else {
+			p.Rule = source
+		}
+		if _, err := g.client.Register(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	program(wsdl.ProfileKindCodec, "tag", `item + b" one"`)
+	program(wsdl.ProfileKindCodec, "tag", `item + b" two"`)
+	program(wsdl.ProfileKindRule, "newest", `struct.pack(">q", -int(item[2:].split()[0]))`)
+	for _, nodes := range []int{2, 1} {
+		id := g.submit(request(t, "testdata/stream.xml", fmt.Sprintf("nodes=%d", nodes)))
+		// moved waits until more has come to the queue.
+		moved := func() {
+			t.Helper()
+			at := int64(-1)
+			g.eventually("items flow", func() (bool, string) {
+				found, err := g.client.Queues(t.Context(), &wsdl.ListQueues{Job: id})
+				if err != nil {
+					return false, err.Error()
+				}
+				for _, s := range found.Queue {
+					if in := wsdl.Or(s.ItemsIn, 0); s.Name == "stream" && at < 0 {
+						at = in
+					} else if s.Name == "stream" && in > at+100 {
+						return true, ""
+					}
+				}
+				return false, fmt.Sprintf("%d items came", at)
+			})
+		}
+		moved()
+		tag := func(version string) *wsdl.EncoderChain {
+			return &wsdl.EncoderChain{Encoder: []*wsdl.Encoder{{Registered: "tag", Version: wsdl.Of(wsdl.Number(version))}}}
+		}
+		for _, change := range []*wsdl.ChangeQueue{
+			{Encoders: tag("1")}, {Rule: wsdl.Of("newest")}, {Encoders: tag("2")}, {Encoders: &wsdl.EncoderChain{}}, {Rule: wsdl.Of("")},
+		} {
+			change.Job, change.Queue, change.WaitMillis = id, "stream", 20000
+			if _, err := g.client.ChangeQueue(t.Context(), change); err != nil {
+				t.Fatalf("change %+v: %v", change, err)
+			}
+			moved()
+		}
+		if _, err := g.client.Enqueue(t.Context(), id, "stop", [][]byte{[]byte("stop")}, true, time.Second); err != nil {
+			t.Fatal(err)
+		}
+		job := g.wait(id)
+		if wsdl.Or(job.State, "") != wsdl.JobStateSucceeded {
+			t.Fatalf("job %s is %s: %s", id, wsdl.Or(job.State, ""), job.Reason)
+		}
+		count, err := strconv.Atoi(strings.TrimSpace(string(g.file(job, "numbers", 0, "stdout"))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		tags := make([]string, count)
+		seen := make([]bool, count)
+		for line := range strings.Lines(string(g.file(job, "keep", 0, "items.txt"))) {
+			number, tag, _ := strings.Cut(strings.TrimSpace(line), " ")
+			n, err := strconv.Atoi(number)
+			if err != nil || n < 0 || n >= count || seen[n] {
+				t.Fatalf("%q came, of %d numbers, or came again", line, count)
+			}
+			seen[n], tags[n] = true, tag
+		}
+		if slices.Contains(seen, false) {
+			t.Errorf("of %d numbers %d is the first that did not come", count, slices.Index(seen, false))
+		}
+		if forms := slices.Compact(tags); !slices.Equal(forms, []string{"", "one", "two", ""}) {
+			t.Errorf("the forms follow each other as %q", forms)
+		}
+		g.crossed(job, nodes)
+		t.Logf("%d numbers", count)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"mvm/queuevm"
@@ -139,9 +140,6 @@ func (p *process) makeStep(r *Change) error {
 
 // alter changes a served queue.
 func (p *process) alter(a Alteration) error {
-	if a.Rule != nil {
-		return &Error{Code: "unsupported", Message: "a registered rule is not put on a live queue yet"}
-	}
 	change := queuevm.QueueChange{Type: a.Type, Full: a.Full, Capacity: a.Capacity, Link: a.Link}
 	if a.Steps != nil {
 		q := Queue{Queue: queuevm.Queue{ID: a.ID, Capacity: queuevm.ConvertedMax}, Steps: *a.Steps}
@@ -151,5 +149,20 @@ func (p *process) alter(a Alteration) error {
 		}
 		change.Converter = &converter
 	}
-	return p.vm.ChangeQueue(a.ID, change)
+	if a.Rule != nil {
+		change.Rule = new(p.rule(Queue{Program: *a.Rule}))
+	}
+	var err error
+	if slices.ContainsFunc(p.vm.InspectQueues(), func(q queuevm.QueueState) bool { return q.ID == a.ID }) { // it is kept here
+		err = p.begin(change.Converter, change.Rule)
+	}
+	if err == nil {
+		err = p.vm.ChangeQueue(a.ID, change)
+	}
+	if err != nil {
+		for _, program := range programs(change.Converter, change.Rule) {
+			program.end()
+		}
+	}
+	return err
 }

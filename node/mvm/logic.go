@@ -86,16 +86,25 @@ func (r *ranker) Close() error {
 	return nil
 }
 
+// programs are the registered ones among what converts and orders a queue; nil is
+// for what is not there.
+func programs(converter *queuevm.Converter, rule *queuevm.Rule) (all []*registered) {
+	if converter != nil {
+		if c, ok := (*converter).(*chain); ok {
+			all = append(all, c.programs...)
+		}
+	}
+	if rule != nil {
+		if r, ok := (*rule).(*ranker); ok {
+			all = append(all, r.registered)
+		}
+	}
+	return all
+}
+
 // begin starts what runs for a queue that is kept here.
-func (p *process) begin(q queuevm.Queue) error {
-	var all []*registered
-	if c, ok := q.Converter.(*chain); ok {
-		all = append(all, c.programs...)
-	}
-	if r, ok := q.Rule.(*ranker); ok {
-		all = append(all, r.registered)
-	}
-	for _, program := range all {
+func (p *process) begin(converter *queuevm.Converter, rule *queuevm.Rule) error {
+	for _, program := range programs(converter, rule) {
 		if err := program.begin(); err != nil {
 			return fmt.Errorf("%s: %w", program.source, err)
 		}

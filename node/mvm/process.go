@@ -116,7 +116,7 @@ func (p *process) instantiate(r *Instantiate) (int, error) {
 		q.Converter = converter
 		q.Rule = p.rule(q)
 		if q.Producers+q.Takers > 0 { // it is kept here
-			if err := p.begin(q.Queue); err != nil {
+			if err := p.begin(&q.Converter, &q.Rule); err != nil {
 				return 0, fmt.Errorf("instantiate: queue %s: %w", q.Name, err)
 			}
 		}

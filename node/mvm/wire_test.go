@@ -73,6 +73,8 @@ func fill(v reflect.Value, random *rand.Rand) {
 		v.SetInt(int64(random.Uint64()) >> random.IntN(64))
 	case reflect.Uint8, reflect.Uint32, reflect.Uint64:
 		v.SetUint(random.Uint64() >> random.IntN(64) & (1<<v.Type().Bits() - 1))
+	case reflect.Float64:
+		v.SetFloat(float64(random.Int32N(1<<20)) / 8)
 	case reflect.Interface: // nothing that can be sent
 	default:
 		panic("a control message has a field of kind " + v.Kind().String())

@@ -72,7 +72,7 @@ func (s *settings) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&s.kind, "type", "", "`TYPE`: "+strings.Join(queueTypes, ", "))
 	cmd.Flags().StringVar(&s.full, "full", "", "`POLICY` when it is full: "+strings.Join(fullPolicies, ", "))
 	cmd.Flags().Int64Var(&s.capacity, "capacity", 0, "`BYTES`, rounded up to a power of two from 4096")
-	cmd.Flags().StringArrayVar(&s.encoders, "encoder", nil, "`CODEC` that converts each item, as in json, json,decode or xdr,decode,type=double<>; repeatable, in order; none ends all")
+	cmd.Flags().StringArrayVar(&s.encoders, "encoder", nil, "`CODEC` that converts each item, as in json, json,decode or xdr,decode,type=double<> or registered:NAME@VERSION; repeatable, in order; none ends all")
 	cmd.RegisterFlagCompletionFunc("type", cobra.FixedCompletions(queueTypes, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RegisterFlagCompletionFunc("full", cobra.FixedCompletions(fullPolicies, cobra.ShellCompDirectiveNoFileComp))
 }
@@ -114,7 +114,18 @@ func (s *settings) chain() (*wsdl.EncoderChain, error) {
 			return chain, nil
 		}
 		codec, rest, more := strings.Cut(text, ",")
-		e := &wsdl.Encoder{Codec: wsdl.Of(wsdl.Codec(codec))}
+		e := &wsdl.Encoder{}
+		if registered, ok := strings.CutPrefix(codec, "registered:"); ok {
+			name, version, err := nameVersion(registered)
+			if err != nil {
+				return nil, err
+			}
+			if e.Registered = name; version > 0 {
+				e.Version = wsdl.Of(wsdl.Number(strconv.Itoa(version)))
+			}
+		} else {
+			e.Codec = wsdl.Of(wsdl.Codec(codec))
+		}
 		for more {
 			var word string
 			if typ, ok := strings.CutPrefix(rest, "type="); ok {
@@ -149,6 +160,7 @@ wait: its type, its capacity in jobs, its weight, or whether it is held.`,
 		Example: `  mvm queue set j-3f2a jobs --type priority
   mvm queue set j-3f2a sender[0]:out --capacity 1048576
   mvm queue set j-3f2a results --encoder xdr,decode,type=double<> --encoder json
+  mvm queue set j-3f2a alarms --encoder registered:frame@2 --rule urgent
   mvm queue set j-3f2a sender[0]:out --latency 20 --loss 0.01
   mvm queue set night --type priority --capacity 100
   mvm queue set night --hold`,
