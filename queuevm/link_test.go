@@ -12,7 +12,8 @@ import (
 type seen struct {
 	items, disorder     int
 	least, median, most float64 // microseconds
-	bandwidth           float64 // bits a second
+	bandwidth, total    float64 // bits a second between arrivals, and since the first was enqueued
+	late                float64 // microseconds: how late the machine woke the giver, if it was paced
 }
 
 // overLink runs one producer and one taker over a link and gives what the taker saw.
@@ -21,14 +22,19 @@ func overLink(t *testing.T, way route, l Link, capacity int, give ...string) see
 	vms := way.start(t)
 	b := newBench(t, vms, way.home, Queue{Type: QueueFifo, Full: FullBlock, Capacity: capacity, Link: l}, []int{way.producer}, []int{way.taker})
 	taker := spawn(t, b.vms[way.taker], 100, built.link, "sink", "queue")
-	spawn(t, b.vms[way.producer], 0, built.link, append([]string{give[0], "queue"}, give[1:]...)...).result()
-	return sight(t, taker)
+	late := spawn(t, b.vms[way.producer], 0, built.link, append([]string{give[0], "queue"}, give[1:]...)...).result()
+	s := sight(t, taker)
+	if give[0] == "pace" {
+		_, err := fmt.Sscan(late, &s.late)
+		must(t, err)
+	}
+	return s
 }
 
 func sight(t *testing.T, taker *child) (s seen) {
 	t.Helper()
 	text := taker.result()
-	if _, err := fmt.Sscan(text, &s.items, &s.disorder, &s.least, &s.median, &s.most, &s.bandwidth); err != nil {
+	if _, err := fmt.Sscan(text, &s.items, &s.disorder, &s.least, &s.median, &s.most, &s.bandwidth, &s.total); err != nil {
 		t.Fatalf("%q: %v", text, err)
 	}
 	if s.disorder > 0 {
@@ -37,38 +43,42 @@ func sight(t *testing.T, taker *child) (s seen) {
 	return s
 }
 
-// linkTries is how often a measurement may fail on a machine that does other
-// things: that it is right once shows that the link can be, and a link that is
-// wrong is so each time.
-const linkTries = 5
-
-// measured repeats a measurement until it is within a tenth of what was asked.
-func measured(t *testing.T, what string, asked float64, measure func() float64) {
+// measured repeats a measurement until it is within a tenth of what was asked,
+// for a while: on a machine that does other things, that it is right once shows
+// that the link can be, and one that is wrong is so each time. allow is what the
+// machine itself was seen to be off by.
+func measured(t *testing.T, what string, asked float64, measure func() (got, allow float64)) {
 	t.Helper()
 	var all []string
-	for range linkTries {
-		got := measure()
+	for begin := time.Now(); len(all) < 5 || time.Since(begin) < 10*time.Second; {
+		got, allow := measure()
 		all = append(all, fmt.Sprintf("%.4g", got))
-		if math.Abs(got-asked) <= asked/10 {
+		if got >= 0.9*asked-allow && got <= 1.1*asked+allow {
 			t.Logf("%s: asked %.4g, got %s", what, asked, strings.Join(all, ", "))
+			return
+		}
+		if t.Failed() {
 			return
 		}
 	}
 	t.Errorf("%s: asked %.4g, got %s", what, asked, strings.Join(all, ", "))
 }
 
+// wakes is what three wake-ups cost above the 60 us or so that they do on an idle
+// machine.
+func (s seen) wakes() float64 { return 3 * max(0, s.late-60) }
+
 func TestLinkLatency(t *testing.T) {
 	for _, way := range routes[:3] {
 		for _, latency := range []time.Duration{time.Millisecond, 5 * time.Millisecond, 50 * time.Millisecond} {
 			t.Run(fmt.Sprint(way.name, "/", latency), func(t *testing.T) {
 				asked := float64(latency / time.Microsecond)
-				measured(t, "median in us", asked, func() float64 {
+				measured(t, "median in us", asked, func() (float64, float64) {
 					s := overLink(t, way, Link{Latency: latency}, 0, "pace", "100", "3000", "64")
 					if s.items != 100 || s.least < asked*0.9 {
 						t.Errorf("%d of 100 items came, the first after %v us", s.items, s.least)
 					}
-					t.Logf("%+v", s)
-					return s.median
+					return s.median, s.wakes()
 				})
 			})
 		}
@@ -80,18 +90,18 @@ func TestLinkBandwidth(t *testing.T) {
 		for _, c := range []struct {
 			bandwidth float64
 			size      int
-		}{{1e6, 1000}, {1e6, 16}, {10e6, 1 << 16}, {100e6, 1000}, {1000e6, 1 << 20}, {1000e6, 1 << 14}} {
+		}{{1e6, 1000}, {10e6, 1 << 16}, {100e6, 1000}, {1000e6, 1 << 20}} {
 			t.Run(fmt.Sprint(way.name, "/", c.bandwidth/1e6, "Mbit/", c.size), func(t *testing.T) {
 				count := int(max(c.bandwidth*0.3/8/float64(c.size), 10))
-				measured(t, "bits a second", c.bandwidth, func() float64 {
+				measured(t, "bits a second", c.bandwidth, func() (float64, float64) {
 					s := overLink(t, way, Link{Latency: time.Millisecond, Bandwidth: c.bandwidth}, 4<<20, "flood", fmt.Sprint(count), fmt.Sprint(c.size))
 					if s.items != count {
 						t.Errorf("%d of %d items came", s.items, count)
 					}
-					if s.bandwidth > 1.1*c.bandwidth {
-						t.Errorf("%v bits a second came over a link of %v", s.bandwidth, c.bandwidth)
+					if s.total > 1.01*c.bandwidth {
+						t.Errorf("%v bits a second came over a link of %v", s.total, c.bandwidth)
 					}
-					return s.bandwidth
+					return s.bandwidth, 0
 				})
 			})
 		}
@@ -125,15 +135,15 @@ func TestLinkLoss(t *testing.T) {
 
 func TestLinkJitter(t *testing.T) {
 	const latency, jitter = 20 * time.Millisecond, 4 * time.Millisecond
-	measured(t, "median in us", 20_000, func() float64 {
+	measured(t, "median in us", 20_000, func() (float64, float64) {
 		s := overLink(t, routes[0], Link{Latency: latency, Jitter: jitter, Seed: 1}, 0, "pace", "200", "8000", "64")
 		if s.least < 0.9*16_000 || s.items != 200 {
 			t.Errorf("%+v", s)
 		}
-		if s.least > 17_000 || s.most < 23_000 {
+		if s.least > 17_000+s.wakes() || s.most < 23_000 {
 			t.Errorf("the items took %v to %v us, which is no jitter of 4 ms around 20", s.least, s.most)
 		}
-		return s.median
+		return s.median, s.wakes()
 	})
 	// Faster than the jitter: the order is kept all the same, which sink sees.
 	if s := overLink(t, routes[2], Link{Latency: latency, Jitter: jitter}, 0, "pace", "500", "500", "64"); s.items != 500 {
