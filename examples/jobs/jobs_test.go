@@ -121,6 +121,42 @@ func (g *grid) register(path string) int {
 	return version
 }
 
+// A profile's links are what it asks for, to a tenth, within a node and between
+// two. Of a busy machine the best of some runs is judged.
+func TestNetwork(t *testing.T) {
+	g := startGrid(t, 2, 2)
+	for _, nodes := range []int{1, 2} {
+		for _, asked := range [][3]float64{{5, 10, 0.1}, {50, 1, 0.5}} {
+			names := []string{"latency", "bandwidth", "loss"}
+			arguments := []string{fmt.Sprintf("nodes=%d", nodes)}
+			for k, name := range names {
+				arguments = append(arguments, fmt.Sprintf("%s=%v", name, asked[k]))
+			}
+			var seen []string
+			within := [3]bool{}
+			for len(seen) < 6 && within != [3]bool{true, true, true} {
+				job := g.run(request(t, "network/network.xml", arguments...))
+				g.crossed(job, nodes)
+				text := string(g.file(job, "far", 0, "stdout"))
+				var got [3]float64
+				if _, err := fmt.Sscanf(text, "latency %f ms, bandwidth %f Mbit/s, loss %f", &got[0], &got[1], &got[2]); err != nil {
+					t.Fatalf("%q: %v", text, err)
+				}
+				for k := range got {
+					within[k] = within[k] || got[k] >= 0.9*asked[k] && got[k] <= 1.1*asked[k]
+				}
+				if got[0] < 0.9*asked[0] {
+					t.Errorf("half of the items took less than %v ms over a link of %v ms", got[0], asked[0])
+				}
+				seen = append(seen, text)
+			}
+			if within != [3]bool{true, true, true} {
+				t.Errorf("on %d nodes %v was asked for, and seen: %s", nodes, asked, strings.Join(seen, ""))
+			}
+		}
+	}
+}
+
 // A codec that is registered as source, in C, translates for a program in Python,
 // and a rule, in Python, says what goes first and what is dropped.
 func TestAlarms(t *testing.T) {
