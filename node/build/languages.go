@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 )
@@ -89,8 +88,12 @@ func (b *builder) golang(ctx context.Context) error {
 // goVersion is the language version of the compiler found, so that neither
 // module asks for a newer one.
 func (b *builder) goVersion() string {
-	if m := regexp.MustCompile(`^go(1\.\d+)`).FindStringSubmatch(b.Compiler.Version); m != nil {
-		return m[1]
+	// By hand: package regexp, and Unicode's tables with it, would be a part of
+	// each start of the MVM process.
+	if minor, ok := strings.CutPrefix(b.Compiler.Version, "go1."); ok {
+		if minor = minor[:len(minor)-len(strings.TrimLeft(minor, "0123456789"))]; minor != "" {
+			return "1." + minor
+		}
 	}
 	return "1.23"
 }
