@@ -150,3 +150,33 @@ func TestBadStarts(t *testing.T) {
 		t.Error("it runs from the command line")
 	}
 }
+
+// TestSignalsOfPrograms: no signal of a program's ends PID 1 of its namespace,
+// and programs have no handler or mask of PID 1's.
+func TestSignalsOfPrograms(t *testing.T) {
+	binary := slim(t)
+	if !Works(binary, PIDNamespace) {
+		t.Skip("SKIPPED: this user may make no PID namespace: run as root")
+	}
+	l := launch(t, binary, PIDNamespace, nil)
+	all := "1 2 3 6 9 10 12 13 14 15 16 19 24 25 26 29 30 40" // as signal(7) has them on most machines
+	l.run(sh(0, "for i in 1 2 3 4 5 6 7 8 9 10; do for s in "+all+"; do kill -$s 1 || exit 1; done; done; sleep 0.05; grep -E '^Sig(Blk|Ign)' /proc/self/status"),
+		sh(1, "kill -TERM $$; sleep 1000"), sh(2, "kill -PIPE $$; sleep 1000"))
+	if s := l.await(0); s.ExitCode != 0 {
+		t.Errorf("%+v", s)
+	}
+	for _, line := range strings.Split(strings.TrimSpace(l.printed(0, "stdout")), "\n") {
+		if !strings.HasSuffix(line, "\t0000000000000000") {
+			t.Errorf("a program has %q", line)
+		}
+	}
+	for id, signal := range map[int]string{1: "SIGTERM", 2: "SIGPIPE"} {
+		if s := l.await(id); s.Signal != signal {
+			t.Errorf("%s ends a program as %+v", signal, s)
+		}
+	}
+	if _, err := l.call(Request{Inspect: &struct{}{}}); err != nil {
+		t.Errorf("a program's signals ended the MVM process: %v", err)
+	}
+	l.terminate()
+}

@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"sync"
 	"syscall"
@@ -112,12 +111,13 @@ func Main(args []string) int {
 
 // isolate makes this process the one that ends all others.
 func isolate(cleaning string) error {
-	// Handlers, not SIG_IGN: that would pass to the programs. As PID 1 it is
-	// out of the reach of their signals but for those that have a handler, and Go
-	// has one for each; without them, a program's SIGTERM ended it now and then
-	// all the same (seen with Linux 6.18).
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGPIPE, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM)
+	if err := deaf(); err != nil {
+		return err
+	}
+	// Go ends a program that writes to a broken pipe as its descriptor 2.
+	if fd, err := unix.FcntlInt(2, unix.F_DUPFD_CLOEXEC, ControlFD+1); err == nil {
+		os.Stderr = os.NewFile(uintptr(fd), "stderr")
+	}
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("forbid core dumps: %w", err)
 	}
@@ -144,6 +144,12 @@ func isolate(cleaning string) error {
 		return nil
 	}
 	return fmt.Errorf("the level of cleaning %q is none of %s, %s, %s", cleaning, PIDNamespace, CGroup, Subreaper)
+}
+
+// signals are those that a program might send, and that say nothing of this one.
+func signals() []unix.Signal {
+	return []unix.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGABRT, unix.SIGPIPE, unix.SIGALRM, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2,
+		unix.SIGSTKFLT, unix.SIGXCPU, unix.SIGXFSZ, unix.SIGVTALRM, unix.SIGIO, unix.SIGPWR}
 }
 
 func newProcess(start Start, w *wire, cleaning string) (*process, error) {
