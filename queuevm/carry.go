@@ -18,7 +18,8 @@ type outlet struct {
 	most    uint64 // the most that was ever sent on any connection
 	limit   uint64 // the peer has room up to here
 	synced  bool   // the peer said on this connection where it stands
-	ended   bool   // END was sent on this connection
+	said    uint8  // END as it was sent on this connection, 0 before
+	over    bool   // the peer was told that nothing is left of the channel
 	refused bool   // the taker is gone
 	heard   uint32 // the taker's state as the peer last said
 	level   uint32 // and its demand, or the home's verdict
@@ -35,7 +36,7 @@ func (o *outlet) sync(f frame) error {
 		return fmt.Errorf("channel %d: the peer acknowledged byte %d, not between %d and %d", f.channel, f.offset, from, to)
 	}
 	if !o.synced {
-		o.sent, o.synced, o.ended = f.offset, true, false
+		o.sent, o.synced, o.said = f.offset, true, 0
 	}
 	o.limit = f.offset + uint64(f.length)
 	return nil
@@ -52,7 +53,9 @@ type inlet struct {
 	told     uint32 // the taker's state as last sent
 	level    uint32 // its demand, or the home's verdict, as last sent
 	ended    bool
-	armed    bool // the consumer was told that the daemon sleeps
+	how      uint8 // END as it came
+	over     bool  // the peer has nothing left of the channel
+	armed    bool  // the consumer was told that the daemon sleeps
 }
 
 // room is how far the peer may send.
@@ -66,13 +69,24 @@ func (c *channel) stirred() bool {
 	if c.front != nil && c.front.stirred() || c.back != nil && c.back.stirred() {
 		return true
 	}
-	if o := c.out; o != nil && !o.refused {
-		if o.armed && atomic.LoadUint32(&h.consumerWaits) == awake || !o.ended && atomic.LoadUint32(&h.producerState) != 0 {
-			return true
-		}
+	if o := c.out; o != nil && (!o.refused && o.armed && atomic.LoadUint32(&h.consumerWaits) == awake || c.end() != o.said) {
+		return true
 	}
 	i := c.in
-	return i != nil && (i.armed && atomic.LoadUint32(&h.producerWaits) == awake || atomic.LoadUint32(&h.consumerState) != i.told)
+	return i != nil && (i.armed && atomic.LoadUint32(&h.producerWaits) == awake || atomic.LoadUint32(&h.consumerState)&endBits != i.told)
+}
+
+// end is END as an outlet's peer must hear of it, 0 while there is none. When the
+// taker is gone the peer only needs to hear of SWITCH.
+func (c *channel) end() uint8 {
+	state := atomic.LoadUint32(&c.ring.header.producerState)
+	if o := c.out; state == 0 || o.over || o.refused && state&stateSwitched == 0 {
+		return o.said
+	}
+	if c.broken {
+		state |= stateBroken
+	}
+	return uint8(state&endBits) | stateClosed
 }
 
 // arm announces on the ring that the daemon is about to sleep, where news from
@@ -122,14 +136,17 @@ func (c *channel) step(vm *VM) bool {
 func (c *channel) stepOut(vm *VM) bool {
 	o := c.out
 	p := o.peer
-	if o.refused || !o.synced || !p.writable() {
+	if !o.synced || o.over || !p.writable() {
 		return false
 	}
-	state := atomic.LoadUint32(&o.header.producerState) // before tail: END comes after what was published
+	end := c.end() // before tail: END comes after what was published
+	if o.refused {
+		return c.farewell(vm, end, o.sent)
+	}
 	if !c.broken {
 		if _, err := o.ready(); err != nil {
 			vm.breaks(c, err)
-			state = stateClosed | stateBroken
+			end = stateClosed | stateBroken
 		}
 	}
 	items := atomic.LoadUint64(&o.header.itemsIn) // after tail: of what is sent, none is left uncounted
@@ -143,9 +160,22 @@ func (c *channel) stepOut(vm *VM) bool {
 		c.carried += n
 		return true
 	}
-	if state != 0 && o.sent == tail && !o.ended {
-		p.queue(frame{kind: frameEnd, channel: c.ID, offset: tail, flags: uint8(state&(stateLost|stateBroken)) | stateClosed}, nil)
-		o.ended = true
+	return o.sent == tail && c.farewell(vm, end, tail)
+}
+
+// farewell says END, and when the peer has heard of SWITCH and needs nothing more,
+// that nothing is left of the channel here.
+func (c *channel) farewell(vm *VM, end uint8, at uint64) bool {
+	o := c.out
+	if end != o.said {
+		o.peer.queue(frame{kind: frameEnd, channel: c.ID, offset: at, flags: end}, nil)
+		o.said = end
+		return true
+	}
+	if o.said != 0 && o.heard&stateClosed != 0 && (uint32(o.said)|o.heard)&stateSwitched != 0 && o.head == o.sent {
+		o.peer.queue(frame{kind: frameGone, channel: c.ID}, nil)
+		o.over = true
+		vm.review(c)
 		return true
 	}
 	return false
@@ -161,10 +191,11 @@ func (c *channel) acknowledge(vm *VM, f frame) error {
 		o.head = f.offset
 		o.taker.release(vm.bell)
 	}
+	news := uint32(f.flags) &^ o.heard
 	o.heard = uint32(f.flags)
 	o.level = f.items
 	c.levelled(vm, f.items)
-	if f.flags != 0 && !o.refused {
+	if news != 0 {
 		o.refused = true
 		o.ring.endConsumer(uint32(f.flags)|stateClosed, vm.bell)
 		c.direct.shut(unix.SHUT_RDWR)
@@ -176,10 +207,10 @@ func (c *channel) acknowledge(vm *VM, f frame) error {
 func (c *channel) stepIn(vm *VM) bool {
 	i := c.in
 	p := i.peer
-	if !p.writable() {
+	if i.over || !p.writable() {
 		return false
 	}
-	state := atomic.LoadUint32(&i.header.consumerState)
+	state := atomic.LoadUint32(&i.header.consumerState) & endBits
 	if !c.broken {
 		if _, err := i.free(); err != nil {
 			vm.breaks(c, err)
@@ -191,7 +222,7 @@ func (c *channel) stepIn(vm *VM) bool {
 		return false
 	}
 	i.acked, i.limit, i.due, i.told, i.level = got, max(i.limit, i.room()), false, state, level
-	p.queue(frame{kind: frameAck, channel: c.ID, offset: got, length: uint32(i.limit - got), items: level, flags: uint8(state & (stateClosed | stateLost | stateBroken))}, nil)
+	p.queue(frame{kind: frameAck, channel: c.ID, offset: got, length: uint32(i.limit - got), items: level, flags: uint8(state)}, nil)
 	return true
 }
 
@@ -205,7 +236,7 @@ func (i *inlet) owes(state uint32) bool {
 // starts readies both ends for a new connection.
 func (c *channel) starts() {
 	if c.out != nil {
-		c.out.synced, c.out.ended = false, false
+		c.out.synced, c.out.said = false, 0
 	}
 	if c.in != nil {
 		c.in.received &^= 7
@@ -229,8 +260,9 @@ func (c *channel) finish(vm *VM, f frame) error {
 	}
 	i.due = true // so that the peer's ring is free
 	vm.heat(c)
-	if !i.ended {
+	if f.flags&^i.how != 0 {
 		i.ended = true
+		i.how |= f.flags
 		c.ring.endProducer(uint32(f.flags), vm.bell)
 		if f.flags&stateLost != 0 {
 			c.direct.shut(unix.SHUT_RDWR)
@@ -239,10 +271,22 @@ func (c *channel) finish(vm *VM, f frame) error {
 	return nil
 }
 
+// forget takes the peer's word that nothing is left of a channel there.
+func (c *channel) forget(vm *VM) {
+	i := c.in
+	if !i.ended {
+		i.ended = true
+		c.ring.endProducer(stateClosed|stateSwitched, vm.bell)
+	}
+	i.over = true
+	vm.heat(c)
+	vm.review(c)
+}
+
 // lose ends both ways of a channel whose peer is gone.
 func (c *channel) lose(vm *VM) {
 	c.direct.shut(unix.SHUT_RDWR)
-	if c.out != nil && !c.out.refused && !(c.out.ended && c.out.head == c.out.taker.tail) {
+	if c.out != nil && !c.out.refused && !c.out.over && !(c.out.said != 0 && c.out.head == c.out.taker.tail) {
 		c.lost, c.out.refused = true, true
 		c.ring.endConsumer(stateClosed|stateLost, vm.bell)
 	}

@@ -70,7 +70,7 @@ func (vm *VM) ChangeQueue(id int, change QueueChange) error {
 	}
 	gone := make([]bool, len(q.backs))
 	for k, b := range q.backs {
-		gone[k] = b.gone
+		gone[k] = b.gone || b.parting
 	}
 	if rule == nil {
 		q.store.setRuled(false, gone)

@@ -13,11 +13,14 @@ import (
 // either end. Guarded by VM.mu, but for the outside ends, which have their own turn.
 type channel struct {
 	Channel
-	ring *ring
-	out  *outlet  // To is a peer: the daemon takes from the ring and sends
-	in   *inlet   // From is a peer: the daemon receives and gives to the ring
-	give *outside // From is outside
-	take *outside // To is outside
+	told   bool     // its producer was told to end it with SWITCH
+	ending bool     // it is over, and the loop is about to remove it
+	after  *channel // which the outside end that takes goes on with
+	ring   *ring
+	out    *outlet  // To is a peer: the daemon takes from the ring and sends
+	in     *inlet   // From is a peer: the daemon receives and gives to the ring
+	give   *outside // From is outside
+	take   *outside // To is outside
 
 	direct *direct // its items go over a socket of the two processes; the ring tells only of ends
 
@@ -75,11 +78,7 @@ func (vm *VM) AddChannel(c Channel) error {
 	vm.channels[c.ID] = made
 	switch {
 	case c.From.home():
-	case c.From.local():
-		vm.processes[c.From.Process].port(c.From.Port).out = made
-	case c.From.Outside != "":
-		made.give = newOutside(made)
-		vm.givers[c.From.Outside] = made
+	case c.From.local(), c.From.Outside != "":
 	default:
 		p := vm.peer(c.From.Peer)
 		made.in = &inlet{giver: giver{ring: r}, peer: p, due: true}
@@ -87,11 +86,7 @@ func (vm *VM) AddChannel(c Channel) error {
 	}
 	switch {
 	case c.To.home():
-	case c.To.local():
-		vm.processes[c.To.Process].port(c.To.Port).in = made
-	case c.To.Outside != "":
-		made.take = newOutside(made)
-		vm.takers[c.To.Outside] = made
+	case c.To.local(), c.To.Outside != "":
 	default:
 		p := vm.peer(c.To.Peer)
 		made.out = &outlet{taker: taker{ring: r}, peer: p}
@@ -102,6 +97,11 @@ func (vm *VM) AddChannel(c Channel) error {
 				vm.cut(p, err)
 			}
 		}
+	}
+	vm.follow(made)
+	vm.changes++
+	if made.back != nil {
+		made.back.queue.settle(vm) // it may be at its end
 	}
 	if !c.From.local() || !c.To.local() {
 		vm.carried = append(vm.carried, made)
@@ -115,7 +115,7 @@ func (vm *VM) AddChannel(c Channel) error {
 }
 
 func (vm *VM) checkChannel(c Channel) error {
-	if vm.channels[c.ID] != nil {
+	if vm.channels[c.ID] != nil || vm.removed[c.ID] {
 		return fmt.Errorf("the id is taken")
 	}
 	if c.Capacity < 0 || c.Capacity > maxCapacity {
@@ -139,30 +139,30 @@ func (vm *VM) checkChannel(c Channel) error {
 		return fmt.Errorf("it leads from one served queue to another")
 	}
 	if c.From.Queue != 0 {
-		if err := vm.checkQueue(c.From, func(q *queue) bool { return len(q.backs) >= q.Takers }); err != nil {
+		if err := vm.checkQueue(c.From, (*queue).deserted); err != nil {
 			return err
 		}
 	}
 	if c.To.Queue != 0 {
-		if err := vm.checkQueue(c.To, func(q *queue) bool { return len(q.fronts) >= q.Producers }); err != nil {
+		if err := vm.checkQueue(c.To, (*queue).complete); err != nil {
 			return err
 		}
 	}
-	if c.From.Outside != "" && vm.givers[c.From.Outside] != nil || c.To.Outside != "" && vm.takers[c.To.Outside] != nil {
+	if c.After == 0 && (c.From.Outside != "" && vm.givers[c.From.Outside] != nil || c.To.Outside != "" && vm.takers[c.To.Outside] != nil) {
 		return fmt.Errorf("the outside queue is taken")
 	}
 	if c.From.local() {
-		if err := vm.checkPort(c.From, func(p *port) *channel { return p.out }); err != nil {
+		if err := vm.checkPort(c.From, c.After, func(p *port) []*channel { return p.outs }); err != nil {
 			return err
 		}
 	}
 	if c.To.local() {
-		return vm.checkPort(c.To, func(p *port) *channel { return p.in })
+		return vm.checkPort(c.To, c.After, func(p *port) []*channel { return p.ins })
 	}
 	return nil
 }
 
-func (vm *VM) checkPort(e Endpoint, way func(*port) *channel) error {
+func (vm *VM) checkPort(e Endpoint, after uint32, way func(*port) []*channel) error {
 	p := vm.processes[e.Process]
 	if p == nil {
 		return fmt.Errorf("process %d: %w", e.Process, ErrUnknown)
@@ -170,7 +170,7 @@ func (vm *VM) checkPort(e Endpoint, way func(*port) *channel) error {
 	if e.Port == "" || len(e.Port) > 255 || strings.ContainsFunc(e.Port, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
 		return fmt.Errorf("port name %q is not 1 to 255 bytes without spaces", e.Port)
 	}
-	if q := p.ports[e.Port]; q != nil && way(q) != nil {
+	if q := p.ports[e.Port]; q != nil && len(way(q)) > 0 && after == 0 {
 		return fmt.Errorf("port %q of process %d already leads that way", e.Port, e.Process)
 	}
 	return nil
@@ -202,7 +202,7 @@ func (vm *VM) Inspect() []ChannelState {
 		h := c.ring.header
 		head := atomic.LoadUint64(&h.head) // before tail: depth is never negative by haste
 		tail := atomic.LoadUint64(&h.tail)
-		giver, taker := atomic.LoadUint32(&h.producerState), atomic.LoadUint32(&h.consumerState)
+		giver, taker := atomic.LoadUint32(&h.producerState), atomic.LoadUint32(&h.consumerState)&^controlBits
 		s := ChannelState{
 			ID: c.ID, From: c.From, To: c.To, Capacity: c.Capacity,
 			ItemsIn: atomic.LoadUint64(&h.itemsIn), ItemsOut: atomic.LoadUint64(&h.itemsOut),
@@ -212,6 +212,7 @@ func (vm *VM) Inspect() []ChannelState {
 			GiverClosed: giver != 0, TakerClosed: taker != 0,
 			Broken: c.broken || (giver|taker)&stateBroken != 0,
 			Lost:   c.lost || (giver|taker)&stateLost != 0,
+			Switch: c.switched(),
 		}
 		if c.out != nil {
 			s.ItemsOut = c.out.items // the ring hears of them when the peer has them

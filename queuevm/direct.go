@@ -213,7 +213,8 @@ func (q *port) sockets(p *process, name string) (string, []int) {
 	var there [2]int
 	var fds []int
 	given := false
-	for k, c := range []*channel{q.out, q.in} {
+	out, in := p.current(q)
+	for k, c := range []*channel{out, in} {
 		if c == nil || c.direct == nil {
 			continue
 		}
@@ -231,7 +232,7 @@ func (q *port) sockets(p *process, name string) (string, []int) {
 	if given && len(fds) == 0 {
 		return fmt.Sprintf("error port %q has a direct channel, which was opened before: what was read ahead of it then is gone, so a program that replaces another cannot open it again", name), nil
 	}
-	for _, c := range []*channel{q.out, q.in} {
+	for _, c := range []*channel{out, in} {
 		if c != nil && c.direct != nil {
 			c.direct.given = true
 		}
@@ -250,7 +251,7 @@ func (d *direct) event(events uint32) {
 		d.vm.mu.Lock()
 		defer d.vm.mu.Unlock()
 		d.doubt = false
-		if !d.vm.closed && (!d.over() || d.torn(events)) {
+		if !d.vm.closed && d.fd >= 0 && (!d.over() || d.torn(events)) {
 			d.cut()
 		}
 	})

@@ -134,7 +134,7 @@ func (q *queue) admit(ctx context.Context, vm *VM, it item) error {
 		return ErrDown
 	case uint64(len(it.data)) > q.most():
 		return fmt.Errorf("%w: the queue holds at most %d bytes", ErrTooBig, q.most())
-	case q.gone() || q.halted || q.ended() && q.Producers > 0:
+	case q.gone() || q.halted || q.through || q.ended():
 		return ErrClosed
 	}
 	g := newGuest()

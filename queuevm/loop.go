@@ -59,6 +59,7 @@ func (b bellWatch) event(uint32) {
 	// NOWAIT: a child may have made its bell blocking, and emptied it since.
 	var count [8]byte
 	_, _ = unix.Preadv2(b.fd, [][]byte{count[:]}, -1, unix.RWF_NOWAIT)
+	b.vm.chase()
 	for _, q := range b.vm.queues { // what a guest brought has no channel to be stirred by
 		q.converted(b.vm)
 	}
@@ -206,6 +207,7 @@ func (vm *VM) dispatch(events []unix.EpollEvent) {
 
 // carry moves what can be moved now from hot rings to peers.
 func (vm *VM) carry() bool {
+	vm.bury()
 	worked := false
 	vm.turn++ // so that no channel is always the last to find room in a batch
 	for k := range vm.hot {
@@ -214,6 +216,7 @@ func (vm *VM) carry() bool {
 		}
 	}
 	for _, p := range vm.links {
+		p.repeat()
 		if p.flush() {
 			worked = true
 		}

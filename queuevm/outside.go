@@ -21,6 +21,7 @@ type outside struct {
 	failure error    // sticky: the ring is broken
 	part    assembly // what is taken of an item that has not come whole yet
 	asked   bool     // a served queue owes an answer
+	removed bool     // the channel is: another may have taken its place
 }
 
 func newOutside(c *channel) *outside {
@@ -75,7 +76,16 @@ func (o *outside) enter(ctx context.Context, vm *VM) error {
 		return ErrDown
 	default:
 	}
+	if o.removed {
+		<-o.turn
+		return errNext
+	}
 	return nil
+}
+
+// switched says that the daemon has ended the channel, as its producer, for another.
+func (o *outside) switched() bool {
+	return atomic.LoadUint32(&o.channel.ring.header.producerState)&stateSwitched != 0
 }
 
 // wait blocks until ready says so, announcing the sleep on word.
@@ -131,7 +141,19 @@ func (vm *VM) Enqueue(ctx context.Context, queue string, item []byte) error {
 }
 
 // EnqueueItem is Enqueue of an item with its kind and priority.
-func (vm *VM) EnqueueItem(ctx context.Context, queue string, whole Item) error {
+func (vm *VM) EnqueueItem(ctx context.Context, queue string, item Item) error {
+	for {
+		err := vm.enqueue(ctx, queue, item)
+		if err != errNext {
+			return err
+		}
+	}
+}
+
+// errNext says that another channel has taken the place of one.
+var errNext = errors.New("another channel follows")
+
+func (vm *VM) enqueue(ctx context.Context, queue string, whole Item) error {
 	item := whole.Data
 	if len(item) > vm.config.MaxItem {
 		return fmt.Errorf("enqueue %d bytes to %q: %w: at most %d", len(item), queue, ErrTooBig, vm.config.MaxItem)
@@ -142,6 +164,10 @@ func (vm *VM) EnqueueItem(ctx context.Context, queue string, whole Item) error {
 	}
 	if err != nil {
 		return err
+	}
+	if o.switched() {
+		<-o.turn
+		return errNext
 	}
 	if most := o.channel.most.Load(); most > 0 && uint64(len(item)) > most {
 		<-o.turn
@@ -258,6 +284,15 @@ func (vm *VM) Dequeue(ctx context.Context, queue string) ([]byte, error) {
 
 // DequeueItem is Dequeue of an item with its kind and priority.
 func (vm *VM) DequeueItem(ctx context.Context, queue string) (Item, error) {
+	for {
+		item, err := vm.dequeue(ctx, queue)
+		if err != errNext {
+			return item, err
+		}
+	}
+}
+
+func (vm *VM) dequeue(ctx context.Context, queue string) (Item, error) {
 	o, err := vm.find(queue, vm.takers, outOfJob)
 	if err == nil {
 		err = o.enter(ctx, vm)
@@ -270,6 +305,9 @@ func (vm *VM) DequeueItem(ctx context.Context, queue string) (Item, error) {
 		return Item{}, fmt.Errorf("dequeue from %q: %w", queue, o.failure)
 	}
 	item, err := o.get(ctx, vm)
+	if err == io.EOF && o.went(vm) {
+		return Item{}, errNext
+	}
 	if err != nil && err != io.EOF {
 		return Item{}, fmt.Errorf("dequeue from %q: %w", queue, err)
 	}
@@ -375,6 +413,10 @@ func (vm *VM) CloseOutside(queue string) error {
 	}
 	end := func(ctx context.Context) error {
 		err := o.enter(ctx, vm)
+		if err == nil && o.switched() {
+			<-o.turn
+			err = errNext
+		}
 		if err == nil {
 			o.channel.ring.endProducer(stateClosed, vm.bell)
 			ring1(vm.bell)
@@ -384,9 +426,17 @@ func (vm *VM) CloseOutside(queue string) error {
 	}
 	soon, cancel := context.WithTimeout(context.Background(), time.Millisecond)
 	defer cancel()
-	if err := end(soon); !errors.Is(err, context.DeadlineExceeded) {
+	err = end(soon)
+	if err == errNext {
+		return vm.CloseOutside(queue)
+	}
+	if !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
-	go func() { _ = end(context.Background()) }()
+	go func() {
+		if end(context.Background()) == errNext {
+			_ = vm.CloseOutside(queue)
+		}
+	}()
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"syscall"
 	"time"
 	"unsafe"
@@ -26,6 +27,7 @@ type peer struct {
 	Peer
 	vm       *VM
 	channels []*channel
+	again    []uint32         // channels of which the peer must hear once more that they are gone
 	early    map[uint32]frame // where the peer stands on channels that were not added here yet
 
 	fd          int    // non-blocking; -1 without a connection
@@ -244,6 +246,7 @@ func (vm *VM) attach(p *peer, raw net.Conn, secured net.Conn) error {
 		vm.heat(c)
 	}
 	clear(p.early)
+	p.again = nil
 	if err := vm.watch(fd, unix.EPOLLIN, p); err != nil {
 		_ = unix.Close(fd)
 		p.fd = -1
@@ -420,6 +423,15 @@ func (p *peer) queue(f frame, payload []byte) {
 	}
 }
 
+// repeat tells the peer once more of channels that are gone: what it was told went
+// down with a connection.
+func (p *peer) repeat() {
+	for len(p.again) > 0 && p.writable() {
+		p.queue(frame{kind: frameGone, channel: p.again[0]}, nil)
+		p.again = p.again[1:]
+	}
+}
+
 // flush writes the batch with one writev, or as much of it as the socket takes.
 func (p *peer) flush() bool {
 	if len(p.batch) == 0 || p.blocked || p.fd < 0 {
@@ -577,6 +589,11 @@ func (p *peer) handle(f frame) error {
 	c := p.vm.channels[f.channel]
 	if f.kind == frameAck {
 		switch {
+		case c == nil && p.vm.removed[f.channel], c != nil && c.out != nil && c.out.over && c.To.Peer == p.ID:
+			if !slices.Contains(p.again, f.channel) {
+				p.again = append(p.again, f.channel)
+			}
+			return nil
 		case c == nil && len(p.early) < earlyFrames:
 			p.early[f.channel] = f
 			return nil
@@ -585,14 +602,21 @@ func (p *peer) handle(f frame) error {
 		}
 		return c.acknowledge(p.vm, f)
 	}
+	if f.kind == frameGone && c == nil && p.vm.removed[f.channel] {
+		return nil
+	}
 	if c == nil || c.in == nil || c.From.Peer != p.ID || c.in.ended && f.kind == frameData {
 		return fmt.Errorf("it sends on channel %d, which does not come from it", f.channel)
 	}
 	for _, t := range p.touched { // END after data of the same read
 		t.show(p.vm)
 	}
-	if f.kind == frameEnd {
+	switch f.kind {
+	case frameEnd:
 		return c.finish(p.vm, f)
+	case frameGone:
+		c.forget(p.vm)
+		return nil
 	}
 	i := c.in
 	if f.offset != i.received || f.offset+uint64(f.length) > i.limit {

@@ -27,7 +27,8 @@ type process struct {
 }
 
 // port is where a process's channels meet under one name.
-type port struct{ out, in *channel }
+// The first of each way is the one that it stands at, the others follow.
+type port struct{ outs, ins []*channel }
 
 func (p *process) port(name string) *port {
 	q := p.ports[name]
@@ -171,15 +172,21 @@ func (p *process) end() {
 	}
 	p.ended = true
 	for _, q := range p.ports {
-		if q.out != nil {
-			q.out.ring.endProducer(stateClosed, p.vm.bell)
-			q.out.direct.shut(unix.SHUT_WR)
-			p.vm.heat(q.out)
+		for _, c := range q.outs {
+			if c.told { // in its producer's place
+				c.ring.endProducer(stateClosed|stateSwitched, p.vm.bell)
+			} else {
+				c.ring.endProducer(stateClosed, p.vm.bell)
+			}
+			c.direct.shut(unix.SHUT_WR)
+			p.vm.heat(c)
+			p.vm.review(c)
 		}
-		if q.in != nil {
-			q.in.ring.endConsumer(stateClosed, p.vm.bell)
-			q.in.direct.shut(unix.SHUT_RDWR)
-			p.vm.heat(q.in)
+		for _, c := range q.ins {
+			c.ring.endConsumer(stateClosed, p.vm.bell)
+			c.direct.shut(unix.SHUT_RDWR)
+			p.vm.heat(c)
+			p.vm.review(c)
 		}
 	}
 	p.hangUp()
@@ -242,7 +249,8 @@ func (p *process) answer(question string) (string, []int) {
 		}
 		fds := []int{p.vm.door}
 		var sizes [2]uint64
-		for k, c := range []*channel{q.out, q.in} {
+		out, in := p.current(q)
+		for k, c := range []*channel{out, in} {
 			if c != nil {
 				sizes[k] = c.ring.capacity
 				fds = append(fds, int(c.ring.file.Fd()))
@@ -255,6 +263,8 @@ func (p *process) answer(question string) (string, []int) {
 			return p.noPort(rest), nil
 		}
 		return q.sockets(p, rest)
+	case "next":
+		return p.nextRing(rest)
 	case "ports":
 		from, err := strconv.Atoi(rest)
 		if err != nil || from < 0 || from > len(p.names) {

@@ -90,7 +90,7 @@ func (vm *VM) standstill() ([]uint64, Quiet) {
 	rest := make([]uint64, 0, 8*len(vm.channels)+len(vm.processes)+len(vm.links)+1)
 	rest = append(rest, vm.changes)
 	for _, p := range vm.links {
-		if len(p.batch) > 0 || p.blocked || p.left32 > 0 || p.end > p.start {
+		if len(p.batch) > 0 || p.blocked || p.left32 > 0 || p.end > p.start || len(p.again) > 0 {
 			return nil, q
 		}
 		rest = append(rest, p.connections)
@@ -116,16 +116,31 @@ func (vm *VM) standstill() ([]uint64, Quiet) {
 			return nil, q
 		}
 		rest = c.progress(rest)
-		if o := c.out; o != nil {
-			q.Sent += o.sent + one(o.ended)
-			q.Received += o.head + o.limit + uint64(o.heard) + uint64(o.level)
-		}
-		if i := c.in; i != nil {
-			q.Sent += i.acked + i.limit + uint64(i.told) + uint64(i.level)
-			q.Received += i.received + one(i.ended)
+		sent, received := c.counts()
+		q.Sent += sent
+		q.Received += received
+	}
+	q.Sent += vm.past.sent
+	q.Received += vm.past.received
+	return rest, q
+}
+
+// counts is what a channel adds to Quiet's Sent and Received. Once the producer's
+// node has said that nothing is left there, acknowledgements count no more.
+func (c *channel) counts() (sent, received uint64) {
+	if o := c.out; o != nil {
+		sent += o.sent + uint64(o.said) + one(o.over)
+		if !o.over {
+			received += o.head + o.limit + uint64(o.heard) + uint64(o.level)
 		}
 	}
-	return rest, q
+	if i := c.in; i != nil {
+		received += i.received + uint64(i.how) + one(i.over)
+		if !i.over {
+			sent += i.acked + i.limit + uint64(i.told) + uint64(i.level)
+		}
+	}
+	return sent, received
 }
 
 func one(b bool) uint64 {
@@ -139,9 +154,15 @@ func one(b bool) uint64 {
 // that nothing but the other end ends. That it did proves nothing yet.
 func (p *process) announced() bool {
 	for _, q := range p.ports {
-		if q.out != nil && endless(atomic.LoadUint32(&q.out.ring.header.producerWaits)) ||
-			q.in != nil && endless(atomic.LoadUint32(&q.in.ring.header.consumerWaits)) {
-			return true
+		for _, c := range q.outs {
+			if endless(atomic.LoadUint32(&c.ring.header.producerWaits)) {
+				return true
+			}
+		}
+		for _, c := range q.ins {
+			if endless(atomic.LoadUint32(&c.ring.header.consumerWaits)) {
+				return true
+			}
 		}
 	}
 	return false
@@ -165,12 +186,12 @@ func (c *channel) still() bool {
 	}
 	if o := c.out; o != nil && !o.refused {
 		tail := atomic.LoadUint64(&h.tail)
-		if !o.synced || o.peer.fd < 0 || min(tail, o.limit) > o.sent || giver != 0 && !o.ended && o.sent == tail {
+		if !o.synced || o.peer.fd < 0 || min(tail, o.limit) > o.sent || c.end() != o.said && o.sent == tail {
 			return false
 		}
 	}
 	if i := c.in; i != nil {
-		if !i.peer.gone && (i.peer.fd < 0 || i.owes(taker) || c.level() != i.level) || i.received != i.tail {
+		if !i.peer.gone && !i.over && (i.peer.fd < 0 || i.owes(taker&endBits) || c.level() != i.level) || i.received != i.tail {
 			return false
 		}
 		if i.armed && atomic.LoadUint32(&h.producerWaits) == awake {
@@ -186,10 +207,10 @@ func (c *channel) progress(rest []uint64) []uint64 {
 	rest = append(rest, atomic.LoadUint64(&h.head), atomic.LoadUint64(&h.tail),
 		uint64(atomic.LoadUint32(&h.producerState)), uint64(atomic.LoadUint32(&h.consumerState)))
 	if o := c.out; o != nil {
-		rest = append(rest, o.sent, o.most, o.limit, uint64(o.heard), uint64(o.level), one(o.ended))
+		rest = append(rest, o.sent, o.most, o.limit, uint64(o.heard), uint64(o.level), uint64(o.said), one(o.over))
 	}
 	if i := c.in; i != nil {
-		rest = append(rest, i.received, i.acked, i.limit, uint64(i.told), uint64(i.level), one(i.ended))
+		rest = append(rest, i.received, i.acked, i.limit, uint64(i.told), uint64(i.level), uint64(i.how), one(i.over))
 	}
 	if c.demands || c.To.Queue != 0 {
 		rest = append(rest, uint64(atomic.LoadUint32(&h.demand)), uint64(atomic.LoadUint32(&h.verdict)))

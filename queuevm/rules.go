@@ -223,7 +223,12 @@ type lane struct {
 	count  int
 	bytes  uint64
 	gone   bool
+
+	closing bool // nothing new enters it
 }
+
+// open says that items enter.
+func (l *lane) open() bool { return !l.gone && !l.closing }
 
 // offer puts an item into the queue, as the type and the policy say. One that is
 // bigger than the capacity, which may have shrunk since it was enqueued, has room
@@ -251,7 +256,7 @@ func (s *store) offer(it item) verdict {
 	}
 	if s.full == FullBlock || s.full == FullFail {
 		for k := range s.lanes {
-			if l := &s.lanes[k]; !l.gone && !s.fits(l, size) {
+			if l := &s.lanes[k]; l.open() && !s.fits(l, size) {
 				if s.full == FullBlock || it.firm {
 					return blocked
 				}
@@ -261,7 +266,7 @@ func (s *store) offer(it item) verdict {
 		}
 	}
 	for k := range s.lanes {
-		if l := &s.lanes[k]; !l.gone && s.makeRoom(l, it, size) {
+		if l := &s.lanes[k]; l.open() && s.makeRoom(l, it, size) {
 			l.push(it)
 		}
 	}

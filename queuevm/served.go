@@ -61,6 +61,9 @@ type queue struct {
 	lost     uint64 // on the link
 
 	home    bool   // it is here
+	had     bool   // producers, at some time
+	alone   bool   // producers were told that nobody takes any more
+	through bool   // takers were told END
 	ceiling uint64 // the most that most ever was: what a producer may still bring
 	guests  int    // callers from outside who wait
 
@@ -94,6 +97,8 @@ type front struct {
 	batch      *batch // what is to be converted yet
 	converting bool   // it is at the converter
 
+	removed bool // its producer went elsewhere
+
 	line  *line // nil while there is no link
 	waits bool  // in VM.flying: the loop looks after the line in time
 
@@ -115,6 +120,8 @@ type back struct {
 	gone     bool
 	finished bool
 	armed    bool
+	parting  bool // it is to be ended with SWITCH
+	removed  bool // it was
 
 	guest *guest // instead of a channel: a caller from outside
 }
@@ -158,7 +165,8 @@ func (c *channel) serve(vm *VM) {
 			c.front = &front{taker: taker{ring: c.ring}, channel: c, queue: q}
 			c.front.impose(q.Link, len(q.fronts))
 			q.fronts = append(q.fronts, c.front)
-			q.home = true
+			q.home, q.had = true, true
+			q.Producers = max(q.Producers, len(q.fronts))
 		}
 	}
 	if q := vm.queues[c.From.Queue]; q != nil {
@@ -168,6 +176,10 @@ func (c *channel) serve(vm *VM) {
 			c.back = &back{giver: giver{ring: c.ring}, channel: c, queue: q, lane: len(q.backs)}
 			q.backs = append(q.backs, c.back)
 			q.home = true
+			q.Takers = max(q.Takers, len(q.backs))
+			if q.Type == QueueBroadcast && len(q.store.lanes) < len(q.backs) {
+				q.store.lanes = append(q.store.lanes, q.store.newLane())
+			}
 		}
 	}
 }
@@ -186,16 +198,21 @@ func (c *channel) offers(q *queue) {
 }
 
 // checkQueue is checkChannel for an end at a served queue.
-func (vm *VM) checkQueue(e Endpoint, full func(*queue) bool) error {
+func (vm *VM) checkQueue(e Endpoint, over func(*queue) bool) error {
 	q := vm.queues[e.Queue]
 	if q == nil {
 		return fmt.Errorf("queue %d: %w", e.Queue, ErrUnknown)
 	}
-	if e.home() && full(q) {
-		return fmt.Errorf("queue %d (%s) has all its %d producers or %d takers already", q.ID, q.Name, q.Producers, q.Takers)
+	if e.home() && over(q) {
+		return fmt.Errorf("queue %d (%s): %w: all its producers, or all its takers, are gone", q.ID, q.Name, ErrClosed)
 	}
 	return nil
 }
+
+// deserted says that producers were told of the end of all takers, and complete
+// that takers may have been told END: then nobody joins them.
+func (q *queue) deserted() bool { return q.alone }
+func (q *queue) complete() bool { return q.through }
 
 // level is what an ack of this channel tells the sender besides room.
 func (c *channel) level() uint32 {
@@ -222,10 +239,16 @@ func (c *channel) levelled(vm *VM, level uint32) {
 
 // step takes what the producer brought, as far as there is room.
 func (f *front) step(vm *VM) bool {
+	if f.ended && !f.removed && atomic.LoadUint32(&f.header.producerState)&stateSwitched != 0 {
+		f.remove(vm) // it had ended when its port was led elsewhere
+	}
 	worked := f.queue.converted(vm)
 	worked = f.land(vm) || worked
 	more := f.batch == nil // else what the converter left of one is next
 	for range frontBatch {
+		if f.queue.gone() && !f.ended && atomic.LoadUint32(&f.header.producerState)&stateSwitched != 0 {
+			f.finished(vm, stateClosed|stateSwitched)
+		}
 		if f.ended || f.pending || f.queue.halted || f.queue.gone() {
 			return worked
 		}
@@ -359,10 +382,25 @@ func (f *front) decide(vm *VM, refusal bool) {
 func (f *front) finish(vm *VM, state uint32) {
 	f.ended = true
 	f.queue.closed++
+	if state&stateSwitched != 0 {
+		f.remove(vm)
+	}
 	if state&(stateLost|stateBroken) != 0 {
 		f.queue.state |= stateLost
 	}
 	f.queue.settle(vm)
+}
+
+// remove has the queue know the producer no more: it went elsewhere.
+func (f *front) remove(vm *VM) {
+	q := f.queue
+	q.Producers--
+	q.closed--
+	q.fronts = without(q.fronts, f)
+	f.removed = true
+	f.ring.endConsumer(stateClosed|stateSwitched, vm.bell)
+	vm.heat(f.channel)
+	vm.review(f.channel)
 }
 
 // settle hands out what is asked for, lets in what has room, and says END when
@@ -396,12 +434,18 @@ func (q *queue) settle(vm *VM) {
 			moved = true
 		}
 	}
-	if q.closed < q.Producers || len(q.blocked)+len(q.converting) > 0 {
+	for k := 0; k < len(q.backs); k++ {
+		if b := q.backs[k]; b.parting && !b.writing && (q.Type != QueueBroadcast || q.store.empty(b.lane)) {
+			b.parted(vm)
+			k = -1
+		}
+	}
+	if !q.had || q.closed < q.Producers || len(q.blocked)+len(q.converting) > 0 {
 		return
 	}
 	for _, b := range q.backs {
 		if !b.gone && !b.finished && !b.writing && q.store.empty(b.lane) {
-			b.finished = true
+			b.finished, q.through = true, true
 			b.drop()
 			b.ring.endProducer(stateClosed|q.state, vm.bell)
 			vm.heat(b.channel)
@@ -419,12 +463,15 @@ func (q *queue) gone() bool { return q.left == q.Takers }
 
 // ended says that nothing comes any more.
 func (q *queue) ended() bool {
-	return q.closed >= q.Producers && len(q.blocked) == 0 && len(q.converting) == 0 && q.store.count() == 0
+	return q.had && q.closed >= q.Producers && len(q.blocked) == 0 && len(q.converting) == 0 && q.store.count() == 0
 }
 
 // step sees to what the taker asks for.
 func (b *back) step(vm *VM) bool {
 	if b.gone || b.finished {
+		if b.removed {
+			vm.review(b.channel)
+		}
 		return false
 	}
 	q := b.queue
@@ -554,10 +601,19 @@ func (b *back) leave(vm *VM) {
 	b.drop()
 	q.store.leave(b.lane)
 	q.left++
-	if q.left < q.Takers {
+	if b.parting {
+		b.parted(vm)
+	}
+	if !q.gone() {
 		q.settle(vm) // of broadcast there may be room now
 		return
 	}
+	q.desert(vm)
+}
+
+// desert tells producers that nobody takes any more.
+func (q *queue) desert(vm *VM) {
+	q.alone = true
 	for _, f := range q.blocked {
 		f.guest.done()
 	}

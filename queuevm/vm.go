@@ -105,7 +105,11 @@ type Channel struct {
 	// nodes, instead of the proxies' link (LAYOUT.md, section 7). Within a node it
 	// changes nothing: nobody is between the two ends of a ring either.
 	Direct bool
-	Label  string // what people call the producer; needed where To is a queue with a Converter
+	// After is the channel that this one follows, where a port, or an outside end,
+	// already leads that way: its producer goes on with this one when it is told to
+	// (VM.Switch), its taker when it has taken all of the other.
+	After uint32
+	Label string // what people call the producer; needed where To is a queue with a Converter
 }
 
 // Peer is another node of the job group: where its proxy listens and the
@@ -137,6 +141,7 @@ type ChannelState struct {
 	GiverClosed  bool   // END is or will be in order
 	TakerClosed  bool   // enqueue answers "closed"
 	Broken, Lost bool
+	Switch       SwitchState // how far its end by SWITCH is
 }
 
 // DefaultCapacity is a channel's capacity in bytes when none is given.
@@ -180,8 +185,12 @@ type VM struct {
 	linked     bool // every peer was proven once
 	neighbours int  // peers on this machine
 	closed     bool
-	period     uint64        // of Quiet
-	changes    uint64        // that were made while the VM ran
+	period     uint64 // of Quiet
+	changes    uint64 // that were made while the VM ran
+	removed    map[uint32]bool
+	pending    []*channel // whose producers were told to end them
+	ending     []*channel // that are over
+	past       past
 	rest       []uint64      // how far everything was when it was last quiet; nil when it was not
 	flying     []*front      // whose links the loop must look after in time
 	due        time.Duration // when the first of them
@@ -208,7 +217,7 @@ func New(config Config) (*VM, error) {
 		done: make(chan struct{}), told: make(chan struct{}), stopped: make(chan struct{}),
 		processes: map[int]*process{}, channels: map[uint32]*channel{}, queues: map[int]*queue{},
 		givers: map[string]*channel{}, takers: map[string]*channel{},
-		peers: map[string]*peer{}, tokens: map[string]token{}, sources: map[int32]source{},
+		removed: map[uint32]bool{}, peers: map[string]*peer{}, tokens: map[string]token{}, sources: map[int32]source{},
 	}
 	if err := vm.setUp(); err != nil {
 		_ = vm.Close()

@@ -96,6 +96,9 @@ func (vm *VM) settleWaits(found []program) ([]Wait, bool) {
 		golang := false
 		for _, e := range p.waits {
 			h := e.channel.ring.header
+			if h == nil { // it was removed meanwhile
+				return nil, false
+			}
 			w := Wait{Channel: e.channel.ID, Out: e.out, Capacity: e.channel.Capacity}
 			end, word := e.channel.To, &h.consumerWaits
 			if e.out {

@@ -19,7 +19,11 @@ const (
 	frameAck  frameType = 2 // receiver to sender: received up to offset, room up to offset+length
 	frameEnd  frameType = 3 // no bytes follow offset; flags is the producer's state
 	frameBye  frameType = 4 // the sender is going away on purpose
+	frameGone frameType = 5 // sender to receiver: nothing is left of the channel here
 )
+
+// endBits are the bits of a state that one node tells another.
+const endBits = stateClosed | stateLost | stateBroken | stateSwitched
 
 // frame is one header of the proxy's wire. Offsets count a channel's ring bytes
 // from its beginning, over all connections.
@@ -51,7 +55,7 @@ func parseFrame(b []byte) (frame, error) {
 		length:  binary.LittleEndian.Uint32(b[16:]),
 		items:   binary.LittleEndian.Uint32(b[20:]),
 	}
-	bad := b[2] != 0 || b[3] != 0 || f.flags&^(stateClosed|stateLost|stateBroken) != 0 || f.offset&7 != 0
+	bad := b[2] != 0 || b[3] != 0 || f.flags&^endBits != 0 || f.offset&7 != 0
 	switch f.kind {
 	case frameData:
 		bad = bad || f.flags != 0 || f.length == 0 || f.length > maxFrameData || f.length&7 != 0
@@ -59,6 +63,8 @@ func parseFrame(b []byte) (frame, error) {
 		bad = bad || f.length > maxCapacity
 	case frameEnd:
 		bad = bad || f.flags&stateClosed == 0 || f.length != 0 || f.items != 0
+	case frameGone:
+		bad = bad || f != frame{kind: frameGone, channel: f.channel}
 	case frameBye:
 		bad = bad || f != frame{kind: frameBye}
 	default:

@@ -374,14 +374,8 @@ func (p *process) tellTraffic() {
 	if told {
 		return
 	}
-	var sum Traffic
-	for _, c := range p.vm.Inspect() {
-		if c.To.Peer != "" {
-			sum.Items += int64(c.ItemsOut)
-			sum.Bytes += int64(c.Carried)
-		}
-	}
-	p.tell(Event{Traffic: &sum})
+	items, bytes := p.vm.Traffic()
+	p.tell(Event{Traffic: &Traffic{Items: int64(items), Bytes: int64(bytes)}})
 }
 
 // end ends every program: SIGTERM, and after grace SIGKILL, and then whatever

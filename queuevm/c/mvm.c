@@ -1321,12 +1321,7 @@ static int go_on(mvm_port *port, struct end *e, const char *way) {
         if (!code) {
             struct end old = *e;
             if (out) resume_out(&next);
-            else {
-                resume_in(&next);
-                atomic_fetch_or(&old.header->consumer_state, STATE_CLOSED | STATE_SWITCHED);
-                atomic_thread_fence(memory_order_seq_cst);
-                wake(&old.header->producer_waits);
-            }
+            else resume_in(&next);
             *e = next;
             unmap_ring(&old);
             hops++;
@@ -1335,7 +1330,6 @@ static int go_on(mvm_port *port, struct end *e, const char *way) {
     for (int k = 0; k < 3; k++)
         if (fds[k] >= 0) close(fds[k]);
     pthread_mutex_unlock(&lock);
-    if (!code && !out) ring_bell();
     return code;
 }
 

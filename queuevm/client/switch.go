@@ -85,11 +85,6 @@ func (p *Port) goOn(e *end) error {
 	if err := next.open(fds[0], capacity); err != nil {
 		return fmt.Errorf("the next ring of port %q could not be mapped: %w", p.name, err)
 	}
-	if e == &p.in {
-		atomic.OrUint32(&old.consumerState, stateClosed|switched)
-		e.wake(&old.producerWaits)
-		ring(e.bell)
-	}
 	e.header, e.data, e.capacity, e.channel, e.served, e.most = next.header, next.data, capacity, next.channel, next.served, next.most
 	e.meta = next.meta | meta&^metaAwaits
 	e.quiet, e.held, e.holding, e.broken, e.asked, e.switched = 0, 0, false, false, false, false

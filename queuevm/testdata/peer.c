@@ -290,6 +290,20 @@ static int do_give(char **a) {
     return 0;
 }
 
+/* insist PORT COUNT: as give, and again while the port leads nowhere. */
+static int do_insist(char **a) {
+    mvm_port *p = must(a[0]);
+    uint64_t count = strtoull(a[1], NULL, 10);
+    for (uint64_t k = 0; k < count; k++) {
+        char item[64];
+        size_t n = (size_t)snprintf(item, sizeof item, "p0 %" PRIu64 "\n", k);
+        int code;
+        while ((code = mvm_enqueue(p, item, n)) == MVM_CLOSED) usleep(500);
+        if (code) die("enqueue", code);
+    }
+    return 0;
+}
+
 /* gather PORT FORM: prints whose and which each item is, until END. */
 static int do_gather(char **a) {
     mvm_port *p = must(a[0]);
@@ -399,6 +413,7 @@ int main(int argc, char **argv) {
     if (!strcmp(verb, "fill")) return do_fill(rest);
     if (!strcmp(verb, "wait")) return do_wait(argc - 2, rest);
     if (!strcmp(verb, "give")) return do_give(rest);
+    if (!strcmp(verb, "insist")) return do_insist(rest);
     if (!strcmp(verb, "gather")) return do_gather(rest);
     if (!strcmp(verb, "ping")) return do_ping(rest);
     if (!strcmp(verb, "pong")) return do_pong(rest);

@@ -139,6 +139,15 @@ def main(verb, *a):
             except mvm.Full:
                 refused += 1
         print(refused)
+    elif verb == "insist":
+        p = mvm.open(a[0])
+        for k in range(int(a[1])):
+            while True:
+                try:
+                    p.enqueue(b"p0 %d\n" % k)
+                    break
+                except mvm.Closed:
+                    time.sleep(0.0005)
     elif verb == "gather":
         p = mvm.open(a[0])
         while True:

@@ -71,6 +71,15 @@ func main() {
 		fmt.Println(k)
 	case "give":
 		give(args)
+	case "insist":
+		p := open(args[0])
+		for k := range number(args[1]) {
+			err := p.Enqueue(fmt.Appendf(nil, "p0 %d\n", k))
+			for ; errors.Is(err, client.ErrClosed); err = p.Enqueue(fmt.Appendf(nil, "p0 %d\n", k)) {
+				time.Sleep(500 * time.Microsecond)
+			}
+			must(err)
+		}
 	case "gather":
 		gather(args)
 	case "take":
