@@ -92,7 +92,7 @@ func (vm *VM) Switch(old, next uint32) error {
 // follows says whether a producer goes on with channel next after c.
 func (vm *VM) follows(c *channel, next uint32) bool {
 	n := vm.channels[next]
-	return n != nil && n.From == c.From && n.After != 0
+	return vm.removed[next] || n != nil && n.From == c.From && n.After != 0
 }
 
 // settleSwitch ends a channel whose producer was told to, where the producer will
