@@ -174,7 +174,7 @@ func TestPriority(t *testing.T) {
 	if !(started[1].Before(started[2]) && started[2].Before(started[0])) {
 		t.Errorf("priorities 10, 90, 50 started at %v", started)
 	}
-	s := g.get(b, holder)
+	s := g.wait(b, holder) // its room was free before its last report had come
 	if *s.State != wsdl.JobStateCancelled || s.Reason != "cancelled: enough" {
 		t.Errorf("the cancelled one is %s: %s", *s.State, s.Reason)
 	}

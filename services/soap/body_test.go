@@ -70,8 +70,10 @@ func TestIdleSendersBlockNobody(t *testing.T) {
 
 // A client that sends all before it reads anything reads the refusal.
 func TestRefusalReachesWhoSendsAllFirst(t *testing.T) {
-	const limit = 4 << 20
-	const sent = 20 * limit
+	// Far more than is answered for, and little enough to be sent within the ten
+	// seconds that the server reads on, on the busiest machine.
+	const limit = 64 << 10
+	const sent = 128 * limit
 	v := start(t, Config{Limits: Limits{Body: limit}})
 	for name, head := range map[string]string{
 		"announced": announce(sent),
