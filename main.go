@@ -59,7 +59,8 @@ func main() {
 
 // run is main with everything that it touches given to it.
 func run(args []string, stdout, stderr io.Writer) int {
-	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	// What Go does at Ctrl-\ is of use to nobody who runs a lab.
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGQUIT}
 	if !signal.Ignored(syscall.SIGHUP) { // as nohup(1) leaves it
 		signals = append(signals, syscall.SIGHUP)
 	}
@@ -220,8 +221,8 @@ func (o *nodeOptions) run(cmd *cobra.Command) error {
 			stop()
 		}()
 	}
-	if o.slots < 0 {
-		return client.Usage(fmt.Errorf("--slots %d: write how many processes run at once", o.slots))
+	if o.slots < 0 || o.slots == 0 && cmd.Flags().Changed("slots") {
+		return client.Usage(fmt.Errorf("--slots %d: write how many processes run at once, or leave it out for as many as cores; --roles says whether any do", o.slots))
 	}
 	if o.cacheLimit < 1 {
 		return client.Usage(fmt.Errorf("--cache-limit %d: write how many MiB are kept", o.cacheLimit))
@@ -356,7 +357,10 @@ func (o *nodeOptions) open() (listener net.Listener, base string, err error) {
 			return nil, "", err
 		}
 		if listener, err = net.Listen("tcp", o.listen); err != nil {
-			return nil, "", fmt.Errorf("%w; choose another address with --listen", err)
+			if why := syscall.Errno(0); errors.As(err, &why) {
+				err = why // without what of Go's said it
+			}
+			return nil, "", fmt.Errorf("--listen %s: %w; choose another address", o.listen, err)
 		}
 	}
 	address := listener.Addr().(*net.TCPAddr)

@@ -399,8 +399,8 @@ func mentioned(text string) []string {
 	return found
 }
 
-// TestLabLeavesNothing ends a lab whose job would run for long, by Ctrl-C and
-// by kill -9: neither leaves a process or a file.
+// TestLabLeavesNothing ends a lab whose job would run for long, by Ctrl-C, Ctrl-\
+// and by kill -9: neither leaves a process or a file.
 func TestLabLeavesNothing(t *testing.T) {
 	t.Parallel()
 	const profile = `<job xmlns="urn:mvm:1" name="sleeper">
@@ -409,11 +409,12 @@ func TestLabLeavesNothing(t *testing.T) {
   <policy nodes="2"/>
 </job>`
 	for name, how := range map[string]struct {
-		signal os.Signal
+		signal syscall.Signal
 		code   int
 	}{
-		"interrupted": {os.Interrupt, 130},
-		"killed":      {os.Kill, -1},
+		"interrupted": {syscall.SIGINT, 130},
+		"quit":        {syscall.SIGQUIT, 130},
+		"killed":      {syscall.SIGKILL, -1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "sleeper.xml")
@@ -423,6 +424,7 @@ func TestLabLeavesNothing(t *testing.T) {
 			temp := t.TempDir()
 			cmd := exec.Command("mvm", "lab", file)
 			cmd.Env = append(os.Environ(), "TMPDIR="+temp)
+			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 			stderr, err := cmd.StderrPipe()
 			if err != nil {
 				t.Fatal(err)
@@ -441,13 +443,20 @@ func TestLabLeavesNothing(t *testing.T) {
 			waitFor(t, "the job's programs to run; the lab said:\n"+said.String(), func() bool {
 				return slices.ContainsFunc(mentioned(temp), func(line string) bool { return strings.HasPrefix(line, "sleep 1000") })
 			})
-			if err := cmd.Process.Signal(how.signal); err != nil {
+			to := cmd.Process.Pid
+			if how.signal != syscall.SIGKILL {
+				to = -to // as a terminal sends it
+			}
+			if err := syscall.Kill(to, how.signal); err != nil {
 				t.Fatal(err)
 			}
 			rest, _ := io.ReadAll(stderr)
 			cmd.Wait()
 			if code := cmd.ProcessState.ExitCode(); code != how.code {
 				t.Errorf("exit code %d, want %d; it said\n%s%s", code, how.code, said.String(), rest)
+			}
+			if bytes.Contains(rest, []byte("goroutine ")) {
+				t.Errorf("it said at its end\n%s", rest)
 			}
 			waitFor(t, "every process to end", func() bool { return len(mentioned(temp)) == 0 })
 			waitFor(t, "every file to be removed", func() bool {

@@ -56,7 +56,7 @@ func (r *runner) listen(p process) {
 	ending := r.ending
 	r.mu.Unlock()
 	if !ending {
-		r.node.step(lost{key: r.key, reason: "its MVM process ended unexpectedly on node " + r.node.id})
+		r.node.step(lost{key: r.key, reason: "its MVM process ended unexpectedly"})
 	}
 }
 

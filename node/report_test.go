@@ -64,7 +64,7 @@ func TestResultsBeyondOneMessage(t *testing.T) {
 			}
 		}
 	}
-	if f := g.failures("j"); !strings.Contains(f, "ended unexpectedly") {
+	if f := g.failures("j"); !strings.Contains(f, "ended unexpectedly") || strings.Contains(f, " on node ") {
 		t.Errorf("the failure is %q", f)
 	}
 }

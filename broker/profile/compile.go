@@ -57,6 +57,7 @@ type compiler struct {
 	queues map[string]*queueKind
 	tasks  map[string]int // name to index in out.Tasks
 	logic  []Source       // of registered codecs and rules that queues use
+	names  []field        // of the job's sources
 	copied int            // file names that are not shared between processes
 	broken bool           // the processes are not known, so nothing can be wired
 }
@@ -95,6 +96,7 @@ func (c *compiler) compileSources(at place, sources []*wsdl.Source) map[string]b
 			}
 		}
 		known[name.text] = true
+		c.names = append(c.names, name)
 		result := c.compileSource(here, what, source)
 		result.Name = name.text
 		c.out.Sources = append(c.out.Sources, result)
@@ -227,6 +229,7 @@ func (c *compiler) compileTasks(at place, job *wsdl.Job, sources map[string]bool
 	if len(job.Task) == 0 {
 		c.add(at, "no task", "at least one task", "the job has no task")
 	}
+	used, known := map[string]bool{}, true
 	total := int64(0)
 	var patterns []Process
 	var elements []int // which element of the document each pattern is from
@@ -251,6 +254,8 @@ func (c *compiler) compileTasks(at place, job *wsdl.Job, sources map[string]bool
 			pattern.Inputs = append(pattern.Inputs, c.compileFile(at.nth("task", i).nth("input", j), inputs, shared, what, *input))
 		}
 		c.out.Tasks = append(c.out.Tasks, Task{Name: pattern.Task, Source: pattern.Source, First: int(total), Count: pattern.Count})
+		used[pattern.Source] = true
+		known = known && (sources[pattern.Source] || task.Processor)
 		patterns, elements = append(patterns, pattern), append(elements, i)
 		total += int64(pattern.Count)
 		if total > MaxProcesses {
@@ -258,6 +263,11 @@ func (c *compiler) compileTasks(at place, job *wsdl.Job, sources map[string]bool
 				"with the task %s the job has %d processes, expected at most %d", quote(pattern.Task), total, MaxProcesses)
 			c.broken = true
 			return
+		}
+	}
+	for _, name := range c.names {
+		if known && name.set && !used[name.text] {
+			c.add(name.at, name.text, "the source of a task, or no such source", "no task runs the source %s", quote(name.text))
 		}
 	}
 	c.out.Processes = make([]Process, 0, total)

@@ -568,3 +568,28 @@ func TestChainsThatCannotBe(t *testing.T) {
 		}
 	}
 }
+
+// A source that nobody runs is a mistake, but not another one where a task names
+// a source that is not there.
+func TestUnusedSource(t *testing.T) {
+	compile := func(runs string) error {
+		job, _, err := Parse(strings.NewReader(`<job xmlns="urn:mvm:1" name="test">
+<source name="a" language="shell"><file name="a.sh"><text>true</text></file></source>
+<source name="b" language="shell"><file name="b.sh"><text>true</text></file></source>
+<task name="p" source="a"/><task name="q" source="`+runs+`"/></job>`), "test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = Compile(job, nil, nil, nil)
+		return err
+	}
+	if err := compile("b"); err != nil {
+		t.Error(err)
+	}
+	if err := compile("a"); err == nil || !strings.Contains(err.Error(), `job/source[2]/@name: no task runs the source "b"`) {
+		t.Errorf("an unused source: %v", err)
+	}
+	if err := compile("c"); err == nil || strings.Contains(err.Error(), "no task runs") {
+		t.Errorf("a missing source: %v", err)
+	}
+}

@@ -46,7 +46,7 @@ func (c *Client) Submit(ctx context.Context, r Request) (id string, err error) {
 		}
 		return err
 	})
-	return id, r.Document.locate(err)
+	return id, r.Document.locate(fits(err))
 }
 
 // Plan asks where each process would go now, and why not elsewhere. Nothing
@@ -60,7 +60,16 @@ func (c *Client) Plan(ctx context.Context, r Request) (*wsdl.PlanJobResponse, er
 		}
 	}
 	plan, err := c.broker.PlanJobContext(ctx, message)
-	return plan, r.Document.locate(err)
+	return plan, r.Document.locate(fits(err))
+}
+
+// fits says what to do about a profile that is too large for one message.
+func fits(err error) error {
+	if wsdl.CodeOf(err) != wsdl.FaultCodeTooLarge {
+		return err
+	}
+	return wsdl.NewFault(wsdl.FaultCodeTooLarge, "the profile is too large for one message: "+err.Error(),
+		"put what is long into files beside the profile and name them with from: they are uploaded by themselves, whatever their size")
 }
 
 // Job is the job as it is now.

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -204,8 +205,18 @@ func (c *logCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	for _, f := range append(c.fields[:len(c.fields):len(c.fields)], fields...) {
 		f.AddTo(values)
 	}
+	if early(e.Message, values.Fields) {
+		return nil
+	}
 	c.log.WithFields(values.Fields).WithField("part", "etcd").Error(e.Message)
 	return nil
+}
+
+// early says that an error only tells that the first leader is not elected yet:
+// etcd tries again by itself, and nobody can do anything about it.
+func early(message string, fields map[string]any) bool {
+	why, _ := fields["error"].(string)
+	return message == "failed to update storage version" && strings.HasSuffix(why, "missing term information")
 }
 
 func (c *logCore) Sync() error { return nil }

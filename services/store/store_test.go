@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sirupsen/logrus"
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
 
@@ -48,6 +51,24 @@ func TestOpenIsQuick(t *testing.T) {
 		if d > 3*time.Second {
 			t.Errorf("%s took %v", what, d)
 		}
+	}
+}
+
+// What etcd always says at a first start frightens nobody; its other errors are
+// told.
+func TestFirstStartIsSilent(t *testing.T) {
+	var said bytes.Buffer
+	log := logrus.New()
+	log.SetOutput(&said)
+	etcd := zap.New(&logCore{log: log})
+	etcd.Error("failed to update storage version", zap.String("cluster-version", "3.7.0"),
+		zap.Error(errors.New("cannot detect storage schema version: missing term information")))
+	if said.Len() > 0 {
+		t.Errorf("it says %s", &said)
+	}
+	etcd.Error("failed to update storage version", zap.Error(errors.New("disk on fire")))
+	if !strings.Contains(said.String(), "disk on fire") {
+		t.Errorf("it does not say why: %q", &said)
 	}
 }
 
