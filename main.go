@@ -141,7 +141,7 @@ func helpCommand(root *cobra.Command) *cobra.Command {
 // nodeOptions are the flags of `mvm node`.
 type nodeOptions struct {
 	listen, data, join, state, name, advertise string
-	goCache, compilers                         string
+	goCache, compilers, queueLimits            string
 	roles, plainLinks                          []string
 	slots, cacheLimit                          int
 	insecure                                   bool
@@ -197,6 +197,7 @@ there can read and change them. Direct channels exist only there.`,
 	f.StringVar(&o.advertise, "advertise", "", "`HOST:PORT` under which others reach it (default: what it listens on)")
 	f.StringVar(&o.goCache, "go-cache", "", "`DIR` for what Go compiled, which the nodes of a machine may share (default: in --data)")
 	f.StringVar(&o.compilers, "compilers", "", "`FILE` that remembers what this machine's compilers are, which its nodes may share (default: in --data)")
+	f.StringVar(&o.queueLimits, "queue-limits", "", "`FILE` that says what the queues of jobs may have here: types, codecs, number, memory")
 	f.IntVar(&o.cacheLimit, "cache-limit", 4096, "`MIB` of builds that are kept, and of what Go compiled, each; what was not used for longest goes")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warning or error")
@@ -564,7 +565,7 @@ func killAt(text string) (func(point string), error) {
 func (s *server) openNode() (err error) {
 	c := node.Config{
 		Name: s.options.name, Dir: filepath.Join(s.dir, "node"), URL: s.url, Roles: s.roles, Version: Version,
-		Slots: s.options.slots, GoCache: s.options.goCache, CacheMax: int64(s.options.cacheLimit) << 20, PlainLinks: s.options.plainLinks, Compilers: s.options.compilers,
+		Slots: s.options.slots, GoCache: s.options.goCache, CacheMax: int64(s.options.cacheLimit) << 20, PlainLinks: s.options.plainLinks, Compilers: s.options.compilers, QueueLimits: s.options.queueLimits,
 		JoinURL: s.options.join, BrokerURL: s.brokerURL, Caller: s.caller, Images: s.images, Log: s.log,
 	}
 	if s.has(wsdl.RoleBackend) {

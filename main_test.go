@@ -84,7 +84,7 @@ var rooms = map[string][]string{
 	"node/confine":         {},
 	"node/mvm":             {"queuevm", "queuevm/client", "queuevm/codec", "node/build", "node/confine"},
 	"osvm":                 {"osvm/*"},
-	"node":                 {"wsdl", "services/*", "-services/client", "-services/store", "node/*", "queuevm", "osvm"},
+	"node":                 {"wsdl", "services/*", "-services/client", "-services/store", "node/*", "queuevm", "queuevm/codec", "osvm"},
 	"examples":             {"wsdl", "services/client", "queuevm/client", "examples/bench/soap"},
 	"examples/bench/soap":  {"wsdl", "services/soap"},
 	"examples/soak":        {"wsdl", "services/client"},

@@ -135,6 +135,7 @@ func (y *layout) awaken(job string, number, i int) *wsdl.Awaken {
 			}
 		}
 	}
+	request.QueueLimits = y.wants(i)
 	for id := range y.job.Queues {
 		if y.homes[id] == i {
 			for _, name := range y.job.Queues[id].Programs() {
@@ -148,6 +149,37 @@ func (y *layout) awaken(job string, number, i int) *wsdl.Awaken {
 		}
 	}
 	return request
+}
+
+// wants is what the queues and channels that member i keeps ask of it, nil where
+// there are none.
+func (y *layout) wants(i int) *wsdl.QueueLimits {
+	if len(y.channels[i]) == 0 {
+		return nil
+	}
+	w := &wsdl.QueueLimits{Channels: int32(len(y.channels[i]))}
+	bytes := int64(0)
+	for _, id := range y.channels[i] {
+		bytes += int64(y.job.Channels[id].Capacity)
+	}
+	words := map[string]map[string]bool{}
+	for id := range y.job.Queues {
+		if q := &y.job.Queues[id]; y.homes[id] == i {
+			w.Queues++
+			bytes += int64(q.Capacity)
+			for _, need := range q.Needs() {
+				if words[need.Kind] == nil {
+					words[need.Kind] = map[string]bool{}
+				}
+				words[need.Kind][need.Name] = true
+			}
+		}
+	}
+	list := func(kind string) string { return strings.Join(slices.Sorted(maps.Keys(words[kind])), " ") }
+	w.Types, w.Codecs = list(profile.NeedsType), list(profile.NeedsCodec)
+	w.Registered, w.Rules = list(profile.NeedsRegistered), list(profile.NeedsRule)
+	w.Memory = (bytes + 1<<20 - 1) >> 20
+	return w
 }
 
 // buildOf is what a node is told of a source that it builds.

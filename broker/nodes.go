@@ -1,7 +1,9 @@
 package broker
 
 import (
+	"fmt"
 	"slices"
+	"strings"
 
 	"mvm/broker/place"
 	"mvm/broker/profile"
@@ -15,6 +17,21 @@ func viewOf(n *wsdl.Node, held booking) place.Node {
 		ID: n.Id, Name: n.Name, OS: n.Os, Arch: n.Arch, Cores: int(n.Cores), MemoryMiB: n.Memory,
 		Slots: slots, FreeSlots: slots - held.slots, FreeCores: int(n.Cores) - held.cores, FreeMemoryMiB: n.Memory - held.memory,
 		QEMU: n.Qemu != "", Cleaning: n.Cleaning,
+	}
+	if l := n.QueueLimits; l != nil {
+		for kind, list := range map[string]string{
+			profile.NeedsType: l.Types, profile.NeedsCodec: l.Codecs, profile.NeedsRegistered: l.Registered, profile.NeedsRule: l.Rules,
+		} {
+			if words := strings.Fields(list); len(words) > 0 && !slices.Contains(words, "all") {
+				if v.Queues == nil {
+					v.Queues = map[string][]string{}
+				}
+				v.Queues[kind] = words
+			}
+		}
+		if l.Machines > 0 && held.attempts >= int(l.Machines) {
+			v.Shunned, v.FreeSlots = fmt.Sprintf("at the %d queue-level VMs that its own file allows", l.Machines), 0
+		}
 	}
 	for _, c := range n.Compiler {
 		if c != nil && c.Language != nil {

@@ -44,6 +44,8 @@ type booking struct {
 	slots  int
 	cores  int
 	memory int64
+
+	attempts int // whose these are
 }
 
 // node is a node as the information service knows it.
@@ -160,7 +162,7 @@ func (s *scheduler) book(id string, members []member) {
 func (s *scheduler) bookLocked(id string, members []member) {
 	held := make([]booking, 0, len(members))
 	for _, m := range members {
-		held = append(held, booking{m.Node, m.Slots, m.Cores, m.Memory})
+		held = append(held, booking{node: m.Node, slots: m.Slots, cores: m.Cores, memory: m.Memory})
 	}
 	s.booked[id] = held
 }
@@ -334,7 +336,7 @@ func (s *scheduler) held() map[string]booking {
 	for _, bookings := range s.booked {
 		for _, b := range bookings {
 			sum := held[b.node]
-			held[b.node] = booking{b.node, sum.slots + b.slots, sum.cores + b.cores, sum.memory + b.memory}
+			held[b.node] = booking{b.node, sum.slots + b.slots, sum.cores + b.cores, sum.memory + b.memory, sum.attempts + 1}
 		}
 	}
 	return held

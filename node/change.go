@@ -173,6 +173,9 @@ func (r *runner) changeOf(ctx context.Context, request *wsdl.ApplyChange) (*mvm.
 		}
 		message.Alter = append(message.Alter, alteration)
 	}
+	if against := r.node.queueLimits.against(wants(message)); against != "" {
+		return nil, wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("node %s does not let its queues have %s", r.node.id, against), "choose what it allows")
+	}
 	for _, s := range request.Switch_ {
 		one := mvm.Switch{Channel: uint32(wsdl.Or(s.Channel, 0))}
 		if s.Next != nil {

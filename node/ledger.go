@@ -17,6 +17,8 @@ type ledger struct {
 	node        string
 	incarnation string
 	total       room
+	machines    int           // attempts at once; 0 is any number
+	file        string        // that says so
 	patience    time.Duration // how long an Instantiate waits to be named live
 
 	lease    time.Duration // 0 = never registered: no attempt may start
@@ -136,7 +138,8 @@ type (
 		call uint64
 		at   time.Duration
 		fence
-		need room
+		need    room
+		against string // what a rule of the node's own file forbids it, "" for nothing
 	}
 	instantiateCall struct {
 		call uint64
@@ -394,6 +397,12 @@ func (l *ledger) awaken(e awakenCall) []any {
 			return nil
 		}
 		return no(nil)
+	}
+	if l.machines > 0 && len(l.held) >= l.machines {
+		return no(wsdl.NewFault(wsdl.FaultCodeBusy, fmt.Sprintf("node %s has its %d queue-level VMs, and lets no more be: the rule machines=\"%d\" of %s", l.node, len(l.held), l.machines, l.file), "try again later or elsewhere"))
+	}
+	if e.against != "" {
+		return no(wsdl.NewFault(wsdl.FaultCodeBusy, fmt.Sprintf("node %s does not let attempt %s have %s", l.node, e.key, e.against), "place the attempt elsewhere"))
 	}
 	if lack := l.free().lacks(e.need); lack != "" {
 		return no(wsdl.NewFault(wsdl.FaultCodeBusy, fmt.Sprintf("node %s has no room for attempt %s: %s", l.node, e.key, lack), "try again later or elsewhere"))

@@ -86,6 +86,9 @@ type Config struct {
 	// CacheMax bounds the builds that are kept, and what Go compiled, each, in
 	// bytes: above it goes what was not used for longest. 0 is 4 GiB.
 	CacheMax int64
+	// QueueLimits is the file in which this node says what the queues of jobs may
+	// have (queueLimits of profile.xsd); "" is no limit.
+	QueueLimits string
 	// StreamMax is the bytes kept of each stdout and stderr; 0 is 1 MiB.
 	StreamMax int64
 }
@@ -109,6 +112,7 @@ type Node struct {
 	shelf           *shelf
 	spool           *spool
 	total           room
+	queueLimits     limits
 	qemu            string
 	plain           bool
 	proxyListen     string
@@ -221,6 +225,9 @@ func newNode(config Config, p parts) (_ *Node, err error) {
 	if err := n.measure(); err != nil {
 		return nil, err
 	}
+	if n.queueLimits, err = readLimits(config.QueueLimits); err != nil {
+		return nil, err
+	}
 	if n.launcher, err = p.launcher(f.root, n.limits(), n.log); err != nil {
 		return nil, fmt.Errorf("prepare to start MVM processes: %w", err)
 	}
@@ -256,6 +263,7 @@ func newNode(config Config, p parts) (_ *Node, err error) {
 	n.idle = time.AfterFunc(time.Hour, n.slim)
 	n.idle.Stop()
 	n.ledger = newLedger(n.id, n.incarnation, n.total, p.patience)
+	n.ledger.machines, n.ledger.file = int(n.queueLimits.Machines), n.queueLimits.file
 	return n, nil
 }
 
@@ -509,6 +517,7 @@ func (n *Node) describe(ctx context.Context) *wsdl.Node {
 		Qemu: n.qemu, Cleaning: n.launcher.Cleaning(),
 	}
 	d.Unconfined = n.launcher.Confinement().Missing
+	d.QueueLimits = n.queueLimits.told(n.launcher.Confinement())
 	for _, r := range n.config.Roles {
 		d.Role = append(d.Role, wsdl.Of(r))
 	}

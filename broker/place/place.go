@@ -35,7 +35,8 @@ type Node struct {
 	Compilers     []string
 	QEMU          bool
 	Cleaning      string
-	Shunned       string // why it takes nothing for now: "left alone for 2s after a refusal"; "" = it takes
+	Queues        map[string][]string // by profile.Need.Kind: the names that its own file allows; a kind that is not there is free
+	Shunned       string              // why it takes nothing for now: "left alone for 2s after a refusal"; "" = it takes
 }
 
 // Plan is the answer of Place.
@@ -62,7 +63,7 @@ func Place(job *profile.Job, nodes []Node, strategy string) (Plan, bool) {
 	if strategy != "" && strategy != Pack {
 		return Plan{Reason: fmt.Sprintf("there is no strategy %q; use %q", strategy, Pack)}, false
 	}
-	d := newDemand(job)
+	d := newDemand(job, nodes)
 	now := newSupply(d, nodes, false)
 	plan := Plan{Rejections: now.rejections(job)}
 	node, ok := now.pack(newNetwork(job), max(job.Nodes, 1))

@@ -50,6 +50,8 @@ type class struct {
 	need     room
 	require  []profile.Requirement
 	language string
+	queues   []profile.Need // of the queues that its processes may keep
+	logic    []string       // languages of what is registered for these
 	size     int
 	tasks    []int // in job.Tasks
 }
@@ -61,7 +63,8 @@ type demand struct {
 	of      []int32 // by process ID: its class
 }
 
-func newDemand(job *profile.Job) *demand {
+func newDemand(job *profile.Job, nodes []Node) *demand {
+	queues, logic := keeps(job, nodes)
 	d := &demand{job: job, of: make([]int32, len(job.Processes))}
 	languages := map[string]string{}
 	for _, source := range job.Sources {
@@ -75,13 +78,14 @@ func newDemand(job *profile.Job) *demand {
 		for _, r := range first.Need.Require {
 			key += fmt.Sprintf(" %s %q %d", r.Property, r.Equals, r.Minimum)
 		}
+		key += fmt.Sprint(queues[t], logic[t])
 		c, seen := known[key]
 		if !seen {
 			c = int32(len(d.classes))
 			known[key] = c
 			d.classes = append(d.classes, class{
 				need:    room{slots: 1, cores: first.Need.Cores, memory: first.Need.MemoryMiB},
-				require: first.Need.Require, language: language,
+				require: first.Need.Require, language: language, queues: queues[t], logic: logic[t],
 			})
 		}
 		d.classes[c].size += task.Count
@@ -91,6 +95,39 @@ func newDemand(job *profile.Job) *demand {
 		}
 	}
 	return d
+}
+
+// keeps is, by task, what the queues need that a node of its processes may have to
+// keep: any end of a queue may be on the node that keeps it. What no node limits is
+// left out.
+func keeps(job *profile.Job, nodes []Node) (queues map[int][]profile.Need, logic map[int][]string) {
+	limits := slices.ContainsFunc(nodes, func(n Node) bool { return len(n.Queues) > 0 })
+	languages := map[string]string{}
+	for _, source := range job.Sources {
+		languages[source.Name] = source.Language
+	}
+	queues, logic = map[int][]profile.Need{}, map[int][]string{}
+	ends := job.QueueEnds()
+	for id := range job.Queues {
+		q := &job.Queues[id]
+		for t, task := range job.Tasks {
+			keeper := len(ends[id]) == 0 || slices.ContainsFunc(ends[id], func(p int) bool { return p >= task.First && p < task.First+task.Count })
+			if !keeper {
+				continue
+			}
+			for _, need := range q.Needs() {
+				if limits && !slices.Contains(queues[t], need) {
+					queues[t] = append(queues[t], need)
+				}
+			}
+			for _, program := range q.Programs() {
+				if language := languages[program]; !slices.Contains(logic[t], language) {
+					logic[t] = append(logic[t], language)
+				}
+			}
+		}
+	}
+	return queues, logic
 }
 
 // supply is what the nodes have, now or empty.
@@ -158,10 +195,31 @@ func lacking(language string) string {
 	return "a compiler for " + language
 }
 
+// limited is what a node's own file does not allow.
+func limited(need profile.Need) string {
+	switch need.Kind {
+	case profile.NeedsRegistered:
+		return "registered codec " + need.Name
+	case profile.NeedsRule:
+		return "registered rule " + need.Name
+	}
+	return need.Kind + " " + need.Name
+}
+
 // bar is what keeps processes of a class from ever running on a node.
 func bar(c *class, n *Node) phrase {
 	if c.language != "" && !slices.Contains(n.Compilers, c.language) {
 		return phrase{"lack", lacking(c.language)}
+	}
+	for _, language := range c.logic {
+		if !slices.Contains(n.Compilers, language) {
+			return phrase{"lack", lacking(language) + " for what is registered"}
+		}
+	}
+	for _, need := range c.queues {
+		if allowed, limits := n.Queues[need.Kind]; limits && !slices.Contains(allowed, need.Name) {
+			return phrase{"keep", "no queue with the " + limited(need)}
+		}
 	}
 	for _, r := range c.require {
 		if p := miss(r, n); p != (phrase{}) {

@@ -16,6 +16,7 @@ package profile
 
 import (
 	"strconv"
+	"strings"
 	"time"
 
 	"mvm/queuevm/codec"
@@ -138,6 +139,33 @@ type Queue struct {
 	Steps    []codec.Step
 	Link     *Link  // nil imposes nothing
 	Rule     string // NAME@VERSION of a registered one, "" for the type's own
+}
+
+// What a queue needs its node to allow.
+const (
+	NeedsType       = "type"
+	NeedsCodec      = "codec"
+	NeedsRegistered = "registered"
+	NeedsRule       = "rule"
+)
+
+// Need is one thing that a queue needs its node to allow, by its name.
+type Need struct{ Kind, Name string }
+
+// Needs lists what the queue needs its node to allow.
+func (q *Queue) Needs() []Need {
+	needs := []Need{{NeedsType, q.Type}}
+	for _, s := range q.Steps {
+		if name, _, registered := strings.Cut(s.Program, "@"); registered {
+			needs = append(needs, Need{NeedsRegistered, name})
+		} else {
+			needs = append(needs, Need{NeedsCodec, s.Codec})
+		}
+	}
+	if name, _, ruled := strings.Cut(q.Rule, "@"); ruled {
+		needs = append(needs, Need{NeedsRule, name})
+	}
+	return needs
 }
 
 // Programs names the sources of the queue's registered codecs and rule.

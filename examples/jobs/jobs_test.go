@@ -275,6 +275,65 @@ while head := sys.stdin.buffer.read(4):
 	}
 }
 
+// A node's own file says what queues it keeps: jobs go elsewhere, or wait with the
+// reason; one job is not refused for another's sake.
+func TestNodeLimitsQueues(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "limits.xml")
+	if err := os.WriteFile(file, []byte(`<queueLimits xmlns="urn:mvm:1" types="fifo" registered="none" channels="3" machines="1"/>`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	front := startNode(t, "front", "--roles", "backend,frontend")
+	strict := startNode(t, "strict", "--name", "strict", "--slots", "8", "--join", front.url, "--queue-limits", file)
+	g := dialGrid(t, front, 2, front, strict)
+	g.register("alarms/registered/frame.xml")
+	g.register("alarms/registered/urgent.xml")
+	alarms := g.submit(request(t, "alarms/alarms.xml", "nodes=1"))
+	reason := func(id, want string) {
+		t.Helper()
+		g.eventually("the job waits, as "+want, func() (bool, string) {
+			job, err := g.client.Job(t.Context(), id)
+			if err != nil {
+				return false, err.Error()
+			}
+			return wsdl.Or(job.State, "") == wsdl.JobStatePending && strings.Contains(job.Reason, want), string(wsdl.Or(job.State, "")) + ": " + job.Reason
+		})
+	}
+	reason(alarms, "keeps no queue with the registered codec frame")
+	// What only the node itself can count, it refuses; and it has one queue-level VM.
+	if _, err := g.client.Register(t.Context(), &wsdl.Profile{Kind: wsdl.Of(wsdl.ProfileKindTopology), Name: "loop",
+		Topology: &wsdl.Topology{Kind: wsdl.Of(wsdl.TopologyKindRing)}}); err != nil {
+		t.Fatal(err)
+	}
+	token := g.submit(request(t, "testdata/token.xml", "topology=loop"))
+	reason(token, `12 channels: the rule channels="3" of `+file)
+	if _, err := g.client.Cancel(t.Context(), token, ""); err != nil {
+		t.Fatal(err)
+	}
+	stream := g.submit(request(t, "testdata/stream.xml", "nodes=1"))
+	g.eventually("the stream runs", func() (bool, string) {
+		job, err := g.client.Job(t.Context(), stream)
+		if err != nil {
+			return false, err.Error()
+		}
+		return wsdl.Or(job.State, "") == wsdl.JobStateRunning, string(wsdl.Or(job.State, "")) + ": " + job.Reason
+	})
+	second := g.submit(request(t, "testdata/stream.xml", "nodes=1"))
+	reason(second, "at the 1 queue-level VMs that its own file allows")
+	change, err := g.client.ChangeQueue(t.Context(), &wsdl.ChangeQueue{Job: stream, Queue: "stream", Type_: wsdl.Of(wsdl.QueueTypeLifo), WaitMillis: 5000})
+	if err != nil || !strings.Contains(change.Reason, `does not let its queues have queues of type lifo: the rule types="fifo" of `+file) {
+		t.Errorf("a change to lifo is answered %+v, %v", change, err)
+	}
+	for _, id := range []string{stream, second} {
+		if _, err := g.client.Cancel(t.Context(), id, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	startNode(t, "free", "--name", "free", "--slots", "2", "--join", front.url)
+	if job := g.wait(alarms); wsdl.Or(job.State, "") != wsdl.JobStateSucceeded {
+		t.Fatalf("job %s is %s: %s", job.Id, wsdl.Or(job.State, ""), job.Reason)
+	}
+}
+
 // Flynn's four forms of machines are one set of programs, wired in four ways.
 func TestFlynn(t *testing.T) {
 	g := startGrid(t, 4, 4)

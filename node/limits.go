@@ -1,0 +1,136 @@
+package node
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"mvm/node/mvm"
+	"mvm/queuevm"
+	"mvm/queuevm/codec"
+	"mvm/wsdl"
+)
+
+// limits are what the node's own file lets the queues of jobs have: the paper's
+// node-level policy. None are no limits.
+type limits struct {
+	file string
+	wsdl.QueueLimits
+}
+
+// readLimits reads the file; "" is no file.
+func readLimits(file string) (l limits, err error) {
+	if file == "" {
+		return l, nil
+	}
+	l.file = file
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return l, fmt.Errorf("read the limits of queues: %w", err)
+	}
+	if _, problems := wsdl.Decode(data, "queueLimits", &l.QueueLimits); len(problems) > 0 {
+		return l, fmt.Errorf("the limits of queues, %s:%d: %s", file, problems[0].Line, problems[0].Message)
+	}
+	types := []string{string(queuevm.QueueFifo), string(queuevm.QueuePriority), string(queuevm.QueueLifo), string(queuevm.QueueLatest), string(queuevm.QueueWork), string(queuevm.QueueBroadcast)}
+	for _, list := range []struct {
+		name, text string
+		known      []string
+	}{{"types", l.Types, types}, {"codecs", l.Codecs, codec.Names()}} {
+		for _, word := range strings.Fields(list.text) {
+			if word != "all" && word != "none" && !slices.Contains(list.known, word) {
+				return l, fmt.Errorf("the limits of queues, %s: %s has the word %q; there are all, none and %s", file, list.name, word, strings.Join(list.known, ", "))
+			}
+		}
+	}
+	if min(l.Machines, l.Queues, l.Channels) < 0 || l.Memory < 0 {
+		return l, fmt.Errorf("the limits of queues, %s: a limit is below 0; leave it out for none", file)
+	}
+	return l, nil
+}
+
+// lets says whether a list of the file has a word.
+func lets(list, word string) bool {
+	words := strings.Fields(list)
+	return len(words) == 0 || slices.Contains(words, "all") || slices.Contains(words, word)
+}
+
+// against says which rule of the file keeps a job's queues from this node, and
+// how; "" is none.
+func (l *limits) against(want *wsdl.QueueLimits) string {
+	if want == nil || l.file == "" {
+		return ""
+	}
+	for _, list := range []struct{ name, what, lets, wants string }{
+		{"types", "queues of type", l.Types, want.Types}, {"codecs", "the codec", l.Codecs, want.Codecs},
+		{"registered", "the registered codec", l.Registered, want.Registered}, {"rules", "the registered rule", l.Rules, want.Rules},
+	} {
+		for _, word := range strings.Fields(list.wants) {
+			if !lets(list.lets, word) {
+				return fmt.Sprintf("%s %s: the rule %s=%q of %s", list.what, word, list.name, list.lets, l.file)
+			}
+		}
+	}
+	for _, number := range []struct {
+		name, what  string
+		lets, wants int64
+	}{
+		{"queues", "served queues", int64(l.Queues), int64(want.Queues)}, {"channels", "channels", int64(l.Channels), int64(want.Channels)},
+		{"memory", "MiB of queues", l.Memory, want.Memory},
+	} {
+		if number.lets > 0 && number.wants > number.lets {
+			return fmt.Sprintf("%d %s: the rule %s=%q of %s", number.wants, number.what, number.name, fmt.Sprint(number.lets), l.file)
+		}
+	}
+	return ""
+}
+
+// wants is what a change brings that the file may forbid.
+func wants(c *mvm.Change) *wsdl.QueueLimits {
+	var w wsdl.QueueLimits
+	add := func(list *string, word string) { *list += " " + word }
+	steps := func(steps []mvm.Step) {
+		for _, s := range steps {
+			if name, _, ok := strings.Cut(s.Program, "@"); ok {
+				add(&w.Registered, name)
+			} else {
+				add(&w.Codecs, s.Codec)
+			}
+		}
+	}
+	rule := func(program string) {
+		if name, _, ok := strings.Cut(program, "@"); ok {
+			add(&w.Rules, name)
+		}
+	}
+	for _, q := range c.Queues {
+		add(&w.Types, string(q.Type))
+		steps(q.Steps)
+		rule(q.Program)
+	}
+	for _, a := range c.Alter {
+		if a.Type != nil {
+			add(&w.Types, string(*a.Type))
+		}
+		if a.Steps != nil {
+			steps(*a.Steps)
+		}
+		if a.Rule != nil {
+			rule(*a.Rule)
+		}
+	}
+	return &w
+}
+
+// told are the limits as the grid is told them; where nothing can be confined,
+// nothing registered runs.
+func (l *limits) told(confinement mvm.Confinement) *wsdl.QueueLimits {
+	told := l.QueueLimits
+	if confinement.Level < 0 {
+		told.Registered, told.Rules = "none", "none"
+	}
+	if told == (wsdl.QueueLimits{XMLName: told.XMLName}) {
+		return nil
+	}
+	return &told
+}
