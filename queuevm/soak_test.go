@@ -67,9 +67,17 @@ func TestSanitizers(t *testing.T) {
 			vm := start(t, Config{})
 			processes(t, vm, 0, 1)
 			if c.name == "thread" {
-				wire(t, 1, 16<<10, vm, Endpoint{Process: 0, Port: "self"}, vm, Endpoint{Process: 0, Port: "self"})
-				if got := spawn(t, vm, 0, []string{program}, "both", "self", "self", count, "9000").finish(5 * time.Minute); got != count {
-					t.Errorf("%s items of %s", got, count)
+				w := &loom{t: t, vms: []*VM{vm}}
+				self := spot{0, 0, "self"}
+				w.lay(self, self, 16<<10)
+				p := spawn(t, vm, 0, []string{program}, "both", "self", "self", count, "9000")
+				for k := uint32(1); k < 40; k++ { // the client knows up to 64 rings as one memory
+					w.lay(self, self, 16<<10)
+					must(t, vm.Switch(k, k+1))
+					eventually(t, "it goes on", func() bool { st, err := vm.Switched(k); return err == nil && st.Written })
+				}
+				if got := p.finish(5 * time.Minute); got != count || strings.Contains(p.stderr.String(), "WARNING") {
+					t.Errorf("%s items of %s\n%s", got, count, p.stderr.String())
 				}
 				return
 			}

@@ -9,7 +9,7 @@ import (
 )
 
 // Re-wiring: a port goes from one ring to the next. Only the producer ends a
-// ring; LAYOUT.md, section 6, has the rules.
+// ring; LAYOUT.md, section 9, has the rules.
 
 // SwitchState is how far a channel's end by SWITCH is, as this node sees it.
 type SwitchState struct {

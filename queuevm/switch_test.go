@@ -472,7 +472,10 @@ func TestSwitchOfIdleAndEndedProducers(t *testing.T) {
 			first := w.lay(p, q, 4096)
 			second := w.lay(p, r, 4096)
 			g := spawn(t, from, 0, built.c, "hold", "out")
-			eventually(t, "it is open", func() bool { return strings.Contains(g.stdout.String(), "open") })
+			eventually(t, "it is open", func() bool {
+				maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", g.cmd.Process.Pid))
+				return err == nil && strings.Contains(string(maps), "mvm-ring")
+			})
 			must(t, from.Switch(first, second))
 			time.Sleep(20 * time.Millisecond)
 			if st, err := from.Switched(first); err != nil || !st.Told || st.Written {
