@@ -123,6 +123,9 @@ func begin(config *LaunchConfig, cells []*cell, control *os.File, arguments ...s
 			Files: []*os.File{null, null, stderr},
 			Sys:   &syscall.SysProcAttr{Setsid: true},
 		}
+		if without != "" {
+			a.Env = append(a.Env, without)
+		}
 		if control != nil {
 			a.Files = append(a.Files, control)
 		}
