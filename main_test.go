@@ -85,9 +85,10 @@ var rooms = map[string][]string{
 	"node/mvm":             {"queuevm", "queuevm/client", "queuevm/codec", "node/build", "node/confine"},
 	"osvm":                 {"osvm/*"},
 	"node":                 {"wsdl", "services/*", "-services/client", "-services/store", "node/*", "queuevm", "queuevm/codec", "osvm"},
-	"examples":             {"wsdl", "services/client", "queuevm/client", "examples/bench/soap"},
+	"examples":             {"wsdl", "services/client", "queuevm/client", "examples/bench/soap", "examples/launch"},
+	"examples/launch":      {},
 	"examples/bench/soap":  {"wsdl", "services/soap"},
-	"examples/soak":        {"wsdl", "services/client"},
+	"examples/soak":        {"wsdl", "services/client", "examples/launch"},
 	"":                     {"*"},
 }
 

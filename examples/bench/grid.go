@@ -8,12 +8,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
+	"mvm/examples/launch"
 	"mvm/services/client"
 )
 
@@ -25,9 +25,8 @@ type grid struct {
 }
 
 type gridNode struct {
-	cmd *exec.Cmd
+	*launch.Node
 	log string // path of its log, in JSON
-	url string
 }
 
 // startGrid starts len(slots) nodes, each with flags, and returns when all can
@@ -64,7 +63,7 @@ func startGridAt(ctx context.Context, b *bench, sites []site) (*grid, error) {
 			return nil, err
 		}
 		g.nodes = append(g.nodes, node)
-		g.url = g.nodes[0].url
+		g.url = g.nodes[0].URL
 	}
 	if g.Client, err = client.Dial(ctx, g.url); err != nil {
 		g.stop()
@@ -84,31 +83,12 @@ func startGridAt(ctx context.Context, b *bench, sites []site) (*grid, error) {
 
 // startNode starts a node and waits for its address.
 func startNode(via []string, mvm, log string, args ...string) (*gridNode, error) {
-	file, err := os.Create(log)
+	n, err := launch.Start(launch.Config{Program: mvm, Via: via, Log: log, Apart: true,
+		Args: append([]string{"--listen", "127.0.0.1:0", "--log-format", "json"}, args...)})
 	if err != nil {
 		return nil, err
 	}
-	defer file.Close()
-	n := &gridNode{log: log}
-	words := append(slices.Clone(via), mvm, "node", "--listen", "127.0.0.1:0", "--log-format", "json")
-	words = append(words, args...)
-	n.cmd = exec.Command(words[0], words[1:]...)
-	n.cmd.Stderr = file
-	n.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	stdout, err := n.cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := n.cmd.Start(); err != nil {
-		return nil, err
-	}
-	line, err := bufio.NewReader(stdout).ReadString('\n')
-	if err != nil {
-		n.stop()
-		return nil, fmt.Errorf("a node ended before it was ready; its log ends with: %s", tail(log))
-	}
-	n.url = strings.TrimSpace(line)
-	return n, nil
+	return &gridNode{n, log}, nil
 }
 
 func tail(path string) string {
@@ -116,18 +96,10 @@ func tail(path string) string {
 	return text[max(0, len(text)-500):]
 }
 
-// stop ends the node as Ctrl-C does.
-func (n *gridNode) stop() {
-	n.cmd.Process.Signal(os.Interrupt)
-	stubborn := time.AfterFunc(10*time.Second, func() { n.cmd.Process.Kill() })
-	defer stubborn.Stop()
-	n.cmd.Wait()
-}
-
 // stop ends the workers first.
 func (g *grid) stop() {
 	for i := len(g.nodes) - 1; i >= 0; i-- {
-		g.nodes[i].stop()
+		_ = g.nodes[i].Stop() // how well is not measured
 	}
 }
 
@@ -165,7 +137,7 @@ func (g *grid) since(begin time.Time) ([]logged, error) {
 // that they have started and waited for.
 func (g *grid) used() (nodes, processes time.Duration) {
 	for _, n := range g.nodes {
-		own, children := processorTime(n.cmd.Process.Pid)
+		own, children := processorTime(n.Cmd.Process.Pid)
 		nodes += own
 		processes += children
 	}

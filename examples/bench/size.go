@@ -47,7 +47,7 @@ func sizeCase() *contest {
 		if _, err := g.flood(ctx, 4, 4); err != nil {
 			return nil, g.stop, err
 		}
-		worker := g.nodes[1].cmd.Process.Pid
+		worker := g.nodes[1].Cmd.Process.Pid
 		mine := func(ctx context.Context) (sample, error) {
 			_, before := processorTime(worker)
 			if _, err := g.flood(ctx, jobs, 4); err != nil {

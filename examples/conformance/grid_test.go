@@ -1,18 +1,14 @@
 package conformance
 
 import (
-	"bufio"
 	"fmt"
-	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
-	"syscall"
 	"testing"
 	"time"
 
+	"mvm/examples/launch"
 	"mvm/services/client"
 )
 
@@ -26,17 +22,7 @@ func TestMain(m *testing.M) {
 	for _, name := range []string{"http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"} {
 		os.Unsetenv(name)
 	}
-	if out, err := exec.Command("make", "-s", "-C", root, "build").CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "make build: %v\n%s", err, out)
-		os.Exit(1)
-	}
-	path, err := filepath.Abs(filepath.Join(root, "mvm"))
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	binary = path
-	os.Exit(m.Run())
+	os.Exit(launch.Main(m, &binary))
 }
 
 // grid is four real node processes. Whoever speaks to one of them, also another
@@ -87,40 +73,20 @@ func startNode(t *testing.T, r *records, args ...string) (url string) {
 	}
 	defer socket.Close()
 	address := r.tap(t, listener.Addr().String())
-	log, err := os.Create(filepath.Join(dir, "log"))
+	n, err := launch.Start(launch.Config{Program: binary, Log: filepath.Join(dir, "log"), Files: []*os.File{socket},
+		Args: append([]string{"--listen-fd", "3", "--advertise", address, "--data", filepath.Join(dir, "data")}, args...)})
 	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(binary, append([]string{"node", "--listen-fd", "3", "--advertise", address, "--data", filepath.Join(dir, "data")}, args...)...)
-	cmd.ExtraFiles = []*os.File{socket}
-	cmd.Stderr = log
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+		t.Fatalf("node %v: %v", args, err)
 	}
 	t.Cleanup(func() {
-		cmd.Process.Signal(syscall.SIGTERM)
-		timeout := time.AfterFunc(20*time.Second, func() { cmd.Process.Kill() })
-		defer timeout.Stop()
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("node %v did not end well on SIGTERM: %v", args, err)
+		if err := n.Stop(); err != nil {
+			t.Errorf("node %v: %v", args, err)
 		}
-		log.Close()
-		if said, _ := os.ReadFile(log.Name()); t.Failed() {
-			t.Logf("log of node %v:\n%s", args, said[max(0, len(said)-2000):])
+		if t.Failed() {
+			t.Logf("log of node %v:\n%s", args, n.Tail(2000))
 		}
 	})
-	timeout := time.AfterFunc(30*time.Second, func() { cmd.Process.Kill() })
-	defer timeout.Stop()
-	line, err := bufio.NewReader(stdout).ReadString('\n')
-	if err != nil {
-		t.Fatalf("node %v did not become ready: %v", args, err)
-	}
-	go io.Copy(io.Discard, stdout)
-	return strings.TrimSpace(line)
+	return n.URL
 }
 
 // waitFor polls until ok, or fails the test after half a minute.

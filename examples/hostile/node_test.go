@@ -12,27 +12,16 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
+
+	"mvm/examples/launch"
 )
 
 // binary is the real program, built by TestMain.
 var binary string
 
-func TestMain(m *testing.M) {
-	if out, err := exec.Command("make", "-s", "-C", "../..", "build").CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "make build: %v\n%s", err, out)
-		os.Exit(1)
-	}
-	path, err := filepath.Abs("../../mvm")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	binary = path
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { os.Exit(launch.Main(m, &binary)) }
 
 // node is a real node with all roles, and what is watched of it.
 type node struct {
@@ -46,43 +35,20 @@ type node struct {
 func startNode(t *testing.T) *node {
 	t.Helper()
 	dir := t.TempDir()
-	n := &node{t: t, log: filepath.Join(dir, "log")}
-	log, err := os.Create(n.log)
+	started, err := launch.Start(launch.Config{Program: binary, Log: filepath.Join(dir, "log"),
+		Args: []string{"--listen", "127.0.0.1:0", "--data", filepath.Join(dir, "data"), "--slots", "4", "--name", "grid"}})
 	if err != nil {
-		t.Fatal(err)
-	}
-	n.cmd = exec.Command(binary, "node", "--listen", "127.0.0.1:0", "--data", filepath.Join(dir, "data"), "--slots", "4", "--name", "grid")
-	n.cmd.Stderr = log
-	stdout, err := n.cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := n.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		n.cmd.Process.Signal(syscall.SIGTERM)
-		timeout := time.AfterFunc(20*time.Second, func() { n.cmd.Process.Kill() })
-		defer timeout.Stop()
-		if err := n.cmd.Wait(); err != nil {
-			t.Errorf("the node did not end well on SIGTERM: %v", err)
+		if err := started.Stop(); err != nil {
+			t.Error(err)
 		}
-		log.Close()
-		if data, _ := os.ReadFile(n.log); t.Failed() {
-			t.Logf("the node's log ends with\n%s", data[max(0, len(data)-4000):])
+		if t.Failed() {
+			t.Logf("the node's log ends with\n%s", started.Tail(4000))
 		}
 	})
-	timeout := time.AfterFunc(60*time.Second, func() { n.cmd.Process.Kill() })
-	defer timeout.Stop()
-	line, err := bufio.NewReader(stdout).ReadString('\n')
-	if err != nil {
-		data, _ := os.ReadFile(n.log)
-		t.Fatalf("the node did not become ready: %v\n%s", err, data)
-	}
-	n.url = strings.TrimSpace(line)
-	n.address = strings.TrimPrefix(n.url, "http://")
-	go io.Copy(io.Discard, stdout)
-	return n
+	return &node{t: t, url: started.URL, address: strings.TrimPrefix(started.URL, "http://"), cmd: started.Cmd, log: filepath.Join(dir, "log")}
 }
 
 // mvm runs the program against the node.

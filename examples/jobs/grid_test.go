@@ -1,20 +1,17 @@
 package jobs
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
+	"mvm/examples/launch"
 	"mvm/services/client"
 	"mvm/wsdl"
 )
@@ -22,19 +19,7 @@ import (
 // binary is the real program, with its embedded parts, built by TestMain.
 var binary string
 
-func TestMain(m *testing.M) {
-	if out, err := exec.Command("make", "-s", "-C", "../..", "build").CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "make build: %v\n%s", err, out)
-		os.Exit(1)
-	}
-	path, err := filepath.Abs("../../mvm")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	binary = path
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { os.Exit(launch.Main(m, &binary)) }
 
 // node is one real node process of a test's grid.
 type node struct {
@@ -43,8 +28,7 @@ type node struct {
 	dir  string
 	url  string
 	args []string
-	cmd  *exec.Cmd
-	log  *os.File
+	*launch.Node
 }
 
 // startNode starts `mvm node` with a data folder of its own and waits for the
@@ -64,41 +48,21 @@ func startNode(t testing.TB, name string, args ...string) *node {
 
 func (n *node) start(listen string) {
 	n.t.Helper()
-	log, err := os.OpenFile(filepath.Join(n.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	n.log = log
-	args := []string{"node", "--name", n.name, "--listen", listen, "--data", filepath.Join(n.dir, "data")}
+	args := []string{"--name", n.name, "--listen", listen, "--data", filepath.Join(n.dir, "data")}
 	if cache, err := os.UserCacheDir(); err == nil {
 		args = append(args, "--go-cache", filepath.Join(cache, "mvm", "go")) // as `mvm lab` does
 	}
-	n.cmd = exec.Command(binary, append(args, n.args...)...)
-	n.cmd.Stderr = log
-	stdout, err := n.cmd.StdoutPipe()
+	started, err := launch.Start(launch.Config{Program: binary, Log: filepath.Join(n.dir, "log"), Args: append(args, n.args...)})
 	if err != nil {
-		n.t.Fatal(err)
+		n.t.Fatalf("node %s: %v", n.name, err)
 	}
-	if err := n.cmd.Start(); err != nil {
-		n.t.Fatal(err)
-	}
-	timeout := time.AfterFunc(30*time.Second, func() { n.cmd.Process.Kill() })
-	defer timeout.Stop()
-	line, err := bufio.NewReader(stdout).ReadString('\n')
-	if err != nil {
-		n.showLog()
-		n.t.Fatalf("node %s did not become ready: %v", n.name, err)
-	}
-	n.url = strings.TrimSpace(line)
-	go io.Copy(io.Discard, stdout)
+	n.Node, n.url = started, started.URL
 }
 
 // kill is kill -9: nothing is cleaned up by the node itself.
 func (n *node) kill() {
 	n.t.Helper()
-	n.cmd.Process.Kill()
-	n.cmd.Wait()
-	n.log.Close()
+	n.Kill()
 }
 
 // restart starts the node again on its old address and data.
@@ -108,25 +72,12 @@ func (n *node) restart() {
 }
 
 func (n *node) stop() {
-	if n.cmd.ProcessState != nil {
-		return
+	if err := n.Stop(); err != nil {
+		n.t.Errorf("node %s: %v", n.name, err)
 	}
-	n.cmd.Process.Signal(syscall.SIGTERM)
-	timeout := time.AfterFunc(20*time.Second, func() { n.cmd.Process.Kill() })
-	defer timeout.Stop()
-	if err := n.cmd.Wait(); err != nil {
-		n.t.Errorf("node %s did not end well on SIGTERM: %v", n.name, err)
-	}
-	n.log.Close()
 }
 
-func (n *node) showLog() {
-	data, _ := os.ReadFile(filepath.Join(n.dir, "log"))
-	if len(data) > 6000 {
-		data = data[len(data)-6000:]
-	}
-	n.t.Logf("log of %s:\n%s", n.name, data)
-}
+func (n *node) showLog() { n.t.Logf("log of %s:\n%s", n.name, n.Tail(6000)) }
 
 // grid is a running grid: the first node has all roles, the others work.
 type grid struct {

@@ -178,7 +178,7 @@ func (g *grid) descendants() []int {
 	}
 	var all []int
 	for _, n := range g.nodes {
-		for next := children[n.cmd.Process.Pid]; len(next) > 0; {
+		for next := children[n.Cmd.Process.Pid]; len(next) > 0; {
 			all = append(all, next...)
 			var below []int
 			for _, pid := range next {
@@ -200,7 +200,7 @@ func (g *grid) left() []string {
 	for _, n := range g.nodes {
 		files, _ := filepath.Glob(filepath.Join(n.dir, "data", "node", "work", "*"))
 		left = append(left, files...)
-		fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", n.cmd.Process.Pid))
+		fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", n.Cmd.Process.Pid))
 		for _, fd := range fds {
 			if target, err := os.Readlink(fd); err == nil && strings.Contains(target, "memfd:mvm-ring") {
 				left = append(left, n.name+" holds "+target)

@@ -32,6 +32,7 @@ import (
 	"testing"
 	"time"
 
+	"mvm/examples/launch"
 	"mvm/services/client"
 	"mvm/wsdl"
 )
@@ -47,17 +48,7 @@ var binary string
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	if out, err := exec.Command("make", "-s", "-C", "../..", "build").CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "make build: %v\n%s", err, out)
-		os.Exit(1)
-	}
-	path, err := filepath.Abs("../../mvm")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	binary = path
-	os.Exit(m.Run())
+	os.Exit(launch.Main(m, &binary))
 }
 
 // together lets the short tests, which mostly wait, run at the same time; the
