@@ -63,6 +63,7 @@ func FuzzFrame(f *testing.F) {
 		{kind: frameAck, channel: 1, offset: 8, length: 4096, flags: stateClosed},
 		{kind: frameEnd, offset: 8, flags: stateClosed},
 		{kind: frameBye},
+		{kind: frameGone, channel: 9},
 	} {
 		f.Add(fr.append(nil))
 	}
@@ -99,6 +100,9 @@ func FuzzProxyWire(f *testing.F) {
 	data := append(frame{kind: frameData, channel: 1, length: 16, items: 1}.append(nil), make([]byte, 16)...)
 	f.Add(data)
 	f.Add(append(data, frame{kind: frameEnd, channel: 1, offset: 16, flags: stateClosed}.append(nil)...))
+	f.Add(append(data, frame{kind: frameEnd, channel: 1, offset: 16, flags: stateClosed | stateSwitched}.append(nil)...))
+	f.Add(append(data, frame{kind: frameGone, channel: 1}.append(nil)...))
+	f.Add(frame{kind: frameAck, channel: 2, length: 4096, flags: stateClosed | stateSwitched}.append(nil))
 	f.Add(frame{kind: frameAck, channel: 2, length: 4096}.append(nil))
 	f.Add(frame{kind: frameAck, channel: 2, offset: 1 << 40, length: 4096}.append(nil))
 	f.Add(frame{kind: frameAck, channel: 99, length: 4096}.append(nil))
@@ -138,6 +142,9 @@ func TestPeerThatBreaksTheProtocolIsCut(t *testing.T) {
 		"twice":            append(data(0, 8), data(0, 8)...),
 		"acks the unsent":  frame{kind: frameAck, channel: 2, offset: 8, length: 8}.append(nil),
 		"END too early":    frame{kind: frameEnd, channel: 1, offset: 8, flags: stateClosed}.append(nil),
+		"gone, wrong way":  frame{kind: frameGone, channel: 2}.append(nil),
+		"gone, unknown":    frame{kind: frameGone, channel: 3}.append(nil),
+		"data after gone":  append(frame{kind: frameGone, channel: 1}.append(nil), data(0, 8)...),
 		"data after END":   append(frame{kind: frameEnd, channel: 1, flags: stateClosed}.append(nil), data(0, 8)...),
 		"no frame at all":  []byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
 		"unaligned length": append(frame{kind: frameData, channel: 1, length: 9}.append(nil), make([]byte, 9)...),
@@ -276,7 +283,7 @@ func FuzzControlSocket(f *testing.F) {
 	vm := start(f, Config{})
 	processes(f, vm, 0, 1)
 	wire(f, 1, 4096, vm, Endpoint{Process: 0, Port: "x"}, vm, Endpoint{Process: 1, Port: "y"})
-	for _, text := range []string{"open x", "open y", "open", "ports 0", "ports 1", "ports -1", "ports 99999999999999999999", "", " ", "open \x00"} {
+	for _, text := range []string{"open x", "open y", "next out 1 x", "next in 1 y", "next out 99999999999 x", "next", "open", "ports 0", "ports 1", "ports -1", "ports 99999999999999999999", "", " ", "open \x00"} {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, question string) {

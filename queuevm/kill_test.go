@@ -96,3 +96,81 @@ func kill(t *testing.T, step string, a, b *VM, k, n int, verb string) bool {
 	}
 	return how == "killed"
 }
+
+// TestKilledAtAnyInstructionOfASwitch kills a C program at every instruction of
+// going from one ring to the next, as producer and as consumer: what was whole is
+// taken, in order and once, every other end hears of its end, and no ring stays.
+func TestKilledAtAnyInstructionOfASwitch(t *testing.T) {
+	if runtime.GOARCH != "amd64" {
+		t.Skip("SKIPPED: the program that steps is for x86-64")
+	}
+	step := filepath.Join(t.TempDir(), "step")
+	if out, err := exec.Command("gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-Ic", "testdata/step.c", "c/mvm.c", "-o", step, "-lpthread").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	for name, make := range together(t) {
+		for _, verb := range []string{"switch", "follow"} {
+			t.Run(name+"/"+verb, func(t *testing.T) {
+				a, b := make(t)
+				random := rand.New(rand.NewPCG(seed, 0))
+				jump := 1
+				if !soak() {
+					jump = 300
+				}
+				before, killed := rings(t), 0
+				for n, k := random.IntN(jump), 0; killSwitch(t, step, a, b, k, n, verb); n, k = n+1+random.IntN(2*jump-1), k+1 {
+					killed++
+				}
+				t.Logf("killed at %d instructions", killed)
+				if killed < 3 {
+					t.Error("the test proves little")
+				}
+				// Of each round the last ring stays, at two nodes at most and for each of two takers.
+				eventually(t, "the old rings are gone", func() bool { return rings(t) <= before+4*(killed+1) })
+			})
+		}
+	}
+}
+
+func killSwitch(t *testing.T, step string, a, b *VM, k, n int, verb string) bool {
+	from, one, two := 3*k, 3*k+1, 3*k+2
+	w := &loom{t: t, vms: []*VM{a, b}, last: uint32(2 * k)}
+	p, q, r := spot{0, from, "p"}, spot{1, one, "p"}, spot{1, two, "p"}
+	if a == b {
+		q.node, r.node = 0, 0
+	}
+	must(t, a.AddProcess(Process{ID: from, Count: 1, Task: "from"}))
+	must(t, b.AddProcess(Process{ID: one, Count: 1, Task: "one"}))
+	must(t, b.AddProcess(Process{ID: two, Count: 1, Task: "two"}))
+	if verb == "follow" {
+		r = q
+	}
+	old, next := w.lay(p, q, 16<<10), w.lay(p, r, 16<<10)
+	must(t, a.Switch(old, next))
+	var stepped *child
+	others := map[*child]string{} // what each may say
+	if verb == "follow" {
+		stepped = spawn(t, b, one, []string{step}, strconv.Itoa(n), verb, "p")
+		others[spawn(t, a, from, built.c, "send", "p", "1000000", "200")] = "closed"
+	} else {
+		stepped = spawn(t, a, from, []string{step}, strconv.Itoa(n), verb, "p")
+		others[spawn(t, b, one, built.c, "receive", "p", "200")] = "0"
+		others[spawn(t, b, two, built.golang, "receive", "p", "200")] = "0123"
+	}
+	how := stepped.result()
+	for o, may := range others {
+		select {
+		case <-o.done:
+		case <-time.After(30 * time.Second):
+			t.Fatalf("%s, killed at instruction %d (%s): %v waits for ever", verb, n, how, o.cmd.Args)
+		}
+		said := strings.TrimSpace(o.stdout.String() + o.stderr.String())
+		if may == "closed" && !strings.Contains(said, may) || may != "closed" && (len(said) != 1 || !strings.Contains(may, said)) || may == "0123" && how != "killed" && said != "3" {
+			t.Fatalf("%s, killed at instruction %d (%s): %v says %q", verb, n, how, o.cmd.Args, said)
+		}
+	}
+	eventually(t, "the old ring is removed", func() bool { st, err := a.Switched(old); return err == nil && st.Removed })
+	return how == "killed"
+}

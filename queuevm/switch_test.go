@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -551,4 +552,89 @@ func TestRewireOverCutLinks(t *testing.T) {
 	}
 	eventually(t, "the old rings are gone", func() bool { return rings(t) <= before+2*4 })
 	t.Logf("%d changes, %d cuts", changes, cuts)
+}
+
+// A job that comes to rest after re-wires is seen to, with channels removed at both
+// nodes and with a change that is pending; one that still has a ring to go on to is
+// not taken for it.
+func TestDeadlockAfterRewires(t *testing.T) {
+	for name, make := range together(t) {
+		t.Run(name, func(t *testing.T) {
+			a, b := make(t)
+			w := &loom{t: t, vms: []*VM{a, b}}
+			far := 1
+			if a == b {
+				far = 0
+			}
+			d, idle, back := spot{0, 0, "out"}, spot{0, 1, "out"}, spot{0, 1, "x"}
+			in, out := spot{far, 2, "in"}, spot{far, 2, "out"}
+			processes(t, a, 0, 1)
+			processes(t, b, 2)
+			first := w.lay(d, in, 4096)
+			second := w.lay(idle, in, 4096)
+			w.lay(out, back, 64<<10)
+			third := w.lay(idle, in, 4096)
+			must(t, a.Switch(first, 0))
+			must(t, a.Switch(second, third)) // whoever is to do it never enqueues
+			e := spawn(t, b, 2, built.c, "echo", "in", "out")
+			g := spawn(t, a, 1, built.golang, "gather", "x", "block")
+			staysUnlocked(t, distinct(a, b)...) // the first producer has not even begun
+			spawn(t, a, 0, built.c, "hold", "out")
+			staysUnlocked(t, distinct(a, b)...)
+			a.Ended(0)
+			for _, vm := range distinct(a, b) {
+				eventually(t, "the first is removed", func() bool { st, err := vm.Switched(first); return err == nil && st.Removed })
+			}
+			waits := becomesDeadlocked(t, distinct(a, b)...)
+			for _, wait := range waits {
+				if wait.Out || wait.Process == 2 && wait.Channel != second || wait.Process == 1 && wait.Channel != 3 {
+					t.Errorf("a wait that is none: %+v", wait)
+				}
+			}
+			if len(waits) != 2 {
+				t.Errorf("%d waits: %+v", len(waits), waits)
+			}
+			must(t, e.cmd.Process.Kill())
+			<-e.done
+			g.result()
+		})
+	}
+}
+
+// What a child writes where SWITCH is told and answered ends its own channels, and
+// nothing else; what a program asks of rings that it has no right to is refused.
+func TestGarbageSwitch(t *testing.T) {
+	a, b := pair(t, Config{Plain: true})
+	processes(t, a, 0, 5)
+	processes(t, b, 1, 6)
+	wire(t, 1, 4096, a, Endpoint{Process: 0, Port: "out"}, b, Endpoint{Process: 1, Port: "in"})
+	wire(t, 2, 4096, a, Endpoint{Process: 5, Port: "out"}, b, Endpoint{Process: 6, Port: "in"})
+	var words []*uint32
+	for _, vm := range []*VM{a, b} {
+		vm.mu.Lock()
+		h := vm.channels[1].ring.header
+		words = append(words, &h.producerState, &h.consumerState, &h.next)
+		vm.mu.Unlock()
+	}
+	for k := range 200 {
+		word := words[k%len(words)]
+		atomic.StoreUint32(word, []uint32{stateSwitched, stateClosed | stateSwitched, controlSwitch, ^uint32(0), controlChanged | stateSwitched, 0}[k/6%6])
+		ring1(a.bell)
+		ring1(b.bell)
+		for _, question := range []string{"next out 1 out", "next in 1 in", "next out 2 out", "next in 4294967296 in", "next out 4294967296 out", "next", "next out", "next sideways 1 out", "open out"} {
+			for id, vm := range map[int]*VM{0: a, 1: b} {
+				vm.mu.Lock()
+				answer, fds := vm.processes[id].answer(question)
+				vm.mu.Unlock()
+				if strings.HasPrefix(question, "next") && len(fds) > 1 || strings.HasPrefix(question, "next in") && len(fds) > 0 || !strings.HasPrefix(answer, "ok ") && !strings.HasPrefix(answer, "error ") {
+					t.Fatalf("%q is answered %q with %d descriptors", question, answer, len(fds))
+				}
+			}
+		}
+	}
+	r := spawn(t, b, 6, built.c, "receive", "in", "9000")
+	spawn(t, a, 5, built.golang, "send", "out", "300", "9000").result()
+	if got := r.result(); got != "300" {
+		t.Errorf("the honest received %q of 300", got)
+	}
 }

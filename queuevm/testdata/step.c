@@ -42,6 +42,19 @@ static int child(const char *verb, mvm_port *p) {
             if (mvm_enqueue(p, item, n)) return 1;
         }
         mark();
+    } else if (!strcmp(verb, "switch")) { /* the producer was told to go on with another ring */
+        mark();
+        for (unsigned long k = 0; k < 3; k++) {
+            size_t n = (k * 2654435761u) % 201;
+            fill(item, n, k);
+            if (mvm_enqueue(p, item, n)) return 1;
+        }
+        mark();
+    } else if (!strcmp(verb, "follow")) { /* the consumer's ring is ended by SWITCH */
+        mark();
+        for (int k = 0; k < 3; k++)
+            if (mvm_dequeue(p, item, sizeof item) < 0) return 1;
+        mark();
     } else if (!strcmp(verb, "dequeue")) {
         if (mvm_dequeue_alloc(p, &got) < 0) return 1;
         mark();
