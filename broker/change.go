@@ -110,9 +110,15 @@ func (d *draft) describe(about string) string {
 	return about
 }
 
-// live is nil for an edge that has not ended.
+// live is nil for an edge that has not ended and that can be changed.
 func (d *draft) live(channel int) error {
 	n, over := d.ended[channel]
+	c := &d.channels[channel]
+	if from, to := d.ends(c); !over && c.Direct && from != to {
+		f := conflictf("the edge %s is direct: its two processes have a socket of their own, and nothing is between them that could lead it elsewhere", d.edge(channel))
+		f.Advice = "leave out direct where an edge is to be changed"
+		return f
+	}
 	if !over {
 		return nil
 	}
@@ -131,7 +137,7 @@ func (d *draft) lay(from, to profile.End, capacity, old int) (id int, err error)
 	if err := d.room(to, old, false); err != nil {
 		return 0, err
 	}
-	if a, b := d.holder(from, to), d.holder(to, from); a != b {
+	if a, b := d.ends(&profile.Channel{From: from, To: to}); a != b {
 		for _, i := range []int{a, b} {
 			if m := &d.plan.members[i]; m.Address == "" {
 				f := conflictf("an edge between nodes would begin or end on node %s, which was awakened without a proxy", m.label())
@@ -139,6 +145,9 @@ func (d *draft) lay(from, to profile.End, capacity, old int) (id int, err error)
 				return 0, f
 			}
 		}
+	}
+	if err := d.claim(fmt.Sprintf("channel:%d", id)); err != nil {
+		return 0, err
 	}
 	if before, there := d.last(from, true); there {
 		d.AfterOut[id] = before
@@ -280,7 +289,11 @@ func (w *wiring) changeQueue(r *wsdl.ChangeQueue, lookup profile.Lookup) (*chang
 	if name, version, ok := strings.Cut(now.Rule, "@"); ok && r.Rule == nil { // it must go with what is new
 		element.Rule, element.Version = name, wsdl.Of(wsdl.Number(version))
 	}
-	wanted, sources, served, err := profile.CompileQueue(element, r.Link, lookup)
+	link := r.Link
+	if link != nil && *link == (wsdl.Link{}) {
+		link = nil // it imposes nothing
+	}
+	wanted, sources, served, err := profile.CompileQueue(element, link, lookup)
 	if err != nil {
 		return nil, err
 	}
@@ -301,9 +314,7 @@ func (w *wiring) changeQueue(r *wsdl.ChangeQueue, lookup profile.Lookup) (*chang
 		a.Queue.Rule = wanted.Rule
 	}
 	if a.Link {
-		if a.Queue.Link = wanted.Link; *wanted.Link == (profile.Link{}) {
-			a.Queue.Link = nil
-		}
+		a.Queue.Link = wanted.Link
 	}
 	if t.queue > 0 {
 		d := w.draft(fmt.Sprintf("the queue %s: %s", now.Name, a.words()))
@@ -416,8 +427,9 @@ func (w *wiring) rewire(r *wsdl.RewireEdge) (*change, error) {
 	if err := d.loses(id, next); err != nil {
 		return nil, err
 	}
-	if from != old.From {
-		next = -1 // the old producer goes on with nothing
+	was, _ := d.ends(&old)
+	if is, _ := d.ends(&d.channels[next]); from != old.From || from.Queue > 0 || was != is {
+		next = -1 // its producer, or the node that is it, goes on with nothing
 	}
 	return d.done(d.end(id, next))
 }
@@ -429,12 +441,31 @@ func (d *draft) pair(from, to profile.End, old int) error {
 		return wsdl.NewFault(wsdl.FaultCodeInvalidRequest, "an edge from a queue to a queue", "lead one end to a process or outside")
 	case from.Outside != "" && to.Outside != "":
 		return wsdl.NewFault(wsdl.FaultCodeInvalidRequest, "an edge from outside to outside", "lead one end to a process")
+	case to.Queue > 0 && d.over(to.Queue):
+		f := conflictf("the last producer of the queue %s was led elsewhere: its takers are told END", d.queues[to.Queue-1].Name)
+		f.Advice = "add the next producer before the last one leaves, or make another queue"
+		return f
 	case from.Queue > 0 && d.queues[from.Queue-1].Type == string(wsdl.QueueTypeFifo) && d.others(from.Queue, old) > 0:
 		f := conflictf("the queue %s is a fifo, and has a taker already", d.queues[from.Queue-1].Name)
 		f.Advice = "change its type to work, for each item to one of them, or broadcast, for each item to all"
 		return f
 	}
 	return nil
+}
+
+// over says whether changes have taken a queue all its producers.
+func (d *draft) over(queue int) bool {
+	had := false
+	for i := range d.channels {
+		if d.channels[i].To.Queue != queue || d.void[i] {
+			continue
+		}
+		if _, over := d.ended[i]; !over {
+			return false
+		}
+		had = true
+	}
+	return had
 }
 
 // others counts the takers of a queue besides one edge that is to end.
@@ -571,43 +602,54 @@ func (w *wiring) removeEdge(text string) (*change, error) {
 	return d.done(d.end(id, -1))
 }
 
-// concerned are the members that take part in a change, by step; nobody is asked
-// for a step before all have made the one before:
-//
-//	1  what is new, at every node with an end of it
-//	2  what is altered, at the home
-//	3  and at the other nodes with an end of the queue
-//	4  the switches, at the nodes of the producers
-func (w *wiring) concerned(c *change) [5][]int {
-	var steps [5][]int
-	at := map[int]bool{}
-	for i := range c.Queues {
-		at[c.Homes[i]] = true
+// The steps of a change. Nobody is asked for one before all have made the one
+// before.
+const (
+	meetStep   = 1 + iota // members make links to those that they had none to
+	makeStep              // what is new, at every node with an end of it
+	alterStep             // what is altered, at the queue's home
+	followStep            // and at the other nodes with an end of the queue
+	switchStep            // at the nodes of the producers
+	steps
+)
+
+// concerned are the members that take part in each step.
+func (w *wiring) concerned(c *change) [steps][]int {
+	var all [steps][]int
+	makers, meeting := map[int]bool{}, map[int]bool{}
+	for _, home := range c.Homes {
+		makers[home] = true
 	}
 	for i := range c.Channels {
-		made := &c.Channels[i]
-		at[w.holder(made.From, made.To)] = true
-		at[w.holder(made.To, made.From)] = true
+		from, to := w.ends(&c.Channels[i])
+		makers[from], makers[to] = true, true
+		if from != to && !slices.Contains(w.plan.peers[from], to) {
+			meeting[from], meeting[to] = true, true
+		}
 	}
-	steps[1] = slices.Sorted(maps.Keys(at))
+	all[meetStep], all[makeStep] = slices.Sorted(maps.Keys(meeting)), slices.Sorted(maps.Keys(makers))
 	if c.Alter != nil {
 		home := w.homes[c.Alter.Queue.ID-1]
-		steps[2] = []int{home}
-		others := map[int]bool{}
+		followers := map[int]bool{}
 		for i := range w.channels {
-			if made := &w.channels[i]; made.From.Queue+made.To.Queue == c.Alter.Queue.ID {
-				others[w.holder(made.From, made.To)] = true
-				others[w.holder(made.To, made.From)] = true
+			if made := &w.channels[i]; made.From.Queue+made.To.Queue == c.Alter.Queue.ID && !w.void[i] {
+				from, to := w.ends(made)
+				followers[from], followers[to] = true, true
 			}
 		}
-		delete(others, home)
-		steps[3] = slices.Sorted(maps.Keys(others))
+		delete(followers, home)
+		all[alterStep], all[followStep] = []int{home}, slices.Sorted(maps.Keys(followers))
 	}
-	clear(at)
+	switchers := map[int]bool{}
 	for _, s := range c.Switches {
-		old := &w.channels[s.Channel]
-		at[w.holder(old.From, old.To)] = true
+		from, _ := w.ends(&w.channels[s.Channel])
+		switchers[from] = true
 	}
-	steps[4] = slices.Sorted(maps.Keys(at))
-	return steps
+	all[switchStep] = slices.Sorted(maps.Keys(switchers))
+	return all
+}
+
+// ends are the members that hold a channel's two ends.
+func (w *wiring) ends(c *profile.Channel) (from, to int) {
+	return w.holder(c.From, c.To), w.holder(c.To, c.From)
 }

@@ -285,7 +285,7 @@ func (b *Service) makeStep(ctx context.Context, w *wiring, job string, attempt i
 				}
 			}
 		case !wsdl.Or(answers[k].Done, false) && waits == "":
-			waits = answers[k].Waits
+			waits = w.unswitched(answers[k].Switch_)
 			if waits == "" {
 				waits = "node " + name + " has not made it yet"
 			}
@@ -294,13 +294,33 @@ func (b *Service) makeStep(ctx context.Context, w *wiring, job string, attempt i
 	return waits, err
 }
 
+// unswitched says which producer has not ended its edge yet.
+func (w *wiring) unswitched(states []*wsdl.SwitchState) string {
+	for _, s := range states {
+		if id := wsdl.Or(s.Channel, -1); !wsdl.Or(s.Written, false) && id >= 0 && int(id) < len(w.channels) {
+			return w.label(w.channels[id].From) + " has not come to it yet: a producer does between two items, when it enqueues next"
+		}
+	}
+	return ""
+}
+
 // applyChange is one member's part in one step of a change.
 func (w *wiring) applyChange(job string, attempt int, c *change, step, i int, proxies []proxyRecord) *wsdl.ApplyChange {
 	r := &wsdl.ApplyChange{Attempt: w.plan.fence(job, attempt, i), Number: c.Number, Step: int32(step)}
 	switch step {
-	case 1:
-		w.makes(r, c, i, proxies)
-	case 2, 3:
+	case meetStep:
+		met := map[int]bool{}
+		for k := range c.Channels {
+			from, to := w.ends(&c.Channels[k])
+			if other := from + to - i; from != to && (from == i || to == i) && !met[other] {
+				met[other] = true
+				peer := &w.plan.members[other]
+				r.Peer = append(r.Peer, &wsdl.Peer{Node: peer.Node, Address: proxies[other].Address, Fingerprint: proxies[other].Fingerprint})
+			}
+		}
+	case makeStep:
+		w.makes(r, c, i)
+	case alterStep, followStep:
 		a := c.Alter
 		alter := &wsdl.ServedQueueChange{Id: int32(a.Queue.ID)}
 		if a.Type {
@@ -318,7 +338,7 @@ func (w *wiring) applyChange(job string, attempt int, c *change, step, i int, pr
 		if a.Rule {
 			alter.Rule = &a.Queue.Rule
 		}
-		if step == 2 {
+		if step == alterStep {
 			r.Build = w.builds(c, a.Queue.ID)
 		}
 		if a.Link {
@@ -327,10 +347,9 @@ func (w *wiring) applyChange(job string, attempt int, c *change, step, i int, pr
 			}
 		}
 		r.Alter = append(r.Alter, alter)
-	case 4:
+	case switchStep:
 		for _, s := range c.Switches {
-			old := &w.channels[s.Channel]
-			if w.holder(old.From, old.To) != i {
+			if from, _ := w.ends(&w.channels[s.Channel]); from != i {
 				continue
 			}
 			one := &wsdl.Switch{Channel: wsdl.Of(int32(s.Channel))}
@@ -343,9 +362,9 @@ func (w *wiring) applyChange(job string, attempt int, c *change, step, i int, pr
 	return r
 }
 
-// makes adds what member i has to make: its ends of channels, the queues at their
-// other ends, and the proxies of those with whom it shares them.
-func (w *wiring) makes(r *wsdl.ApplyChange, c *change, i int, proxies []proxyRecord) {
+// makes adds what member i has to make: its ends of channels, and the queues at
+// their ends.
+func (w *wiring) makes(r *wsdl.ApplyChange, c *change, i int) {
 	y := w.plan
 	end := func(e, other profile.End) *wsdl.ChannelEnd {
 		switch holder := w.holder(e, other); {
@@ -358,7 +377,7 @@ func (w *wiring) makes(r *wsdl.ApplyChange, c *change, i int, proxies []proxyRec
 		}
 		return &wsdl.ChannelEnd{Process: wsdl.Of(int32(e.Process)), Port: e.Port}
 	}
-	queues, peers := map[int]bool{}, map[int]bool{}
+	queues := map[int]bool{}
 	for k, q := range c.Queues {
 		if c.Homes[k] == i {
 			queues[q.ID] = true
@@ -367,7 +386,7 @@ func (w *wiring) makes(r *wsdl.ApplyChange, c *change, i int, proxies []proxyRec
 	}
 	for k := range c.Channels {
 		made := &c.Channels[k]
-		from, to := w.holder(made.From, made.To), w.holder(made.To, made.From)
+		from, to := w.ends(made)
 		if from != i && to != i {
 			continue
 		}
@@ -385,18 +404,10 @@ func (w *wiring) makes(r *wsdl.ApplyChange, c *change, i int, proxies []proxyRec
 		if q := made.From.Queue + made.To.Queue; q > 0 {
 			queues[q] = true
 		}
-		if from != to {
-			peers[from+to-i] = true
-		}
 	}
 	for id := range w.queues {
 		if queues[id+1] {
 			r.Queue = append(r.Queue, served(&w.queues[id]))
-		}
-	}
-	for peer := range y.members {
-		if peers[peer] {
-			r.Peer = append(r.Peer, &wsdl.Peer{Node: y.members[peer].Node, Address: proxies[peer].Address, Fingerprint: proxies[peer].Fingerprint})
 		}
 	}
 }

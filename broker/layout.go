@@ -55,6 +55,11 @@ func newLayout(j *profile.Job, members []member, base string) *layout {
 			y.proxy[from] = true
 		}
 	}
+	if len(members) > 1 && len(j.Channels) > 0 {
+		for i := range y.proxy { // a live change may lead an edge anywhere
+			y.proxy[i] = true
+		}
+	}
 	for pair := range together {
 		y.peers[pair[0]] = append(y.peers[pair[0]], pair[1])
 		y.peers[pair[1]] = append(y.peers[pair[1]], pair[0])

@@ -186,7 +186,8 @@ func (w *wiring) observe(s *wsdl.QueueStatus, t target, edges []int, all []*seen
 		in, out := w.state(id, all)
 		_, over := w.ended[id]
 		between := depth(in, out)
-		left[id] = over && between != nil && *between == 0
+		// A node forgets a channel once both ends have gone on from it.
+		left[id] = over && (between != nil && *between == 0 || w.forgotten(id, all))
 		if e := end(s.Producer, id); e != nil && in != nil {
 			e.Items, e.Depth, e.Waits, e.Closed = in.ItemsIn, between, in.ProducerWaits, wsdl.Of(over || wsdl.Or(in.Closed, false))
 			if wsdl.Or(in.ProducerWaits, false) && !over {
@@ -230,6 +231,13 @@ func (w *wiring) observe(s *wsdl.QueueStatus, t target, edges []int, all []*seen
 	// Whoever's item waits at the home for room may itself not wait yet.
 	s.ProducersWait, s.TakersWait = wsdl.Of(max(waitsIn, wsdl.Or(q.ProducersWait, 0))), q.TakersWait
 	return true
+}
+
+// forgotten says whether both nodes of a channel answered, and neither has it.
+func (w *wiring) forgotten(id int, all []*seen) bool {
+	from, to := w.ends(&w.channels[id])
+	in, out := w.state(id, all)
+	return all[from] != nil && all[to] != nil && in == nil && out == nil
 }
 
 // state is a channel as its producer's node sees it, and as its taker's does.

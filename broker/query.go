@@ -183,6 +183,9 @@ func (j *job) results(ctx context.Context) (result, error) {
 
 // queues are the job's ends outside, and where they are served. j.mu is held.
 func (j *job) queues() []*wsdl.OutsideQueue {
+	if len(j.life.Changes) > 0 {
+		return newWiring(newLayout(j.compiled, j.life.Members, j.broker.url()), slices.Clone(j.life.Changes)).outside()
+	}
 	var queues []*wsdl.OutsideQueue
 	for _, o := range j.outside {
 		node := homeOf(o.ends, func(process int) string { return j.life.Processes[process].Node })

@@ -275,10 +275,10 @@ func (w *wiring) holders(channels []int) []int {
 	return slices.Sorted(maps.Keys(members))
 }
 
-// last is the newest channel that a process's port has, or had, out of it or into
-// it.
+// last is the newest channel that a port or an end outside has, or had, out of it
+// or into it.
 func (w *wiring) last(port profile.End, out bool) (channel int, there bool) {
-	if port.Process < 0 {
+	if port.Queue > 0 {
 		return 0, false
 	}
 	for i := len(w.channels) - 1; i >= 0; i-- {
@@ -288,4 +288,26 @@ func (w *wiring) last(port profile.End, out bool) (channel int, there bool) {
 		}
 	}
 	return 0, false
+}
+
+// outside lists the ends outside the job that are open, by name.
+func (w *wiring) outside() []*wsdl.OutsideQueue {
+	var all []*wsdl.OutsideQueue
+	for i := range w.channels {
+		if _, over := w.ended[i]; over {
+			continue
+		}
+		c := &w.channels[i]
+		from, to := w.ends(c)
+		for _, o := range []struct {
+			name, direction string
+			member          int
+		}{{c.From.Outside, "in", from}, {c.To.Outside, "out", to}} {
+			if m := &w.plan.members[o.member]; o.name != "" {
+				all = append(all, &wsdl.OutsideQueue{Name: o.name, Direction: o.direction, Node: m.Node, Url: m.URL + "/services/queue"})
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b *wsdl.OutsideQueue) int { return strings.Compare(a.Name, b.Name) })
+	return all
 }

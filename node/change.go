@@ -130,7 +130,7 @@ func (q *queue) ApplyChangeContext(ctx context.Context, request *wsdl.ApplyChang
 	if reply.Change == nil {
 		return nil, r.internal("make a change", fmt.Errorf("its MVM process answers nothing"))
 	}
-	answer := &wsdl.ApplyChangeResponse{Done: &reply.Change.Done, Waits: reply.Change.Waits}
+	answer := &wsdl.ApplyChangeResponse{Done: &reply.Change.Done}
 	for _, s := range reply.Change.Switches {
 		answer.Switch_ = append(answer.Switch_, &wsdl.SwitchState{Channel: wsdl.Of(int32(s.Channel)), Written: &s.Written, Read: &s.Read})
 	}

@@ -76,8 +76,6 @@ func (v *ApplyChangeResponse) visit(c *codec, field int) bool {
 	case 0:
 		return optional(c, &v.Done, boolean)
 	case 1:
-		return one(c, &v.Waits, text)
-	case 2:
 		return list(c, &v.Switch_, record)
 	}
 	return false

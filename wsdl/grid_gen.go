@@ -1298,7 +1298,7 @@ type ApplyChange struct {
 
 	Number int64 `xml:"number" json:"number,omitempty"`
 
-	// From 1. A node makes the steps of a change in order.
+	// From 1. A node makes those that it takes part in, in order.
 	Step int32 `xml:"step" json:"step,omitempty"`
 
 	// Registered codecs and rules that the queues need.
@@ -1323,9 +1323,6 @@ type ApplyChangeResponse struct {
 
 	// All of the step is made, and its switches are written.
 	Done *bool `xml:"done,omitempty" json:"done,omitempty"`
-
-	// What is waited for.
-	Waits string `xml:"waits,omitempty" json:"waits,omitempty"`
 
 	Switch_ []*SwitchState `xml:"switch" json:"switch,omitempty"`
 }

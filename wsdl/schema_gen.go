@@ -32,7 +32,6 @@ var schemaTypes = [...]schemaType{
 	}},
 	3: {name: "ApplyChangeResponse", kind: kindComplex, elements: []schemaElement{
 		{"done", 159, 1, 1, true},
-		{"waits", 163, 0, 1, false},
 		{"switch", 153, 0, -1, false},
 	}},
 	4: {name: "Awaken", kind: kindComplex, elements: []schemaElement{

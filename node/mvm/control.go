@@ -230,7 +230,6 @@ type Switch struct {
 // Changed answers Change.
 type Changed struct {
 	Done     bool
-	Waits    string
 	Switches []SwitchState
 }
 

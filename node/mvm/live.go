@@ -109,7 +109,7 @@ func (p *process) dequeueServed(ctx context.Context, r *Dequeue) (*Dequeued, err
 }
 
 // change makes one step of a live change, unless it was made before, and says how
-// far it is.
+// far its switches are.
 func (p *process) change(r *Change) (*Changed, error) {
 	if err := p.awaitWiring(); err != nil {
 		return nil, err
@@ -122,16 +122,57 @@ func (p *process) change(r *Change) (*Changed, error) {
 		}
 		p.changes[r.Number] = r.Step
 	}
-	return &Changed{Done: true}, nil
+	answer := &Changed{Done: true}
+	for _, s := range r.Switches {
+		state, err := p.vm.Switched(s.Channel)
+		if err != nil {
+			return nil, fmt.Errorf("change %d: %w", r.Number, err)
+		}
+		answer.Switches = append(answer.Switches, SwitchState{Channel: s.Channel, Written: state.Written, Read: state.Read})
+		answer.Done = answer.Done && state.Written
+	}
+	return answer, nil
 }
 
 func (p *process) makeStep(r *Change) error {
 	p.know(r.Logic)
-	if len(r.Peers)+len(r.Queues)+len(r.Channels)+len(r.Switches) > 0 {
-		return &Error{Code: "unsupported", Message: "new channels and queues are not served yet"}
+	if len(r.Peers) > 0 {
+		p.spread()
+		ctx, cancel := context.WithTimeout(p.life, connectLimit)
+		defer cancel()
+		if err := p.vm.AddPeers(ctx, r.Peers); err != nil {
+			return err
+		}
+	}
+	channels := make([]queuevm.Channel, len(r.Channels))
+	for i, c := range r.Channels {
+		channels[i] = c.Channel
+		for _, before := range []*uint32{c.AfterOut, c.AfterIn} {
+			if before != nil {
+				channels[i].After = max(*before, 1) // that it is above 0 says that it follows one, and a port knows its last
+			}
+		}
+	}
+	var fresh []Queue
+	for _, q := range r.Queues {
+		if !p.queues[q.ID] {
+			fresh = append(fresh, q)
+		}
+	}
+	if err := p.lay(fresh, channels); err != nil {
+		return err
 	}
 	for _, a := range r.Alter {
 		if err := p.alter(a); err != nil {
+			return err
+		}
+	}
+	for _, s := range r.Switches {
+		next := uint32(0)
+		if s.Next != nil {
+			next = *s.Next
+		}
+		if err := p.vm.Switch(s.Channel, next); err != nil {
 			return err
 		}
 	}

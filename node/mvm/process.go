@@ -63,7 +63,8 @@ type process struct {
 	lastBuild    int
 	lastLogic    int
 	logic        map[string]Logic // that was built, by its source's name
-	changing     sync.Mutex       // one live change at a time; guards changes
+	changing     sync.Mutex       // one live change at a time; guards changes and queues
+	queues       map[int]bool     // served ones that are known here
 	changes      map[int64]int    // the last step made of each live change
 	idle         *sync.Cond       // running fell to 0
 	wall         *time.Timer
@@ -97,37 +98,9 @@ func (p *process) instantiate(r *Instantiate) (int, error) {
 			return 0, fmt.Errorf("instantiate: %w", err)
 		}
 	}
-	producers, takers := map[int]int{}, map[int]int{}
-	for _, c := range r.Channels {
-		if c.To.Peer == "" {
-			producers[c.To.Queue]++
-		}
-		if c.From.Peer == "" {
-			takers[c.From.Queue]++
-		}
-	}
 	p.know(r.Logic)
-	for _, q := range r.Queues {
-		q.Producers, q.Takers = producers[q.ID], takers[q.ID]
-		converter, err := p.converter(q)
-		if err != nil {
-			return 0, fmt.Errorf("instantiate: queue %s: %w", q.Name, err)
-		}
-		q.Converter = converter
-		q.Rule = p.rule(q)
-		if q.Producers+q.Takers > 0 { // it is kept here
-			if err := p.begin(&q.Converter, &q.Rule); err != nil {
-				return 0, fmt.Errorf("instantiate: queue %s: %w", q.Name, err)
-			}
-		}
-		if err := p.vm.AddQueue(q.Queue); err != nil {
-			return 0, fmt.Errorf("instantiate: %w", err)
-		}
-	}
-	for _, c := range r.Channels {
-		if err := p.vm.AddChannel(c); err != nil {
-			return 0, fmt.Errorf("instantiate: %w", err)
-		}
+	if err := p.lay(r.Queues, r.Channels); err != nil {
+		return 0, fmt.Errorf("instantiate: %w", err)
 	}
 	close(p.wired)
 	if len(r.Channels)+len(r.Queues)+len(r.Peers) > 0 {
@@ -173,6 +146,43 @@ func (p *process) instantiate(r *Instantiate) (int, error) {
 		})
 	}
 	return len(r.Processes), nil
+}
+
+// lay makes queues and the channels that lead to and from them.
+func (p *process) lay(queues []Queue, channels []queuevm.Channel) error {
+	producers, takers := map[int]int{}, map[int]int{}
+	for _, c := range channels {
+		if c.To.Peer == "" {
+			producers[c.To.Queue]++
+		}
+		if c.From.Peer == "" {
+			takers[c.From.Queue]++
+		}
+	}
+	for _, q := range queues {
+		q.Producers, q.Takers = producers[q.ID], takers[q.ID]
+		converter, err := p.converter(q)
+		if err != nil {
+			return fmt.Errorf("queue %s: %w", q.Name, err)
+		}
+		q.Converter = converter
+		q.Rule = p.rule(q)
+		if q.Producers+q.Takers > 0 { // it is kept here
+			if err := p.begin(&q.Converter, &q.Rule); err != nil {
+				return fmt.Errorf("queue %s: %w", q.Name, err)
+			}
+		}
+		if err := p.vm.AddQueue(q.Queue); err != nil {
+			return err
+		}
+		p.queues[q.ID] = true
+	}
+	for _, c := range channels {
+		if err := p.vm.AddChannel(c); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // spread lets goroutines run on as many processors as the node's do: what is

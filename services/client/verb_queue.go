@@ -156,7 +156,7 @@ func printQueues(w io.Writer, answer *wsdl.ListQueuesResponse, edges bool, names
 		in, out, bytes := "", "", ""
 		if f := q.Flow; f != nil && f.Micros > 0 {
 			in, out = rate(wsdl.Or(f.ItemsIn, 0), f.Micros), rate(wsdl.Or(f.ItemsOut, 0), f.Micros)
-			bytes = bytesText(wsdl.Or(f.BytesOut, 0) * 1e6 / f.Micros)
+			bytes = bytesText(wsdl.Or(f.BytesIn, 0) * 1e6 / f.Micros)
 		}
 		t.row(q.Name, typeText(q), count(q.Items), depthText(q), in, out, bytes, waitText(q), endsText(q.Producer, "producers"), endsText(q.Taker, "takers"), named(names, q.Node))
 	}
