@@ -92,6 +92,20 @@ soak: setup build ## the long loops of faults: 2,000 jobs through four nodes, ev
 bench bench-setup: PEERS = need mpicc.mpich mpich; need mpicc.mpich libmpich-dev; need mpiexec.openmpi openmpi-bin; need mpicc.openmpi libopenmpi-dev; need slurmctld slurm-wlm; need munged munge; need nginx nginx-light; need curl curl; need soapcpp2 gsoap; need wrk wrk;
 bench-setup: setup ## install also what MVM is measured against
 
+# The end of a recipe: what is in $$missing is installed where that may be, and
+# else named. The first argument names the log, the second says what it is for.
+define debian
+[ -z "$$missing" ] && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing:$$missing"; mkdir -p $(CURDIR)/$(STAMP); \
+		{ apt-get install -y --no-install-recommends $$missing || \
+		{ apt-get update && apt-get install -y --no-install-recommends $$missing; }; } >$(CURDIR)/$(STAMP)/$(1).log 2>&1 && exit 0; \
+		tail -20 $(CURDIR)/$(STAMP)/$(1).log; \
+	fi; \
+	echo "install these Debian packages ($(2)):$$missing"; \
+	echo "for example: sudo apt-get install$$missing"; exit 1
+endef
+
 setup: ## install what is missing from Debian, or say what to install
 	@if ! command -v $(GO) >/dev/null; then \
 		echo "Go $(GO_NEEDED) or newer is needed: install it from https://go.dev/dl/ and put its bin folder on PATH"; exit 1; fi
@@ -106,16 +120,7 @@ setup: ## install what is missing from Debian, or say what to install
 	PATH="$$PATH:/usr/sbin:/sbin"; $(PEERS) \
 	[ -e /usr/include/stdio.h ] || missing="$$missing libc6-dev"; \
 	[ -e /etc/ssl/certs/ca-certificates.crt ] || missing="$$missing ca-certificates"; \
-	[ -z "$$missing" ] && exit 0; \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		echo "installing:$$missing"; mkdir -p $(CURDIR)/$(STAMP); \
-		{ apt-get install -y --no-install-recommends $$missing || \
-		{ apt-get update && apt-get install -y --no-install-recommends $$missing; }; } >$(CURDIR)/$(STAMP)/setup.log 2>&1 || \
-		{ tail -20 $(CURDIR)/$(STAMP)/setup.log; echo "install these Debian packages yourself:$$missing"; exit 1; }; \
-	else \
-		echo "install these Debian packages (or what your system calls them):$$missing"; \
-		echo "for example: sudo apt-get install$$missing"; exit 1; \
-	fi
+	$(call debian,setup,or what your system calls them)
 	@$(MAKE) -s --no-print-directory stacks || \
 		echo "MISSING: these SOAP stacks will not be tried; all else works without them"
 
@@ -131,14 +136,7 @@ stacks: ## install other people's SOAP stacks, or say what to install
 	/usr/bin/python3 -c 'import zeep' 2>/dev/null || missing="$$missing python3-zeep"; \
 	php -r 'exit(class_exists("SoapClient") ? 0 : 1);' 2>/dev/null || missing="$$missing php-soap"; \
 	perl -MSOAP::Lite -e 1 2>/dev/null || missing="$$missing libsoap-lite-perl"; \
-	[ -z "$$missing" ] && exit 0; \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		echo "installing:$$missing"; mkdir -p $(STAMP); \
-		{ apt-get install -y --no-install-recommends $$missing || \
-		{ apt-get update && apt-get install -y --no-install-recommends $$missing; }; } >$(STAMP)/stacks.log 2>&1 && exit 0; \
-		tail -5 $(STAMP)/stacks.log; \
-	fi; \
-	echo "install these Debian packages to try every SOAP stack:$$missing"; exit 1
+	$(call debian,stacks,to try every SOAP stack)
 	@$(MAKE) -s --no-print-directory $(NODE_SOAP)/.installed
 
 # npm gets a home of its own: it works without one, and make clean removes it.

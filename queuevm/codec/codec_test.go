@@ -107,6 +107,7 @@ func TestRefusedChains(t *testing.T) {
 		{[]Step{decode(XDR, "string[3]")}, "expected < and >"},
 		{[]Step{decode(XDR, "struct { }")}, "expected a type"},
 		{[]Step{decode(XDR, "struct { int a; int a; }")}, "the name a comes twice"},
+		{[]Step{decode(XDR, "enum { a = 1, a = 2 }")}, "the name a comes twice"},
 		{[]Step{decode(XDR, "struct { int a[]; }")}, "expected a number"},
 		{[]Step{decode(XDR, "union switch (int x) {}")}, "union is not served"},
 		{[]Step{decode(XDR, strings.Repeat("struct { ", 40)+"int a;")}, "nested more than 16 deep"},

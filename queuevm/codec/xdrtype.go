@@ -222,31 +222,26 @@ func (p *xdrParser) number(most uint32) (uint32, error) {
 	return uint32(n), nil
 }
 
-func (p *xdrParser) name(taken func(string) bool) (string, error) {
+// name reads a name that is not among those taken, and adds it to them.
+func (p *xdrParser) name(taken map[string]bool) (string, error) {
 	if p.token != scanner.Ident {
 		return "", p.unexpected("a name")
 	}
-	if taken(p.TokenText()) {
+	if taken[p.TokenText()] {
 		return "", fmt.Errorf("at character %d: the name %s comes twice", p.Position.Offset+1, p.TokenText())
 	}
+	taken[p.TokenText()] = true
 	return p.next(), nil
 }
 
 func (p *xdrParser) enum() (*xdrType, error) {
 	p.next()
-	t := &xdrType{kind: xdrEnum}
+	t, taken := &xdrType{kind: xdrEnum}, map[string]bool{}
 	if err := p.want('{', "{"); err != nil {
 		return nil, err
 	}
 	for {
-		name, err := p.name(func(name string) bool {
-			for _, c := range t.constants {
-				if c.name == name {
-					return true
-				}
-			}
-			return false
-		})
+		name, err := p.name(taken)
 		if err != nil {
 			return nil, err
 		}
@@ -272,7 +267,7 @@ func (p *xdrParser) enum() (*xdrType, error) {
 
 func (p *xdrParser) structure(depth int) (*xdrType, error) {
 	p.next()
-	t := &xdrType{kind: xdrStruct}
+	t, taken := &xdrType{kind: xdrStruct}, map[string]bool{}
 	if err := p.want('{', "{"); err != nil {
 		return nil, err
 	}
@@ -288,14 +283,7 @@ func (p *xdrParser) structure(depth int) (*xdrType, error) {
 				return nil, err
 			}
 		}
-		name, err := p.name(func(name string) bool {
-			for _, m := range t.members {
-				if m.name == name {
-					return true
-				}
-			}
-			return false
-		})
+		name, err := p.name(taken)
 		if err == nil && !optional {
 			of, err = p.suffix(of, false)
 		}
