@@ -61,9 +61,12 @@ func rings(t testing.TB) (n int) {
 // all items arrive in order, from every language to every language on every path,
 // and what the old rings held is given back.
 func TestCapacityOfABareEdgeUnderFullLoad(t *testing.T) {
-	for _, way := range paths() {
-		for _, giver := range languages() {
-			for _, taker := range languages() {
+	for p, way := range paths()[:3] {
+		for g, giver := range languages() {
+			for k, taker := range languages() {
+				if !soak() && (p+g+k)%3 != 0 { // every pairing on one of the paths
+					continue
+				}
 				t.Run(way.name+"/"+giver.name+"-"+taker.name, func(t *testing.T) {
 					from, to := way.make(t)
 					before := rings(t)
@@ -252,8 +255,11 @@ func TestAThousandRewires(t *testing.T) {
 // A bare edge becomes a served queue and a bare edge again, under full load.
 func TestBareBecomesServedAndBack(t *testing.T) {
 	const count = 3000
-	for _, way := range routes {
+	for n, way := range routes {
 		for k, giver := range languages() {
+			if !soak() && (n+k)%3 != 0 {
+				continue
+			}
 			t.Run(way.name+"/"+giver.name, func(t *testing.T) {
 				w := &loom{t: t, vms: way.start(t)}
 				p, q := spot{way.producer, 0, "out"}, spot{way.taker, 1, "in"}
