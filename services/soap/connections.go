@@ -44,7 +44,7 @@ type connections struct {
 type connection struct {
 	clock *atomic.Int64
 	state atomic.Int64 // the phase, above the clock when it began
-	talks bool         // in a conversation; guarded by connections.mu
+	left  func()       // called when it is dropped; may be nil
 }
 
 // phaseShift is where in a connection's state its phase begins.
@@ -105,24 +105,6 @@ func (c *connections) end(conn net.Conn) {
 	_ = conn.Close()
 }
 
-// each calls do with every connection that is in a conversation.
-func (c *connections) each(do func(net.Conn)) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for conn, k := range c.open {
-		if k.talks {
-			do(conn)
-		}
-	}
-}
-
-// talks notes whether a connection is in a conversation.
-func (c *connections) talks(k *connection, talks bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	k.talks = talks
-}
-
 // add takes a new connection in, or closes it and returns nil.
 func (c *connections) add(conn net.Conn) *connection {
 	k := &connection{clock: &c.clock}
@@ -130,8 +112,10 @@ func (c *connections) add(conn net.Conn) *connection {
 	c.mu.Lock()
 	full := len(c.open) >= c.most
 	var victim net.Conn
+	var left func()
 	if full {
 		if victim = c.dispensable(); victim != nil {
+			left = c.open[victim].left
 			delete(c.open, victim)
 		}
 	}
@@ -143,6 +127,9 @@ func (c *connections) add(conn net.Conn) *connection {
 	case victim != nil:
 		c.dropped.Inc()
 		_ = victim.Close()
+		if left != nil {
+			left()
+		}
 	case full:
 		c.dropped.Inc()
 		refuseConnection(conn)

@@ -11,6 +11,8 @@ import (
 	"runtime/debug"
 	"strconv"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -26,16 +28,31 @@ import (
 type conversation struct {
 	*connection
 	server *Server
+	crew   *crew
+	others *handovers
 	conn   net.Conn
+	raw    syscall.RawConn
 	calls  context.Context // of all calls; it ends at a shutdown
 	remote string
 	begun  time.Time
-	in     []byte // what arrived and was not read yet
-	kept   bool   // something was answered
 
-	// Deadlines cost as much as small system calls, so each is set for a second
-	// longer than it must be, and only anew when less is left.
-	readBy, writeBy time.Time
+	number  int64        // in its crew
+	resting atomic.Bool  // nobody carries it on; who ends that has all but restBy to itself
+	restBy  atomic.Int64 // Unix time in ns
+
+	in      []byte  // what arrived and was not read yet
+	kept    bool    // something was answered
+	trimmed bool    // and line ends that do not count were dropped since
+	patient bool    // a part of a request is there
+	member  *member // who carries it on
+	buffer  []byte  // that one's
+
+	// What raw is given, made once.
+	get func(fd uintptr) bool // reads into in
+	got int
+	err error
+
+	writeBy time.Time // a deadline costs as much as a small system call: it is set for longer than it must be
 
 	// The last media type, for callers do not change theirs.
 	media   string
@@ -43,111 +60,161 @@ type conversation struct {
 }
 
 const (
-	firstRead = 4 << 10                // bytes that a silent connection holds
+	firstRead = 16 << 10               // bytes that are read at once
 	headRoom  = 384                    // bytes of an answer's head at most
 	inTime    = 100 * time.Millisecond // for a plain request to arrive whole; net/http has more patience
 	rest      = time.Second            // by which a deadline may be late
 )
 
-// converse answers plain requests and returns when there are no more of them:
-// the connection is then to be handed over, or it has ended.
-func (c *conversation) converse() (on bool) {
+// newConversation returns one that has not begun.
+func (s *Server) newConversation(conn net.Conn, raw syscall.RawConn, k *connection, calls context.Context, w *crew, others *handovers) *conversation {
+	c := &conversation{connection: k, server: s, crew: w, others: others, conn: conn, raw: raw, calls: calls, remote: conn.RemoteAddr().String(), begun: time.Now()}
+	c.restBy.Store(c.begun.Add(s.limits.Header).UnixNano())
+	c.get = func(fd uintptr) bool {
+		for {
+			c.got, c.err = syscall.Read(int(fd), c.in[len(c.in):cap(c.in)])
+			if c.err != syscall.EINTR {
+				return true
+			}
+		}
+	}
+	return c
+}
+
+// What becomes of a conversation.
+type outcome int
+
+const (
+	over   outcome = iota
+	rests          // until more comes
+	handed         // to net/http
+)
+
+// goOn carries the conversation on for as long as there is something to answer.
+func (c *conversation) goOn(m *member, buffer []byte, r *registrar) {
+	c.member, c.buffer = m, buffer
+	switch c.converse() {
+	case rests:
+		if len(c.in) == 0 {
+			c.in = nil
+		} else if cap(c.in) <= len(buffer) {
+			c.in = bytes.Clone(c.in)
+		}
+		c.member, c.buffer = nil, nil
+		if !c.crew.rest(c, r, syscall.EPOLL_CTL_MOD) {
+			c.end()
+		}
+	case handed:
+		c.in = bytes.Clone(c.in)
+		c.handOver()
+	case over:
+		c.end()
+	}
+}
+
+// tired is called when nothing came for too long.
+func (c *conversation) tired() {
+	if c.patient {
+		c.handOver()
+	} else {
+		c.end()
+	}
+}
+
+// end ends the connection.
+func (c *conversation) end() {
+	c.crew.all.Delete(c.number)
+	c.server.connections.end(c.conn)
+}
+
+// handOver leaves the connection to net/http, with what was not answered.
+func (c *conversation) handOver() {
+	c.crew.release(c)
+	_ = c.conn.SetDeadline(time.Time{})
+	r := &replayed{Conn: c.conn, said: c.in}
+	if !c.kept {
+		r.first = c.begun.Add(c.server.limits.Header)
+	}
+	if !c.others.give(r) {
+		c.server.connections.end(c.conn)
+	}
+}
+
+// converse reads what there is and answers the plain requests in it.
+func (c *conversation) converse() (what outcome) {
 	s := c.server
 	defer func() {
 		if p := recover(); p != nil {
 			s.config.Log.WithFields(logrus.Fields{"remote": c.remote, "panic": p, "stack": string(debug.Stack())}).Error("panic")
-			on = false
+			what = over
 		}
 	}()
-	c.in = make([]byte, 0, firstRead)
-	c.readBy = c.begun.Add(s.limits.Header)
-	_ = c.conn.SetReadDeadline(c.readBy)
-	if !c.await(1) {
-		return false
+	if cap(c.in) <= len(c.buffer) {
+		c.in = append(c.buffer[:0], c.in...)
 	}
+	if err := c.raw.Read(c.get); err != nil {
+		return over
+	}
+	switch {
+	case s.stopping.Load():
+		return over
+	case c.err == syscall.EAGAIN:
+		return rests
+	case c.err != nil, c.got == 0:
+		// The end. What there is before it net/http judges.
+		if len(c.in) == 0 || c.kept && !c.trimmed {
+			return over
+		}
+		return handed
+	}
+	c.in = c.in[:len(c.in)+c.got]
 	for {
-		h, ok := c.request()
-		if s.stopping.Load() {
-			return false
+		if c.kept && !c.trimmed {
+			// As net/http does: a few bytes are no request yet, and line ends
+			// after a POST are none of it.
+			if len(c.in) < 4 {
+				return rests
+			}
+			c.drop(4 - len(bytes.TrimLeft(c.in[:4], "\r\n")))
+			c.trimmed = true
 		}
-		if !ok {
-			return true
+		h, found := c.readHead(c.in)
+		size := len(c.in) + 1
+		if found == whole {
+			size = h.size + h.length
 		}
+		if found == odd || found == part && size > cap(c.in) {
+			return handed
+		}
+		if len(c.in) < size {
+			if size > cap(c.in) {
+				c.in = append(make([]byte, 0, size), c.in...)
+			}
+			if !c.patient {
+				c.patient = true
+				c.restBy.Store(time.Now().Add(inTime).UnixNano())
+			}
+			return rests
+		}
+		c.patient = false
 		ended, ok := c.call(h)
-		if !ok {
-			return false
+		if !ok || s.stopping.Load() {
+			return over
 		}
-		c.kept = true
 		c.enter(phaseIdle)
-		if ended.Add(s.limits.Idle).After(c.readBy) {
-			c.readBy = ended.Add(s.limits.Idle + rest)
-			_ = c.conn.SetReadDeadline(c.readBy)
-		}
-		// As net/http does: a few bytes are no request yet, and line ends after
-		// a POST are none of it.
-		if !c.await(4) {
-			return false
-		}
-		c.drop(len(c.in[:4]) - len(bytes.TrimLeft(c.in[:4], "\r\n")))
+		c.kept, c.trimmed = true, false
+		c.restBy.Store(ended.Add(s.limits.Idle).UnixNano())
 	}
-}
-
-// await waits for so many bytes of a request. False ends the connection.
-func (c *conversation) await(bytes int) bool {
-	for len(c.in) < bytes {
-		// After a shutdown began, deadlines are in the past: see hush.
-		if c.server.stopping.Load() || !c.read() {
-			return false
-		}
-	}
-	return true
-}
-
-// read reads what there is into the room that c.in has.
-func (c *conversation) read() bool {
-	n, err := c.conn.Read(c.in[len(c.in):cap(c.in)])
-	c.in = c.in[:len(c.in)+n]
-	return err == nil
 }
 
 // drop forgets the first bytes, which were answered.
 func (c *conversation) drop(bytes int) {
 	left := c.in[bytes:]
-	if cap(c.in) > firstRead && len(left) < firstRead {
-		c.in = make([]byte, 0, firstRead)
+	if cap(c.in) > len(c.buffer) && len(left) < len(c.buffer) {
+		c.in = append(c.buffer[:0], left...)
+		return
 	}
 	c.in = c.in[:copy(c.in[:cap(c.in)], left)]
-}
-
-// request reads on until there is a plain request whole. False leaves what there
-// is to net/http.
-func (c *conversation) request() (h head, ok bool) {
-	for patient := false; ; patient = true {
-		h, found := c.readHead(c.in)
-		need := len(c.in) + 1
-		switch found {
-		case odd:
-			return h, false
-		case whole:
-			if need = h.size + h.length; len(c.in) >= need {
-				return h, true
-			}
-		}
-		switch {
-		case need <= cap(c.in):
-		case found == part:
-			return h, false
-		default:
-			c.in = append(make([]byte, 0, need), c.in...)
-		}
-		if !patient {
-			c.readBy = time.Now().Add(inTime)
-			_ = c.conn.SetReadDeadline(c.readBy)
-		}
-		if !c.read() {
-			return h, false
-		}
-	}
 }
 
 // call carries out a call and sends its answer. False ends the connection.
@@ -157,7 +224,7 @@ func (c *conversation) call(h head) (ended time.Time, ok bool) {
 	defer s.flights.end()
 	c.enter(phaseWorking)
 	x := &exchange{server: s, connection: c.connection, method: http.MethodPost, remote: c.remote, service: h.service.contract.Name, operation: "unknown", started: time.Now()}
-	x.life = life{base: c.calls, conn: c.conn}
+	x.life = life{base: c.calls, conn: c.conn, asker: c.member}
 	x.Context = &x.life
 	if x.id = string(h.id); !saneRequestID(x.id) {
 		x.id = newRequestID()
@@ -167,10 +234,7 @@ func (c *conversation) call(h head) (ended time.Time, ok bool) {
 	answer := take[bytes.Buffer](&s.buffers)
 	defer recycle(&s.buffers, answer)
 	status, media := c.answer(x, h, answer)
-	if next, hung := x.life.end(); hung {
-		c.in = append(c.in, next...)
-		c.readBy = time.Time{}
-	}
+	c.in = append(c.in, x.life.end()...)
 	x.out.status, x.out.n = status, int64(answer.Len()-headRoom)
 	last := s.stopping.Load()
 	data := x.putHead(answer.Bytes(), media, last)
@@ -295,8 +359,9 @@ func (x *exchange) asked() (*http.Request, error) {
 // whether its caller hangs up until it is asked, and the call has taken so long
 // that it may matter: most calls are over by then.
 type life struct {
-	base context.Context
-	conn net.Conn
+	base  context.Context
+	conn  net.Conn
+	asker *member // who carries the call out; nil in tests
 
 	mu     sync.Mutex      // guards what follows
 	over   bool            // the call has ended
@@ -320,6 +385,9 @@ func (l *life) asked() context.Context {
 			l.cancel()
 		} else {
 			l.timer = time.AfterFunc(noMatter, l.listen)
+			if l.asker != nil {
+				l.asker.crew.without(l.asker)
+			}
 		}
 	}
 	return l.ctx
@@ -355,7 +423,6 @@ func (l *life) listen() {
 	}
 	l.looked = make(chan struct{})
 	defer close(l.looked)
-	_ = l.conn.SetReadDeadline(time.Time{})
 	l.mu.Unlock()
 	n, err := l.conn.Read(l.next[:])
 	if l.n = n; n == 0 && !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -363,9 +430,8 @@ func (l *life) listen() {
 	}
 }
 
-// end ends the context. listened says that the connection's deadline was
-// changed, and next is what came meanwhile.
-func (l *life) end() (next []byte, listened bool) {
+// end ends the context and returns what came meanwhile.
+func (l *life) end() (next []byte) {
 	l.mu.Lock()
 	l.over = true
 	looked := l.looked
@@ -375,9 +441,10 @@ func (l *life) end() (next []byte, listened bool) {
 	}
 	l.mu.Unlock()
 	if looked == nil {
-		return nil, false
+		return nil
 	}
 	_ = l.conn.SetReadDeadline(time.Unix(1, 0))
 	<-looked
-	return l.next[:l.n], true
+	_ = l.conn.SetReadDeadline(time.Time{})
+	return l.next[:l.n]
 }

@@ -236,7 +236,7 @@ func TestLifeOfACall(t *testing.T) {
 	if l.ctx == nil || l.Err() != nil || derived.Err() != nil {
 		t.Errorf("%v, %v", l.Err(), derived.Err())
 	}
-	if _, listened := l.end(); listened || !errors.Is(derived.Err(), context.Canceled) || l.Err() == nil {
+	if l.end(); !errors.Is(derived.Err(), context.Canceled) || l.Err() == nil {
 		t.Errorf("after its end: %v, %v", l.Err(), derived.Err())
 	}
 	late := &life{base: base, conn: ours}

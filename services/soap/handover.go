@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -73,10 +74,12 @@ func (r *replayed) Read(p []byte) (int, error) {
 // SetReadDeadline implements net.Conn. The first is for the first head, for
 // which the time began with the connection.
 func (r *replayed) SetReadDeadline(t time.Time) error {
-	if !r.first.IsZero() && r.first.Before(t) {
-		t = r.first
+	if !r.first.IsZero() { // net/http says it before anybody else has the connection
+		if r.first.Before(t) {
+			t = r.first
+		}
+		r.first = time.Time{}
 	}
-	r.first = time.Time{}
 	return r.Conn.SetReadDeadline(t)
 }
 
@@ -105,7 +108,7 @@ func beneath(conn net.Conn) net.Conn {
 }
 
 // accept takes connections in until the listener is closed.
-func (s *Server) accept(calls context.Context, h *handovers) error {
+func (s *Server) accept(calls context.Context, w *crew, h *handovers) error {
 	pause := time.Duration(0)
 	for {
 		conn, err := h.listener.Accept()
@@ -125,10 +128,11 @@ func (s *Server) accept(calls context.Context, h *handovers) error {
 		if k == nil {
 			continue
 		}
-		switch conn.(type) {
-		case *net.TCPConn, *net.UnixConn:
-			s.connections.talks(k, true)
-			go s.meet(&conversation{connection: k, server: s, conn: conn, calls: calls, remote: conn.RemoteAddr().String(), begun: time.Now()}, h)
+		switch plain := conn.(type) {
+		case *net.TCPConn:
+			s.meet(conn, plain, k, calls, w, h)
+		case *net.UnixConn:
+			s.meet(conn, plain, k, calls, w, h)
 		default: // net/http has ways of its own with TLS
 			if !h.give(conn) {
 				s.connections.end(conn)
@@ -137,18 +141,14 @@ func (s *Server) accept(calls context.Context, h *handovers) error {
 	}
 }
 
-// meet converses on a new connection and hands it over when that is at its end.
-func (s *Server) meet(c *conversation, h *handovers) {
-	if c.converse() {
-		s.connections.talks(c.connection, false)
-		_ = c.conn.SetDeadline(time.Time{})
-		r := &replayed{Conn: c.conn, said: c.in}
-		if !c.kept {
-			r.first = c.begun.Add(s.limits.Header)
-		}
-		if h.give(r) {
-			return
-		}
+// meet begins a conversation on a new connection.
+func (s *Server) meet(conn net.Conn, plain syscall.Conn, k *connection, calls context.Context, w *crew, h *handovers) {
+	raw, err := plain.SyscallConn()
+	if err != nil {
+		s.connections.end(conn)
+		return
 	}
-	s.connections.end(c.conn)
+	if c := s.newConversation(conn, raw, k, calls, w, h); !w.meet(c) {
+		c.end()
+	}
 }

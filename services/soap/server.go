@@ -167,22 +167,26 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 		ErrorLog:          log.New(logWriter{s.config.Log}, "", 0),
 	}
 	others := newHandovers(listener)
+	crew, err := newCrew()
+	if err != nil {
+		return fmt.Errorf("serve %s: %w", listener.Addr(), err)
+	}
+	defer crew.cut()
+	defer crew.dismiss()
 	served, accepted := make(chan error, 1), make(chan error, 1)
 	go func() { served <- server.Serve(others) }()
-	go func() { accepted <- s.accept(calls, others) }()
+	go func() { accepted <- s.accept(calls, crew, others) }()
 	select {
 	case err := <-accepted:
 		_ = server.Close()
 		<-served
-		s.connections.each(func(conn net.Conn) { _ = conn.Close() })
 		return fmt.Errorf("serve %s: %w", listener.Addr(), err)
 	case <-ctx.Done():
 	}
 	s.stopping.Store(true)
 	_ = others.Close()
 	<-accepted
-	// Who waits for a request looks up; a call that is carried out is the last.
-	s.connections.each(func(conn net.Conn) { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
+	crew.dismiss() // a call that is carried out is the last of its connection
 	// Closes the listener and idle connections at once, and keeps none.
 	closed := make(chan struct{})
 	patience, stop := context.WithTimeout(context.Background(), s.limits.Drain+s.limits.Shutdown)
@@ -204,7 +208,6 @@ func (s *Server) Serve(ctx context.Context, listener net.Listener) error {
 		done()
 	}
 	_ = server.Close()
-	s.connections.each(func(conn net.Conn) { _ = conn.Close() })
 	return left
 }
 

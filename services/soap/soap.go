@@ -9,8 +9,8 @@
 // the metrics. The package must not know what an operation means, who may call
 // it (that is the Guard's), or import another room than wsdl.
 //
-// What a call of 1 KB costs here, by profiles: half is the kernel's (a read, an
-// empty read, the answer, the line in the log), a third reading and writing the
+// What a call of 1 KB costs here, by profiles: half is the kernel's (a wait, a
+// read, the answer, the line in the log), a third reading and writing the
 // message (wsdl.Scanner, wsdl.Append; with encoding/xml it was four times all the
 // rest). So nothing on the way of a call may build a map, match a regular
 // expression, look up a metric by its labels, start a timer or a goroutine, set a
