@@ -308,7 +308,7 @@ func (r *registered) end() {
 	}
 }
 
-// What a program answers for an item (LAYOUT.md, section 8).
+// What a program answers for an item (LAYOUT.md, section 10).
 const (
 	answersItem    = 0
 	answersRefused = 1
