@@ -266,6 +266,9 @@ func (w *wiring) changeQueue(r *wsdl.ChangeQueue, lookup profile.Lookup) (*chang
 	if r.Capacity != nil && (*r.Capacity < 1 || *r.Capacity > profile.MaxCapacity) {
 		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("a capacity of %d bytes", *r.Capacity), fmt.Sprintf("write 1 to %d", profile.MaxCapacity))
 	}
+	if r.Weight != 0 || r.Held != nil {
+		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, "only queues in which jobs wait have a weight, and can be held", "leave weight and held out, or the job")
+	}
 	if r.Type_ == nil && r.Full == nil && r.Capacity == nil && r.Encoders == nil && r.Rule == nil && r.Link == nil && !r.Served {
 		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, "the change changes nothing", "name a type, full, capacity, encoders, rule, link or served")
 	}

@@ -146,6 +146,7 @@ the edge outside:more -> sink:more: outside:more -> sender[0]:more now [outside:
 
 		"fifo of many":      {set("jobs", wsdl.ChangeQueue{Type_: wsdl.Of(wsdl.QueueTypeFifo)}), "conflict: has 3 takers, and a fifo has one"},
 		"nothing":           {set("jobs", wsdl.ChangeQueue{}), "invalidRequest: changes nothing"},
+		"a weight":          {set("jobs", wsdl.ChangeQueue{Weight: 3}), "invalidRequest: only queues in which jobs wait"},
 		"direct":            {remove("sink:fast"), "conflict: a socket of their own"},
 		"fifo already":      {set("channel:5", wsdl.ChangeQueue{Type_: wsdl.Of(wsdl.QueueTypeFifo)}), "conflict: plain fifo that blocks already"},
 		"full of latest":    {set("jobs", wsdl.ChangeQueue{Type_: wsdl.Of(wsdl.QueueTypeLatest), Full: wsdl.Of(wsdl.FullPolicyFail)}), "invalidProfile: "},
