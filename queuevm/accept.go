@@ -91,7 +91,7 @@ func (vm *VM) welcome(conn net.Conn, proven func()) {
 		if theirs.direct {
 			err = vm.adopt(p, theirs.channel, conn, secured)
 		} else {
-			err = vm.attach(p, conn, secured)
+			err = vm.attach(p, conn, secured, theirs)
 		}
 	}
 	if err != nil {

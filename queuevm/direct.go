@@ -139,7 +139,7 @@ func (vm *VM) dialDirect(ctx context.Context, d *direct, p *peer) error {
 	if !vm.open(conn) {
 		return errors.New("its items would go unencrypted")
 	}
-	secured, err := vm.key.dial(conn, true, vm.config.Self, p.Peer, greeting{direct: true, channel: d.channel.ID})
+	secured, _, err := vm.key.dial(conn, true, vm.config.Self, p.Peer, greeting{direct: true, channel: d.channel.ID})
 	if err != nil {
 		return err
 	}

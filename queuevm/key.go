@@ -28,6 +28,7 @@ type key struct {
 	private     *ecdsa.PrivateKey
 	public      []byte // SubjectPublicKeyInfo
 	fingerprint string
+	machine     []byte                           // names this machine since its start; nothing when that is not known
 	certificate func() (*tls.Certificate, error) // made at the first link that is encrypted
 }
 
@@ -39,6 +40,10 @@ func newKey() (*key, error) {
 		return nil, fmt.Errorf("make a key: %w", err)
 	}
 	k := &key{private: private}
+	if boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err == nil {
+		sum := sha256.Sum256(append([]byte("mvm machine "), boot...))
+		k.machine = sum[:16]
+	}
 	if k.public, err = x509.MarshalPKIXPublicKey(private.Public()); err != nil {
 		return nil, fmt.Errorf("make a key: %w", err)
 	}
@@ -111,6 +116,7 @@ type greeting struct {
 	id, public []byte
 	direct     bool   // it is for a direct channel
 	channel    uint32 // that one
+	machine    []byte // which machine it is sent from, if that is known
 	whole      []byte // as sent, nonce included
 }
 
@@ -134,6 +140,7 @@ func (k *key) greeting(self string, purpose greeting) (greeting, error) {
 	}
 	b = append(append(b, byte(len(self))), self...)
 	b = append(append(b, byte(len(k.public))), k.public...)
+	b = append(append(b, byte(len(k.machine))), k.machine...)
 	purpose.id, purpose.public, purpose.whole = []byte(self), k.public, b
 	return purpose, nil
 }
@@ -157,14 +164,14 @@ func readGreeting(r io.Reader) (greeting, error) {
 	default:
 		return greeting{}, errors.New("it does not greet as a proxy of this version")
 	}
-	var fields [2][]byte
+	var fields [3][]byte
 	for k := range fields {
 		var err error
 		if fields[k], err = readField(tee); err != nil {
 			return greeting{}, err
 		}
 	}
-	g.id, g.public, g.whole = fields[0], fields[1], whole.Bytes()
+	g.id, g.public, g.machine, g.whole = fields[0], fields[1], fields[2], whole.Bytes()
 	return g, nil
 }
 
@@ -218,52 +225,52 @@ func readField(r io.Reader) ([]byte, error) {
 
 // dial proves both sides to each other on a fresh connection to a peer. The
 // connection that it returns is the one to speak on: raw itself if plain. purpose
-// says what for.
-func (k *key) dial(raw net.Conn, plain bool, self string, p Peer, purpose greeting) (net.Conn, error) {
+// says what for. The other side's greeting comes with it.
+func (k *key) dial(raw net.Conn, plain bool, self string, p Peer, purpose greeting) (net.Conn, greeting, error) {
 	conn := raw
 	if !plain {
 		config, err := k.pinned(func(f string) bool { return f == p.Fingerprint })
 		if err != nil {
-			return nil, err
+			return nil, greeting{}, err
 		}
 		conn = tls.Client(raw, config)
 	}
 	mine, err := k.greeting(self, purpose)
 	if err != nil {
-		return nil, err
+		return nil, greeting{}, err
 	}
 	if _, err := conn.Write(mine.whole); err != nil {
-		return nil, err
+		return nil, greeting{}, err
 	}
 	theirs, err := readGreeting(conn)
 	if err != nil {
-		return nil, err
+		return nil, greeting{}, err
 	}
 	signature, err := readField(conn)
 	if err != nil {
-		return nil, err
+		return nil, greeting{}, err
 	}
 	if theirs.direct != mine.direct || theirs.channel != mine.channel {
-		return nil, errors.New("it answers for something else")
+		return nil, greeting{}, errors.New("it answers for something else")
 	}
 	if string(theirs.id) != p.ID || fingerprint(theirs.public) != p.Fingerprint || !theirs.proves(said("acceptor", mine, theirs), signature) {
-		return nil, fmt.Errorf("who answers is not peer %s with the key that the broker named", p.ID)
+		return nil, greeting{}, fmt.Errorf("who answers is not peer %s with the key that the broker named", p.ID)
 	}
 	proof, err := k.sign(said("dialer", mine, theirs))
 	if err != nil {
-		return nil, err
+		return nil, greeting{}, err
 	}
 	if _, err := conn.Write(proof); err != nil {
-		return nil, err
+		return nil, greeting{}, err
 	}
 	var welcome [1]byte
 	if _, err := io.ReadFull(conn, welcome[:]); err != nil {
-		return nil, fmt.Errorf("it does not take our key: %w", err)
+		return nil, greeting{}, fmt.Errorf("it does not take our key: %w", err)
 	}
 	if welcome[0] != welcomed {
-		return nil, errGivenUp
+		return nil, greeting{}, errGivenUp
 	}
-	return conn, nil
+	return conn, theirs, nil
 }
 
 // accept is the other side of dial. find names the fingerprint of a peer that

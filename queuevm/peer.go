@@ -1,6 +1,7 @@
 package queuevm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -89,9 +90,6 @@ func (vm *VM) Connect(ctx context.Context, peers []Peer) error {
 		}
 		p := vm.peer(d.ID)
 		p.Peer = d
-		if sameHost(d.Address, vm.Address()) {
-			vm.neighbours++
-		}
 		group = append(group, p)
 	}
 	close(vm.told)
@@ -115,13 +113,6 @@ func (vm *VM) Connect(ctx context.Context, peers []Peer) error {
 		}
 	}
 	return vm.connectDirect(ctx)
-}
-
-// sameHost says whether two proxies are on one machine, by where they listen.
-func sameHost(a, b string) bool {
-	one, _, err := net.SplitHostPort(a)
-	two, _, other := net.SplitHostPort(b)
-	return err == nil && other == nil && one == two
 }
 
 // keep holds the link to one peer up: the lower id dials, the other waits. The
@@ -207,16 +198,16 @@ func (vm *VM) dial(limit context.Context, p *peer, plain bool) error {
 	}
 	deadline, _ := attempt.Deadline()
 	_ = conn.SetDeadline(deadline)
-	secured, err := vm.key.dial(conn, plain && vm.open(conn), vm.config.Self, p.Peer, greeting{})
+	secured, theirs, err := vm.key.dial(conn, plain && vm.open(conn), vm.config.Self, p.Peer, greeting{})
 	if err != nil {
 		_ = conn.Close()
 		return err
 	}
-	return vm.attach(p, conn, secured)
+	return vm.attach(p, conn, secured, theirs)
 }
 
 // attach makes a proven connection the peer's link, in place of an older one.
-func (vm *VM) attach(p *peer, raw net.Conn, secured net.Conn) error {
+func (vm *VM) attach(p *peer, raw, secured net.Conn, theirs greeting) error {
 	_ = raw.SetDeadline(time.Time{})
 	fd, err := vm.loopEnd(raw, secured)
 	if err != nil {
@@ -233,7 +224,9 @@ func (vm *VM) attach(p *peer, raw net.Conn, secured net.Conn) error {
 		vm.unwatch(p.fd)
 	}
 	p.fd = fd
-	p.connections++
+	if p.connections++; p.connections == 1 && len(theirs.machine) > 0 && bytes.Equal(theirs.machine, vm.key.machine) {
+		vm.neighbours++
+	}
 	p.open, p.ends = vm.open(raw), fmt.Sprintf("%v and %v", raw.LocalAddr(), raw.RemoteAddr())
 	p.batch, p.bytes, p.blocked, p.failure = nil, 0, false, nil
 	p.start, p.end, p.target, p.left32 = 0, 0, nil, 0
