@@ -62,6 +62,7 @@ enum {
     CHUNK = 64 << 10, /* published at once within a record, so that both ends copy at the same time */
     YIELDS = 32,
     CONTROL_MESSAGE = 64 << 10,
+    AHEAD = 16 << 10, /* read at once of what comes after an item: what is more is copied once, not twice */
 };
 #define FLAG_MORE 0x80000000u
 #define FLAG_CONT 0x40000000u
@@ -405,12 +406,14 @@ static int direct_await(struct end *e, uint64_t need, int (*enough)(struct end *
     }
 }
 
-/* Reads once, what is there: to where the rest of an item goes, and past it into
- * the buffer, which is empty then. 1 when something came. */
-static int direct_read(struct direct *d) {
+/* Reads once, what is there: to where the rest of an item goes, and past it, up to
+ * want bytes or a little more, into the buffer, which is empty then. 1 when something came. */
+static int direct_read(struct direct *d, size_t want) {
     if (d->ended) return 0;
     if (d->start == d->end) d->start = d->end = 0;
-    struct iovec parts[2] = {{d->to, d->left}, {d->buffer + d->end, d->size - d->end}};
+    size_t room = d->size - d->end;
+    if (want < AHEAD) want = AHEAD;
+    struct iovec parts[2] = {{d->to, d->left}, {d->buffer + d->end, room < want ? room : want}};
     ssize_t n;
     do n = d->left ? readv(d->fd, parts, 2) : read(d->fd, parts[1].iov_base, parts[1].iov_len);
     while (n < 0 && errno == EINTR);
@@ -446,14 +449,14 @@ static int enough_buffered(struct end *i, uint64_t need) {
         d->start = 0;
     }
     while (d->end - d->start < need)
-        if (!direct_read(d)) return d->ended ? direct_end(i) : 0;
+        if (!direct_read(d, need - (d->end - d->start))) return d->ended ? direct_end(i) : 0;
     return 1;
 }
 
 static int enough_filled(struct end *i, uint64_t need) {
     (void)need;
     while (i->direct->left > 0)
-        if (!direct_read(i->direct)) return i->direct->ended ? direct_end(i) : 0;
+        if (!direct_read(i->direct, 0)) return i->direct->ended ? direct_end(i) : 0;
     return 1;
 }
 

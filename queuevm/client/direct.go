@@ -25,6 +25,7 @@ type direct struct {
 
 const (
 	directHeader = 8
+	ahead        = 16 << 10 // read at once of what comes after an item: what is more is copied once, not twice
 	lengthBits   = 48
 	sioOutq      = 0x5411 // SIOCOUTQ: bytes that are not acknowledged
 	pollIn       = 1
@@ -119,16 +120,17 @@ func vector(parts ...[]byte) (v [2]syscall.Iovec, n uintptr) {
 	return v, n
 }
 
-// read reads once, what is there: to where the rest of an item goes, and past it
-// into the buffer, which is empty then. It is true when something came.
-func (d *direct) read() bool {
+// read reads once, what is there: to where the rest of an item goes, and past it,
+// up to want bytes or a little more, into the buffer, which is empty then. It is
+// true when something came.
+func (d *direct) read(want int) bool {
 	if d.ended {
 		return false
 	}
 	if d.start == d.end {
 		d.start, d.end = 0, 0
 	}
-	v, parts := vector(d.rest, d.buffer[d.end:])
+	v, parts := vector(d.rest, d.buffer[d.end:min(len(d.buffer), d.end+max(want, ahead))])
 	for {
 		r, _, errno := syscall.RawSyscall(syscall.SYS_READV, uintptr(d.fd), uintptr(unsafe.Pointer(&v)), parts)
 		switch n := int(r); {
@@ -169,7 +171,7 @@ func (e *end) gather(n int, until deadline) error {
 			d.start = 0
 		}
 		for d.end-d.start < n {
-			if !d.read() {
+			if !d.read(n - (d.end - d.start)) {
 				if d.ended {
 					return false, e.endOfSocket()
 				}
@@ -349,7 +351,7 @@ func (e *end) directDequeue(buffer []byte, fixed bool, until deadline) ([]byte, 
 		d.rest = room
 		err := e.awaitSocket(never, func() (bool, error) {
 			for len(d.rest) > 0 {
-				if !d.read() {
+				if !d.read(0) {
 					if d.ended {
 						return false, e.endOfSocket()
 					}
