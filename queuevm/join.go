@@ -30,9 +30,6 @@ func (vm *VM) AddPeers(ctx context.Context, peers []Peer) error {
 		}
 		p := vm.peer(d.ID)
 		p.Peer = d
-		if sameHost(d.Address, vm.Address()) {
-			vm.neighbours++
-		}
 		if !slices.Contains(fresh, p) {
 			fresh = append(fresh, p)
 		}
