@@ -265,11 +265,10 @@ func TestBareBecomesServedAndBack(t *testing.T) {
 				p, q := spot{way.producer, 0, "out"}, spot{way.taker, 1, "in"}
 				processes(t, w.vms[p.node], 0)
 				processes(t, w.vms[q.node], 1)
-				id := w.lay(p, q, 16<<10)
+				out := w.lay(p, q, 16<<10) // the producer's channel
 				r := spawn(t, w.vms[q.node], 1, languages()[(k+1)%3].program, "gather", "in", []string{"timed", "wait", "block"}[k])
 				g := spawn(t, w.vms[p.node], 0, giver.program, "give", "out", "p0", fmt.Sprint(count), "3000", "0")
 				rounds := 0
-				out := id // the producer's channel
 				for running := true; running; rounds++ {
 					served := rounds%2 == 0
 					var nextOut uint32
@@ -279,10 +278,9 @@ func TestBareBecomesServedAndBack(t *testing.T) {
 							must(t, vm.AddQueue(queue))
 						}
 						nextOut = w.toQueue(p, way.home, queue.ID)
-						id = w.fromQueue(way.home, q, queue.ID)
+						w.fromQueue(way.home, q, queue.ID)
 					} else {
-						id = w.lay(p, q, 8<<10)
-						nextOut = id
+						nextOut = w.lay(p, q, 8<<10)
 					}
 					must(t, w.vms[p.node].Switch(out, nextOut))
 					for {

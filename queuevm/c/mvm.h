@@ -10,7 +10,9 @@
  * A port may lead out, in, or both ways. Lengths are bytes, times are
  * milliseconds. Negative returns are the MVM_ codes below. One thread at a time
  * may enqueue to a port and one may dequeue from it; different ports are
- * independent. After fork only one of the two processes may use a port.
+ * independent. While the job runs people may lead an edge elsewhere: the port
+ * goes on with it, between two items, and mvm_largest may then be another; END and
+ * MVM_CLOSED stay until the port is given an edge again. After fork only one of the two processes may use a port.
  * Build with -lmvm -lpthread, or compile mvm.c in.
  */
 #ifndef MVM_H

@@ -56,7 +56,10 @@ type session struct {
 // its descriptors and its environment are.
 var current = session{started: time.Now(), ports: map[string]*Port{}, bell: -1}
 
-// Port is one named port. Any goroutine may use it; the calls of one direction
+// Port is one named port. While the job runs people may lead its edge elsewhere:
+// the port goes on with it, between two items, and what LargestOut and LargestIn say
+// may then be another; ErrEnd and ErrClosed stay until it is given an edge again. Any
+// goroutine may use it; the calls of one direction
 // take turns.
 type Port struct {
 	name  string
