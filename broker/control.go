@@ -134,7 +134,3 @@ func (c *controller) GetChangeContext(ctx context.Context, r *wsdl.GetChange) (*
 	}
 	return &wsdl.GetChangeResponse{Change: s}, nil
 }
-
-func unserved(what string) error {
-	return wsdl.NewFault(wsdl.FaultCodeUnsupported, what+" is in the contract and not yet served", "")
-}
