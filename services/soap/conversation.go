@@ -38,7 +38,7 @@ type conversation struct {
 
 	number  int64        // in its crew
 	resting atomic.Bool  // nobody carries it on; who ends that has all but restBy to itself
-	restBy  atomic.Int64 // Unix time in ns
+	restBy  atomic.Int64 // ns since the crew began
 
 	in      []byte  // what arrived and was not read yet
 	kept    bool    // something was answered
@@ -69,7 +69,7 @@ const (
 // newConversation returns one that has not begun.
 func (s *Server) newConversation(conn net.Conn, raw syscall.RawConn, k *connection, calls context.Context, w *crew, others *handovers) *conversation {
 	c := &conversation{connection: k, server: s, crew: w, others: others, conn: conn, raw: raw, calls: calls, remote: conn.RemoteAddr().String(), begun: time.Now()}
-	c.restBy.Store(c.begun.Add(s.limits.Header).UnixNano())
+	c.restBy.Store(w.since(c.begun.Add(s.limits.Header)))
 	c.get = func(fd uintptr) bool {
 		for {
 			c.got, c.err = syscall.Read(int(fd), c.in[len(c.in):cap(c.in)])
@@ -114,9 +114,15 @@ func (c *conversation) goOn(m *member, buffer []byte, r *registrar) {
 
 // tired is called when nothing came for too long.
 func (c *conversation) tired() {
-	if c.patient {
+	switch {
+	case c.crew.since(time.Now()) < c.restBy.Load():
+		// It was carried on between the look at its time and now.
+		if !c.crew.again(c) {
+			c.end()
+		}
+	case c.patient:
 		c.handOver()
-	} else {
+	default:
 		c.end()
 	}
 }
@@ -192,7 +198,7 @@ func (c *conversation) converse() (what outcome) {
 			}
 			if !c.patient {
 				c.patient = true
-				c.restBy.Store(time.Now().Add(inTime).UnixNano())
+				c.restBy.Store(c.crew.since(time.Now().Add(inTime)))
 			}
 			return rests
 		}
@@ -203,7 +209,7 @@ func (c *conversation) converse() (what outcome) {
 		}
 		c.enter(phaseIdle)
 		c.kept, c.trimmed = true, false
-		c.restBy.Store(ended.Add(s.limits.Idle).UnixNano())
+		c.restBy.Store(c.crew.since(ended.Add(s.limits.Idle)))
 	}
 }
 

@@ -31,6 +31,7 @@ type crew struct {
 	bell  int // closed when all are to go home
 	heard int // its other end
 	hands int // that there are for what comes
+	begun time.Time
 
 	looked atomic.Bool // somebody is on the look-out
 
@@ -64,7 +65,7 @@ func newCrew() (*crew, error) {
 		_ = syscall.Close(epoll)
 		return nil, fmt.Errorf("pipe2: %w", err)
 	}
-	w := &crew{epoll: epoll, bell: bell[1], heard: bell[0], hands: max(1, runtime.GOMAXPROCS(0)-1), members: map[*member]uint64{}}
+	w := &crew{epoll: epoll, bell: bell[1], heard: bell[0], hands: max(1, runtime.GOMAXPROCS(0)-1), begun: time.Now(), members: map[*member]uint64{}}
 	event := syscall.EpollEvent{Events: syscall.EPOLLIN}
 	if err := syscall.EpollCtl(epoll, syscall.EPOLL_CTL_ADD, bell[0], &event); err != nil {
 		return nil, fmt.Errorf("epoll_ctl: %w", err)
@@ -223,6 +224,16 @@ func (w *crew) rest(c *conversation, r *registrar, how int) bool {
 	return true
 }
 
+// again puts back a conversation that was taken for nothing.
+func (w *crew) again(c *conversation) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return !w.home.Load() && w.rest(c, newRegistrar(w.epoll), syscall.EPOLL_CTL_MOD) // else the descriptor may be gone
+}
+
+// since is a moment as restBy has it, on a clock that nobody sets.
+func (w *crew) since(t time.Time) int64 { return int64(t.Sub(w.begun)) }
+
 // claim takes a conversation on which something came; nil when it is gone.
 func (w *crew) claim(number int64) *conversation {
 	if c, ok := w.all.Load(number); ok && c.(*conversation).resting.CompareAndSwap(true, false) {
@@ -275,7 +286,7 @@ func (w *crew) sweep() {
 		w.all.Range(func(_, each any) bool {
 			none = false
 			c := each.(*conversation)
-			if by := time.Unix(0, c.restBy.Load()); by.After(now) {
+			if by := w.begun.Add(time.Duration(c.restBy.Load())); by.After(now) {
 				if by.Before(next) {
 					next = by
 				}

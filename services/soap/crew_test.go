@@ -1,12 +1,15 @@
 package soap
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"runtime"
 	"testing"
+	"time"
 
 	"mvm/wsdl"
 )
@@ -87,5 +90,64 @@ func TestCrewForgetsWhatIsOver(t *testing.T) {
 	until(t, "few goroutines", func() bool { return runtime.NumGoroutine() < before+20 })
 	if got := v.get(t, "/healthz"); got.status != 200 {
 		t.Error(fmt.Sprint("beside those: ", got))
+	}
+}
+
+// talk calls once and returns the conversation, which rests, and its connection.
+func talk(t *testing.T) (c *conversation, conn net.Conn, from *bufio.Reader) {
+	t.Helper()
+	crews := make(chan *crew, 1)
+	v := start(t, Config{Contracts: []wsdl.Contract{{Name: "bootstrap", Operations: []wsdl.Operation{
+		{Name: "GetBroker", NewRequest: func() any { return new(wsdl.GetBroker) }, Call: func(ctx context.Context, _ any) (any, error) {
+			select {
+			case crews <- exchangeOf(ctx).life.asker.crew:
+			default:
+			}
+			return &wsdl.GetBrokerResponse{}, nil
+		}},
+	}}}})
+	conn = v.dial(t, plainCall("bootstrap", envelope11(getBroker)))
+	from = bufio.NewReader(conn)
+	answered(t, from)
+	(<-crews).all.Range(func(_, each any) bool { c = each.(*conversation); return true })
+	until(t, "a conversation that rests", c.resting.Load)
+	return c, conn, from
+}
+
+func answered(t *testing.T, from *bufio.Reader) {
+	t.Helper()
+	answer, err := http.ReadResponse(from, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if data, err := io.ReadAll(answer.Body); err != nil || answer.StatusCode != 200 {
+		t.Fatalf("%s %s, %v", answer.Status, data, err)
+	}
+}
+
+// Who saw that a conversation had rested for too long, and gets it only after it
+// was carried on, leaves it as it is.
+func TestCrewSparesWhoWasCarriedOn(t *testing.T) {
+	c, conn, from := talk(t)
+	for range 3 {
+		if !c.resting.CompareAndSwap(true, false) {
+			t.Fatal("it does not rest")
+		}
+		c.tired()
+		if _, err := io.WriteString(conn, plainCall("bootstrap", envelope11(getBroker))); err != nil {
+			t.Fatal(err)
+		}
+		answered(t, from)
+		until(t, "a conversation that rests", c.resting.Load)
+	}
+}
+
+// How long a connection may rest does not depend on what the clock on the wall
+// says, which may be set: an hour on would end all of them, an hour back leave
+// those who send nothing their places.
+func TestCrewKeepsItsOwnTime(t *testing.T) {
+	c, _, _ := talk(t)
+	if by := time.Duration(c.restBy.Load()); by <= 0 || by > c.server.limits.Idle+time.Hour {
+		t.Errorf("it may rest until %v since the crew began: that is no time of its own", by)
 	}
 }
