@@ -251,3 +251,44 @@ func TestALeaseThatEndsAfterTheWork(t *testing.T) {
 		})
 	}
 }
+
+// A file that holds another report than its name says is not sent for it: the
+// broker would take the one for the other's.
+func TestAReportUnderAnothersName(t *testing.T) {
+	g := newGrid(t)
+	m := g.node()
+	g.set(func() { g.brokerDown = true })
+	m.run("a", "exit 3")
+	m.run("b", "exit 4")
+	var last [2]string
+	eventually(t, "both ends are spooled", func() bool {
+		for i, exit := range []string{"exitCode>3<", "exitCode>4<"} {
+			last[i] = ""
+			files, _ := filepath.Glob(filepath.Join(m.folders.spool, "*.xml"))
+			for _, f := range files {
+				if text, _ := os.ReadFile(f); strings.Contains(string(text), exit) {
+					last[i] = f
+				}
+			}
+		}
+		return last[0] != "" && last[1] != ""
+	})
+	m.terminate("a", 1, 0)
+	m.terminate("b", 1, 0)
+	m.stop()
+	if err := os.Rename(last[0], last[1]); err != nil {
+		t.Fatal(err)
+	}
+	lane := laneName(m.attempt("b", 1))
+	g.set(func() { g.brokerDown = false })
+	next := g.with(m.dir, quickParts(), nil)
+	eventually(t, "the spool is empty", next.spool.empty)
+	if f := g.failures("b"); !strings.Contains(f, "cannot be read") {
+		t.Errorf("the failure is %q", f)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.acked[lane] == 0 {
+		t.Errorf("nothing came of %s: %v", lane, g.acked)
+	}
+}

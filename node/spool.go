@@ -461,5 +461,9 @@ func (s *spool) read(name string, sequence int64) (*spooled, error) {
 	if r.Report == nil || r.Report.Attempt == nil {
 		return nil, errors.New("it holds no report")
 	}
+	// The file may have held others before, and the machine may have crashed.
+	if is := laneName(r.Report.Attempt); is != name || r.Report.Sequence != sequence {
+		return nil, fmt.Errorf("it holds report %d of %s", r.Report.Sequence, is)
+	}
 	return r, nil
 }
