@@ -17,6 +17,7 @@ import (
 // half of a small job's SOAP calls on itself.
 type near struct {
 	base   string // http://host:port/
+	host   string // host:port
 	server *Server
 }
 
@@ -26,7 +27,9 @@ type near struct {
 // A Guard sees them without TLS and with the remote address NearAddress, which
 // no call from elsewhere can have.
 func (c *Client) Near(base string, server *Server) {
-	c.near = &near{strings.TrimSuffix(base, "/") + "/", server}
+	base = strings.TrimSuffix(base, "/")
+	_, host, _ := strings.Cut(base, "://")
+	c.near = &near{base + "/", host, server}
 }
 
 // NearAddress is the RemoteAddr of requests that came from the same process.
@@ -54,7 +57,7 @@ func (n *near) answer(ctx, calls context.Context, address string, header http.He
 	calls, end := context.WithCancel(calls)
 	forget := context.AfterFunc(ctx, end)
 	r := (&http.Request{
-		Method: http.MethodPost, URL: &url.URL{Path: address[len(n.base)-1:]}, Host: strings.TrimSuffix(n.base, "/"),
+		Method: http.MethodPost, URL: &url.URL{Path: address[len(n.base)-1:]}, Host: n.host,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, RemoteAddr: NearAddress,
 		Header: header, Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body)),
 	}).WithContext(calls)

@@ -18,7 +18,7 @@ func TestNear(t *testing.T) {
 	var asked []string
 	var inherited any
 	guard := guardFunc(func(ctx context.Context, r *http.Request, operation string) (context.Context, error) {
-		asked = append(asked, r.RemoteAddr+" "+operation)
+		asked = append(asked, r.RemoteAddr+" "+operation+" "+r.Host)
 		inherited = ctx.Value(principalKey{})
 		if operation == "broker/CancelJob" {
 			return nil, wsdl.Faultf(wsdl.FaultCodeForbidden, "not you")
@@ -40,7 +40,7 @@ func TestNear(t *testing.T) {
 	if _, err := broker.ListJobsContext(ctx, &wsdl.ListJobs{}); err != nil {
 		t.Fatal(err)
 	}
-	if len(asked) != 1 || asked[0] != NearAddress+" broker/ListJobs" || inherited != nil {
+	if len(asked) != 1 || asked[0] != NearAddress+" broker/ListJobs "+strings.TrimPrefix(v.url, "http://") || inherited != nil {
 		t.Errorf("the Guard was asked %q, with %v of the caller's context", asked, inherited)
 	}
 	if n := strings.Count(v.log.String(), "ListJobs") - before; n != 1 {
