@@ -239,7 +239,7 @@ func (o *nodeOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	listener, url, err := o.open()
+	listener, url, err := o.open(ctx)
 	if err != nil {
 		return err
 	}
@@ -346,7 +346,7 @@ func (o *nodeOptions) dataDir() (string, error) {
 
 // open listens, and tells under which base address others reach the node. An
 // address that is not loopback is refused: nodes have no credentials yet.
-func (o *nodeOptions) open() (listener net.Listener, base string, err error) {
+func (o *nodeOptions) open(ctx context.Context) (listener net.Listener, base string, err error) {
 	if o.listenFD > 0 {
 		f := os.NewFile(uintptr(o.listenFD), "socket")
 		defer f.Close()
@@ -357,7 +357,7 @@ func (o *nodeOptions) open() (listener net.Listener, base string, err error) {
 		if err := o.mayListen(); err != nil {
 			return nil, "", err
 		}
-		if listener, err = net.Listen("tcp", o.listen); err != nil {
+		if listener, err = listen(ctx, o.listen); err != nil {
 			if why := syscall.Errno(0); errors.As(err, &why) {
 				err = why // without what of Go's said it
 			}
@@ -422,6 +422,26 @@ func (o *nodeOptions) mayListen() error {
 		return nil
 	}
 	return client.Usage(fmt.Errorf("--listen %s: others reach this address, and without credentials whoever does can run programs here; listen on 127.0.0.1, or say --insecure", o.listen))
+}
+
+// listen listens, and waits a moment for an address that is in use. A node that
+// was killed as it started a program leaves it to that one, which has a copy of
+// every descriptor from its fork to its exec: 50 ms were seen on a busy machine.
+func listen(ctx context.Context, address string) (net.Listener, error) {
+	const patience, pause = 2 * time.Second, 10 * time.Millisecond
+	for late := time.After(patience); ; {
+		listener, err := net.Listen("tcp", address)
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return listener, err
+		}
+		select {
+		case <-time.After(pause):
+		case <-late:
+			return nil, err
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
 }
 
 // server is one running node: its parts, wired.

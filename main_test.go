@@ -12,6 +12,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -518,6 +519,29 @@ func startDaemon(t *testing.T, flags ...string) *daemon {
 	}
 	d.url = strings.TrimSpace(line)
 	return d
+}
+
+// What a node that was killed had just started still has its address, for a
+// moment: the node that comes back waits for it, unless it is told to end.
+func TestAddressInUseForAMoment(t *testing.T) {
+	t.Parallel()
+	last, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer last.Close()
+	o := &nodeOptions{listen: last.Addr().String()}
+	ended, end := context.WithCancel(t.Context())
+	end()
+	if _, _, err := o.open(ended); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("an address that another has: %v", err)
+	}
+	time.AfterFunc(100*time.Millisecond, func() { last.Close() })
+	next, _, err := o.open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	next.Close()
 }
 
 // TestJobOutlivesItsBroker kills the broker's node with kill -9, once as soon

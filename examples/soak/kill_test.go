@@ -107,6 +107,7 @@ func TestBrokerKilled(t *testing.T) {
 			jobs = append(jobs, j)
 		}
 		over := make(chan struct{})
+		t.Cleanup(func() { <-over })
 		go func() {
 			defer close(over)
 			if !queues {
@@ -153,6 +154,7 @@ func TestBrokerKilled(t *testing.T) {
 			w.signal(syscall.SIGCONT)
 		}
 		g.front.start()
+		g.front.await() // without it the jobs would not end
 		<-over
 	}
 	account(t, jobs)
