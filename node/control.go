@@ -95,6 +95,10 @@ func route[Response any](ctx context.Context, q *queue, job, name string, ends b
 		return none, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, "no job is named, and the items of a queue of jobs are jobs: only the broker can carry one to its end",
 			"put one in with SubmitJob (`mvm submit --queue`), take one out with CancelJob, or all with DrainQueue")
 	}
+	if name == "" {
+		var none Response
+		return none, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, "no queue is named", "name one of those that ListQueues tells (`mvm queue ls JOB`)")
+	}
 	answer, err := here(name)
 	if err == nil || wsdl.CodeOf(err) != wsdl.FaultCodeNotFound {
 		return answer, err
