@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -113,6 +114,10 @@ func between(least int, names ...string) cobra.PositionalArgs {
 			return usagef("`%s` needs %s; see `%s --help`", cmd.CommandPath(), names[len(args)], cmd.CommandPath())
 		case len(args) > len(names):
 			return usagef("`%s` does not take %q; see `%s --help`", cmd.CommandPath(), args[len(names)], cmd.CommandPath())
+		}
+		// As from "$JOB" where JOB is unset: it must not come to mean something else.
+		if i := slices.Index(args, ""); i >= 0 {
+			return usagef("argument %d of `%s` is empty; see `%s --help`", i+1, cmd.CommandPath(), cmd.CommandPath())
 		}
 		return nil
 	}

@@ -490,7 +490,11 @@ applies to the data after it.`,
 				if len(words) == 0 {
 					return usagef("--instruction %q names no language", instruction)
 				}
-				in, err := c.Instruct(put.ctx, put.job, put.queue, words[0], words[1:], source, min(wait, time.Minute))
+				var in bool
+				err = inTurns(wait, func(turn time.Duration) (bool, error) {
+					in, err = c.Instruct(put.ctx, put.job, put.queue, words[0], words[1:], source, turn)
+					return in, err
+				})
 				if err != nil {
 					return err
 				}
@@ -562,7 +566,11 @@ func (p *putter) add(item []byte) error {
 // flush goes on until all is in, or nothing more went in for as long as it waits.
 func (p *putter) flush(end bool) error {
 	for len(p.items) > 0 || end {
-		n, err := p.c.Enqueue(p.ctx, p.job, p.queue, p.items, end, min(p.wait, time.Minute))
+		var n int
+		err := inTurns(p.wait, func(turn time.Duration) (over bool, err error) {
+			n, err = p.c.Enqueue(p.ctx, p.job, p.queue, p.items, end, turn)
+			return n > 0 || len(p.items) == 0, err
+		})
 		p.done += n
 		if err != nil {
 			if p.done > 0 {
@@ -578,6 +586,26 @@ func (p *putter) flush(end bool) error {
 		}
 	}
 	p.items, p.bytes = nil, 0
+	return nil
+}
+
+// inTurns asks until the answer is there or wait is over: a node holds one call for
+// a minute at most.
+func inTurns(wait time.Duration, ask func(turn time.Duration) (over bool, err error)) error {
+	for {
+		turn := min(wait, time.Minute)
+		over, err := ask(turn)
+		if wait -= turn; over || err != nil || wait <= 0 {
+			return err
+		}
+	}
+}
+
+// waits refuses a time to wait that is none.
+func waits(wait time.Duration) error {
+	if wait < 0 {
+		return usagef("--wait %v: write how long to wait, or 0 not to", wait)
+	}
 	return nil
 }
 
@@ -598,6 +626,9 @@ none has come for --wait.`,
 			if limit < 0 {
 				return usagef("-n %d: write a number of items, or 0 for all", limit)
 			}
+			if err := waits(wait); err != nil {
+				return err
+			}
 			c, err := v.dial(cmd)
 			if err != nil {
 				return err
@@ -608,7 +639,12 @@ none has come for --wait.`,
 				if limit > 0 {
 					most = min(most, limit-n)
 				}
-				items, end, err := c.Dequeue(cmd.Context(), args[0], args[1], most, min(wait, time.Minute))
+				var items [][]byte
+				var end bool
+				err := inTurns(wait, func(turn time.Duration) (over bool, err error) {
+					items, end, err = c.Dequeue(cmd.Context(), args[0], args[1], most, turn)
+					return end || len(items) > 0, err
+				})
 				if err != nil {
 					return err
 				}
@@ -625,7 +661,9 @@ none has come for --wait.`,
 				}
 				if len(items) == 0 && (limit == 0 || n < limit) {
 					if v.json {
-						break
+						if err := writeJSON(cmd.OutOrStdout(), all); err != nil {
+							return err
+						}
 					}
 					return &Exit{Code: ExitTimeout, Err: fmt.Errorf("no item came for %v; the queue %s has not ended", wait, args[1])}
 				}
