@@ -195,7 +195,7 @@ func (w *wiring) observe(s *wsdl.QueueStatus, t target, edges []int, all []*seen
 			}
 		}
 		if e := end(s.Taker, id); e != nil && out != nil {
-			e.Items, e.Depth, e.Waits, e.Closed = out.ItemsOut, between, out.ConsumerWaits, wsdl.Of(over || wsdl.Or(out.TakerClosed, false))
+			e.Items, e.Depth, e.Waits, e.Closed = out.ItemsOut, between, out.ConsumerWaits, wsdl.Of(left[id] || wsdl.Or(out.TakerClosed, false))
 			if wsdl.Or(out.ConsumerWaits, false) && !over {
 				waitsOut++
 			}
