@@ -256,6 +256,18 @@ func (w *wiring) takers(queue int) (n int) {
 	return n
 }
 
+// called is what a refusal calls the queue of a change. A queue's own name may be
+// one that no profile can give: of an edge, or with a number after it.
+func (w *wiring) called(t target) string {
+	name := ""
+	if t.queue > 0 {
+		name, _, _ = strings.Cut(w.queues[t.queue-1].Name, "#")
+	} else {
+		name = w.draft("").named(w.channels[t.channel].From)
+	}
+	return name[:min(len(name), 63)]
+}
+
 // changeQueue plans other properties of a queue. Those that are not asked for
 // stay; a bare channel becomes a queue that is served where it needs to be.
 func (w *wiring) changeQueue(r *wsdl.ChangeQueue, lookup profile.Lookup) (*change, error) {
@@ -272,7 +284,7 @@ func (w *wiring) changeQueue(r *wsdl.ChangeQueue, lookup profile.Lookup) (*chang
 	if r.Type_ == nil && r.Full == nil && r.Capacity == nil && r.Encoders == nil && r.Rule == nil && r.Link == nil && !r.Served {
 		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, "the change changes nothing", "name a type, full, capacity, encoders, rule, link or served")
 	}
-	element := &wsdl.Queue{Name: "q", Type: r.Type_, Full: r.Full}
+	element := &wsdl.Queue{Name: w.called(t), Type: r.Type_, Full: r.Full}
 	if r.Capacity != nil {
 		element.Capacity = wsdl.Of(wsdl.Number(fmt.Sprint(*r.Capacity)))
 	}
@@ -571,6 +583,9 @@ func (w *wiring) addEdge(r *wsdl.AddEdge, lookup profile.Lookup) (*change, error
 	}
 	if from.Process < 0 && to.Process < 0 {
 		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, "an edge from outside to outside", "lead one end to a process")
+	}
+	if _, err := w.queue(e.Queue); e.Queue != "" && err == nil {
+		return nil, conflictf("the job has a queue %s already", e.Queue)
 	}
 	name := d.named(from)
 	if r.Queue != nil && r.Queue.Name != "" {

@@ -79,6 +79,12 @@ func TestChangesArePlanned(t *testing.T) {
 			return w.addEdge(&wsdl.AddEdge{Edge: &wsdl.Edge{From: from, To: to}, Queue: q}, nil)
 		}
 	}
+	named := func(from, to, name string) func(*wiring) (*change, error) {
+		return func(w *wiring) (*change, error) {
+			kind := wsdl.QueueTypeLifo
+			return w.addEdge(&wsdl.AddEdge{Edge: &wsdl.Edge{From: from, To: to, Queue: name}, Queue: &wsdl.Queue{Name: name, Type: &kind}}, nil)
+		}
+	}
 	remove := func(edge string) func(*wiring) (*change, error) {
 		return func(w *wiring) (*change, error) { return w.removeEdge(edge) }
 	}
@@ -160,6 +166,9 @@ the edge outside:more -> sink:more: outside:more -> sender[0]:more now [outside:
 		"queue to queue":    {rewire("worker[1]:in", "", "queue:jobs"), "invalidRequest: from a queue to a queue"},
 		"two ends":          {rewire("worker[1]:in", "queue:jobs", "sink:in"), "invalidRequest: give from or to"},
 		"where it is":       {rewire("sender[0]:out", "", "queue:jobs"), "conflict: already"},
+		"a name between":    {named("worker[1]:log", "sender[1]:x", "jobs"), "conflict: has a queue jobs already"},
+		"a wrong encoder":   {set("jobs", wsdl.ChangeQueue{Encoders: &wsdl.EncoderChain{Encoder: []*wsdl.Encoder{{Codec: wsdl.Of(wsdl.Codec("json"))}}}}), `invalidProfile: the queue "jobs" cannot convert items`},
+		"one on an edge":    {set("worker[0]:log", wsdl.ChangeQueue{Encoders: &wsdl.EncoderChain{Encoder: []*wsdl.Encoder{{Codec: wsdl.Of(wsdl.Codec("json"))}}}}), `invalidProfile: the queue "worker.0.log" cannot convert items`},
 		"a queue's name":    {add("sink:out", "queue:jobs", &wsdl.Queue{Name: "jobs"}), "conflict: has a queue jobs already"},
 		"between and at":    {add("sink:out", "queue:jobs", &wsdl.Queue{Name: "b", Type: wsdl.Of(wsdl.QueueTypeLifo)}), "invalidRequest: and another between"},
 	} {

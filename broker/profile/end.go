@@ -84,7 +84,7 @@ func CompileQueue(queue *wsdl.Queue, link *wsdl.Link, lookup Lookup) (q Queue, s
 	c := &compiler{lookup: lookup, out: &Job{}}
 	c.scope = c.newScope(place{path: "change"}, nil, nil, "the change")
 	c.compileQueues(place{path: "change"}, []*wsdl.Queue{queue})
-	l := c.link(place{path: "change/link"}, c.scope, link, "the link")
+	l := c.link(place{path: "change/link"}, c.scope, link, "the edge")
 	kind := c.queues[queue.Name]
 	if err := c.fault("the change"); err != nil {
 		return Queue{}, nil, false, err

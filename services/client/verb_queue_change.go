@@ -299,6 +299,7 @@ kind comes between the ends.`,
 			}
 			if name != "" || s.kind != "" || s.full != "" || s.capacity > 0 || chain != nil {
 				r.Queue = &wsdl.Queue{Name: name, Type: s.typ(), Full: s.policy()}
+				r.Edge.Queue = name
 				if r.Queue.Name == "" {
 					r.Queue.Name = "added"
 				}
