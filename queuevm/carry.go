@@ -21,6 +21,7 @@ type outlet struct {
 	said    uint8  // END as it was sent on this connection, 0 before
 	over    bool   // the peer was told that nothing is left of the channel
 	refused bool   // the taker is gone
+	resumed bool   // and what it leaves is forwarded at the peer
 	heard   uint32 // the taker's state as the peer last said
 	level   uint32 // and its demand, or the home's verdict
 	armed   bool   // the producer was told that the daemon sleeps
@@ -77,10 +78,11 @@ func (c *channel) stirred() bool {
 }
 
 // end is END as an outlet's peer must hear of it, 0 while there is none. When the
-// taker is gone the peer only needs to hear of SWITCH.
+// taker is gone the peer only needs to hear of SWITCH; but what is forwarded is kept
+// for who may follow.
 func (c *channel) end() uint8 {
 	state := atomic.LoadUint32(&c.ring.header.producerState)
-	if o := c.out; state == 0 || o.over || o.refused && state&stateSwitched == 0 {
+	if o := c.out; state == 0 || o.over || o.refused && (state&stateSwitched == 0 || c.forwards() && o.sent != atomic.LoadUint64(&c.ring.header.tail)) {
 		return o.said
 	}
 	if c.broken {
@@ -141,7 +143,7 @@ func (c *channel) stepOut(vm *VM) bool {
 	}
 	end := c.end() // before tail: END comes after what was published
 	if o.refused {
-		return c.farewell(vm, end, o.sent)
+		return end != 0 && c.farewell(vm, end, o.sent)
 	}
 	if !c.broken {
 		if _, err := o.ready(); err != nil {
@@ -193,6 +195,9 @@ func (c *channel) acknowledge(vm *VM, f frame) error {
 	}
 	news := uint32(f.flags) &^ o.heard
 	o.heard = uint32(f.flags)
+	if o.resumed {
+		news &^= stateClosed
+	}
 	o.level = f.items
 	c.levelled(vm, f.items)
 	if news != 0 {

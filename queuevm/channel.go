@@ -66,13 +66,19 @@ func (vm *VM) AddChannel(c Channel) error {
 	}
 	capacity := roundCapacity(c.Capacity)
 	c.Capacity = int(capacity)
-	r, err := newRing(c.ID, capacity, !c.From.local() || !c.To.local())
+	r, err := newRing(c.ID, capacity, !c.From.local() || !c.To.local() || c.Forward)
 	if err != nil {
 		return err
 	}
 	made := &channel{Channel: c, ring: r}
 	if c.Direct && (c.From.Peer != "" || c.To.Peer != "") {
 		made.direct = newDirect(vm, made)
+	}
+	if c.forwards() {
+		if err := vm.inherit(made); err != nil {
+			r.free()
+			return err
+		}
 	}
 	made.serve(vm)
 	vm.channels[c.ID] = made
@@ -103,7 +109,7 @@ func (vm *VM) AddChannel(c Channel) error {
 	if made.back != nil {
 		made.back.queue.settle(vm) // it may be at its end
 	}
-	if !c.From.local() || !c.To.local() {
+	if !c.From.local() || !c.To.local() || c.Forward {
 		vm.carried = append(vm.carried, made)
 		if made.direct != nil && vm.linked {
 			vm.joinDirect(made.direct)
@@ -151,7 +157,11 @@ func (vm *VM) checkChannel(c Channel) error {
 	if c.After == 0 && (c.From.Outside != "" && vm.givers[c.From.Outside] != nil || c.To.Outside != "" && vm.takers[c.To.Outside] != nil) {
 		return fmt.Errorf("the outside queue is taken")
 	}
-	if c.From.local() {
+	if c.forwards() {
+		if err := vm.checkForward(c); err != nil {
+			return err
+		}
+	} else if c.From.local() {
 		if err := vm.checkPort(c.From, c.After, func(p *port) []*channel { return p.outs }); err != nil {
 			return err
 		}

@@ -132,7 +132,7 @@ func (vm *VM) chase() {
 // follow has a port, or an outside end, go on with a channel after those that it has.
 func (vm *VM) follow(c *channel) {
 	h := c.ring.header
-	if c.From.local() {
+	if c.From.local() && !c.Forward {
 		p := vm.processes[c.From.Process]
 		q := p.port(c.From.Port)
 		if n := len(q.outs); n > 0 {
@@ -375,7 +375,11 @@ func (c *channel) over(vm *VM) bool {
 		return vm.takers[c.To.Outside] != c
 	}
 	p := vm.processes[c.To.Process]
-	return p.ended || !slices.Contains(p.ports[c.To.Port].ins, c)
+	if !slices.Contains(p.ports[c.To.Port].ins, c) {
+		return true
+	}
+	// What was forwarded to a taker that has left too is kept for who may follow.
+	return p.ended && (!c.Forward || atomic.LoadUint64(&h.head) == atomic.LoadUint64(&h.tail))
 }
 
 // review has a channel removed that is over, when the loop comes to it.

@@ -109,7 +109,12 @@ type Channel struct {
 	// already leads that way: its producer goes on with this one when it is told to
 	// (VM.Switch), its taker when it has taken all of the other.
 	After uint32
-	Label string // what people call the producer; needed where To is a queue with a Converter
+	// Forward says that From is a port that a taker has left: its daemon enqueues, in
+	// the order in which they came, all items that were left there and that still come
+	// on the channels that lead there, and then ends this one. What the port itself
+	// enqueues is not touched.
+	Forward bool
+	Label   string // what people call the producer; needed where To is a queue with a Converter
 }
 
 // Peer is another node of the job group: where its proxy listens and the

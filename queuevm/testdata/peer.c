@@ -290,13 +290,15 @@ static int do_give(char **a) {
     return 0;
 }
 
-/* insist PORT COUNT: as give, and again while the port leads nowhere. */
+/* insist PORT COUNT [MOST]: as give, and again while the port leads nowhere. */
 static int do_insist(char **a) {
     mvm_port *p = must(a[0]);
     uint64_t count = strtoull(a[1], NULL, 10);
     for (uint64_t k = 0; k < count; k++) {
-        char item[64];
+        static char item[1 << 20];
         size_t n = (size_t)snprintf(item, sizeof item, "p0 %" PRIu64 "\n", k);
+        if (a[2])
+            for (size_t size = n + (size_t)(k * 7919 % strtoull(a[2], NULL, 10)); n < size; n++) item[n] = (char)(k * 31 + n * 7);
         int code;
         while ((code = mvm_enqueue(p, item, n)) == MVM_CLOSED) usleep(500);
         if (code) die("enqueue", code);
@@ -304,10 +306,11 @@ static int do_insist(char **a) {
     return 0;
 }
 
-/* gather PORT FORM: prints whose and which each item is, until END. */
+/* gather PORT FORM [COUNT]: prints whose and which each item is, until END or as
+   many as COUNT. */
 static int do_gather(char **a) {
     mvm_port *p = must(a[0]);
-    for (;;) {
+    for (uint64_t left = a[2] ? strtoull(a[2], NULL, 10) : UINT64_MAX; left;) {
         void *item = NULL;
         ssize_t n = MVM_AGAIN;
         char small[64];
@@ -332,7 +335,9 @@ static int do_gather(char **a) {
         printf("%s %" PRIu64 "\n", who, k);
         fflush(stdout);
         free(item);
+        left--;
     }
+    return 0;
 }
 
 static double seconds(void) {
