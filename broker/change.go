@@ -28,6 +28,8 @@ type change struct {
 	Channels []profile.Channel `json:",omitempty"` // made
 	AfterOut map[int]int       `json:",omitempty"` // of these: the channel that each follows at its producer's port
 	AfterIn  map[int]int       `json:",omitempty"` // and at its taker's
+	Forward  []int             `json:",omitempty"` // of these: what lead from a port that a taker has left, and end with what it left there
+	Resume   []int             `json:",omitempty"` // channels to that port, from other nodes
 	Alter    *alteration       `json:",omitempty"`
 	Switches []swap            `json:",omitempty"` // made once all channels are
 }
@@ -65,6 +67,9 @@ func (w *wiring) apply(c *change) {
 	}
 	for _, s := range c.Switches {
 		w.ended[s.Channel] = c.Number
+	}
+	for _, id := range c.Forward { // its end is settled
+		w.ended[id], w.forwards[id] = c.Number, true
 	}
 	if c.State == wsdl.ChangeStatePending {
 		for _, about := range c.About {
@@ -137,17 +142,23 @@ func (d *draft) lay(from, to profile.End, capacity, old int) (id int, err error)
 	if err := d.room(to, old, false); err != nil {
 		return 0, err
 	}
+	return id, d.place(from, to, capacity)
+}
+
+// place makes a channel between ends that have room for it.
+func (d *draft) place(from, to profile.End, capacity int) error {
+	id := len(d.channels)
 	if a, b := d.ends(&profile.Channel{From: from, To: to}); a != b {
 		for _, i := range []int{a, b} {
 			if m := &d.plan.members[i]; m.Address == "" {
 				f := conflictf("an edge between nodes would begin or end on node %s, which was awakened without a proxy", m.label())
 				f.Advice = "give the job any edge between processes: then all its nodes have one"
-				return 0, f
+				return f
 			}
 		}
 	}
 	if err := d.claim(fmt.Sprintf("channel:%d", id)); err != nil {
-		return 0, err
+		return err
 	}
 	if before, there := d.last(from, true); there {
 		d.AfterOut[id] = before
@@ -158,7 +169,7 @@ func (d *draft) lay(from, to profile.End, capacity, old int) (id int, err error)
 	c := profile.Channel{ID: id, From: from, To: to, Capacity: capacity}
 	d.Channels = append(d.Channels, c)
 	d.channels = append(d.channels, c)
-	return id, nil
+	return nil
 }
 
 // room says whether an end may take one more edge: a port and an end outside have
@@ -404,8 +415,9 @@ func (a *alteration) words() string {
 	return cmp.Or(strings.Join(parts, ", "), "a queue of its own")
 }
 
-// rewire plans an edge's way to another taker, or from another producer.
-func (w *wiring) rewire(r *wsdl.RewireEdge) (*change, error) {
+// rewire plans an edge's way to another taker, or from another producer. left says
+// that the taker which it has now has left: what that did not take goes to the next.
+func (w *wiring) rewire(r *wsdl.RewireEdge, left func(channel int) (bool, error)) (*change, error) {
 	if (r.From == "") == (r.To == "") {
 		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, "an edge is re-wired at one end", "give from or to, and not both")
 	}
@@ -435,6 +447,15 @@ func (w *wiring) rewire(r *wsdl.RewireEdge) (*change, error) {
 	if err := d.pair(from, to, id); err != nil {
 		return nil, err
 	}
+	if to != old.To && bare(&old) && old.To.Process >= 0 {
+		gone, err := left(id)
+		if err == nil && gone {
+			err = d.forward(id, to)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 	next, err := d.lay(from, to, old.Capacity, id)
 	if err != nil {
 		return nil, err
@@ -447,6 +468,34 @@ func (w *wiring) rewire(r *wsdl.RewireEdge) (*change, error) {
 		next = -1 // its producer, or the node that is it, goes on with nothing
 	}
 	return d.done(d.end(id, next))
+}
+
+// forward leads what the taker of a channel left to the next one. To a port it comes
+// before all that is newer; to a queue, as from one more producer.
+func (d *draft) forward(channel int, to profile.End) error {
+	port := d.channels[channel].To
+	if to.Outside != "" {
+		f := conflictf("%s has left, and items may wait there: an end outside cannot be given what another left", d.label(port))
+		f.Advice = "lead the edge to a process, or to a queue"
+		return f
+	}
+	if err := d.room(to, channel, false); err != nil {
+		return err
+	}
+	for i := range d.channels { // it may have had what another left before it
+		from, there := d.ends(&d.channels[i])
+		if d.channels[i].To == port && from != there && (i == channel || d.forwards[i]) {
+			d.Resume = append(d.Resume, i)
+		}
+	}
+	id := len(d.channels)
+	if err := d.place(port, to, d.channels[channel].Capacity); err != nil {
+		return err
+	}
+	delete(d.AfterOut, id) // it is none of what the port enqueued
+	d.Forward = append(d.Forward, id)
+	d.ended[id] = int64(len(d.changes)) + 1
+	return nil
 }
 
 // pair says whether an edge may join two ends at all.
@@ -644,6 +693,10 @@ func (w *wiring) concerned(c *change) [steps][]int {
 		if from != to && !slices.Contains(w.plan.peers[from], to) {
 			meeting[from], meeting[to] = true, true
 		}
+	}
+	for _, id := range c.Resume {
+		from, _ := w.ends(&w.channels[id])
+		makers[from] = true
 	}
 	all[meetStep], all[makeStep] = slices.Sorted(maps.Keys(meeting)), slices.Sorted(maps.Keys(makers))
 	if c.Alter != nil {

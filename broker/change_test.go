@@ -53,6 +53,9 @@ func (w *wiring) print(c *change) string {
 		}
 		b.WriteString("\n")
 	}
+	for _, id := range c.Resume {
+		fmt.Fprintf(&b, "  resume %d\n", id)
+	}
 	for _, s := range c.Switches {
 		fmt.Fprintf(&b, "  switch %d to %d\n", s.Channel, s.Next)
 	}
@@ -64,6 +67,9 @@ func (w *wiring) print(c *change) string {
 	return b.String()
 }
 
+func stays(int) (bool, error)  { return false, nil }
+func leaves(int) (bool, error) { return true, nil }
+
 func TestChangesArePlanned(t *testing.T) {
 	set := func(queue string, r wsdl.ChangeQueue) func(*wiring) (*change, error) {
 		r.Queue = queue
@@ -71,7 +77,7 @@ func TestChangesArePlanned(t *testing.T) {
 	}
 	rewire := func(edge, from, to string) func(*wiring) (*change, error) {
 		return func(w *wiring) (*change, error) {
-			return w.rewire(&wsdl.RewireEdge{Edge: edge, From: from, To: to})
+			return w.rewire(&wsdl.RewireEdge{Edge: edge, From: from, To: to}, stays)
 		}
 	}
 	add := func(from, to string, q *wsdl.Queue) func(*wiring) (*change, error) {
@@ -125,6 +131,33 @@ the edge worker[0]:log -> sink:log: worker[0]:log -> sender[0]:log now [worker[0
   step 2 at n1
   step 2 at n2
   step 5 at n2`},
+		"what a taker left": {func(w *wiring) (*change, error) {
+			return w.rewire(&wsdl.RewireEdge{Edge: "worker[0]:log", To: "sender[0]:log"}, leaves)
+		}, `
+the edge worker[0]:log -> sink:log: worker[0]:log -> sender[0]:log now [worker[0]:log]
+  channel 8: sink:log -> sender[0]:log
+  channel 9: worker[0]:log -> sender[0]:log, out after 5, in after 8
+  resume 5
+  switch 5 to 9
+  step 2 at n1
+  step 2 at n2
+  step 2 at n3
+  step 5 at n2`},
+		"what a taker left, to a queue": {func(w *wiring) (*change, error) {
+			return w.rewire(&wsdl.RewireEdge{Edge: "worker[0]:log", To: "queue:jobs"}, leaves)
+		}, `
+the edge worker[0]:log -> sink:log: worker[0]:log -> queue:jobs now [worker[0]:log]
+  channel 8: sink:log -> queue:jobs
+  channel 9: worker[0]:log -> queue:jobs, out after 5
+  resume 5
+  switch 5 to 9
+  step 2 at n1
+  step 2 at n2
+  step 2 at n3
+  step 5 at n2`},
+		"what a taker left, outside": {func(w *wiring) (*change, error) {
+			return w.rewire(&wsdl.RewireEdge{Edge: "worker[0]:log", To: "outside:logs"}, leaves)
+		}, "conflict: lead the edge to a process, or to a queue"},
 		"another producer": {rewire("channel:5", "sender[1]:log", ""), `
 the edge worker[0]:log -> sink:log: sender[1]:log -> sink:log now [sender[1]:log]
   channel 8: sender[1]:log -> sink:log, in after 5
@@ -197,7 +230,7 @@ the edge outside:more -> sink:more: outside:more -> sender[0]:more now [outside:
 // leads names to what is there now, and one that failed leaves nothing.
 func TestChangesFollowEachOther(t *testing.T) {
 	w := wired(t)
-	first, err := w.rewire(&wsdl.RewireEdge{Edge: "worker[0]:log", To: "sender[0]:log"})
+	first, err := w.rewire(&wsdl.RewireEdge{Edge: "worker[0]:log", To: "sender[0]:log"}, stays)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,7 +253,7 @@ func TestChangesFollowEachOther(t *testing.T) {
 	if _, err := w.removeEdge("channel:5"); wsdl.CodeOf(err) != wsdl.FaultCodeConflict {
 		t.Errorf("an edge ends twice: %v", err)
 	}
-	back, err := w.rewire(&wsdl.RewireEdge{Edge: "worker[0]:log", To: "sink:log"})
+	back, err := w.rewire(&wsdl.RewireEdge{Edge: "worker[0]:log", To: "sink:log"}, stays)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,7 +271,7 @@ func TestChangesFollowEachOther(t *testing.T) {
 		c.Number, c.State = int64(i+1), wsdl.ChangeStateDone
 		gone = append(gone, *c)
 	}
-	if _, err := wired(t, gone...).rewire(&wsdl.RewireEdge{Edge: "outside:more", To: "queue:jobs"}); err == nil || !strings.Contains(err.Error(), "last producer") {
+	if _, err := wired(t, gone...).rewire(&wsdl.RewireEdge{Edge: "outside:more", To: "queue:jobs"}, stays); err == nil || !strings.Contains(err.Error(), "last producer") {
 		t.Errorf("a producer for a queue that has ended: %v", err)
 	}
 	// The last taker stays.

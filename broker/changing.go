@@ -400,9 +400,15 @@ func (w *wiring) makes(r *wsdl.ApplyChange, c *change, i int) {
 		if before, there := c.AfterIn[made.ID]; there && to == i {
 			channel.AfterIn = wsdl.Of(int32(before))
 		}
+		channel.Forward = slices.Contains(c.Forward, made.ID)
 		r.Channel = append(r.Channel, channel)
 		if q := made.From.Queue + made.To.Queue; q > 0 {
 			queues[q] = true
+		}
+	}
+	for _, id := range c.Resume {
+		if from, _ := w.ends(&w.channels[id]); from == i {
+			r.Resume = append(r.Resume, &wsdl.Switch{Channel: wsdl.Of(int32(id))})
 		}
 	}
 	for id := range w.queues {

@@ -89,7 +89,9 @@ func (c *controller) MoveJobContext(ctx context.Context, r *wsdl.MoveJob) (*wsdl
 }
 
 func (c *controller) RewireEdgeContext(ctx context.Context, r *wsdl.RewireEdge) (*wsdl.RewireEdgeResponse, error) {
-	s, err := c.broker.change(ctx, r.Job, r.WaitMillis, func(w *wiring) (*change, error) { return w.rewire(r) })
+	s, err := c.broker.change(ctx, r.Job, r.WaitMillis, func(w *wiring) (*change, error) {
+		return w.rewire(r, func(channel int) (bool, error) { return c.broker.left(ctx, w, r.Job, channel) })
+	})
 	if err != nil {
 		return nil, err
 	}

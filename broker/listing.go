@@ -139,6 +139,26 @@ func (b *Service) look(ctx context.Context, w *wiring, job string, attempt int, 
 	return all
 }
 
+// left says whether the taker of a channel of the job's running attempt has left it.
+func (b *Service) left(ctx context.Context, w *wiring, job string, channel int) (bool, error) {
+	j, err := b.job(job)
+	if err != nil {
+		return false, err
+	}
+	_, attempt, err := j.wiring()
+	if err != nil {
+		return false, err
+	}
+	_, at := w.ends(&w.channels[channel])
+	s := b.look(ctx, w, j.id, attempt, []int{at})[at]
+	if s == nil {
+		f := wsdl.NewFault(wsdl.FaultCodeUnavailable, fmt.Sprintf("node %s does not say whether %s has left", w.plan.members[at].label(), w.label(w.channels[channel].To)), "try again in a moment")
+		return false, f
+	}
+	c := s.channels[channel]
+	return c != nil && wsdl.Or(c.TakerClosed, false), nil
+}
+
 // planned is a queue as the plan has it.
 func (w *wiring) planned(t target, edges []int) *wsdl.QueueStatus {
 	m := &w.plan.members[w.member(t)]

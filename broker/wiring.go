@@ -24,13 +24,14 @@ type wiring struct {
 	busy     map[string]int64  // pending changes, by what they are about
 	changes  []change
 	void     map[int]bool // channels of changes that failed
+	forwards map[int]bool // channels of what a taker left
 }
 
 // newWiring is the wiring of an attempt. What changes add goes behind what the
 // profile has, so the profile's slices stay as they are.
 func newWiring(y *layout, changes []change) *wiring {
 	w := &wiring{plan: y, job: y.job, channels: slices.Clip(y.job.Channels), queues: slices.Clip(y.job.Queues), homes: slices.Clip(y.homes),
-		changes: changes, ended: map[int]int64{}, busy: map[string]int64{}, void: map[int]bool{}}
+		changes: changes, ended: map[int]int64{}, busy: map[string]int64{}, void: map[int]bool{}, forwards: map[int]bool{}}
 	for i := range changes {
 		w.apply(&changes[i])
 	}

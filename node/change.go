@@ -176,6 +176,9 @@ func (r *runner) changeOf(ctx context.Context, request *wsdl.ApplyChange) (*mvm.
 	if against := r.node.queueLimits.against(wants(message)); against != "" {
 		return nil, wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("node %s does not let its queues have %s", r.node.id, against), "choose what it allows")
 	}
+	for _, s := range request.Resume {
+		message.Resume = append(message.Resume, uint32(wsdl.Or(s.Channel, 0)))
+	}
 	for _, s := range request.Switch_ {
 		one := mvm.Switch{Channel: uint32(wsdl.Or(s.Channel, 0))}
 		if s.Next != nil {
@@ -256,7 +259,7 @@ func channelOf(c *wsdl.Channel) (queuevm.Channel, error) {
 	if c.From == nil || c.To == nil {
 		return queuevm.Channel{}, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("channel %d lacks an end", wsdl.Or(c.Id, 0)), "give it from and to")
 	}
-	return queuevm.Channel{ID: uint32(wsdl.Or(c.Id, 0)), Capacity: int(c.Capacity), From: endpoint(c.From), To: endpoint(c.To), Label: c.Label, Direct: c.Direct}, nil
+	return queuevm.Channel{ID: uint32(wsdl.Or(c.Id, 0)), Capacity: int(c.Capacity), From: endpoint(c.From), To: endpoint(c.To), Label: c.Label, Direct: c.Direct, Forward: c.Forward}, nil
 }
 
 func queueOf(q *wsdl.ServedQueue) (mvm.Queue, error) {

@@ -57,8 +57,10 @@ func (v *ApplyChange) visit(c *codec, field int) bool {
 	case 6:
 		return list(c, &v.Channel, record)
 	case 7:
-		return list(c, &v.Alter, record)
+		return list(c, &v.Resume, record)
 	case 8:
+		return list(c, &v.Alter, record)
+	case 9:
 		return list(c, &v.Switch_, record)
 	}
 	return false
@@ -1754,6 +1756,8 @@ func (v *Channel) visit(c *codec, field int) bool {
 	case 6:
 		return optional(c, &v.AfterIn, number)
 	case 7:
+		return one(c, &v.Forward, boolean)
+	case 8:
 		return one(c, &v.Direct, boolean)
 	}
 	return false

@@ -1313,6 +1313,9 @@ type ApplyChange struct {
 	// To make.
 	Channel []*Channel `xml:"channel" json:"channel,omitempty"`
 
+	// Channels from this node whose taker has left: what they still hold goes to its node, which forwards it. They have no next.
+	Resume []*Switch `xml:"resume" json:"resume,omitempty"`
+
 	Alter []*ServedQueueChange `xml:"alter" json:"alter,omitempty"`
 
 	Switch_ []*Switch `xml:"switch" json:"switch,omitempty"`
@@ -2124,6 +2127,9 @@ type Channel struct {
 
 	// And at its taker's.
 	AfterIn *int32 `xml:"afterIn,omitempty" json:"afterIn,omitempty"`
+
+	// Only in ApplyChange; true: from is the port that a taker has left, and what it left there is what goes on this channel.
+	Forward bool `xml:"forward,omitempty" json:"forward,omitempty"`
 
 	// true: the processes at the two ends get a socket of their own, if they are on two nodes.
 	Direct bool `xml:"direct,omitempty" json:"direct,omitempty"`

@@ -27,6 +27,7 @@ var schemaTypes = [...]schemaType{
 		{"peer", 126, 0, -1, false},
 		{"queue", 147, 0, -1, false},
 		{"channel", 96, 0, -1, false},
+		{"resume", 152, 0, -1, false},
 		{"alter", 148, 0, -1, false},
 		{"switch", 152, 0, -1, false},
 	}},
@@ -484,6 +485,7 @@ var schemaTypes = [...]schemaType{
 		{"label", 163, 0, 1, false},
 		{"afterOut", 161, 0, 1, true},
 		{"afterIn", 161, 0, 1, true},
+		{"forward", 159, 0, 1, false},
 		{"direct", 159, 0, 1, false},
 	}},
 	97: {name: "ChannelEnd", kind: kindComplex, elements: []schemaElement{

@@ -482,3 +482,56 @@ func TestLiveChangesEndWithTheirAttempt(t *testing.T) {
 	j.in, j.by = tally{}, tally{}
 	j.account()
 }
+
+// A taker ends after some items while its source floods it; its edge is led to a spare
+// one, which ends too, and to another. Each goes on where the one before ended.
+func TestLiveChangeForwardsWhatATakerLeft(t *testing.T) {
+	together(t)
+	g := newGrid(t, gridOptions{workers: 4, slots: 2})
+	document, err := client.Load("testdata/handover.xml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, nodes := range []string{"1", "2", "4"} {
+		id, err := g.client.Submit(t.Context(), client.Request{Document: document, Arguments: map[string]string{"nodes": nodes}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		j := &liveJob{t: t, g: g, c: g.client, id: id}
+		for k := range int32(2) {
+			g.eventually(fmt.Sprintf("taker %d has left", k), 60*time.Second, func() (string, bool) {
+				s, err := g.client.Job(t.Context(), id)
+				if err != nil {
+					return err.Error(), false
+				}
+				return fmt.Sprint(wsdl.Or(s.State, ""), s.Reason), slices.ContainsFunc(s.Process, func(p *wsdl.ProcessStatus) bool {
+					return p.Task == "taker" && wsdl.Or(p.Index, 0) == k && wsdl.Or(p.State, "") == wsdl.ProcessStateExited
+				})
+			})
+			j.rewire("source:out", "", fmt.Sprintf("taker[%d]:in", k+1))
+		}
+		j.say("stop", "", true)
+		ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+		s, err := g.client.Wait(ctx, id, nil)
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if wsdl.Or(s.State, "") != wsdl.JobStateSucceeded {
+			t.Fatalf("on %s nodes: the job is %s: %s", nodes, wsdl.Or(s.State, ""), s.Reason)
+		}
+		want := []string{"0 4999 5000\n", "5000 9999 5000\n", "10000 199999 190000\n"}
+		for _, p := range s.Process {
+			if p.Task != "taker" {
+				continue
+			}
+			var out bytes.Buffer
+			if _, err := g.client.Output(t.Context(), id, int(wsdl.Or(p.Id, 0)), client.Stdout, 0, false, &out); err != nil {
+				t.Fatal(err)
+			}
+			if i := wsdl.Or(p.Index, 0); out.String() != want[i] {
+				t.Errorf("on %s nodes: taker %d said %q, want %q", nodes, i, &out, want[i])
+			}
+		}
+	}
+}

@@ -200,6 +200,7 @@ type Change struct {
 	Peers    []queuevm.Peer
 	Queues   []Queue
 	Channels []Link
+	Resume   []uint32 // channels from here whose taker has left, and has what they hold forwarded
 	Alter    []Alteration
 	Switches []Switch
 }

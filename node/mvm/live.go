@@ -162,6 +162,11 @@ func (p *process) makeStep(r *Change) error {
 	if err := p.lay(fresh, channels); err != nil {
 		return err
 	}
+	for _, id := range r.Resume {
+		if err := p.vm.Resume(id); err != nil {
+			return err
+		}
+	}
 	for _, a := range r.Alter {
 		if err := p.alter(a); err != nil {
 			return err
