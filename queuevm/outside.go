@@ -56,7 +56,7 @@ func (vm *VM) find(queue string, ends map[string]*channel, end func(*channel) *o
 	}
 	c := ends[queue]
 	if c == nil {
-		return nil, fmt.Errorf("outside queue %q that leads this way: %w", queue, ErrUnknown)
+		return nil, fmt.Errorf("outside:%s is %w here, or leads the other way", queue, ErrUnknown)
 	}
 	return end(c), nil
 }

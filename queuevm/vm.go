@@ -29,13 +29,13 @@ import (
 // Errors that callers tell apart with errors.Is. Each is wrapped in a sentence
 // that names the process, port, queue or peer it is about.
 var (
-	ErrFull    = errors.New("the queue is full")               // and its policy is to fail
-	ErrClosed  = errors.New("the taker is gone")               // nobody will ever take what would be enqueued
-	ErrLost    = errors.New("the link to the peer is lost")    // items may be missing: END would lie
-	ErrTooBig  = errors.New("the item is too big")             // over Config.MaxItem
-	ErrBroken  = errors.New("the ring's contents are garbage") // a child wrote into its shared memory
-	ErrUnknown = errors.New("unknown")                         // no such process, queue, port or peer
-	ErrDown    = errors.New("the queue-level VM is closed")    // Close was called
+	ErrFull    = errors.New("the queue is full")                  // and its policy is to fail
+	ErrClosed  = errors.New("END was said, or the taker is gone") // nobody will ever take what would be enqueued
+	ErrLost    = errors.New("the link to the peer is lost")       // items may be missing: END would lie
+	ErrTooBig  = errors.New("the item is too big")                // over Config.MaxItem
+	ErrBroken  = errors.New("the ring's contents are garbage")    // a child wrote into its shared memory
+	ErrUnknown = errors.New("unknown")                            // no such process, queue, port or peer
+	ErrDown    = errors.New("the queue-level VM is closed")       // Close was called
 )
 
 // Config says how one queue-level VM runs. The zero value serves a job that is
