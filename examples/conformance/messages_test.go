@@ -263,13 +263,11 @@ func exercise(t *testing.T, g *grid, soap12 bool) {
 	id, err := c.Submit(ctx, client.Request{Document: document})
 	must(err)
 	var job *wsdl.JobStatus
-	waitFor(t, "the job's process runs", func() bool { // its stream is read from its node then
+	waitFor(t, "the job's process runs", func() bool {
 		job, err = c.Job(ctx, id)
 		must(err)
 		return len(job.Process) == 1 && wsdl.Or(job.Process[0].State, "") == wsdl.ProcessStateRunning
 	})
-	_, err = c.Output(ctx, id, 0, client.Stdout, 0, false, io.Discard)
-	must(err)
 	for _, q := range job.Outside {
 		queue := wsdl.NewQueueClient(caller, q.Url)
 		held, err := queue.InspectContext(ctx, &wsdl.Inspect{Job: id})
@@ -288,11 +286,60 @@ func exercise(t *testing.T, g *grid, soap12 bool) {
 		must(err)
 	}
 	exerciseJobQueues(t, c, document)
+	exerciseChanges(t, c)
 	_, err = c.Jobs(ctx, client.JobFilter{})
 	must(err)
 	_, err = c.Cancel(ctx, id, "it was said")
 	must(err)
 	_, err = c.Wait(ctx, id, nil)
+	must(err)
+}
+
+// still has a process on each node that never says a word on its ports: changes
+// of its edges wait for that, and are answered all the same.
+const still = `<job xmlns="urn:mvm:1" name="still">
+  <source name="still" language="shell"><file name="still.sh"><text>exec sleep 600</text></file></source>
+  <task name="still" source="still" count="4"/>
+  <edge from="still[0]:rewired" to="still[1]:rewired"/>
+  <edge from="still[2]:removed" to="still[3]:removed"/>
+  <policy nodes="4"/>
+</job>`
+
+// exerciseChanges calls all that changes the edges of a running job.
+func exerciseChanges(t *testing.T, c *client.Client) {
+	t.Helper()
+	ctx := t.Context()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	file := filepath.Join(t.TempDir(), "still.xml")
+	must(os.WriteFile(file, []byte(still), 0o600))
+	document, err := client.Load(file)
+	must(err)
+	id, err := c.Submit(ctx, client.Request{Document: document})
+	must(err)
+	waitFor(t, "all processes run", func() bool { // their streams are read from their nodes then
+		job, err := c.Job(ctx, id)
+		must(err)
+		running := func(p *wsdl.ProcessStatus) bool { return wsdl.Or(p.State, "") == wsdl.ProcessStateRunning }
+		return len(job.Process) == 4 && !slices.ContainsFunc(job.Process, func(p *wsdl.ProcessStatus) bool { return !running(p) })
+	})
+	for process := range 4 { // one of them is on the broker's own node, and read there without the network
+		_, err = c.Output(ctx, id, process, client.Stdout, 0, false, io.Discard)
+		must(err)
+	}
+	change, err := c.AddEdge(ctx, &wsdl.AddEdge{Job: id, Edge: &wsdl.Edge{From: "still[0]:added", To: "still[3]:added"}, WaitMillis: 10_000})
+	must(err)
+	_, err = c.Change(ctx, id, change.Number, 0)
+	must(err)
+	_, err = c.RewireEdge(ctx, &wsdl.RewireEdge{Job: id, Edge: "still[0]:rewired", To: "still[2]:rewired"})
+	must(err)
+	_, err = c.RemoveEdge(ctx, &wsdl.RemoveEdge{Job: id, Edge: "still[2]:removed"})
+	must(err)
+	_, err = c.Cancel(ctx, id, "it was changed enough")
 	must(err)
 }
 
