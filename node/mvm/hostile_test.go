@@ -151,6 +151,18 @@ func TestBadStarts(t *testing.T) {
 	}
 }
 
+// ignored is the set of signals that this process was born to ignore, and so its
+// children: some test runners leave one of libc's own there.
+func ignored(t *testing.T) string {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(status), "SigIgn:\t")
+	set, _, _ := strings.Cut(rest, "\n")
+	return set
+}
+
 // TestSignalsOfPrograms: no signal of a program's ends PID 1 of its namespace,
 // and programs have no handler or mask of PID 1's.
 func TestSignalsOfPrograms(t *testing.T) {
@@ -166,7 +178,7 @@ func TestSignalsOfPrograms(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	for _, line := range strings.Split(strings.TrimSpace(l.printed(0, "stdout")), "\n") {
-		if !strings.HasSuffix(line, "\t0000000000000000") {
+		if name, set, _ := strings.Cut(line, "\t"); set != "0000000000000000" && (name != "SigIgn:" || set != ignored(t)) {
 			t.Errorf("a program has %q", line)
 		}
 	}
