@@ -53,7 +53,12 @@ func startGridAt(ctx context.Context, b *bench, sites []site) (*grid, error) {
 	}
 	g := &grid{}
 	for i, s := range sites {
-		args := append([]string{"--slots", strconv.Itoa(s.slots), "--data", filepath.Join(dir, strconv.Itoa(i))}, s.flags...)
+		args := append([]string{"--data", filepath.Join(dir, strconv.Itoa(i))}, s.flags...)
+		if s.slots > 0 {
+			args = append(args, "--slots", strconv.Itoa(s.slots))
+		} else {
+			args = append(args, "--roles", "backend,frontend")
+		}
 		if i > 0 {
 			args = append(args, "--join", g.url)
 		}
