@@ -27,8 +27,15 @@ const (
 	modulesOrder  = modulesFolder + "/order" // names of modules in the order in which they are loaded
 )
 
-// Image is what a machine boots from: two files.
-type Image struct{ Kernel, Initrd string }
+// Image is what a machine boots from: files, which everybody may read (QEMU runs
+// as a user of its own), and what is said with them.
+type Image struct {
+	Digest         string // names the content of all of it; machines of one digest can be clones of one template
+	Kernel         string // path
+	Initrd         string // path
+	CommandLine    string // of the kernel, after what the machine needs
+	LeastMemoryMiB int
+}
 
 // kernelPackage is Debian's name for the newest kernel for virtual machines.
 const kernelPackage = "linux-image-cloud-amd64"

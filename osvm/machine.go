@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -32,6 +33,8 @@ type Spec struct {
 	CommandLine string // of the kernel, after what the machine needs
 	MemoryMiB   int
 	Accelerator Accelerator // KVM or TCG
+	Owner       string      // for whom it is there: a job's attempt; "" is a person's
+	Limits      Limits
 
 	// Template is what the machine is a clone of: it then begins where that was
 	// frozen, and shares the template's memory until it writes. All else must be
@@ -70,7 +73,8 @@ const AgentPort = "mvm.agent"
 type record struct {
 	Spec
 	PID       int
-	StartTime uint64 // of that process in clock ticks since boot: pids come again
+	StartTime uint64         // of that process in clock ticks since boot: pids come again
+	Published map[int]string `json:",omitempty"`
 }
 
 // Machine is one running QEMU. All methods may be called from any goroutine.
@@ -82,8 +86,12 @@ type Machine struct {
 	domain  *qemu.Domain
 	ended   chan struct{} // when the process is gone
 
-	mu     sync.Mutex // guards reason
-	reason error      // why it is gone
+	destroyed func() // for who keeps a list
+
+	mu        sync.Mutex // guards what follows
+	state     State
+	reason    error          // why it is gone
+	published map[int]string // addresses of the host that lead to ports of the guest
 }
 
 // Create starts QEMU with the machine's processors stopped; Resume starts them.
@@ -93,7 +101,7 @@ func Create(ctx context.Context, q QEMU, parent string, spec Spec) (*Machine, er
 	if err := spec.check(); err != nil {
 		return nil, err
 	}
-	m := &Machine{Spec: spec, folder: filepath.Join(parent, spec.ID), ended: make(chan struct{})}
+	m := &Machine{Spec: spec, folder: filepath.Join(parent, spec.ID), ended: make(chan struct{}), state: Created, published: map[int]string{}}
 	if err := os.Mkdir(m.folder, 0o700); err != nil {
 		return nil, fmt.Errorf("VM %s: %w", spec.ID, err)
 	}
@@ -169,25 +177,7 @@ func (m *Machine) start(ctx context.Context, q QEMU) error {
 	if err != nil {
 		return err
 	}
-	share, incoming := "on", []string{}
-	if m.Template != nil {
-		share, incoming = "off", []string{"-incoming", "defer"}
-	}
-	socket := func(id, fd string) string { return "socket,server=on,wait=off,id=" + id + ",fd=" + fd }
-	command := exec.Command(q.Path, append(incoming,
-		"-name", "guest="+m.ID, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-		"-S", "-machine", machine+",memory-backend=memory", "-accel", string(m.Accelerator), "-cpu", "max",
-		"-smp", "1,maxcpus=1", "-m", strconv.Itoa(m.MemoryMiB),
-		"-object", fmt.Sprintf("memory-backend-file,id=memory,size=%dM,mem-path=/proc/self/fd/%s,share=%s", m.MemoryMiB, memory, share),
-		"-chardev", socket("monitor", monitor), "-mon", "chardev=monitor,mode=control",
-		"-chardev", socket("agent", agent), "-chardev", socket("console", console),
-		"-serial", "chardev:console",
-		"-device", "virtio-serial-pci,romfile=", "-device", "virtserialport,chardev=agent,name="+AgentPort,
-		"-device", "virtio-rng-pci,romfile=",
-		"-kernel", "/proc/self/fd/"+kernel, "-initrd", "/proc/self/fd/"+initrd,
-		"-append", strings.TrimSpace("console=ttyS0 panic=-1 quiet "+m.CommandLine),
-	)...)
+	command := exec.Command(q.Path, m.arguments(machine, descriptors{monitor, agent, console, kernel, initrd, memory})...)
 	said, err := os.Create(filepath.Join(m.folder, "log"))
 	if err != nil {
 		return err
@@ -210,6 +200,7 @@ func (m *Machine) start(ctx context.Context, q QEMU) error {
 		if err != nil {
 			m.reason = fmt.Errorf("QEMU has ended: %w", err)
 		}
+		m.state = Ended
 		m.mu.Unlock()
 		close(m.ended)
 	}()
@@ -225,6 +216,39 @@ func (m *Machine) start(ctx context.Context, q QEMU) error {
 		}
 	}
 	return m.write()
+}
+
+// descriptors are the numbers under which QEMU has what it inherits.
+type descriptors struct{ monitor, agent, console, kernel, initrd, memory string }
+
+// arguments are QEMU's. Those of a clone are its template's, but for how they
+// begin and what tells two machines from each other.
+func (m *Machine) arguments(machine string, fd descriptors) []string {
+	share, incoming := "on", []string{}
+	if m.Template != nil {
+		share, incoming = "off", []string{"-incoming", "defer"}
+	}
+	incoming = append(incoming, "-name", "guest="+m.ID)
+	return append(incoming, m.Spec.hardware(machine, fd, share)...)
+}
+
+// hardware is what the guest sees, and what runs it.
+func (s *Spec) hardware(machine string, fd descriptors, share string) []string {
+	socket := func(id, fd string) string { return "socket,server=on,wait=off,id=" + id + ",fd=" + fd }
+	return []string{
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-S", "-machine", machine + ",memory-backend=memory", "-accel", string(s.Accelerator), "-cpu", "max",
+		"-smp", "1,maxcpus=1", "-m", strconv.Itoa(s.MemoryMiB),
+		"-object", fmt.Sprintf("memory-backend-file,id=memory,size=%dM,mem-path=/proc/self/fd/%s,share=%s", s.MemoryMiB, fd.memory, share),
+		"-chardev", socket("monitor", fd.monitor), "-mon", "chardev=monitor,mode=control",
+		"-chardev", socket("agent", fd.agent), "-chardev", socket("console", fd.console),
+		"-serial", "chardev:console",
+		"-device", "virtio-serial-pci,romfile=", "-device", "virtserialport,chardev=agent,name=" + AgentPort,
+		"-device", "virtio-rng-pci,romfile=",
+		"-kernel", "/proc/self/fd/" + fd.kernel, "-initrd", "/proc/self/fd/" + fd.initrd,
+		"-append", strings.TrimSpace("console=ttyS0 panic=-1 quiet " + s.CommandLine),
+	}
 }
 
 // connect makes the monitor's connection. QEMU's sockets listen from the
@@ -264,11 +288,15 @@ func (m *Machine) write() error {
 	if err != nil {
 		return err
 	}
-	text, err := json.MarshalIndent(record{Spec: m.Spec, PID: m.process.Pid, StartTime: start}, "", "  ")
+	text, err := json.MarshalIndent(record{Spec: m.Spec, PID: m.process.Pid, StartTime: start, Published: m.published}, "", "  ")
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(m.folder, recordName), text, 0o600)
+	file := filepath.Join(m.folder, recordName)
+	if err := os.WriteFile(file+".new", text, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(file+".new", file)
 }
 
 // startTime tells two processes of one pid from each other (proc(5), field 22 of
@@ -302,11 +330,56 @@ func (q QEMU) machine() (string, error) {
 // Status is the state that QEMU says the machine is in.
 func (m *Machine) Status() (qemu.Status, error) { return m.domain.Status() }
 
+// State is where a machine is in its life.
+type State string
+
+const (
+	Created   State = "created"   // its processors have not run here yet
+	Running   State = "running"   //
+	Suspended State = "suspended" // its processors stand still
+	Ended     State = "ended"     // QEMU is gone; Reason says why, and Destroy removes what is left
+)
+
+// State is what the machine was last made to be.
+func (m *Machine) State() State {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.state
+}
+
 // Resume starts the processors, from the beginning or where they were stopped.
-func (m *Machine) Resume(ctx context.Context) error { return m.execute(ctx, "cont") }
+func (m *Machine) Resume(ctx context.Context) error { return m.turn(ctx, "cont", Running) }
 
 // Suspend stops the processors; the guest notices nothing but the time.
-func (m *Machine) Suspend(ctx context.Context) error { return m.execute(ctx, "stop") }
+func (m *Machine) Suspend(ctx context.Context) error { return m.turn(ctx, "stop", Suspended) }
+
+func (m *Machine) turn(ctx context.Context, command string, into State) error {
+	if err := m.execute(ctx, command); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.state != Ended {
+		m.state = into
+	}
+	return nil
+}
+
+// Publish notes that address leads to a port of the guest, for as long as the
+// machine lives and for whoever adopts it.
+func (m *Machine) Publish(port int, address string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.published[port] = address
+	return m.write()
+}
+
+// Published are the addresses that Publish noted, by port of the guest.
+func (m *Machine) Published() map[int]string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return maps.Clone(m.published)
+}
 
 func (m *Machine) execute(ctx context.Context, command string) error {
 	if err := m.monitor.Execute(ctx, command, nil, nil); err != nil {
@@ -356,6 +429,9 @@ func (m *Machine) Destroy() error {
 	m.kill()
 	if err := os.RemoveAll(m.folder); err != nil {
 		return fmt.Errorf("VM %s: %w", m.ID, err)
+	}
+	if m.destroyed != nil {
+		m.destroyed()
 	}
 	return nil
 }

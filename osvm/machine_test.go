@@ -1,77 +1,28 @@
-package osvm
+package osvm_test
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
-	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/digitalocean/go-qemu/qemu"
 
+	"mvm/osvm"
 	"mvm/osvm/guest"
 	"mvm/osvm/link"
+	"mvm/osvm/vmtest"
 )
 
-// bootLimit is far above the 2 to 3 s that a cold boot takes on a machine that
-// does nothing else.
-const bootLimit = 2 * time.Minute
-
-// minimal is the minimal image, made once and kept on disk for the next run.
-var minimal = sync.OnceValues(func() (Image, error) {
-	scratch, err := os.MkdirTemp("", "mvm-image-")
-	if err != nil {
-		return Image{}, err
-	}
-	defer os.RemoveAll(scratch)
-	program := filepath.Join(scratch, "agent")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, "./guest/agent")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if text, err := build.CombinedOutput(); err != nil {
-		return Image{}, fmt.Errorf("build the agent: %w: %s", err, text)
-	}
-	agent, err := os.ReadFile(program)
-	if err != nil {
-		return Image{}, err
-	}
-	kernel, err := newestKernel(context.Background())
-	if err != nil {
-		return Image{}, err
-	}
-	kept := filepath.Join(os.TempDir(), fmt.Sprintf("mvm-image-%d-%x", os.Getuid(), sha256.Sum256(append([]byte(kernel), agent...))))
-	image := Image{Kernel: filepath.Join(kept, "vmlinux"), Initrd: filepath.Join(kept, "initrd")}
-	if _, err := os.Stat(image.Initrd); err == nil {
-		return image, nil
-	}
-	if _, err := BuildMinimal(context.Background(), scratch, agent); err != nil {
-		return Image{}, err
-	}
-	if err := os.Rename(scratch, kept); err != nil && !errors.Is(err, os.ErrExist) && !errors.Is(err, syscall.ENOTEMPTY) {
-		return Image{}, err
-	}
-	return image, nil
-})
-
-// boot creates a machine from the minimal image and starts it.
-func boot(t *testing.T, ctx context.Context, id string, memory int) *Machine {
+// boot creates a machine from the minimal image, no clone, and starts it.
+func boot(t *testing.T, ctx context.Context, parent, id string) *osvm.Machine {
 	t.Helper()
-	q, err := Probe(ctx)
-	if err != nil {
-		t.Skip("SKIPPED: no OS-level VM was started: ", err, ": make setup installs it")
-	}
-	image, err := minimal()
-	if err != nil {
-		t.Skip("SKIPPED: no OS-level VM was started: ", err)
-	}
-	m, err := Create(ctx, q, t.TempDir(), Spec{ID: id, Kernel: image.Kernel, Initrd: image.Initrd, MemoryMiB: memory, Accelerator: TCG})
+	q, image := vmtest.QEMU(t), vmtest.Image(t)
+	m, err := osvm.Create(ctx, q, parent, osvm.Spec{ID: id, Kernel: image.Kernel, Initrd: image.Initrd, MemoryMiB: 128, Accelerator: osvm.TCG})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,51 +33,29 @@ func boot(t *testing.T, ctx context.Context, id string, memory int) *Machine {
 	return m
 }
 
-// agentOf begins a session with the guest's agent. Like call it may be called from
-// any goroutine of a test, which it ends when it fails.
-func agentOf(t *testing.T, ctx context.Context, m *Machine) *link.Session {
+// session begins a session with the guest's agent. It may be called from any
+// goroutine of a test, which it ends when it fails.
+func session(t *testing.T, ctx context.Context, m *osvm.Machine) *link.Session {
 	t.Helper()
-	port, err := m.Agent(ctx)
+	s, _, err := m.Session(ctx)
 	if err != nil {
 		t.Error(err)
 		runtime.Goexit()
 	}
-	session, err := link.Begin(ctx, port)
-	if err != nil {
-		t.Error(err)
-		runtime.Goexit()
-	}
-	t.Cleanup(func() { _ = session.Close() })
-	return session
-}
-
-func call[Answer any](t *testing.T, session *link.Session, method string, question any) Answer {
-	t.Helper()
-	conn, err := session.Open()
-	if err != nil {
-		t.Error(err)
-		runtime.Goexit()
-	}
-	_ = conn.SetDeadline(time.Now().Add(bootLimit))
-	client := guest.Client(conn)
-	defer client.Close()
-	var answer Answer
-	if err := client.Call("Agent."+method, question, &answer); err != nil {
-		t.Errorf("%s: %v", method, err)
-		runtime.Goexit()
-	}
-	return answer
+	t.Cleanup(func() { _ = s.Close() })
+	return s
 }
 
 // TestLifeOfAMachine is one cold boot, and all that needs none of its own.
 func TestLifeOfAMachine(t *testing.T) {
 	outer := t
-	ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
+	ctx, cancel := context.WithTimeout(t.Context(), vmtest.Limit)
 	defer cancel()
 	begin := time.Now()
-	m := boot(t, ctx, "one", 128)
-	session := agentOf(t, ctx, m)
-	hello := call[guest.Greeting](t, session, "Hello", guest.Nothing{})
+	parent := t.TempDir()
+	m := boot(t, ctx, parent, "one")
+	agent := session(t, ctx, m)
+	hello := vmtest.Call[guest.Greeting](t, agent, "Hello", guest.Nothing{})
 	t.Logf("a cold boot took %v to the agent's answer: %+v", time.Since(begin), hello)
 	if hello.MemoryMiB < 50 || hello.MemoryMiB > 128 {
 		t.Errorf("the guest has %d MiB, of a machine with 128", hello.MemoryMiB)
@@ -134,9 +63,9 @@ func TestLifeOfAMachine(t *testing.T) {
 
 	t.Run("identity", func(t *testing.T) {
 		at := time.Date(2031, 5, 6, 7, 8, 9, 0, time.UTC)
-		call[guest.Nothing](t, session, "Identify", guest.Identity{Hostname: "laboratory-7", Time: at, Randomness: make([]byte, 32)})
-		after := call[guest.Greeting](t, session, "Hello", guest.Nothing{})
-		if after.Hostname != "laboratory-7" || after.Time.Before(at) || after.Time.After(at.Add(bootLimit)) {
+		vmtest.Call[guest.Nothing](t, agent, "Identify", guest.Identity{Hostname: "laboratory-7", Time: at, Randomness: make([]byte, 32)})
+		after := vmtest.Call[guest.Greeting](t, agent, "Hello", guest.Nothing{})
+		if after.Hostname != "laboratory-7" || after.Time.Before(at) || after.Time.After(at.Add(vmtest.Limit)) {
 			t.Errorf("identified as laboratory-7 at %v, it is %q at %v", at, after.Hostname, after.Time)
 		}
 	})
@@ -150,7 +79,7 @@ func TestLifeOfAMachine(t *testing.T) {
 		answered := make(chan struct{})
 		go func() {
 			defer close(answered)
-			call[guest.Greeting](t, session, "Hello", guest.Nothing{})
+			vmtest.Call[guest.Greeting](t, agent, "Hello", guest.Nothing{})
 		}()
 		select {
 		case <-answered:
@@ -163,24 +92,23 @@ func TestLifeOfAMachine(t *testing.T) {
 		<-answered
 	})
 	t.Run("another host", func(t *testing.T) { // as after a kill -9 of the node
-		_ = session.Close()
-		session = agentOf(outer, ctx, m)
-		if again := call[guest.Greeting](t, session, "Hello", guest.Nothing{}); again.Boot != hello.Boot {
+		_ = agent.Close()
+		agent = session(outer, ctx, m)
+		if again := vmtest.Call[guest.Greeting](t, agent, "Hello", guest.Nothing{}); again.Boot != hello.Boot {
 			t.Errorf("boot %s, before %s", again.Boot, hello.Boot)
 		}
 	})
 	t.Run("power off", func(t *testing.T) {
-		call[guest.Nothing](t, session, "PowerOff", guest.Nothing{})
+		vmtest.Call[guest.Nothing](t, agent, "PowerOff", guest.Nothing{})
 		select {
 		case <-m.Ended():
 		case <-ctx.Done():
 			t.Fatal("the machine runs on")
 		}
-		folder := m.folder
 		if err := m.Destroy(); err != nil {
 			t.Error(err)
 		}
-		if _, err := os.Stat(folder); !errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Stat(filepath.Join(parent, m.ID)); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("its folder is left: %v", err)
 		}
 		if err := m.Destroy(); err != nil {
@@ -190,24 +118,24 @@ func TestLifeOfAMachine(t *testing.T) {
 }
 
 func TestMachinesThatCannotBe(t *testing.T) {
-	q := QEMU{Path: "/bin/false", Version: "7.2.22"}
+	q := osvm.QEMU{Path: "/bin/false", Version: "7.2.22"}
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	good := Spec{ID: "one", Kernel: file, Initrd: file, MemoryMiB: 128, Accelerator: TCG}
-	for want, spoil := range map[string]func(*Spec, *QEMU){
-		"its id is not":  func(s *Spec, _ *QEMU) { s.ID = "../one" },
-		"are not enough": func(s *Spec, _ *QEMU) { s.MemoryMiB = 1 },
-		"accelerator":    func(s *Spec, _ *QEMU) { s.Accelerator = Auto },
-		"no such file":   func(s *Spec, _ *QEMU) { s.Kernel = file + "none" },
-		"no two numbers": func(_ *Spec, q *QEMU) { q.Version = "new" },
-		"exit status 1":  func(*Spec, *QEMU) {},
+	good := osvm.Spec{ID: "one", Kernel: file, Initrd: file, MemoryMiB: 128, Accelerator: osvm.TCG}
+	for want, spoil := range map[string]func(*osvm.Spec, *osvm.QEMU){
+		"its id is not":  func(s *osvm.Spec, _ *osvm.QEMU) { s.ID = "../one" },
+		"are not enough": func(s *osvm.Spec, _ *osvm.QEMU) { s.MemoryMiB = 1 },
+		"accelerator":    func(s *osvm.Spec, _ *osvm.QEMU) { s.Accelerator = osvm.Auto },
+		"no such file":   func(s *osvm.Spec, _ *osvm.QEMU) { s.Kernel = file + "none" },
+		"no two numbers": func(_ *osvm.Spec, q *osvm.QEMU) { q.Version = "new" },
+		"exit status 1":  func(*osvm.Spec, *osvm.QEMU) {},
 	} {
 		t.Run(want, func(t *testing.T) {
 			spec, emulator, parent := good, q, t.TempDir()
 			spoil(&spec, &emulator)
-			m, err := Create(t.Context(), emulator, parent, spec)
+			m, err := osvm.Create(t.Context(), emulator, parent, spec)
 			if err == nil {
 				_ = m.Destroy()
 				t.Fatal("it was created")

@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Template is a machine that was frozen once it was up: its memory and the state
@@ -51,3 +54,22 @@ func (m *Machine) freeze(ctx context.Context, t *Template) error {
 
 // Remove deletes the template. Clones that run go on: they hold its memory.
 func (t *Template) Remove() error { return os.RemoveAll(t.folder) }
+
+// there says whether the template is whole, and that it is used.
+func (t *Template) there() bool {
+	now := time.Now()
+	return os.Chtimes(t.folder, now, now) == nil
+}
+
+// size is what the template has on disk, in bytes.
+func (t *Template) size() int64 {
+	var size int64
+	for _, path := range []string{t.memory(), t.state()} {
+		var info unix.Stat_t
+		if unix.Stat(path, &info) == nil {
+			const block = 512 // whatever the file system's is: stat(2)
+			size += info.Blocks * block
+		}
+	}
+	return size
+}

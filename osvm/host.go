@@ -1,0 +1,162 @@
+package osvm
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/sirupsen/logrus"
+)
+
+// HostConfig says what a Host has.
+type HostConfig struct {
+	Dir         string // where the machines are; of one Host at a time
+	Templates   string // where warm templates are, "" for a place in Dir; hosts may share it
+	QEMU        QEMU
+	Accelerator Accelerator    // as wanted: Auto, KVM or TCG
+	Log         *logrus.Logger // nil is none
+}
+
+// Host is the VMs of one node. All methods may be called from any goroutine.
+type Host struct {
+	config      HostConfig
+	accelerator Accelerator
+	machines    string // folder
+	templates   *templates
+
+	mu  sync.Mutex          // guards all
+	all map[string]*Machine // by id; nil while it is being created
+}
+
+// Errors of a Host's machines, to be told apart.
+var (
+	ErrExists  = errors.New("there is a VM of that name already")
+	ErrUnknown = errors.New("there is no VM of that name")
+)
+
+// Order is a machine as a Host is asked for it.
+type Order struct {
+	ID        string
+	Image     Image
+	MemoryMiB int    // 0 is the image's least
+	Owner     string // the attempt that it is for; "" is a person's
+	Limits    Limits
+
+	// Template has it begin as a clone of a warm template, which is made first
+	// where there is none. It needs the image's digest.
+	Template bool
+}
+
+// NewHost takes a folder's machines over and removes those that it cannot.
+func NewHost(ctx context.Context, config HostConfig) (*Host, error) {
+	accelerator, against, err := Choose(config.Accelerator)
+	if err != nil {
+		return nil, err
+	}
+	if config.Log == nil {
+		config.Log = logrus.New()
+		config.Log.SetOutput(io.Discard)
+	}
+	if against != nil {
+		config.Log.Infof("VMs run by translation: %v", against)
+	}
+	h := &Host{config: config, accelerator: accelerator, machines: filepath.Join(config.Dir, "machines"), all: map[string]*Machine{}}
+	if err := os.MkdirAll(h.machines, 0o700); err != nil {
+		return nil, err
+	}
+	if err := h.takeOver(ctx); err != nil {
+		return nil, err
+	}
+	h.templates, err = newTemplates(cmp.Or(config.Templates, filepath.Join(config.Dir, "templates")), h)
+	return h, err
+}
+
+// Accelerator is what its machines run with.
+func (h *Host) Accelerator() Accelerator { return h.accelerator }
+
+// Create makes a machine, whose processors stand still until it is resumed.
+func (h *Host) Create(ctx context.Context, order Order) (*Machine, error) {
+	spec := Spec{
+		ID: order.ID, Kernel: order.Image.Kernel, Initrd: order.Image.Initrd, CommandLine: order.Image.CommandLine,
+		MemoryMiB: cmp.Or(order.MemoryMiB, order.Image.LeastMemoryMiB, LeastMemoryMiB), Accelerator: h.accelerator, Owner: order.Owner, Limits: order.Limits,
+	}
+	switch {
+	case spec.MemoryMiB < order.Image.LeastMemoryMiB:
+		return nil, fmt.Errorf("VM %s: its image needs %d MiB of memory, and it is to have %d", order.ID, order.Image.LeastMemoryMiB, spec.MemoryMiB)
+	case order.Template && order.Image.Digest == "":
+		return nil, fmt.Errorf("VM %s: its image has no digest by which a template is found", order.ID)
+	}
+	if err := spec.check(); err != nil {
+		return nil, err
+	}
+	h.mu.Lock()
+	if _, there := h.all[order.ID]; there {
+		h.mu.Unlock()
+		return nil, fmt.Errorf("VM %s: %w", order.ID, ErrExists)
+	}
+	h.all[order.ID] = nil
+	h.mu.Unlock()
+	m, err := h.create(ctx, spec, order)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err != nil {
+		delete(h.all, order.ID)
+		return nil, err
+	}
+	m.destroyed = func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if h.all[order.ID] == m {
+			delete(h.all, order.ID)
+		}
+	}
+	h.all[order.ID] = m
+	return m, nil
+}
+
+func (h *Host) create(ctx context.Context, spec Spec, order Order) (*Machine, error) {
+	if !order.Template {
+		return Create(ctx, h.config.QEMU, h.machines, spec)
+	}
+	return h.templates.clone(ctx, spec, order.Image.Digest)
+}
+
+// Get finds a machine by its id. The error is ErrUnknown where there is none.
+func (h *Host) Get(id string) (*Machine, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if m := h.all[id]; m != nil {
+		return m, nil
+	}
+	return nil, fmt.Errorf("VM %s: %w", id, ErrUnknown)
+}
+
+// List is all machines, also those that have ended and were not destroyed yet,
+// by id.
+func (h *Host) List() []*Machine {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var list []*Machine
+	for _, id := range slices.Sorted(maps.Keys(h.all)) {
+		if m := h.all[id]; m != nil {
+			list = append(list, m)
+		}
+	}
+	return list
+}
+
+// Close lets go of all machines, which run on: another Host of the folder
+// adopts them.
+func (h *Host) Close() error {
+	for _, m := range h.List() {
+		_ = m.domain.Close()
+	}
+	return nil
+}

@@ -1,0 +1,82 @@
+package osvm
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"time"
+
+	"mvm/osvm/guest"
+	"mvm/osvm/link"
+)
+
+// Session begins a session with the guest's agent, which ends the one that there
+// was, and returns when the agent answers.
+func (m *Machine) Session(ctx context.Context) (*link.Session, guest.Greeting, error) {
+	var hello guest.Greeting
+	port, err := m.Agent(ctx)
+	if err != nil {
+		return nil, hello, err
+	}
+	session, err := link.Begin(ctx, port)
+	if err == nil {
+		if err = call(ctx, session, "Hello", guest.Nothing{}, &hello); err == nil {
+			return session, hello, nil
+		}
+		_ = session.Close()
+	}
+	select {
+	case <-m.ended:
+		err = m.Reason()
+	default:
+	}
+	return nil, hello, fmt.Errorf("VM %s: %w", m.ID, err)
+}
+
+// Start has the machine's processors run and gives the guest its identity before
+// anything else; what is left out of it is made here: the hostname is the
+// machine's id, the clock this machine's, the randomness fresh.
+func (m *Machine) Start(ctx context.Context, identity guest.Identity) (*link.Session, error) {
+	if err := m.Resume(ctx); err != nil {
+		return nil, err
+	}
+	session, _, err := m.Session(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if identity.Hostname == "" {
+		identity.Hostname = m.ID
+	}
+	if len(identity.Randomness) == 0 {
+		identity.Randomness = make([]byte, 64)
+		_, _ = rand.Read(identity.Randomness)
+	}
+	if identity.Time.IsZero() {
+		identity.Time = time.Now()
+	}
+	if err := call(ctx, session, "Identify", identity, &guest.Nothing{}); err != nil {
+		_ = session.Close()
+		return nil, fmt.Errorf("VM %s: %w", m.ID, err)
+	}
+	return session, nil
+}
+
+// call asks the guest's agent.
+func call(ctx context.Context, session *link.Session, method string, question, answer any) error {
+	conn, err := session.Open()
+	if err != nil {
+		return err
+	}
+	client := guest.Client(conn)
+	defer client.Close()
+	done := client.Go("Agent."+method, question, answer, nil).Done
+	select {
+	case called := <-done:
+		if called.Error != nil {
+			return fmt.Errorf("the guest's agent, asked for %s: %w", method, called.Error)
+		}
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("the guest's agent does not answer %s: %w", method, context.Cause(ctx))
+	}
+}

@@ -1,0 +1,195 @@
+package osvm
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Bounds of what is kept warm: templates, and the bytes that they have on disk.
+const (
+	templatesMax     = 16
+	templatesMaxSize = 4 << 30
+	templateBoot     = 2 * time.Minute // to the agent's answer, on a busy machine
+	lockPoll         = 5 * time.Millisecond
+)
+
+// templates are warm machines on disk, each made when it is first asked for.
+// Folders: KEY is a whole template; KEY.lock is held while it is made.
+type templates struct {
+	folder string
+	host   *Host
+}
+
+func newTemplates(folder string, host *Host) (*templates, error) {
+	return &templates{folder, host}, os.MkdirAll(folder, 0o700)
+}
+
+// key names the template that a machine can be a clone of: one of the same
+// content, hardware, QEMU and accelerator.
+func (t *templates) key(spec Spec, digest string) (string, error) {
+	q := t.host.config.QEMU
+	machine, err := q.machine()
+	if err != nil {
+		return "", err
+	}
+	text, err := json.Marshal([]any{digest, q.Version, spec.Accelerator, spec.hardware(machine, descriptors{}, "")})
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(text)
+	return fmt.Sprintf("%x", sum[:16]), nil
+}
+
+// clone makes a machine out of the template that fits it. A template that no
+// machine can be made of is made again, once.
+func (t *templates) clone(ctx context.Context, spec Spec, digest string) (*Machine, error) {
+	key, err := t.key(spec, digest)
+	if err != nil {
+		return nil, err
+	}
+	var failed error
+	for range 2 {
+		template, err := t.get(ctx, key, spec)
+		if err != nil {
+			return nil, fmt.Errorf("VM %s: %w", spec.ID, err)
+		}
+		clone := spec
+		clone.Template = template
+		m, err := Create(ctx, t.host.config.QEMU, t.host.machines, clone)
+		if err == nil {
+			return m, nil
+		}
+		if failed = errors.Join(failed, err); ctx.Err() != nil || errors.Is(err, fs.ErrExist) {
+			break
+		}
+		t.host.config.Log.Warnf("template %s of VM %s is made again: %v", key, spec.ID, err)
+		_ = template.Remove()
+	}
+	return nil, failed
+}
+
+// get finds a template or makes it; of all that want one, one makes it.
+func (t *templates) get(ctx context.Context, key string, spec Spec) (*Template, error) {
+	template := &Template{folder: filepath.Join(t.folder, key)}
+	if template.there() {
+		return template, nil
+	}
+	lock, err := lockFile(ctx, template.folder+".lock")
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	if template.there() {
+		return template, nil
+	}
+	if err := t.make(ctx, template, key, spec); err != nil {
+		return nil, fmt.Errorf("make a template to clone it from: %w", err)
+	}
+	t.trim(key)
+	return template, nil
+}
+
+// make boots a machine and freezes it once its agent answers.
+func (t *templates) make(ctx context.Context, template *Template, key string, spec Spec) error {
+	ctx, cancel := context.WithTimeout(ctx, templateBoot)
+	defer cancel()
+	scratch := template.folder + ".new"
+	if err := errors.Join(os.RemoveAll(scratch), os.RemoveAll(template.folder)); err != nil {
+		return err
+	}
+	spec.ID, spec.Owner, spec.Limits = templateID(key), "", Limits{}
+	m, err := Create(ctx, t.host.config.QEMU, t.host.machines, spec)
+	if err != nil {
+		return err
+	}
+	defer m.Destroy()
+	if err := m.Resume(ctx); err != nil {
+		return err
+	}
+	session, _, err := m.Session(ctx)
+	if err != nil {
+		return err
+	}
+	_ = session.Close()
+	if _, err := m.Freeze(ctx, scratch); err != nil {
+		return err
+	}
+	return os.Rename(scratch, template.folder)
+}
+
+// templateID names the machine that becomes a template; others never have it.
+func templateID(key string) string {
+	return "template." + key[:8] + "." + strings.ToLower(rand.Text()[:8])
+}
+
+// trim removes what was not used for longest, until the rest is within bounds.
+func (t *templates) trim(but string) {
+	entries, _ := os.ReadDir(t.folder)
+	type kept struct {
+		path string
+		used time.Time
+		size int64
+	}
+	var all []kept
+	var size int64
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil || !e.IsDir() || strings.Contains(e.Name(), ".") {
+			continue
+		}
+		one := &Template{folder: filepath.Join(t.folder, e.Name())}
+		k := kept{one.folder, info.ModTime(), one.size()}
+		size += k.size
+		all = append(all, k)
+	}
+	for len(all) > templatesMax || size > templatesMaxSize {
+		oldest := -1
+		for i, k := range all {
+			if filepath.Base(k.path) != but && (oldest < 0 || k.used.Before(all[oldest].used)) {
+				oldest = i
+			}
+		}
+		if oldest < 0 {
+			return
+		}
+		_ = os.RemoveAll(all[oldest].path)
+		size -= all[oldest].size
+		all = append(all[:oldest], all[oldest+1:]...)
+	}
+}
+
+// lockFile waits until this one has the lock, which ends with the file, also when
+// this process is killed.
+func lockFile(ctx context.Context, path string) (*os.File, error) {
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return file, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			_ = file.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		select {
+		case <-time.After(lockPoll):
+		case <-ctx.Done():
+			_ = file.Close()
+			return nil, fmt.Errorf("another one has %s: %w", path, context.Cause(ctx))
+		}
+	}
+}
