@@ -238,7 +238,7 @@ func (s *Spec) hardware(machine string, fd descriptors, share string) []string {
 	return []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-		"-S", "-machine", machine + ",memory-backend=memory", "-accel", string(s.Accelerator), "-cpu", "max",
+		"-S", "-global", "migration.send-configuration=off", "-machine", machine + ",memory-backend=memory", "-accel", string(s.Accelerator), "-cpu", "max",
 		"-smp", "1,maxcpus=1", "-m", strconv.Itoa(s.MemoryMiB),
 		"-object", fmt.Sprintf("memory-backend-file,id=memory,size=%dM,mem-path=/proc/self/fd/%s,share=%s", s.MemoryMiB, fd.memory, share),
 		"-chardev", socket("monitor", fd.monitor), "-mon", "chardev=monitor,mode=control",

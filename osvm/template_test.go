@@ -71,6 +71,11 @@ func TestClones(t *testing.T) {
 		return m, took
 	}
 	warm, _ := clone("warm")
+	if warm != nil {
+		if err := osvm.LookAtMemory(ctx, t, warm); err != nil {
+			t.Error(err)
+		}
+	}
 	var one []time.Duration
 	for i := range 3 {
 		if m, took := clone(fmt.Sprintf("clone-%d", i)); m != nil {

@@ -1,0 +1,59 @@
+package osvm
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/bits"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// LookAtMemory holds what a clone's memory is looked at to be against what QEMU says
+// it is. A machine's low memory is its memory's beginning but for what is below
+// 1 MiB, where devices have their places.
+func LookAtMemory(ctx context.Context, t *testing.T, m *Machine) error {
+	if err := m.Suspend(ctx); err != nil {
+		return err
+	}
+	said := filepath.Join(t.TempDir(), "said")
+	if err := m.monitor.Execute(ctx, "pmemsave", map[string]any{"val": 0, "size": m.MemoryMiB << 20, "filename": said}, nil); err != nil {
+		return err
+	}
+	want, err := os.ReadFile(said)
+	if err != nil {
+		return err
+	}
+	memory, err := m.openMemory()
+	if err != nil {
+		return err
+	}
+	defer memory.close()
+	if memory.size() != len(want) {
+		return fmt.Errorf("memory of %d bytes, QEMU says %d", memory.size(), len(want))
+	}
+	const low = 1 << 20
+	pages, into := 0, make([]byte, chunkSize)
+	for at := low; at < memory.size(); at += chunkSize {
+		content, own, err := memory.look(at, into)
+		if err != nil {
+			return err
+		}
+		pages += bits.OnesCount64(own)
+		if !bytes.Equal(content, want[at:at+len(content)]) {
+			return fmt.Errorf("the chunk at byte %d, of which the pages %b are the clone's own, is not what QEMU has there", at, own)
+		}
+		for i := range len(content) / pageSize {
+			page := at + i*pageSize
+			if own>>i&1 == 0 && !bytes.Equal(memory.shared[page:page+pageSize], want[page:page+pageSize]) {
+				return fmt.Errorf("the clone's page at byte %d differs from the template's, and is said not to be its own", page)
+			}
+		}
+	}
+	t.Logf("%d of %d pages are the clone's own", pages, memory.size()/pageSize)
+	if pages == 0 || pages > memory.size()/pageSize/2 {
+		return fmt.Errorf("%d pages are an idle clone's own: that is some, and far from all", pages)
+	}
+	return nil
+}
