@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/sirupsen/logrus"
 )
@@ -86,10 +87,11 @@ func (h *Host) Create(ctx context.Context, order Order) (*Machine, error) {
 	spec := Spec{
 		ID: order.ID, Kernel: order.Image.Kernel, Initrd: order.Image.Initrd, CommandLine: order.Image.CommandLine,
 		MemoryMiB: cmp.Or(order.MemoryMiB, order.Image.LeastMemoryMiB, LeastMemoryMiB), Accelerator: h.accelerator, Owner: order.Owner, Limits: order.Limits,
+		ImageName: order.Image.Name, ImageDigest: order.Image.Digest, Created: time.Now().UTC(),
 	}
 	switch {
 	case spec.MemoryMiB < order.Image.LeastMemoryMiB:
-		return nil, fmt.Errorf("VM %s: its image needs %d MiB of memory, and it is to have %d", order.ID, order.Image.LeastMemoryMiB, spec.MemoryMiB)
+		return nil, fmt.Errorf("VM %s: %w: its image needs %d MiB of memory, and it is to have %d", order.ID, ErrOrder, order.Image.LeastMemoryMiB, spec.MemoryMiB)
 	case order.Template && order.Image.Digest == "":
 		return nil, fmt.Errorf("VM %s: its image has no digest by which a template is found", order.ID)
 	}
@@ -157,6 +159,7 @@ func (h *Host) List() []*Machine {
 func (h *Host) Close() error {
 	for _, m := range h.List() {
 		_ = m.domain.Close()
+		m.console.close()
 	}
 	return nil
 }

@@ -30,6 +30,7 @@ const (
 // Image is what a machine boots from: files, which everybody may read (QEMU runs
 // as a user of its own), and what is said with them.
 type Image struct {
+	Name           string // for people
 	Digest         string // names the content of all of it; machines of one digest can be clones of one template
 	Kernel         string // path
 	Initrd         string // path

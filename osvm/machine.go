@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/digitalocean/go-qemu/qemu"
 
@@ -35,6 +36,9 @@ type Spec struct {
 	Accelerator Accelerator // KVM or TCG
 	Owner       string      // for whom it is there: a job's attempt; "" is a person's
 	Limits      Limits
+	ImageName   string    // for people
+	ImageDigest string    // of what it began from
+	Created     time.Time // when it was asked for
 
 	// Template is what the machine is a clone of: it then begins where that was
 	// frozen, and shares the template's memory until it writes. All else must be
@@ -44,14 +48,17 @@ type Spec struct {
 
 var specID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)
 
+// ErrOrder is wrapped by what says that a machine cannot be as it is asked for.
+var ErrOrder = errors.New("it cannot be as it is asked for")
+
 func (s *Spec) check() error {
 	switch {
 	case !specID.MatchString(s.ID):
-		return fmt.Errorf("VM %q: its id is not a letter or digit, then up to 62 letters, digits, '_', '.' or '-'", s.ID)
+		return fmt.Errorf("VM %q: %w: its id is not a letter or digit, then up to 62 letters, digits, '_', '.' or '-'", s.ID, ErrOrder)
 	case s.MemoryMiB < LeastMemoryMiB:
-		return fmt.Errorf("VM %s: %d MiB of memory are not enough: at least %d", s.ID, s.MemoryMiB, LeastMemoryMiB)
+		return fmt.Errorf("VM %s: %w: %d MiB of memory are not enough: at least %d", s.ID, ErrOrder, s.MemoryMiB, LeastMemoryMiB)
 	case s.Accelerator != KVM && s.Accelerator != TCG:
-		return fmt.Errorf("VM %s: accelerator %q is not %s or %s: Choose says which", s.ID, s.Accelerator, KVM, TCG)
+		return fmt.Errorf("VM %s: %w: accelerator %q is not %s or %s: Choose says which", s.ID, ErrOrder, s.Accelerator, KVM, TCG)
 	}
 	return nil
 }
@@ -84,6 +91,7 @@ type Machine struct {
 	process *os.Process
 	monitor *qmp.Monitor
 	domain  *qemu.Domain
+	console *Console
 	ended   chan struct{} // when the process is gone
 
 	destroyed func() // for who keeps a list
@@ -270,6 +278,7 @@ func (m *Machine) connect(ctx context.Context) (err error) {
 		_ = m.monitor.Disconnect()
 		return err
 	}
+	m.console = newConsole(func(ctx context.Context) (net.Conn, error) { return m.dial(ctx, consoleSocket) }, m.ended)
 	return nil
 }
 
@@ -388,11 +397,12 @@ func (m *Machine) execute(ctx context.Context, command string) error {
 	return nil
 }
 
-// Agent connects to the guest's agent; Console to its serial port. Each serves
-// one connection at a time: another one waits, and bytes that nobody reads make
-// the guest wait.
-func (m *Machine) Agent(ctx context.Context) (net.Conn, error)   { return m.dial(ctx, agentSocket) }
-func (m *Machine) Console(ctx context.Context) (net.Conn, error) { return m.dial(ctx, consoleSocket) }
+// Agent connects to the guest's agent. It serves one connection at a time: another
+// one waits, and bytes that nobody reads make the guest wait.
+func (m *Machine) Agent(ctx context.Context) (net.Conn, error) { return m.dial(ctx, agentSocket) }
+
+// Console is the guest's serial port.
+func (m *Machine) Console() *Console { return m.console }
 
 func (m *Machine) dial(ctx context.Context, name string) (net.Conn, error) {
 	var dialer net.Dialer
