@@ -95,6 +95,7 @@ type Machine struct {
 	ended   chan struct{} // when the process is gone
 
 	destroyed func() // for who keeps a list
+	awaits    bool   // its memory and state come from elsewhere, after it is started
 
 	mu        sync.Mutex // guards what follows
 	state     State
@@ -106,10 +107,23 @@ type Machine struct {
 // Its folder is made in parent, and removed by Destroy. The error names the VM
 // and, where QEMU ended at once, what it said.
 func Create(ctx context.Context, q QEMU, parent string, spec Spec) (*Machine, error) {
+	return create(ctx, q, parent, spec, false)
+}
+
+// createAwaiting starts QEMU with the memory of its own that is in the folder's
+// file, all zeros, for who asks to fill it; loadFrom then gives it the state that
+// belongs to it. Until write it has no record: a node that begins anew removes
+// it. It boots from nothing: files of kernel and initial file system are not
+// needed.
+func createAwaiting(ctx context.Context, q QEMU, parent string, spec Spec) (*Machine, error) {
+	return create(ctx, q, parent, spec, true)
+}
+
+func create(ctx context.Context, q QEMU, parent string, spec Spec, awaits bool) (*Machine, error) {
 	if err := spec.check(); err != nil {
 		return nil, err
 	}
-	m := &Machine{Spec: spec, folder: filepath.Join(parent, spec.ID), ended: make(chan struct{}), state: Created, published: map[int]string{}}
+	m := &Machine{Spec: spec, awaits: awaits, folder: filepath.Join(parent, spec.ID), ended: make(chan struct{}), state: Created, published: map[int]string{}}
 	if err := os.Mkdir(m.folder, 0o700); err != nil {
 		return nil, fmt.Errorf("VM %s: %w", spec.ID, err)
 	}
@@ -175,9 +189,12 @@ func (m *Machine) start(ctx context.Context, q QEMU) error {
 	monitor := inherited.add(m.listen(monitorSocket))
 	agent := inherited.add(m.listen(agentSocket))
 	console := inherited.add(m.listen(consoleSocket))
-	kernel := inherited.add(os.Open(m.Kernel))
-	initrd := inherited.add(os.Open(m.Initrd))
 	memory := inherited.add(m.memory())
+	var kernel, initrd string
+	if m.boots() {
+		kernel = inherited.add(os.Open(m.Kernel))
+		initrd = inherited.add(os.Open(m.Initrd))
+	}
 	if inherited.failed != nil {
 		return inherited.failed
 	}
@@ -223,8 +240,15 @@ func (m *Machine) start(ctx context.Context, q QEMU) error {
 			return m.explain(err)
 		}
 	}
+	if m.awaits {
+		return nil
+	}
 	return m.write()
 }
+
+// boots says whether the machine begins with a boot: others begin where one was
+// saved, and never come back to what they once booted from.
+func (m *Machine) boots() bool { return m.Template == nil && !m.awaits }
 
 // descriptors are the numbers under which QEMU has what it inherits.
 type descriptors struct{ monitor, agent, console, kernel, initrd, memory string }
@@ -232,12 +256,23 @@ type descriptors struct{ monitor, agent, console, kernel, initrd, memory string 
 // arguments are QEMU's. Those of a clone are its template's, but for how they
 // begin and what tells two machines from each other.
 func (m *Machine) arguments(machine string, fd descriptors) []string {
-	share, incoming := "on", []string{}
+	share := "on"
 	if m.Template != nil {
-		share, incoming = "off", []string{"-incoming", "defer"}
+		share = "off"
 	}
-	incoming = append(incoming, "-name", "guest="+m.ID)
-	return append(incoming, m.Spec.hardware(machine, fd, share)...)
+	list := append([]string{"-name", "guest=" + m.ID}, m.Spec.hardware(machine, fd, share)...)
+	if m.boots() {
+		return append(list, m.Spec.boot(fd)...)
+	}
+	return append(list, "-incoming", "defer")
+}
+
+// boot is what a machine boots from.
+func (s *Spec) boot(fd descriptors) []string {
+	return []string{
+		"-kernel", "/proc/self/fd/" + fd.kernel, "-initrd", "/proc/self/fd/" + fd.initrd,
+		"-append", strings.TrimSpace("console=ttyS0 panic=-1 quiet " + s.CommandLine),
+	}
 }
 
 // hardware is what the guest sees, and what runs it.
@@ -254,8 +289,6 @@ func (s *Spec) hardware(machine string, fd descriptors, share string) []string {
 		"-serial", "chardev:console",
 		"-device", "virtio-serial-pci,romfile=", "-device", "virtserialport,chardev=agent,name=" + AgentPort,
 		"-device", "virtio-rng-pci,romfile=",
-		"-kernel", "/proc/self/fd/" + fd.kernel, "-initrd", "/proc/self/fd/" + fd.initrd,
-		"-append", strings.TrimSpace("console=ttyS0 panic=-1 quiet " + s.CommandLine),
 	}
 }
 

@@ -3,6 +3,7 @@ package osvm
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/bits"
 	"os"
@@ -56,4 +57,34 @@ func LookAtMemory(ctx context.Context, t *testing.T, m *Machine) error {
 		return fmt.Errorf("%d pages are an idle clone's own: that is some, and far from all", pages)
 	}
 	return nil
+}
+
+// Copy makes a second machine of a suspended one, in parent: of its memory as it
+// is looked at from outside, and its saved state.
+func Copy(ctx context.Context, m *Machine, q QEMU, parent string) (*Machine, error) {
+	memory, err := m.openMemory()
+	if err != nil {
+		return nil, err
+	}
+	defer memory.close()
+	spec := m.Spec
+	spec.Template, spec.Kernel, spec.Initrd = nil, "", ""
+	other, err := createAwaiting(ctx, q, parent, spec)
+	if err != nil {
+		return nil, err
+	}
+	state := filepath.Join(parent, "state")
+	file, err := os.OpenFile(filepath.Join(other.folder, memoryName), os.O_RDWR, 0)
+	if err != nil {
+		return other, err
+	}
+	defer file.Close()
+	into := make([]byte, chunkSize)
+	for at := 0; at < memory.size() && err == nil; at += chunkSize {
+		var content []byte
+		if content, _, err = memory.look(at, into); err == nil {
+			_, err = file.WriteAt(content, int64(at))
+		}
+	}
+	return other, errors.Join(err, m.save(ctx, state), other.load(ctx, state))
 }

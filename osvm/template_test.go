@@ -75,6 +75,19 @@ func TestClones(t *testing.T) {
 		if err := osvm.LookAtMemory(ctx, t, warm); err != nil {
 			t.Error(err)
 		}
+		second, err := osvm.Copy(ctx, warm, q, t.TempDir())
+		if second != nil {
+			t.Cleanup(func() { _ = second.Destroy() })
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := second.Resume(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if got := vmtest.Call[guest.Greeting](t, session(t, ctx, second), "Hello", guest.Nothing{}); got.Hostname != "warm" || got.Boot != hello.Boot {
+			t.Errorf("the second machine of warm's memory and state calls itself %q, of boot %s", got.Hostname, got.Boot)
+		}
 	}
 	var one []time.Duration
 	for i := range 3 {

@@ -43,7 +43,7 @@ func (t *templates) key(spec Spec, digest string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	text, err := json.Marshal([]any{digest, q.Version, spec.Accelerator, spec.hardware(machine, descriptors{}, "")})
+	text, err := json.Marshal([]any{digest, q.Version, spec.Accelerator, spec.hardware(machine, descriptors{}, ""), spec.boot(descriptors{})})
 	if err != nil {
 		return "", err
 	}
