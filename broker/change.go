@@ -19,6 +19,7 @@ type change struct {
 	What   string // in words
 	Queue  string // what it changed or made, as every operation takes it
 	State  wsdl.ChangeState
+	Token  string   `json:",omitempty"` // of who asked for it, who may ask again
 	Reason string   `json:",omitempty"` // what it waits for, or why it failed
 	About  []string `json:",omitempty"` // edges and queues that take no other change meanwhile
 
@@ -427,6 +428,9 @@ func (w *wiring) rewire(r *wsdl.RewireEdge, left func(channel int) (bool, error)
 	}
 	old := w.channels[id]
 	other, err := w.end(cmp.Or(r.From, r.To))
+	if err == nil {
+		err = w.alive(other)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -498,6 +502,28 @@ func (d *draft) forward(channel int, to profile.End) error {
 	return nil
 }
 
+// alive is nil for an end that may have an edge: not for one of a process that has
+// ended.
+func (w *wiring) alive(e profile.End) error {
+	if e.Process < 0 || !w.exited[e.Process] {
+		return nil
+	}
+	f := conflictf("%s has ended: nothing will ever enqueue or dequeue at %s", w.job.Processes[e.Process].Label(), w.label(e))
+	f.Advice = "name a process that runs: the job's status tells which do (`mvm job ID`)"
+	return f
+}
+
+// sources are those of the registered logic that a queue of the profile's uses.
+func (w *wiring) sources(q *profile.Queue) (all []profile.Source) {
+	names := q.Programs()
+	for _, s := range w.job.Sources {
+		if slices.Contains(names, s.Name) {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
 // pair says whether an edge may join two ends at all.
 func (d *draft) pair(from, to profile.End, old int) error {
 	switch {
@@ -562,12 +588,11 @@ func (w *wiring) addEdge(r *wsdl.AddEdge, lookup profile.Lookup) (*change, error
 		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, "there is no edge to add", "give one, with from and to")
 	case e.Direct:
 		return nil, wsdl.NewFault(wsdl.FaultCodeUnsupported, "a direct channel is made when its processes start", "leave direct out")
-	case e.Queue != "" && (r.Queue == nil || r.Queue.Name != e.Queue):
-		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("the edge names the queue %q, which the request does not describe", e.Queue),
-			"describe it in the request's queue, or lead the edge to queue:NAME of one that is there")
+	case e.Queue != "" && r.Queue != nil && r.Queue.Name != e.Queue:
+		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("the edge names the queue %q, and the request describes the queue %q", e.Queue, r.Queue.Name), "describe the one that the edge names, or none")
 	}
 	d := w.draft("")
-	kind, served := profile.Queue{Capacity: profile.DefaultCapacity}, false
+	kind, served := profile.Queue{Type: string(wsdl.QueueTypeFifo), Full: string(wsdl.FullPolicyBlock), Capacity: profile.DefaultCapacity}, false
 	if r.Queue != nil || e.Link != nil {
 		element := wsdl.Queue{Name: "link"}
 		if r.Queue != nil {
@@ -578,20 +603,46 @@ func (w *wiring) addEdge(r *wsdl.AddEdge, lookup profile.Lookup) (*change, error
 			return nil, err
 		}
 	}
-	// An end may be the queue that the request describes.
+	// An end may be the queue that the request describes, or one of a kind that the
+	// profile describes and of which there is none yet.
 	own := ""
 	if r.Queue != nil {
-		own = "queue:" + r.Queue.Name
+		own = r.Queue.Name
+		served = served || e.Queue != "" // a queue that is named is one, also if it is a plain fifo
+	} else {
+		for _, text := range []string{e.Queue, strings.TrimPrefix(e.From, "queue:"), strings.TrimPrefix(e.To, "queue:")} {
+			k := slices.IndexFunc(w.job.Kinds, func(k profile.Queue) bool { return k.Name == text })
+			if _, err := w.queue(text); k < 0 || text != e.Queue && err == nil {
+				continue
+			}
+			link := kind.Link
+			own, kind = text, w.job.Kinds[k]
+			kind.Link = link
+			served = kind.Served()
+			d.Sources = w.sources(&kind)
+			break
+		}
+		if e.Queue != "" && e.Queue != own && e.Queue != "fifo" {
+			names := []string{"fifo"}
+			for _, k := range w.job.Kinds {
+				names = append(names, k.Name)
+			}
+			return nil, wsdl.NewFault(wsdl.FaultCodeNotFound, fmt.Sprintf("the edge names the queue %q, which neither the job's profile nor the request describes%s", e.Queue, profile.Nearest(e.Queue, names)),
+				"describe it in the request's queue (`mvm queue add --name NAME --type TYPE`), or lead the edge to queue:NAME of one that is there")
+		}
 	}
 	var ends [2]profile.End
 	atQueue := -1
 	for i, text := range []string{e.From, e.To} {
-		if text == own {
+		if own != "" && (r.Queue != nil || e.Queue == "") && text == "queue:"+own {
 			atQueue = i
 			continue
 		}
 		var err error
-		if ends[i], err = w.end(text); err != nil {
+		if ends[i], err = w.end(text); err == nil {
+			err = w.alive(ends[i])
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
@@ -600,14 +651,14 @@ func (w *wiring) addEdge(r *wsdl.AddEdge, lookup profile.Lookup) (*change, error
 	case atQueue >= 0 && e.From == e.To:
 		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, "an edge from a queue to itself", "lead one end to a process or outside")
 	case atQueue >= 0:
-		if _, err := w.queue(r.Queue.Name); err == nil {
-			return nil, conflictf("the job has a queue %s already", r.Queue.Name)
+		if _, err := w.queue(own); err == nil {
+			return nil, conflictf("the job has a queue %s already", own)
 		}
 		other := ends[1-atQueue]
 		if other.Process < 0 {
 			return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("a new queue whose only end is %s", w.label(other)), "begin with an edge to or from a process")
 		}
-		q := profile.End{Process: -1, Queue: d.make(kind, r.Queue.Name, other)}
+		q := profile.End{Process: -1, Queue: d.make(kind, own, other)}
 		if atQueue == 0 {
 			from = q
 		} else {
@@ -633,13 +684,10 @@ func (w *wiring) addEdge(r *wsdl.AddEdge, lookup profile.Lookup) (*change, error
 	if from.Process < 0 && to.Process < 0 {
 		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, "an edge from outside to outside", "lead one end to a process")
 	}
-	if _, err := w.queue(e.Queue); e.Queue != "" && err == nil {
-		return nil, conflictf("the job has a queue %s already", e.Queue)
+	if _, err := w.queue(own); r.Queue != nil && e.Queue != "" && err == nil {
+		return nil, conflictf("the job has a queue %s already", own)
 	}
-	name := d.named(from)
-	if r.Queue != nil && r.Queue.Name != "" {
-		name = r.Queue.Name
-	}
+	name := cmp.Or(own, d.named(from))
 	q := profile.End{Process: -1, Queue: d.make(kind, name, from, to)}
 	if _, err := d.lay(from, q, kind.Capacity, -1); err != nil {
 		return nil, err

@@ -19,7 +19,7 @@ func wired(t *testing.T, changes ...change) *wiring {
 <task name="sender" source="s" count="2"/><task name="worker" source="s" count="3"/><task name="sink" source="s"/>
 <edge from="sender[*]:out" to="queue:jobs"/><edge from="queue:jobs" to="worker[*]:in"/>
 <edge from="worker[0]:log" to="sink:log"/><edge from="outside:more" to="sink:more"/><edge from="sink:fast" to="sender[0]:fast" direct="true"/>
-<queue name="jobs" type="work" capacity="65536"/></job>`
+<queue name="jobs" type="work" capacity="65536"/><queue name="spare" type="lifo" capacity="5000"/></job>`
 	document := new(wsdl.Job)
 	if _, err := wsdl.Decode([]byte(body), "job", document); err != nil {
 		t.Fatal(err)
@@ -83,6 +83,23 @@ func TestChangesArePlanned(t *testing.T) {
 	add := func(from, to string, q *wsdl.Queue) func(*wiring) (*change, error) {
 		return func(w *wiring) (*change, error) {
 			return w.addEdge(&wsdl.AddEdge{Edge: &wsdl.Edge{From: from, To: to}, Queue: q}, nil)
+		}
+	}
+	like := func(from, to, name string) func(*wiring) (*change, error) {
+		return func(w *wiring) (*change, error) {
+			return w.addEdge(&wsdl.AddEdge{Edge: &wsdl.Edge{From: from, To: to, Queue: name}}, nil)
+		}
+	}
+	plain := func(from, to, name string) func(*wiring) (*change, error) {
+		return func(w *wiring) (*change, error) {
+			return w.addEdge(&wsdl.AddEdge{Edge: &wsdl.Edge{From: from, To: to, Queue: name}, Queue: &wsdl.Queue{Name: name}}, nil)
+		}
+	}
+	// exited has worker[1] ended, and sink.
+	exited := func(plan func(*wiring) (*change, error)) func(*wiring) (*change, error) {
+		return func(w *wiring) (*change, error) {
+			w.exited = map[int]bool{3: true, 5: true}
+			return plan(w)
 		}
 	}
 	named := func(from, to, name string) func(*wiring) (*change, error) {
@@ -181,8 +198,17 @@ the edge outside:more -> sink:more: outside:more -> sender[0]:more now [outside:
 		"add":                {add("sink:out", "queue:jobs", nil), "\na new edge sink:out -> queue:jobs [jobs]\n  channel 8: sink:out -> queue:jobs\n  step 2 at n1\n  step 2 at n3"},
 		"add queued":         {add("sink:out", "sender[1]:in", &wsdl.Queue{Name: "back", Type: wsdl.Of(wsdl.QueueTypeLatest)}), "\na new edge sink:out -> sender[1]:in, with a queue of type latest [back]\n  queue 2 back latest at n1\n  channel 8: sink:out -> queue:back\n  channel 9: queue:back -> sender[1]:in\n  step 2 at n1\n  step 2 at n3"},
 		"add to a new queue": {add("sink:out", "queue:back", &wsdl.Queue{Name: "back", Type: wsdl.Of(wsdl.QueueTypeWork)}), "\na new edge sink:out -> queue:back [back]\n  queue 2 back work at n3\n  channel 8: sink:out -> queue:back\n  step 2 at n3"},
+		"add as described":   {like("sink:out", "sender[1]:in", "spare"), "\na new edge sink:out -> sender[1]:in, with a queue of type lifo [spare]\n  queue 2 spare lifo at n1\n  channel 8: sink:out -> queue:spare\n  channel 9: queue:spare -> sender[1]:in\n  step 2 at n1\n  step 2 at n3"},
+		"add another such":   {like("sink:out", "sender[1]:in", "jobs"), "\na new edge sink:out -> sender[1]:in, with a queue of type work [jobs#2]\n  queue 2 jobs#2 work at n1\n  channel 8: sink:out -> queue:jobs#2\n  channel 9: queue:jobs#2 -> sender[1]:in\n  step 2 at n1\n  step 2 at n3"},
+		"add to a described": {add("sink:out", "queue:spare", nil), "\na new edge sink:out -> queue:spare [spare]\n  queue 2 spare lifo at n3\n  channel 8: sink:out -> queue:spare\n  step 2 at n3"},
+		"add none":           {like("sink:out", "sender[1]:in", "fifo"), "\na new edge sink:out -> sender[1]:in [sink:out]\n  channel 8: sink:out -> sender[1]:in\n  step 2 at n1\n  step 2 at n3"},
+		"add a named fifo":   {plain("sink:out", "sender[1]:in", "mine"), "\na new edge sink:out -> sender[1]:in, with a queue of type fifo [mine]\n  queue 2 mine fifo at n1\n  channel 8: sink:out -> queue:mine\n  channel 9: queue:mine -> sender[1]:in\n  step 2 at n1\n  step 2 at n3"},
 		"remove":             {remove("sender[1]:out"), "\nthe edge sender[1]:out -> queue:jobs ends [channel:1]\n  switch 1 to -1\n  step 5 at n1"},
 
+		"not described":     {like("sink:out", "sender[1]:in", "spar"), `notFound: did you mean "spare"`},
+		"from the ended":    {exited(add("sink:out", "sender[1]:in", nil)), "conflict: sink has ended"},
+		"to the ended":      {exited(add("sender[1]:out2", "worker[1]:in2", nil)), "conflict: worker[1] has ended"},
+		"another ended":     {exited(rewire("worker[0]:log", "", "worker[1]:log")), "conflict: worker[1] has ended"},
 		"fifo of many":      {set("jobs", wsdl.ChangeQueue{Type_: wsdl.Of(wsdl.QueueTypeFifo)}), "conflict: has 3 takers, and a fifo has one"},
 		"nothing":           {set("jobs", wsdl.ChangeQueue{}), "invalidRequest: changes nothing"},
 		"a weight":          {set("jobs", wsdl.ChangeQueue{Weight: 3}), "invalidRequest: only queues in which jobs wait"},
@@ -287,4 +313,53 @@ func TestChangesFollowEachOther(t *testing.T) {
 			changes = append(changes, *c)
 		}
 	}
+}
+
+// Each queue that an error lists has the one name that people type.
+func TestQueuesAreListedOnce(t *testing.T) {
+	w := wired(t)
+	c, err := w.changeQueue(&wsdl.ChangeQueue{Queue: "more", Served: true}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Number, c.State = 1, wsdl.ChangeStateDone
+	w = wired(t, *c)
+	if _, err := w.find("moer"); err == nil || faultOf(err).Advice != "there are jobs, more" {
+		t.Errorf("listed: %+v", err)
+	}
+	if one, err := w.find("more"); err != nil || one.queue != 2 {
+		t.Errorf("found: %+v, %v", one, err)
+	}
+}
+
+// Whoever got no answer asks for the change again, also another broker: it is made once.
+func TestTokenChangesOnce(t *testing.T) {
+	g := newGrid(t, nil)
+	g.node("n1", 2)
+	b := g.start()
+	id := g.submit(b, "t", profileOf("one", task("a", 2, "hang")))
+	until(t, "the job runs", func() bool { return *g.get(b, id).State == wsdl.JobStateRunning })
+	add := func(token, to string) (*wsdl.AddEdgeResponse, error) {
+		return b.Queue(nil).AddEdgeContext(t.Context(), &wsdl.AddEdge{Job: id, Edge: &wsdl.Edge{From: "a[0]:" + token, To: to}, Token: token})
+	}
+	for range 2 {
+		for range 2 {
+			if s, err := add("mine", "a[1]:in"); err != nil || s.Change.Number != 1 {
+				t.Fatalf("%+v, %v", s, err)
+			}
+		}
+		g.crash()
+		b = g.start()
+		until(t, "the job runs", func() bool { return *g.get(b, id).State == wsdl.JobStateRunning })
+	}
+	if s, err := add("other", "a[1]:other"); err != nil || s.Change.Number != 2 {
+		t.Errorf("under another token: %+v, %v", s, err)
+	}
+	if _, err := add(strings.Repeat("x", maxToken+1), "a[1]:in2"); wsdl.CodeOf(err) != wsdl.FaultCodeInvalidRequest {
+		t.Errorf("a long token: %v", err)
+	}
+	if _, err := b.CancelJobContext(t.Context(), &wsdl.CancelJob{Id: id}); err != nil {
+		t.Fatal(err)
+	}
+	g.wait(b, id)
 }

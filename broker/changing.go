@@ -82,10 +82,13 @@ func (l *life) pending() bool {
 }
 
 // change plans a change, makes it durable and waits for it, as long as the caller
-// wants to.
-func (b *Service) change(ctx context.Context, id string, wait int32, plan func(*wiring) (*change, error)) (*wsdl.ChangeStatus, error) {
+// wants to. One whose token the attempt has had is made already.
+func (b *Service) change(ctx context.Context, id string, wait int32, token string, plan func(*wiring) (*change, error)) (*wsdl.ChangeStatus, error) {
 	if err := b.up(ctx); err != nil {
 		return nil, err
+	}
+	if len(token) > maxToken {
+		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("the token has %d characters, expected at most %d", len(token), maxToken), "send a shorter one, or none")
 	}
 	j, err := b.job(id)
 	if err != nil {
@@ -96,6 +99,16 @@ func (b *Service) change(ctx context.Context, id string, wait int32, plan func(*
 		if err != nil {
 			return nil, err
 		}
+		if token != "" {
+			had := slices.IndexFunc(w.changes, func(c change) bool { return c.Token == token })
+			if had >= 0 {
+				// Behind its journalling, if that is still under way.
+				if err := j.ask(ctx, changed{Attempt: attempt}); err != nil {
+					return nil, b.unjournalled(ctx)
+				}
+				return b.awaitChange(ctx, j, attempt, w.changes[had].Number, wait)
+			}
+		}
 		number := int64(len(w.changes)) + 1
 		if number > mostChanges {
 			return nil, wsdl.Faultf(wsdl.FaultCodeTooLarge, "attempt %d at job %s has had %d changes, which is the most", attempt, id, mostChanges)
@@ -104,12 +117,9 @@ func (b *Service) change(ctx context.Context, id string, wait int32, plan func(*
 		if err != nil {
 			return nil, err
 		}
-		c.Number = number
+		c.Number, c.Token = number, token
 		if err := j.ask(ctx, changing{Attempt: attempt, Change: *c}); err != nil {
-			if ctx.Err() != nil {
-				return nil, wsdl.NewFault(wsdl.FaultCodeTimeout, "the caller did not wait until the change was journalled", "see in the list of the job's queues whether it was")
-			}
-			return nil, b.unwritten("the change could not be journalled", "see in the list of the job's queues whether it was, once the broker is back")
+			return nil, b.unjournalled(ctx)
 		}
 		if taken, err := j.taken(attempt, c); err != nil {
 			return nil, err
@@ -118,6 +128,14 @@ func (b *Service) change(ctx context.Context, id string, wait int32, plan func(*
 		}
 		return b.awaitChange(ctx, j, attempt, number, wait)
 	}
+}
+
+// unjournalled is for whoever cannot be told whether a change was journalled.
+func (b *Service) unjournalled(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return wsdl.NewFault(wsdl.FaultCodeTimeout, "the caller did not wait until the change was journalled", "see in the list of the job's queues whether it was")
+	}
+	return b.unwritten("the change could not be journalled", "see in the list of the job's queues whether it was, once the broker is back; or call again with the same token")
 }
 
 // taken says whether the job's change of this number is this one.
@@ -131,7 +149,7 @@ func (j *job) taken(attempt int, c *change) (bool, error) {
 		return false, nil
 	}
 	same := j.life.Changes[c.Number-1]
-	return same.What == c.What && len(same.Channels) == len(c.Channels) && slices.Equal(same.About, c.About), nil
+	return same.What == c.What && same.Token == c.Token && len(same.Channels) == len(c.Channels) && slices.Equal(same.About, c.About), nil
 }
 
 // mayChange is nil while the job runs. j.mu is held.
@@ -151,7 +169,13 @@ func (j *job) wiring() (w *wiring, attempt int, err error) {
 	if err := j.mayChange(); err != nil {
 		return nil, 0, err
 	}
-	return newWiring(newLayout(j.compiled, j.life.Members, j.broker.url()), slices.Clone(j.life.Changes)), j.life.Attempt, nil
+	w = newWiring(newLayout(j.compiled, j.life.Members, j.broker.url()), slices.Clone(j.life.Changes))
+	for i := range j.life.Processes {
+		if p := &j.life.Processes[i]; p.ended() {
+			w.exited[p.ID] = true
+		}
+	}
+	return w, j.life.Attempt, nil
 }
 
 // awaitChange answers a change once it is no longer pending, or after millis.

@@ -60,7 +60,7 @@ func (c *controller) ChangeQueueContext(ctx context.Context, r *wsdl.ChangeQueue
 	if r.Job == "" {
 		return c.broker.changeJobQueue(ctx, r)
 	}
-	s, err := c.broker.change(ctx, r.Job, r.WaitMillis, func(w *wiring) (*change, error) { return w.changeQueue(r, c.broker.profiles.find) })
+	s, err := c.broker.change(ctx, r.Job, r.WaitMillis, r.Token, func(w *wiring) (*change, error) { return w.changeQueue(r, c.broker.profiles.find) })
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +89,7 @@ func (c *controller) MoveJobContext(ctx context.Context, r *wsdl.MoveJob) (*wsdl
 }
 
 func (c *controller) RewireEdgeContext(ctx context.Context, r *wsdl.RewireEdge) (*wsdl.RewireEdgeResponse, error) {
-	s, err := c.broker.change(ctx, r.Job, r.WaitMillis, func(w *wiring) (*change, error) {
+	s, err := c.broker.change(ctx, r.Job, r.WaitMillis, r.Token, func(w *wiring) (*change, error) {
 		return w.rewire(r, func(channel int) (bool, error) { return c.broker.left(ctx, w, r.Job, channel) })
 	})
 	if err != nil {
@@ -99,7 +99,7 @@ func (c *controller) RewireEdgeContext(ctx context.Context, r *wsdl.RewireEdge) 
 }
 
 func (c *controller) AddEdgeContext(ctx context.Context, r *wsdl.AddEdge) (*wsdl.AddEdgeResponse, error) {
-	s, err := c.broker.change(ctx, r.Job, r.WaitMillis, func(w *wiring) (*change, error) { return w.addEdge(r, c.broker.profiles.find) })
+	s, err := c.broker.change(ctx, r.Job, r.WaitMillis, r.Token, func(w *wiring) (*change, error) { return w.addEdge(r, c.broker.profiles.find) })
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +107,7 @@ func (c *controller) AddEdgeContext(ctx context.Context, r *wsdl.AddEdge) (*wsdl
 }
 
 func (c *controller) RemoveEdgeContext(ctx context.Context, r *wsdl.RemoveEdge) (*wsdl.RemoveEdgeResponse, error) {
-	s, err := c.broker.change(ctx, r.Job, r.WaitMillis, func(w *wiring) (*change, error) { return w.removeEdge(r.Edge) })
+	s, err := c.broker.change(ctx, r.Job, r.WaitMillis, r.Token, func(w *wiring) (*change, error) { return w.removeEdge(r.Edge) })
 	if err != nil {
 		return nil, err
 	}

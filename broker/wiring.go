@@ -25,13 +25,14 @@ type wiring struct {
 	changes  []change
 	void     map[int]bool // channels of changes that failed
 	forwards map[int]bool // channels of what a taker left
+	exited   map[int]bool // processes that have ended, as far as is known
 }
 
 // newWiring is the wiring of an attempt. What changes add goes behind what the
 // profile has, so the profile's slices stay as they are.
 func newWiring(y *layout, changes []change) *wiring {
 	w := &wiring{plan: y, job: y.job, channels: slices.Clip(y.job.Channels), queues: slices.Clip(y.job.Queues), homes: slices.Clip(y.homes),
-		changes: changes, ended: map[int]int64{}, busy: map[string]int64{}, void: map[int]bool{}, forwards: map[int]bool{}}
+		changes: changes, ended: map[int]int64{}, busy: map[string]int64{}, void: map[int]bool{}, forwards: map[int]bool{}, exited: map[int]bool{}}
 	for i := range changes {
 		w.apply(&changes[i])
 	}
@@ -125,22 +126,25 @@ func (w *wiring) queue(name string) (int, error) {
 			return i + 1, nil
 		}
 	}
-	var names []string
-	for i := range w.queues {
-		if w.queues[i].Name != "" {
-			names = append(names, w.queues[i].Name)
-		}
-	}
+	var names, outside []string
 	for i := range w.channels {
 		if _, over := w.ended[i]; over {
 			continue
 		}
 		for _, e := range []profile.End{w.channels[i].From, w.channels[i].To} {
 			if e.Outside != "" {
-				names = append(names, e.Outside)
+				outside = append(outside, e.Outside)
 			}
 		}
 	}
+	for i := range w.queues {
+		// One that was made of an edge from outside is called as people call that.
+		of, made := strings.CutPrefix(w.queues[i].Name, "outside.")
+		if w.queues[i].Name != "" && !(made && slices.Contains(outside, of)) {
+			names = append(names, w.queues[i].Name)
+		}
+	}
+	names = append(names, outside...)
 	return 0, w.missing("queue", name, names)
 }
 

@@ -14,6 +14,8 @@ func (v *AddEdge) visit(c *codec, field int) bool {
 		return optional(c, &v.Queue, record)
 	case 3:
 		return one(c, &v.WaitMillis, number)
+	case 4:
+		return one(c, &v.Token, text)
 	}
 	return false
 }
@@ -202,6 +204,8 @@ func (v *ChangeQueue) visit(c *codec, field int) bool {
 		return optional(c, &v.Held, boolean)
 	case 12:
 		return one(c, &v.WaitMillis, number)
+	case 13:
+		return one(c, &v.Token, text)
 	}
 	return false
 }
@@ -1355,6 +1359,8 @@ func (v *RemoveEdge) visit(c *codec, field int) bool {
 		return one(c, &v.Edge, text)
 	case 2:
 		return one(c, &v.WaitMillis, number)
+	case 3:
+		return one(c, &v.Token, text)
 	}
 	return false
 }
@@ -1465,6 +1471,8 @@ func (v *RewireEdge) visit(c *codec, field int) bool {
 		return one(c, &v.To, text)
 	case 4:
 		return one(c, &v.WaitMillis, number)
+	case 5:
+		return one(c, &v.Token, text)
 	}
 	return false
 }

@@ -1139,6 +1139,9 @@ type ChangeQueue struct {
 
 	// How long the answer may wait for the change to be done everywhere. Default 0: it is answered once the change is durable. At most 60000.
 	WaitMillis int32 `xml:"waitMillis,omitempty" json:"waitMillis,omitempty"`
+
+	// Chosen by the client: the same token makes the change once in an attempt, and answers how far it is. So whoever got no answer may call again.
+	Token string `xml:"token,omitempty" json:"token,omitempty"`
 }
 
 type ChangeQueueResponse struct {
@@ -1163,6 +1166,9 @@ type RewireEdge struct {
 
 	// How long the answer may wait for the change to be done everywhere. Default 0: it is answered once the change is durable. At most 60000.
 	WaitMillis int32 `xml:"waitMillis,omitempty" json:"waitMillis,omitempty"`
+
+	// Chosen by the client: the same token makes the change once in an attempt, and answers how far it is. So whoever got no answer may call again.
+	Token string `xml:"token,omitempty" json:"token,omitempty"`
 }
 
 type RewireEdgeResponse struct {
@@ -1176,7 +1182,7 @@ type AddEdge struct {
 
 	Job string `xml:"job" json:"job,omitempty"`
 
-	// As in a profile. Its queue attribute names a queue of the job, or the one given here.
+	// As in a profile. Its queue attribute names a queue that the profile describes, or the one given here: one of that kind comes between the ends.
 	Edge *Edge `xml:"edge,omitempty" json:"edge,omitempty"`
 
 	// A queue to make: one between the ends, or, when an end is queue:NAME, the one that is named so.
@@ -1184,6 +1190,9 @@ type AddEdge struct {
 
 	// How long the answer may wait for the change to be done everywhere. Default 0: it is answered once the change is durable. At most 60000.
 	WaitMillis int32 `xml:"waitMillis,omitempty" json:"waitMillis,omitempty"`
+
+	// Chosen by the client: the same token makes the change once in an attempt, and answers how far it is. So whoever got no answer may call again.
+	Token string `xml:"token,omitempty" json:"token,omitempty"`
 }
 
 type AddEdgeResponse struct {
@@ -1202,6 +1211,9 @@ type RemoveEdge struct {
 
 	// How long the answer may wait for the change to be done everywhere. Default 0: it is answered once the change is durable. At most 60000.
 	WaitMillis int32 `xml:"waitMillis,omitempty" json:"waitMillis,omitempty"`
+
+	// Chosen by the client: the same token makes the change once in an attempt, and answers how far it is. So whoever got no answer may call again.
+	Token string `xml:"token,omitempty" json:"token,omitempty"`
 }
 
 type RemoveEdgeResponse struct {

@@ -15,6 +15,7 @@ var schemaTypes = [...]schemaType{
 		{"edge", 102, 1, 1, false},
 		{"queue", 135, 0, 1, false},
 		{"waitMillis", 161, 0, 1, false},
+		{"token", 163, 0, 1, false},
 	}},
 	1: {name: "AddEdgeResponse", kind: kindComplex, elements: []schemaElement{
 		{"change", 95, 1, 1, false},
@@ -73,6 +74,7 @@ var schemaTypes = [...]schemaType{
 		{"weight", 161, 0, 1, false},
 		{"held", 159, 0, 1, true},
 		{"waitMillis", 161, 0, 1, false},
+		{"token", 163, 0, 1, false},
 	}},
 	9: {name: "ChangeQueueResponse", kind: kindComplex, elements: []schemaElement{
 		{"change", 95, 1, 1, false},
@@ -363,6 +365,7 @@ var schemaTypes = [...]schemaType{
 		{"job", 163, 1, 1, false},
 		{"edge", 163, 1, 1, false},
 		{"waitMillis", 161, 0, 1, false},
+		{"token", 163, 0, 1, false},
 	}},
 	72: {name: "RemoveEdgeResponse", kind: kindComplex, elements: []schemaElement{
 		{"change", 95, 1, 1, false},
@@ -390,6 +393,7 @@ var schemaTypes = [...]schemaType{
 		{"from", 163, 0, 1, false},
 		{"to", 163, 0, 1, false},
 		{"waitMillis", 161, 0, 1, false},
+		{"token", 163, 0, 1, false},
 	}},
 	78: {name: "RewireEdgeResponse", kind: kindComplex, elements: []schemaElement{
 		{"change", 95, 1, 1, false},

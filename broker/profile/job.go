@@ -50,6 +50,7 @@ type Job struct {
 	Processes   []Process  // by ID: task by task, then by index
 	Channels    []Channel  // by ID
 	Queues      []Queue    // those that are served at a home, by ID
+	Kinds       []Queue    // the queue elements, as the document orders them: what a queue of their name is like; without an ID
 	Topologies  []Topology // what the channels were made from, for drawing
 	WallTime    time.Duration
 	Retries     int
@@ -139,6 +140,12 @@ type Queue struct {
 	Steps    []codec.Step
 	Link     *Link  // nil imposes nothing
 	Rule     string // NAME@VERSION of a registered one, "" for the type's own
+}
+
+// Served says that such a queue is more than a fifo between two ends, and so needs
+// a home.
+func (q *Queue) Served() bool {
+	return q.Type != string(wsdl.QueueTypeFifo) || q.Full != string(wsdl.FullPolicyBlock) || len(q.Steps) > 0 || q.Rule != "" || q.Link != nil
 }
 
 // What a queue needs its node to allow.

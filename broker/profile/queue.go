@@ -26,10 +26,16 @@ type queueKind struct {
 	producers, takers int // its
 }
 
+// queue is one of the kind, without an ID.
+func (k *queueKind) queue() Queue {
+	return Queue{Name: k.name, Type: string(k.kind), Full: string(k.full), Capacity: k.capacity, Steps: k.steps, Rule: k.rule}
+}
+
 // served says that such a queue is more than a fifo between two ends, and so
 // needs a home.
 func (k *queueKind) served() bool {
-	return k.kind != wsdl.QueueTypeFifo || k.full != wsdl.FullPolicyBlock || len(k.steps) > 0 || k.rule != ""
+	q := k.queue()
+	return q.Served()
 }
 
 // shared says that such a queue is for many takers: one of it for each pair of
@@ -83,6 +89,7 @@ func (c *compiler) compileQueues(at place, queues []*wsdl.Queue) {
 		}
 		if name.text != plain.name {
 			c.queues[name.text] = kind
+			c.out.Kinds = append(c.out.Kinds, kind.queue())
 		}
 	}
 }
@@ -142,7 +149,8 @@ func (c *compiler) kindOf(name field, what string) *queueKind {
 
 // queue makes a served queue of a kind and gives its ID.
 func (w *wirer) queue(k *queueKind, l *Link) int {
-	q := Queue{ID: len(w.out.Queues) + 1, Link: l, Name: k.name, Type: string(k.kind), Full: string(k.full), Capacity: k.capacity, Steps: k.steps, Rule: k.rule}
+	q := k.queue()
+	q.ID, q.Link = len(w.out.Queues)+1, l
 	if k.made++; k.made > 1 {
 		q.Name = fmt.Sprintf("%s#%d", k.name, k.made)
 	}

@@ -473,26 +473,3 @@ func TestDialSilentNode(t *testing.T) {
 		t.Fatalf("%v: not that the node is silent", err)
 	}
 }
-
-// A node holds a call for a minute at most, so who waits longer asks again.
-func TestALongWaitIsAskedInTurns(t *testing.T) {
-	for _, c := range []struct {
-		wait  time.Duration
-		over  int // the turn that has the answer
-		turns []time.Duration
-	}{
-		{0, 9, []time.Duration{0}},
-		{time.Second, 9, []time.Duration{time.Second}},
-		{150 * time.Second, 9, []time.Duration{time.Minute, time.Minute, 30 * time.Second}},
-		{150 * time.Second, 2, []time.Duration{time.Minute, time.Minute}},
-	} {
-		var turns []time.Duration
-		err := inTurns(c.wait, func(turn time.Duration) (bool, error) {
-			turns = append(turns, turn)
-			return len(turns) == c.over, nil
-		})
-		if err != nil || !reflect.DeepEqual(turns, c.turns) {
-			t.Errorf("a wait of %v, answered in turn %d: asked %v, %v; want %v", c.wait, c.over, turns, err, c.turns)
-		}
-	}
-}

@@ -2,6 +2,8 @@ package client
 
 import (
 	"context"
+	"crypto/rand"
+	"fmt"
 	"strings"
 	"time"
 
@@ -37,50 +39,100 @@ func (c *Client) Drain(ctx context.Context, r *wsdl.DrainQueue) (items []*wsdl.Q
 }
 
 // ChangeQueue, RewireEdge, AddEdge and RemoveEdge change a running job's topology.
-// A change that is answered is durable; it may still be pending.
+// A change that is answered is durable; it may still be pending. Without a token a
+// call gets a random one: with it a broker that restarts is asked again, and a
+// change that it had journalled is not made twice.
 func (c *Client) ChangeQueue(ctx context.Context, r *wsdl.ChangeQueue) (*wsdl.ChangeStatus, error) {
-	answer, err := c.queue.ChangeQueueContext(ctx, r)
-	if err != nil {
-		return nil, err
-	}
-	return answer.Change, nil
+	message := *r
+	return c.change(ctx, &message.Token, func() (*wsdl.ChangeStatus, error) {
+		answer, err := c.queue.ChangeQueueContext(ctx, &message)
+		if err != nil {
+			return nil, err
+		}
+		return answer.Change, nil
+	})
 }
 
 // RewireEdge leads an edge from or to another process.
 func (c *Client) RewireEdge(ctx context.Context, r *wsdl.RewireEdge) (*wsdl.ChangeStatus, error) {
-	answer, err := c.queue.RewireEdgeContext(ctx, r)
-	if err != nil {
-		return nil, err
-	}
-	return answer.Change, nil
+	message := *r
+	return c.change(ctx, &message.Token, func() (*wsdl.ChangeStatus, error) {
+		answer, err := c.queue.RewireEdgeContext(ctx, &message)
+		if err != nil {
+			return nil, err
+		}
+		return answer.Change, nil
+	})
 }
 
 // AddEdge makes an edge.
 func (c *Client) AddEdge(ctx context.Context, r *wsdl.AddEdge) (*wsdl.ChangeStatus, error) {
-	answer, err := c.queue.AddEdgeContext(ctx, r)
-	if err != nil {
-		return nil, err
-	}
-	return answer.Change, nil
+	message := *r
+	return c.change(ctx, &message.Token, func() (*wsdl.ChangeStatus, error) {
+		answer, err := c.queue.AddEdgeContext(ctx, &message)
+		if err != nil {
+			return nil, err
+		}
+		return answer.Change, nil
+	})
 }
 
 // RemoveEdge ends an edge.
 func (c *Client) RemoveEdge(ctx context.Context, r *wsdl.RemoveEdge) (*wsdl.ChangeStatus, error) {
-	answer, err := c.queue.RemoveEdgeContext(ctx, r)
-	if err != nil {
-		return nil, err
+	message := *r
+	return c.change(ctx, &message.Token, func() (*wsdl.ChangeStatus, error) {
+		answer, err := c.queue.RemoveEdgeContext(ctx, &message)
+		if err != nil {
+			return nil, err
+		}
+		return answer.Change, nil
+	})
+}
+
+// change asks for a change until it is answered. What it was not answered for may
+// be made all the same.
+func (c *Client) change(ctx context.Context, token *string, ask func() (*wsdl.ChangeStatus, error)) (change *wsdl.ChangeStatus, err error) {
+	if *token == "" {
+		*token = rand.Text()
 	}
-	return answer.Change, nil
+	err = c.patiently(ctx, func() (err error) {
+		change, err = ask()
+		return err
+	})
+	if err != nil && transient(err) {
+		err = fmt.Errorf("nobody answered what became of the change: if it was journalled it is made, or will be; `mvm queue ls JOB` lists the changes of a job: %w", err)
+	}
+	return change, err
 }
 
 // Change is how far a change of a running job is, once it is no longer pending or
 // wait is over, which is 60 s at most.
-func (c *Client) Change(ctx context.Context, job string, number int64, wait time.Duration) (*wsdl.ChangeStatus, error) {
-	answer, err := c.queue.GetChangeContext(ctx, &wsdl.GetChange{Job: job, Number: number, WaitMillis: int32(wait.Milliseconds())})
-	if err != nil {
-		return nil, err
+func (c *Client) Change(ctx context.Context, job string, number int64, wait time.Duration) (change *wsdl.ChangeStatus, err error) {
+	err = c.patiently(ctx, func() error {
+		answer, err := c.queue.GetChangeContext(ctx, &wsdl.GetChange{Job: job, Number: number, WaitMillis: int32(wait.Milliseconds())})
+		if err == nil {
+			change = answer.Change
+		}
+		return err
+	})
+	return change, err
+}
+
+// longestCall is how long a node or broker holds a call.
+const longestCall = time.Minute
+
+// await has a change made by ask, and asks on until it is no longer pending or wait
+// is over.
+func (c *Client) await(ctx context.Context, job string, wait time.Duration, ask func(millis int32) (*wsdl.ChangeStatus, error)) (*wsdl.ChangeStatus, error) {
+	until := time.Now().Add(wait)
+	change, err := ask(int32(min(wait, longestCall).Milliseconds()))
+	for err == nil && wsdl.Or(change.State, "") == wsdl.ChangeStatePending && time.Until(until) >= time.Millisecond {
+		taken := change
+		if change, err = c.Change(ctx, job, taken.Number, min(time.Until(until), longestCall)); err != nil {
+			err = fmt.Errorf("change %d was taken (%s), but then: %w", taken.Number, taken.What, err)
+		}
 	}
-	return answer.Change, nil
+	return change, err
 }
 
 // MakeQueue makes a queue in which jobs wait.

@@ -472,26 +472,34 @@ applies to the data after it.`,
 			return exactly("a JOB", "a QUEUE")(cmd, args[:min(len(args), 2)])
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if (whole || instruction != "") && len(args) > 2 {
+			words, instructs := strings.Fields(instruction), cmd.Flags().Changed("instruction")
+			switch {
+			case (whole || instructs) && len(args) > 2:
 				return usagef("--whole and --instruction make one item of standard input; give no ITEM")
+			case whole && instructs:
+				return usagef("--whole and --instruction contradict each other: standard input is an item of data, or source")
+			case instructs && len(words) == 0:
+				return usagef("--instruction %q names no language", instruction)
+			}
+			if err := waits(wait); err != nil {
+				return err
 			}
 			c, err := v.dial(cmd)
 			if err != nil {
 				return err
 			}
-			put := putter{ctx: cmd.Context(), c: c, job: args[0], queue: args[1], wait: wait}
+			put := putter{outsider: outsider{ctx: cmd.Context(), c: c, job: args[0], wait: wait}, queue: args[1]}
 			switch {
-			case instruction != "":
+			case instructs:
 				source, err := io.ReadAll(cmd.InOrStdin())
 				if err != nil {
 					return err
 				}
-				words := strings.Fields(instruction)
-				if len(words) == 0 {
-					return usagef("--instruction %q names no language", instruction)
+				if len(bytes.TrimSpace(source)) == 0 {
+					return usagef("standard input has no source: write `mvm queue put %s %s --instruction %q < FILE`", args[0], args[1], instruction)
 				}
 				var in bool
-				err = inTurns(wait, func(turn time.Duration) (bool, error) {
+				err = put.inTurns(func(turn time.Duration) (_ bool, err error) {
 					in, err = c.Instruct(put.ctx, put.job, put.queue, words[0], words[1:], source, turn)
 					return in, err
 				})
@@ -546,13 +554,11 @@ applies to the data after it.`,
 
 // putter enqueues in batches.
 type putter struct {
-	ctx        context.Context
-	c          *Client
-	job, queue string
-	wait       time.Duration
-	items      [][]byte
-	bytes      int
-	done       int
+	outsider
+	queue string
+	items [][]byte
+	bytes int
+	done  int
 }
 
 func (p *putter) add(item []byte) error {
@@ -567,7 +573,7 @@ func (p *putter) add(item []byte) error {
 func (p *putter) flush(end bool) error {
 	for len(p.items) > 0 || end {
 		var n int
-		err := inTurns(p.wait, func(turn time.Duration) (over bool, err error) {
+		err := p.inTurns(func(turn time.Duration) (over bool, err error) {
 			n, err = p.c.Enqueue(p.ctx, p.job, p.queue, p.items, end, turn)
 			return n > 0 || len(p.items) == 0, err
 		})
@@ -589,16 +595,60 @@ func (p *putter) flush(end bool) error {
 	return nil
 }
 
-// inTurns asks until the answer is there or wait is over: a node holds one call for
-// a minute at most.
-func inTurns(wait time.Duration, ask func(turn time.Duration) (over bool, err error)) error {
+// outsider calls a job from outside, for as long as it waits.
+type outsider struct {
+	ctx  context.Context
+	c    *Client
+	job  string
+	wait time.Duration
+}
+
+// inTurns asks until the answer is there or the wait is over. A job that does not run
+// yet has no queues: that is waited for too.
+func (o *outsider) inTurns(ask func(turn time.Duration) (over bool, err error)) error {
+	until, began := time.Now().Add(o.wait), false
 	for {
-		turn := min(wait, time.Minute)
-		over, err := ask(turn)
-		if wait -= turn; over || err != nil || wait <= 0 {
-			return err
+		over, err := ask(max(0, min(time.Until(until), longestCall)))
+		var early error
+		if err != nil {
+			if early = o.early(err); early == nil {
+				if !began && wsdl.CodeOf(err) == wsdl.FaultCodeConflict {
+					began = true // it may have begun since it was refused
+					continue
+				}
+				return err
+			}
+		}
+		switch {
+		case over:
+			return nil
+		case time.Until(until) < time.Millisecond:
+			return early
+		case early != nil && !sleep(o.ctx, min(time.Until(until), 100*time.Millisecond)):
+			return o.ctx.Err()
 		}
 	}
+}
+
+// early is what to say of a call that was refused because the job does not run yet;
+// nil where that is not why.
+func (o *outsider) early(err error) error {
+	if code := wsdl.CodeOf(err); code != wsdl.FaultCodeConflict && code != wsdl.FaultCodeUnavailable {
+		return nil
+	}
+	job, asked := o.c.Job(o.ctx, o.job)
+	if asked != nil {
+		return nil
+	}
+	state := wsdl.Or(job.State, "")
+	if state != wsdl.JobStatePending && state != wsdl.JobStateAwakening {
+		return nil
+	}
+	text := fmt.Sprintf("job %s is not running yet, but %s", job.Id, state)
+	if job.Reason != "" {
+		text += " (" + job.Reason + ")"
+	}
+	return &Exit{Code: ExitTimeout, Err: fmt.Errorf("%s: its queues are there when it runs", text)}
 }
 
 // waits refuses a time to wait that is none.
@@ -633,6 +683,7 @@ none has come for --wait.`,
 			if err != nil {
 				return err
 			}
+			get := outsider{ctx: cmd.Context(), c: c, job: args[0], wait: wait}
 			all := []*wsdl.Binary{}
 			for n := 0; limit == 0 || n < limit; {
 				most := 1000
@@ -641,7 +692,7 @@ none has come for --wait.`,
 				}
 				var items [][]byte
 				var end bool
-				err := inTurns(wait, func(turn time.Duration) (over bool, err error) {
+				err := get.inTurns(func(turn time.Duration) (over bool, err error) {
 					items, end, err = c.Dequeue(cmd.Context(), args[0], args[1], most, turn)
 					return end || len(items) > 0, err
 				})

@@ -3,6 +3,7 @@ package client
 import (
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"mvm/broker/profile"
 	"mvm/wsdl"
 )
 
@@ -25,7 +27,21 @@ func (v *changeVerb) flags(cmd *cobra.Command) {
 	cmd.ValidArgsFunction = completeJobs(&v.gridVerb)
 }
 
-func (v *changeVerb) millis() int32 { return int32(min(v.wait, time.Minute).Milliseconds()) }
+// carry has a change made by ask, waits for it and prints what became of it.
+func (v *changeVerb) carry(cmd *cobra.Command, job string, ask func(c *Client, millis int32) (*wsdl.ChangeStatus, error)) error {
+	if err := waits(v.wait); err != nil {
+		return err
+	}
+	c, err := v.dial(cmd)
+	if err != nil {
+		return err
+	}
+	change, err := c.await(cmd.Context(), job, v.wait, func(millis int32) (*wsdl.ChangeStatus, error) { return ask(c, millis) })
+	if err != nil {
+		return err
+	}
+	return v.tell(cmd.OutOrStdout(), job, change)
+}
 
 // tell prints what became of a change: pending is a wait that was too short.
 func (v *changeVerb) tell(w io.Writer, job string, c *wsdl.ChangeStatus) error {
@@ -66,6 +82,7 @@ type settings struct {
 var (
 	queueTypes   = []string{"fifo", "priority", "lifo", "latest", "work", "broadcast"}
 	fullPolicies = []string{"block", "dropNewest", "dropOldest", "fail"}
+	codecs       = []string{"raw", "lines", "json", "xml", "xdr", "base64", "zstd"}
 )
 
 func (s *settings) flags(cmd *cobra.Command) {
@@ -83,8 +100,8 @@ func (s *settings) check() error {
 		return usagef("--type %s: there are %s", s.kind, strings.Join(queueTypes, ", "))
 	case s.full != "" && !slices.Contains(fullPolicies, s.full):
 		return usagef("--full %s: there are %s", s.full, strings.Join(fullPolicies, ", "))
-	case s.capacity < 0:
-		return usagef("--capacity %d: write how much it may hold", s.capacity)
+	case s.capacity < 0 || s.capacity > profile.MaxCapacity:
+		return usagef("--capacity %d: write how many bytes it may hold, from 1 to %d", s.capacity, profile.MaxCapacity)
 	}
 	return nil
 }
@@ -123,6 +140,8 @@ func (s *settings) chain() (*wsdl.EncoderChain, error) {
 			if e.Registered = name; version > 0 {
 				e.Version = wsdl.Of(wsdl.Number(strconv.Itoa(version)))
 			}
+		} else if !slices.Contains(codecs, codec) {
+			return nil, usagef("--encoder %s: there are %s, and registered:NAME or registered:NAME@VERSION; none, alone, ends all", text, strings.Join(codecs, ", "))
 		} else {
 			e.Codec = wsdl.Of(wsdl.Codec(codec))
 		}
@@ -170,12 +189,15 @@ wait: its type, its capacity in jobs, its weight, or whether it is held.`,
 				return err
 			}
 			job, queue := jobAndQueue(args)
-			r := &wsdl.ChangeQueue{Job: job, Queue: queue, Type_: s.typ(), Full: s.policy(), Served: served, WaitMillis: v.millis()}
+			r := &wsdl.ChangeQueue{Job: job, Queue: queue, Type_: s.typ(), Full: s.policy(), Served: served}
 			var err error
 			if r.Encoders, err = s.chain(); err != nil {
 				return err
 			}
 			if cmd.Flags().Changed("capacity") {
+				if s.capacity == 0 && job != "" {
+					return usagef("--capacity 0: write how many bytes it may hold, from 1 to %d", profile.MaxCapacity)
+				}
 				r.Capacity = &s.capacity
 			}
 			if cmd.Flags().Changed("rule") {
@@ -184,6 +206,11 @@ wait: its type, its capacity in jobs, its weight, or whether it is held.`,
 					return err
 				}
 				r.Rule, r.RuleVersion = &name, version
+			}
+			for name, text := range link {
+				if ok, _ := regexp.MatchString(`^[0-9]{1,15}(\.[0-9]{1,9})?$`, *text); !ok && cmd.Flags().Changed(name) {
+					return usagef("--%s %s: write a decimal number, not below 0", name, *text)
+				}
 			}
 			quantity := func(name string) *wsdl.Quantity {
 				if !cmd.Flags().Changed(name) {
@@ -207,15 +234,10 @@ wait: its type, its capacity in jobs, its weight, or whether it is held.`,
 			if r.Type_ == nil && r.Full == nil && r.Capacity == nil && r.Encoders == nil && r.Rule == nil && r.Link == nil && !served && r.Weight == 0 && r.Held == nil {
 				return usagef("`mvm queue set` needs something to change; see `mvm queue set --help`")
 			}
-			c, err := v.dial(cmd)
-			if err != nil {
-				return err
-			}
-			change, err := c.ChangeQueue(cmd.Context(), r)
-			if err != nil {
-				return err
-			}
-			return v.tell(cmd.OutOrStdout(), job, change)
+			return v.carry(cmd, job, func(c *Client, millis int32) (*wsdl.ChangeStatus, error) {
+				r.WaitMillis = millis
+				return c.ChangeQueue(cmd.Context(), r)
+			})
 		},
 	}
 	v.flags(cmd)
@@ -256,15 +278,9 @@ gets first what the old producer enqueued.`,
 			if (from == "") == (to == "") {
 				return usagef("`mvm queue rewire` needs --to or --from, and takes one of them")
 			}
-			c, err := v.dial(cmd)
-			if err != nil {
-				return err
-			}
-			change, err := c.RewireEdge(cmd.Context(), &wsdl.RewireEdge{Job: args[0], Edge: args[1], From: from, To: to, WaitMillis: v.millis()})
-			if err != nil {
-				return err
-			}
-			return v.tell(cmd.OutOrStdout(), args[0], change)
+			return v.carry(cmd, args[0], func(c *Client, millis int32) (*wsdl.ChangeStatus, error) {
+				return c.RewireEdge(cmd.Context(), &wsdl.RewireEdge{Job: args[0], Edge: args[1], From: from, To: to, WaitMillis: millis})
+			})
 		},
 	}
 	v.flags(cmd)
@@ -276,28 +292,39 @@ gets first what the old producer enqueued.`,
 func queueAddCommand() *cobra.Command {
 	var v changeVerb
 	var s settings
-	var name string
+	var name, like string
 	cmd := &cobra.Command{
 		Use:   "add JOB FROM TO",
 		Short: "Add an edge, and a queue if it needs one",
 		Long: `Adds an edge between two ends while the job runs: task[index]:port, queue:NAME of
-a queue that is there, or outside:NAME. A process that opens the port finds it
-there from then on. With --type, --full, --capacity or --encoder a queue of that
-kind comes between the ends.`,
+a queue that is there or that the job's profile describes, or outside:NAME. A
+process that opens the port finds it there from then on. With --type, --full,
+--encoder or --name a queue of that kind comes between the ends, with --queue one
+as the profile describes under that name.`,
 		Example: `  mvm queue add j-3f2a helper:out queue:results
   mvm queue add j-3f2a sender[0]:copy outside:copy
-  mvm queue add j-3f2a sender[0]:log logger:in --type latest`,
+  mvm queue add j-3f2a sender[0]:log logger:in --type latest
+  mvm queue add j-3f2a sender[0]:log logger:in --queue urgent`,
 		Args: exactly("a JOB", "an end FROM", "an end TO"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := s.check(); err != nil {
 				return err
 			}
-			r := &wsdl.AddEdge{Job: args[0], Edge: &wsdl.Edge{From: args[1], To: args[2]}, WaitMillis: v.millis()}
+			if cmd.Flags().Changed("capacity") && s.capacity == 0 {
+				return usagef("--capacity 0: write how many bytes it may hold, from 1 to %d", profile.MaxCapacity)
+			}
+			r := &wsdl.AddEdge{Job: args[0], Edge: &wsdl.Edge{From: args[1], To: args[2]}}
 			chain, err := s.chain()
 			if err != nil {
 				return err
 			}
-			if name != "" || s.kind != "" || s.full != "" || s.capacity > 0 || chain != nil {
+			own := name != "" || s.kind != "" || s.full != "" || s.capacity > 0 || chain != nil
+			switch {
+			case like != "" && own:
+				return usagef("--queue %s is as the profile describes it: leave out --name, --type, --full, --capacity and --encoder", like)
+			case like != "":
+				r.Edge.Queue = like
+			case own:
 				r.Queue = &wsdl.Queue{Name: name, Type: s.typ(), Full: s.policy()}
 				r.Edge.Queue = name
 				if r.Queue.Name == "" {
@@ -310,20 +337,16 @@ kind comes between the ends.`,
 					r.Queue.Encoder = chain.Encoder
 				}
 			}
-			c, err := v.dial(cmd)
-			if err != nil {
-				return err
-			}
-			change, err := c.AddEdge(cmd.Context(), r)
-			if err != nil {
-				return err
-			}
-			return v.tell(cmd.OutOrStdout(), args[0], change)
+			return v.carry(cmd, args[0], func(c *Client, millis int32) (*wsdl.ChangeStatus, error) {
+				r.WaitMillis = millis
+				return c.AddEdge(cmd.Context(), r)
+			})
 		},
 	}
 	v.flags(cmd)
 	s.flags(cmd)
 	cmd.Flags().StringVar(&name, "name", "", "`NAME` of the queue between the ends")
+	cmd.Flags().StringVar(&like, "queue", "", "`NAME` of a queue that the profile describes: one like it comes between the ends")
 	return cmd
 }
 
@@ -341,26 +364,24 @@ queue in which jobs wait: there must be none of them, waiting or running, or
   mvm queue remove night --into default`,
 		Args: between(1, "a JOB and an EDGE, or a QUEUE", "an EDGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := v.dial(cmd)
-			if err != nil {
-				return err
-			}
 			job, name := jobAndQueue(args)
 			if job != "" && into != "" {
 				return usagef("--into is for a queue in which jobs wait: write `mvm queue remove QUEUE --into %s`", into)
 			}
 			if job == "" {
+				c, err := v.dial(cmd)
+				if err != nil {
+					return err
+				}
 				if err := c.RemoveQueue(cmd.Context(), name, into); err != nil {
 					return err
 				}
 				fmt.Fprintf(cmd.OutOrStdout(), "the queue %s is removed\n", printable(name))
 				return nil
 			}
-			change, err := c.RemoveEdge(cmd.Context(), &wsdl.RemoveEdge{Job: job, Edge: name, WaitMillis: v.millis()})
-			if err != nil {
-				return err
-			}
-			return v.tell(cmd.OutOrStdout(), job, change)
+			return v.carry(cmd, job, func(c *Client, millis int32) (*wsdl.ChangeStatus, error) {
+				return c.RemoveEdge(cmd.Context(), &wsdl.RemoveEdge{Job: job, Edge: name, WaitMillis: millis})
+			})
 		},
 	}
 	v.flags(cmd)
@@ -380,15 +401,9 @@ func queueChangeCommand() *cobra.Command {
 			if err != nil || number < 1 {
 				return usagef("%q is no number of a change: they go from 1", args[1])
 			}
-			c, err := v.dial(cmd)
-			if err != nil {
-				return err
-			}
-			change, err := c.Change(cmd.Context(), args[0], number, min(v.wait, time.Minute))
-			if err != nil {
-				return err
-			}
-			return v.tell(cmd.OutOrStdout(), args[0], change)
+			return v.carry(cmd, args[0], func(c *Client, millis int32) (*wsdl.ChangeStatus, error) {
+				return c.Change(cmd.Context(), args[0], number, time.Duration(millis)*time.Millisecond)
+			})
 		},
 	}
 	v.flags(cmd)
