@@ -109,7 +109,7 @@ run time, connect the processes, run them, and leave nothing behind.`,
 		return client.Usage(fmt.Errorf("%s; see `%s --help`", text, cmd.CommandPath()))
 	})
 	root.SuggestionsMinimumDistance = 2
-	root.AddCommand(client.Commands()...)
+	root.AddCommand(client.Commands(nil)...)
 	root.AddCommand(nodeCommand())
 	root.SetHelpCommand(helpCommand(root))
 	return root
@@ -472,7 +472,7 @@ func (s *server) run(ctx context.Context, listener net.Listener, ready func()) e
 	if s.store != nil {
 		defer s.store.Close()
 	}
-	face, err := s.face()
+	face, err := s.face(ctx)
 	if err != nil {
 		return err
 	}
@@ -600,7 +600,7 @@ func (s *server) openNode() (err error) {
 
 // face makes the SOAP and HTTP face of the node: every node publishes the same
 // services, and one without the broker's role says whom to ask.
-func (s *server) face() (*soap.Server, error) {
+func (s *server) face(ctx context.Context) (*soap.Server, error) {
 	var published []*wsdl.Service
 	boot, err := bootstrap.New(bootstrap.Config{
 		Node:        s.node.ID(),
@@ -615,10 +615,16 @@ func (s *server) face() (*soap.Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	contracts := []wsdl.Contract{
-		wsdl.BootstrapContract(boot),
-		wsdl.ImageContract(image.NewService(s.images, func() string { return s.url })),
+	// Images are kept where the broker is, whose node has the blobs.
+	images := image.Images{Home: func() string { return s.front().image }, Caller: s.caller}
+	if s.broker != nil {
+		images.Registry = s.store
 	}
+	service := image.NewService(s.images, func() string { return s.url }, images)
+	if err := service.Settle(ctx); err != nil {
+		return nil, err
+	}
+	contracts := []wsdl.Contract{wsdl.BootstrapContract(boot), wsdl.ImageContract(service)}
 	if s.broker != nil {
 		contracts = append(contracts, wsdl.QueueContract(s.broker.Queue(s.node.Queue())), wsdl.BrokerContract(s.broker))
 	} else {

@@ -170,7 +170,7 @@ func serve(t testing.TB, images *image.Store, contracts ...wsdl.Contract) string
 	}
 	url := "http://" + listener.Addr().String()
 	if images != nil {
-		contracts = append(contracts, wsdl.ImageContract(image.NewService(images, func() string { return url })))
+		contracts = append(contracts, wsdl.ImageContract(image.NewService(images, func() string { return url }, image.Images{})))
 	}
 	server, err := soap.NewServer(soap.Config{Contracts: contracts})
 	if err != nil {

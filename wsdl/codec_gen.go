@@ -452,6 +452,40 @@ func (v *GetChangeResponse) root() (string, *xml.Name) {
 	return "GetChangeResponse", &v.XMLName
 }
 
+func (v *GetImage) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Name, text)
+	case 1:
+		return one(c, &v.Version, number)
+	}
+	return false
+}
+
+func (v *GetImage) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "GetImage", &v.XMLName
+}
+
+func (v *GetImageResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Image, record)
+	case 1:
+		return texts(c, &v.Source, text)
+	}
+	return false
+}
+
+func (v *GetImageResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "GetImageResponse", &v.XMLName
+}
+
 func (v *GetJob) visit(c *codec, field int) bool {
 	switch field {
 	case 0:
@@ -809,6 +843,36 @@ func (v *ListBlobsResponse) root() (string, *xml.Name) {
 		return "", nil
 	}
 	return "ListBlobsResponse", &v.XMLName
+}
+
+func (v *ListImages) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Search, text)
+	}
+	return false
+}
+
+func (v *ListImages) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "ListImages", &v.XMLName
+}
+
+func (v *ListImagesResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return list(c, &v.Image, record)
+	}
+	return false
+}
+
+func (v *ListImagesResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "ListImagesResponse", &v.XMLName
 }
 
 func (v *ListJobs) visit(c *codec, field int) bool {
@@ -1300,6 +1364,42 @@ func (v *Register) root() (string, *xml.Name) {
 	return "Register", &v.XMLName
 }
 
+func (v *RegisterImage) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Name, text)
+	case 1:
+		return one(c, &v.Digest, text)
+	}
+	return false
+}
+
+func (v *RegisterImage) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "RegisterImage", &v.XMLName
+}
+
+func (v *RegisterImageResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Name, text)
+	case 1:
+		return one(c, &v.Version, number)
+	case 2:
+		return one(c, &v.Digest, text)
+	}
+	return false
+}
+
+func (v *RegisterImageResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "RegisterImageResponse", &v.XMLName
+}
+
 func (v *RegisterProfile) visit(c *codec, field int) bool {
 	switch field {
 	case 0:
@@ -1385,6 +1485,38 @@ func (v *RemoveEdgeResponse) root() (string, *xml.Name) {
 		return "", nil
 	}
 	return "RemoveEdgeResponse", &v.XMLName
+}
+
+func (v *RemoveImage) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Name, text)
+	case 1:
+		return one(c, &v.Version, number)
+	}
+	return false
+}
+
+func (v *RemoveImage) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "RemoveImage", &v.XMLName
+}
+
+func (v *RemoveImageResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return texts(c, &v.Removed, text)
+	}
+	return false
+}
+
+func (v *RemoveImageResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "RemoveImageResponse", &v.XMLName
 }
 
 func (v *RemoveQueue) visit(c *codec, field int) bool {
@@ -1913,6 +2045,48 @@ func (v *Graph) visit(c *codec, field int) bool {
 		return one(c, &v.Path, text)
 	case 4:
 		return one(c, &v.Digest, text)
+	}
+	return false
+}
+
+func (v *Image) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Name, text)
+	case 1:
+		return one(c, &v.Version, number)
+	case 2:
+		return one(c, &v.Digest, text)
+	case 3:
+		return optional(c, &v.Registered, date)
+	case 4:
+		return one(c, &v.Release, text)
+	case 5:
+		return one(c, &v.Description, text)
+	case 6:
+		return one(c, &v.Architecture, text)
+	case 7:
+		return one(c, &v.CommandLine, text)
+	case 8:
+		return one(c, &v.LeastMemory, number)
+	case 9:
+		return list(c, &v.Language, text)
+	case 10:
+		return list(c, &v.File, record)
+	}
+	return false
+}
+
+func (v *ImageFile) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Part, text)
+	case 1:
+		return one(c, &v.Digest, text)
+	case 2:
+		return optional(c, &v.Size, number)
+	case 3:
+		return one(c, &v.Format, text)
 	}
 	return false
 }

@@ -404,7 +404,7 @@ func (c *BrokerClient) ReportContext(ctx context.Context, request *Report) (*Rep
 }
 
 // ImageContext is the half of ImagePortType that a server writes by hand.
-// Blobs, content-addressed by SHA-256: sources, inputs, outputs, images.
+// Blobs, content-addressed by SHA-256: sources, inputs, outputs, images; and the images of VMs that are registered, manifests of such blobs.
 type ImageContext interface {
 	// Upload a chunk; resumable, verified when complete, idempotent.
 	PutBlobContext(ctx context.Context, request *PutBlob) (*PutBlobResponse, error)
@@ -414,6 +414,14 @@ type ImageContext interface {
 	StatBlobContext(ctx context.Context, request *StatBlob) (*StatBlobResponse, error)
 	// The blobs that are complete, by digest.
 	ListBlobsContext(ctx context.Context, request *ListBlobs) (*ListBlobsResponse, error)
+	// Keep an image under a name, as a new version. Its manifest and all that this names must be there.
+	RegisterImageContext(ctx context.Context, request *RegisterImage) (*RegisterImageResponse, error)
+	// A registered image with all that its manifest says.
+	GetImageContext(ctx context.Context, request *GetImage) (*GetImageResponse, error)
+	// Search registered images.
+	ListImagesContext(ctx context.Context, request *ListImages) (*ListImagesResponse, error)
+	// Forget an image. Whoever uses it keeps it until then.
+	RemoveImageContext(ctx context.Context, request *RemoveImage) (*RemoveImageResponse, error)
 }
 
 // ImageWithoutContext is the other half of ImagePortType, the calls without a context:
@@ -436,9 +444,25 @@ func (w ImageWithoutContext) ListBlobs(request *ListBlobs) (*ListBlobsResponse, 
 	return w.Server.ListBlobsContext(context.Background(), request)
 }
 
+func (w ImageWithoutContext) RegisterImage(request *RegisterImage) (*RegisterImageResponse, error) {
+	return w.Server.RegisterImageContext(context.Background(), request)
+}
+
+func (w ImageWithoutContext) GetImage(request *GetImage) (*GetImageResponse, error) {
+	return w.Server.GetImageContext(context.Background(), request)
+}
+
+func (w ImageWithoutContext) ListImages(request *ListImages) (*ListImagesResponse, error) {
+	return w.Server.ListImagesContext(context.Background(), request)
+}
+
+func (w ImageWithoutContext) RemoveImage(request *RemoveImage) (*RemoveImageResponse, error) {
+	return w.Server.RemoveImageContext(context.Background(), request)
+}
+
 // ImageContract is the service's dispatch table, bound to a server.
 func ImageContract(server ImageContext) Contract {
-	return Contract{Name: "image", Description: "Blobs, content-addressed by SHA-256: sources, inputs, outputs, images.", Operations: []Operation{
+	return Contract{Name: "image", Description: "Blobs, content-addressed by SHA-256: sources, inputs, outputs, images; and the images of VMs that are registered, manifests of such blobs.", Operations: []Operation{
 		{Name: "PutBlob", Doc: "Upload a chunk; resumable, verified when complete, idempotent.", NewRequest: func() any { return new(PutBlob) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.PutBlobContext(ctx, request.(*PutBlob)))
 		}},
@@ -450,6 +474,18 @@ func ImageContract(server ImageContext) Contract {
 		}},
 		{Name: "ListBlobs", Doc: "The blobs that are complete, by digest.", NewRequest: func() any { return new(ListBlobs) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.ListBlobsContext(ctx, request.(*ListBlobs)))
+		}},
+		{Name: "RegisterImage", Doc: "Keep an image under a name, as a new version. Its manifest and all that this names must be there.", NewRequest: func() any { return new(RegisterImage) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.RegisterImageContext(ctx, request.(*RegisterImage)))
+		}},
+		{Name: "GetImage", Doc: "A registered image with all that its manifest says.", NewRequest: func() any { return new(GetImage) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.GetImageContext(ctx, request.(*GetImage)))
+		}},
+		{Name: "ListImages", Doc: "Search registered images.", NewRequest: func() any { return new(ListImages) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.ListImagesContext(ctx, request.(*ListImages)))
+		}},
+		{Name: "RemoveImage", Doc: "Forget an image. Whoever uses it keeps it until then.", NewRequest: func() any { return new(RemoveImage) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.RemoveImageContext(ctx, request.(*RemoveImage)))
 		}},
 	}}
 }
@@ -497,6 +533,38 @@ func (c *ImageClient) StatBlobContext(ctx context.Context, request *StatBlob) (*
 func (c *ImageClient) ListBlobsContext(ctx context.Context, request *ListBlobs) (*ListBlobsResponse, error) {
 	response := new(ListBlobsResponse)
 	if err := c.caller.Call(ctx, c.url, "ListBlobs", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *ImageClient) RegisterImageContext(ctx context.Context, request *RegisterImage) (*RegisterImageResponse, error) {
+	response := new(RegisterImageResponse)
+	if err := c.caller.Call(ctx, c.url, "RegisterImage", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *ImageClient) GetImageContext(ctx context.Context, request *GetImage) (*GetImageResponse, error) {
+	response := new(GetImageResponse)
+	if err := c.caller.Call(ctx, c.url, "GetImage", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *ImageClient) ListImagesContext(ctx context.Context, request *ListImages) (*ListImagesResponse, error) {
+	response := new(ListImagesResponse)
+	if err := c.caller.Call(ctx, c.url, "ListImages", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *ImageClient) RemoveImageContext(ctx context.Context, request *RemoveImage) (*RemoveImageResponse, error) {
+	response := new(RemoveImageResponse)
+	if err := c.caller.Call(ctx, c.url, "RemoveImage", request, response); err != nil {
 		return nil, err
 	}
 	return response, nil

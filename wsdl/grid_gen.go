@@ -804,6 +804,74 @@ type ListBlobsResponse struct {
 	Blob []*Blob `xml:"blob" json:"blob,omitempty"`
 }
 
+type RegisterImage struct {
+	XMLName xml.Name `xml:"urn:mvm:1 RegisterImage"`
+
+	// Default: the manifest's.
+	Name string `xml:"name,omitempty" json:"name,omitempty"`
+
+	// Of the manifest's blob.
+	Digest string `xml:"digest" json:"digest,omitempty"`
+}
+
+type RegisterImageResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 RegisterImageResponse"`
+
+	Name string `xml:"name" json:"name,omitempty"`
+
+	// A new one, or the one that has the same digest already.
+	Version int32 `xml:"version" json:"version,omitempty"`
+
+	Digest string `xml:"digest" json:"digest,omitempty"`
+}
+
+type GetImage struct {
+	XMLName xml.Name `xml:"urn:mvm:1 GetImage"`
+
+	Name string `xml:"name" json:"name,omitempty"`
+
+	// Default: the newest.
+	Version int32 `xml:"version,omitempty" json:"version,omitempty"`
+}
+
+type GetImageResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 GetImageResponse"`
+
+	Image *Image `xml:"image,omitempty" json:"image,omitempty"`
+
+	// Base addresses of nodes that have its blobs.
+	Source []string `xml:"source" json:"source,omitempty"`
+}
+
+type ListImages struct {
+	XMLName xml.Name `xml:"urn:mvm:1 ListImages"`
+
+	// Part of the name or description.
+	Search string `xml:"search,omitempty" json:"search,omitempty"`
+}
+
+type ListImagesResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 ListImagesResponse"`
+
+	Image []*Image `xml:"image" json:"image,omitempty"`
+}
+
+type RemoveImage struct {
+	XMLName xml.Name `xml:"urn:mvm:1 RemoveImage"`
+
+	Name string `xml:"name" json:"name,omitempty"`
+
+	// Default: all of them.
+	Version int32 `xml:"version,omitempty" json:"version,omitempty"`
+}
+
+type RemoveImageResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 RemoveImageResponse"`
+
+	// NAME@VERSION of each.
+	Removed []string `xml:"removed" json:"removed,omitempty"`
+}
+
 type Awaken struct {
 	XMLName xml.Name `xml:"urn:mvm:1 Awaken"`
 
@@ -2042,6 +2110,50 @@ type Blob struct {
 	Url string `xml:"url,omitempty" json:"url,omitempty"`
 }
 
+type ImageFile struct {
+
+	// What it is for: kernel, initrd, disk, base (what the disk holds the differences from) or seed (a read-only disk that a cloud image takes the node's program from).
+	Part string `xml:"part" json:"part,omitempty"`
+
+	Digest string `xml:"digest" json:"digest,omitempty"`
+
+	Size *int64 `xml:"size,omitempty" json:"size,omitempty"`
+
+	// Of disks: raw or qcow2.
+	Format string `xml:"format,omitempty" json:"format,omitempty"`
+}
+
+type Image struct {
+	Name string `xml:"name" json:"name,omitempty"`
+
+	// From 1; one that was removed does not come again.
+	Version int32 `xml:"version" json:"version,omitempty"`
+
+	// Of its manifest: the same digest is the same image, bit by bit.
+	Digest string `xml:"digest" json:"digest,omitempty"`
+
+	Registered *soap.XSDDateTime `xml:"registered,omitempty" json:"registered,omitempty"`
+
+	// Of what it was made, by its maker's own count.
+	Release string `xml:"release,omitempty" json:"release,omitempty"`
+
+	Description string `xml:"description,omitempty" json:"description,omitempty"`
+
+	// As Go names it: amd64.
+	Architecture string `xml:"architecture" json:"architecture,omitempty"`
+
+	// Of the kernel, after what the machine needs.
+	CommandLine string `xml:"commandLine,omitempty" json:"commandLine,omitempty"`
+
+	// MiB that it needs to start.
+	LeastMemory int32 `xml:"leastMemory" json:"leastMemory,omitempty"`
+
+	// What it can build and run.
+	Language []*Language `xml:"language" json:"language,omitempty"`
+
+	File []*ImageFile `xml:"file" json:"file,omitempty"`
+}
+
 type FileRef struct {
 	Name string `xml:"name" json:"name,omitempty"`
 
@@ -2987,6 +3099,38 @@ type ImagePortType interface {
 	ListBlobs(request *ListBlobs) (*ListBlobsResponse, error)
 
 	ListBlobsContext(ctx context.Context, request *ListBlobs) (*ListBlobsResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* Keep an image under a name, as a new version. Its manifest and all that this names must be there. */
+	RegisterImage(request *RegisterImage) (*RegisterImageResponse, error)
+
+	RegisterImageContext(ctx context.Context, request *RegisterImage) (*RegisterImageResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* A registered image with all that its manifest says. */
+	GetImage(request *GetImage) (*GetImageResponse, error)
+
+	GetImageContext(ctx context.Context, request *GetImage) (*GetImageResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* Search registered images. */
+	ListImages(request *ListImages) (*ListImagesResponse, error)
+
+	ListImagesContext(ctx context.Context, request *ListImages) (*ListImagesResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* Forget an image. Whoever uses it keeps it until then. */
+	RemoveImage(request *RemoveImage) (*RemoveImageResponse, error)
+
+	RemoveImageContext(ctx context.Context, request *RemoveImage) (*RemoveImageResponse, error)
 }
 
 type imagePortType struct {
@@ -3062,6 +3206,74 @@ func (service *imagePortType) ListBlobsContext(ctx context.Context, request *Lis
 
 func (service *imagePortType) ListBlobs(request *ListBlobs) (*ListBlobsResponse, error) {
 	return service.ListBlobsContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *imagePortType) RegisterImageContext(ctx context.Context, request *RegisterImage) (*RegisterImageResponse, error) {
+	response := new(RegisterImageResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#RegisterImage", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *imagePortType) RegisterImage(request *RegisterImage) (*RegisterImageResponse, error) {
+	return service.RegisterImageContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *imagePortType) GetImageContext(ctx context.Context, request *GetImage) (*GetImageResponse, error) {
+	response := new(GetImageResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#GetImage", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *imagePortType) GetImage(request *GetImage) (*GetImageResponse, error) {
+	return service.GetImageContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *imagePortType) ListImagesContext(ctx context.Context, request *ListImages) (*ListImagesResponse, error) {
+	response := new(ListImagesResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#ListImages", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *imagePortType) ListImages(request *ListImages) (*ListImagesResponse, error) {
+	return service.ListImagesContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *imagePortType) RemoveImageContext(ctx context.Context, request *RemoveImage) (*RemoveImageResponse, error) {
+	response := new(RemoveImageResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#RemoveImage", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *imagePortType) RemoveImage(request *RemoveImage) (*RemoveImageResponse, error) {
+	return service.RemoveImageContext(
 		context.Background(),
 		request,
 	)

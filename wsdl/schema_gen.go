@@ -11,934 +11,983 @@ import (
 // other by their place in it. Nothing writes to it.
 var schemaTypes = [...]schemaType{
 	0: {name: "AddEdge", kind: kindComplex, elements: []schemaElement{
-		{"job", 163, 1, 1, false},
-		{"edge", 102, 1, 1, false},
-		{"queue", 135, 0, 1, false},
-		{"waitMillis", 161, 0, 1, false},
-		{"token", 163, 0, 1, false},
+		{"job", 173, 1, 1, false},
+		{"edge", 110, 1, 1, false},
+		{"queue", 145, 0, 1, false},
+		{"waitMillis", 171, 0, 1, false},
+		{"token", 173, 0, 1, false},
 	}},
 	1: {name: "AddEdgeResponse", kind: kindComplex, elements: []schemaElement{
-		{"change", 95, 1, 1, false},
+		{"change", 103, 1, 1, false},
 	}},
 	2: {name: "ApplyChange", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 88, 1, 1, false},
-		{"number", 162, 1, 1, false},
-		{"step", 161, 1, 1, false},
-		{"build", 92, 0, -1, false},
-		{"peer", 126, 0, -1, false},
-		{"queue", 147, 0, -1, false},
-		{"channel", 96, 0, -1, false},
-		{"resume", 152, 0, -1, false},
-		{"alter", 148, 0, -1, false},
-		{"switch", 152, 0, -1, false},
+		{"attempt", 96, 1, 1, false},
+		{"number", 172, 1, 1, false},
+		{"step", 171, 1, 1, false},
+		{"build", 100, 0, -1, false},
+		{"peer", 136, 0, -1, false},
+		{"queue", 157, 0, -1, false},
+		{"channel", 104, 0, -1, false},
+		{"resume", 162, 0, -1, false},
+		{"alter", 158, 0, -1, false},
+		{"switch", 162, 0, -1, false},
 	}},
 	3: {name: "ApplyChangeResponse", kind: kindComplex, elements: []schemaElement{
-		{"done", 159, 1, 1, true},
-		{"switch", 153, 0, -1, false},
+		{"done", 169, 1, 1, true},
+		{"switch", 163, 0, -1, false},
 	}},
 	4: {name: "Awaken", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 88, 1, 1, false},
-		{"broker", 163, 1, 1, false},
-		{"image", 163, 1, -1, false},
-		{"slots", 161, 1, 1, false},
-		{"memory", 162, 0, 1, false},
-		{"cores", 161, 0, 1, false},
-		{"proxy", 159, 1, 1, true},
-		{"build", 92, 0, -1, false},
-		{"file", 107, 0, -1, false},
-		{"queueLimits", 139, 0, 1, false},
+		{"attempt", 96, 1, 1, false},
+		{"broker", 173, 1, 1, false},
+		{"image", 173, 1, -1, false},
+		{"slots", 171, 1, 1, false},
+		{"memory", 172, 0, 1, false},
+		{"cores", 171, 0, 1, false},
+		{"proxy", 169, 1, 1, true},
+		{"build", 100, 0, -1, false},
+		{"file", 115, 0, -1, false},
+		{"queueLimits", 149, 0, 1, false},
 	}},
 	5: {name: "AwakenResponse", kind: kindComplex, elements: []schemaElement{
-		{"address", 163, 0, 1, false},
-		{"fingerprint", 163, 0, 1, false},
-		{"build", 93, 0, -1, false},
+		{"address", 173, 0, 1, false},
+		{"fingerprint", 173, 0, 1, false},
+		{"build", 101, 0, -1, false},
 	}},
 	6: {name: "CancelJob", kind: kindComplex, elements: []schemaElement{
-		{"id", 163, 1, 1, false},
-		{"reason", 163, 0, 1, false},
+		{"id", 173, 1, 1, false},
+		{"reason", 173, 0, 1, false},
 	}},
 	7: {name: "CancelJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"state", 116, 1, 1, false},
+		{"state", 126, 1, 1, false},
 	}},
 	8: {name: "ChangeQueue", kind: kindComplex, elements: []schemaElement{
-		{"job", 163, 0, 1, false},
-		{"queue", 163, 1, 1, false},
-		{"type", 142, 0, 1, false},
-		{"full", 108, 0, 1, false},
-		{"capacity", 162, 0, 1, true},
-		{"encoders", 104, 0, 1, false},
-		{"rule", 163, 0, 1, true},
-		{"ruleVersion", 161, 0, 1, false},
-		{"link", 119, 0, 1, false},
-		{"served", 159, 0, 1, false},
-		{"weight", 161, 0, 1, false},
-		{"held", 159, 0, 1, true},
-		{"waitMillis", 161, 0, 1, false},
-		{"token", 163, 0, 1, false},
+		{"job", 173, 0, 1, false},
+		{"queue", 173, 1, 1, false},
+		{"type", 152, 0, 1, false},
+		{"full", 116, 0, 1, false},
+		{"capacity", 172, 0, 1, true},
+		{"encoders", 112, 0, 1, false},
+		{"rule", 173, 0, 1, true},
+		{"ruleVersion", 171, 0, 1, false},
+		{"link", 129, 0, 1, false},
+		{"served", 169, 0, 1, false},
+		{"weight", 171, 0, 1, false},
+		{"held", 169, 0, 1, true},
+		{"waitMillis", 171, 0, 1, false},
+		{"token", 173, 0, 1, false},
 	}},
 	9: {name: "ChangeQueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"change", 95, 1, 1, false},
+		{"change", 103, 1, 1, false},
 	}},
 	10: {name: "Dequeue", kind: kindComplex, elements: []schemaElement{
-		{"job", 163, 1, 1, false},
-		{"queue", 163, 1, 1, false},
-		{"limit", 161, 0, 1, false},
-		{"timeoutMillis", 161, 0, 1, false},
+		{"job", 173, 1, 1, false},
+		{"queue", 173, 1, 1, false},
+		{"limit", 171, 0, 1, false},
+		{"timeoutMillis", 171, 0, 1, false},
 	}},
 	11: {name: "DequeueResponse", kind: kindComplex, elements: []schemaElement{
-		{"item", 90, 0, -1, false},
-		{"end", 159, 1, 1, true},
+		{"item", 98, 0, -1, false},
+		{"end", 169, 1, 1, true},
 	}},
 	12: {name: "DrainQueue", kind: kindComplex, elements: []schemaElement{
-		{"job", 163, 0, 1, false},
-		{"queue", 163, 1, 1, false},
-		{"limit", 161, 0, 1, false},
+		{"job", 173, 0, 1, false},
+		{"queue", 173, 1, 1, false},
+		{"limit", 171, 0, 1, false},
 	}},
 	13: {name: "DrainQueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"item", 138, 0, -1, false},
-		{"more", 159, 1, 1, true},
+		{"item", 148, 0, -1, false},
+		{"more", 169, 1, 1, true},
 	}},
 	14: {name: "Enqueue", kind: kindComplex, elements: []schemaElement{
-		{"job", 163, 1, 1, false},
-		{"queue", 163, 1, 1, false},
-		{"item", 90, 0, -1, false},
-		{"priority", 161, 0, 1, false},
-		{"instruction", 159, 0, 1, false},
-		{"end", 159, 0, 1, false},
-		{"timeoutMillis", 161, 0, 1, false},
+		{"job", 173, 1, 1, false},
+		{"queue", 173, 1, 1, false},
+		{"item", 98, 0, -1, false},
+		{"priority", 171, 0, 1, false},
+		{"instruction", 169, 0, 1, false},
+		{"end", 169, 0, 1, false},
+		{"timeoutMillis", 171, 0, 1, false},
 	}},
 	15: {name: "EnqueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"accepted", 161, 1, 1, true},
+		{"accepted", 171, 1, 1, true},
 	}},
 	16: {name: "GetBlob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 163, 1, 1, false},
-		{"offset", 162, 0, 1, false},
-		{"length", 161, 0, 1, false},
+		{"digest", 173, 1, 1, false},
+		{"offset", 172, 0, 1, false},
+		{"length", 171, 0, 1, false},
 	}},
 	17: {name: "GetBlobResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 91, 1, 1, false},
-		{"data", 90, 0, 1, false},
+		{"blob", 99, 1, 1, false},
+		{"data", 98, 0, 1, false},
 	}},
 	18: {name: "GetBroker", kind: kindComplex},
 	19: {name: "GetBrokerResponse", kind: kindComplex, elements: []schemaElement{
-		{"url", 163, 1, 1, false},
-		{"node", 163, 1, 1, false},
-		{"image", 163, 1, 1, false},
-		{"information", 163, 1, 1, false},
+		{"url", 173, 1, 1, false},
+		{"node", 173, 1, 1, false},
+		{"image", 173, 1, 1, false},
+		{"information", 173, 1, 1, false},
 	}},
 	20: {name: "GetChange", kind: kindComplex, elements: []schemaElement{
-		{"job", 163, 1, 1, false},
-		{"number", 162, 1, 1, false},
-		{"waitMillis", 161, 0, 1, false},
+		{"job", 173, 1, 1, false},
+		{"number", 172, 1, 1, false},
+		{"waitMillis", 171, 0, 1, false},
 	}},
 	21: {name: "GetChangeResponse", kind: kindComplex, elements: []schemaElement{
-		{"change", 95, 1, 1, false},
-	}},
-	22: {name: "GetJob", kind: kindComplex, elements: []schemaElement{
-		{"id", 163, 1, 1, false},
-	}},
-	23: {name: "GetJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"job", 117, 1, 1, false},
-	}},
-	24: {name: "GetOutput", kind: kindComplex, elements: []schemaElement{
-		{"id", 163, 1, 1, false},
-		{"process", 161, 0, 1, true},
-		{"name", 163, 1, 1, false},
-		{"offset", 162, 0, 1, false},
-		{"length", 161, 0, 1, false},
-		{"waitMillis", 161, 0, 1, false},
-	}},
-	25: {name: "GetOutputResponse", kind: kindComplex, elements: []schemaElement{
-		{"data", 90, 0, 1, false},
-		{"next", 162, 1, 1, true},
-		{"end", 159, 1, 1, true},
-		{"digest", 163, 0, 1, false},
-	}},
-	26: {name: "GetProfile", kind: kindComplex, elements: []schemaElement{
-		{"kind", 133, 1, 1, false},
-		{"name", 163, 1, 1, false},
-		{"version", 161, 0, 1, false},
-	}},
-	27: {name: "GetProfileResponse", kind: kindComplex, elements: []schemaElement{
-		{"profile", 132, 1, 1, false},
-	}},
-	28: {name: "GetQuiet", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 88, 1, 1, false},
-		{"waits", 159, 0, 1, false},
-	}},
-	29: {name: "GetQuietResponse", kind: kindComplex, elements: []schemaElement{
-		{"quiet", 159, 1, 1, true},
-		{"period", 162, 1, 1, true},
-		{"sent", 162, 1, 1, true},
-		{"received", 162, 1, 1, true},
-		{"wait", 157, 0, -1, false},
-	}},
-	30: {name: "GridFault", kind: kindComplex, elements: []schemaElement{
-		{"code", 105, 1, 1, false},
-		{"message", 163, 1, 1, false},
-		{"advice", 163, 0, 1, false},
-		{"address", 163, 0, 1, false},
-		{"output", 163, 0, 1, false},
-		{"problem", 128, 0, -1, false},
-		{"requestId", 163, 0, 1, false},
-	}},
-	31: {name: "Heartbeat", kind: kindComplex, elements: []schemaElement{
-		{"node", 163, 1, 1, false},
-		{"incarnation", 163, 1, 1, false},
-		{"freeSlots", 161, 1, 1, true},
-		{"freeMemory", 162, 0, 1, true},
-		{"freeCores", 161, 0, 1, true},
-		{"attempt", 88, 0, -1, false},
-	}},
-	32: {name: "HeartbeatResponse", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 88, 0, -1, false},
-		{"leaseMillis", 162, 1, 1, false},
-		{"heartbeatMillis", 162, 1, 1, false},
-	}},
-	33: {name: "Inspect", kind: kindComplex, elements: []schemaElement{
-		{"job", 163, 0, 1, false},
-	}},
-	34: {name: "InspectResponse", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 89, 0, -1, false},
-	}},
-	35: {name: "Instantiate", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 88, 1, 1, false},
-		{"wallTimeSeconds", 162, 0, 1, false},
-		{"process", 129, 0, -1, false},
-		{"channel", 96, 0, -1, false},
-		{"queue", 147, 0, -1, false},
-		{"peer", 126, 0, -1, false},
-	}},
-	36: {name: "InstantiateResponse", kind: kindComplex, elements: []schemaElement{
-		{"processes", 161, 1, 1, false},
-	}},
-	37: {name: "Join", kind: kindComplex, elements: []schemaElement{
-		{"node", 120, 1, 1, false},
-	}},
-	38: {name: "JoinResponse", kind: kindComplex, elements: []schemaElement{
-		{"broker", 163, 1, 1, false},
-		{"information", 163, 1, 1, false},
-		{"image", 163, 1, 1, false},
-		{"url", 163, 1, 1, false},
-	}},
-	39: {name: "ListBlobs", kind: kindComplex, elements: []schemaElement{
-		{"after", 163, 0, 1, false},
-		{"limit", 161, 0, 1, false},
-	}},
-	40: {name: "ListBlobsResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 91, 0, -1, false},
-	}},
-	41: {name: "ListJobs", kind: kindComplex, elements: []schemaElement{
-		{"state", 116, 0, 1, false},
-		{"name", 163, 0, 1, false},
-		{"limit", 161, 0, 1, false},
-		{"before", 163, 0, 1, false},
-	}},
-	42: {name: "ListJobsResponse", kind: kindComplex, elements: []schemaElement{
-		{"job", 117, 0, -1, false},
-	}},
-	43: {name: "ListNodes", kind: kindComplex},
-	44: {name: "ListNodesResponse", kind: kindComplex, elements: []schemaElement{
-		{"node", 120, 0, -1, false},
-	}},
-	45: {name: "ListProfiles", kind: kindComplex, elements: []schemaElement{
-		{"kind", 133, 0, 1, false},
-		{"search", 163, 0, 1, false},
-	}},
-	46: {name: "ListProfilesResponse", kind: kindComplex, elements: []schemaElement{
-		{"profile", 132, 0, -1, false},
-	}},
-	47: {name: "ListQueues", kind: kindComplex, elements: []schemaElement{
-		{"job", 163, 0, 1, false},
-		{"queue", 163, 0, 1, false},
-		{"sampleMillis", 161, 0, 1, false},
-		{"planned", 159, 0, 1, false},
-	}},
-	48: {name: "ListQueuesResponse", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 161, 0, 1, false},
-		{"queue", 141, 0, -1, false},
-		{"change", 95, 0, -1, false},
-	}},
-	49: {name: "ListServices", kind: kindComplex},
-	50: {name: "ListServicesResponse", kind: kindComplex, elements: []schemaElement{
-		{"service", 149, 0, -1, false},
-	}},
-	51: {name: "MakeQueue", kind: kindComplex, elements: []schemaElement{
-		{"name", 163, 1, 1, false},
-		{"type", 142, 0, 1, false},
-		{"capacity", 162, 0, 1, false},
-		{"full", 108, 0, 1, false},
-		{"weight", 161, 0, 1, false},
-		{"held", 159, 0, 1, false},
-	}},
-	52: {name: "MakeQueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"queue", 141, 1, 1, false},
-	}},
-	53: {name: "MoveJob", kind: kindComplex, elements: []schemaElement{
-		{"job", 163, 1, 1, false},
-		{"queue", 163, 0, 1, false},
-		{"place", 114, 0, 1, false},
-		{"priority", 161, 0, 1, true},
-	}},
-	54: {name: "MoveJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"queue", 163, 1, 1, false},
-		{"place", 161, 1, 1, false},
-	}},
-	55: {name: "OpenSocket", kind: kindComplex, elements: []schemaElement{
-		{"job", 163, 1, 1, false},
-		{"queue", 163, 1, 1, false},
-		{"ttlMillis", 161, 0, 1, false},
-	}},
-	56: {name: "OpenSocketResponse", kind: kindComplex, elements: []schemaElement{
-		{"address", 163, 1, 1, false},
-		{"token", 163, 1, 1, false},
-	}},
-	57: {name: "PeekQueue", kind: kindComplex, elements: []schemaElement{
-		{"job", 163, 0, 1, false},
-		{"queue", 163, 1, 1, false},
-		{"limit", 161, 0, 1, false},
-		{"bytes", 161, 0, 1, false},
-	}},
-	58: {name: "PeekQueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"item", 138, 0, -1, false},
-	}},
-	59: {name: "PlanJob", kind: kindComplex, elements: []schemaElement{
-		{"job", 113, 0, 1, false},
-		{"profile", 163, 0, 1, false},
-		{"version", 161, 0, 1, false},
-		{"argument", 87, 0, -1, false},
-		{"queue", 163, 0, 1, false},
-	}},
-	60: {name: "PlanJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"fits", 159, 1, 1, true},
-		{"reason", 163, 0, 1, false},
-		{"placement", 127, 0, -1, false},
-		{"rejection", 143, 0, -1, false},
-		{"localChannels", 161, 1, 1, true},
-		{"remoteChannels", 161, 1, 1, true},
-	}},
-	61: {name: "PutBlob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 163, 1, 1, false},
-		{"size", 162, 1, 1, true},
-		{"offset", 162, 0, 1, false},
-		{"data", 90, 0, 1, false},
-	}},
-	62: {name: "PutBlobResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 91, 1, 1, false},
-	}},
-	63: {name: "Query", kind: kindComplex, elements: []schemaElement{
-		{"role", 146, 0, 1, false},
-		{"language", 118, 0, 1, false},
-	}},
-	64: {name: "QueryResponse", kind: kindComplex, elements: []schemaElement{
-		{"node", 120, 0, -1, false},
-	}},
-	65: {name: "ReadStream", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 88, 1, 1, false},
-		{"process", 161, 1, 1, true},
-		{"name", 163, 1, 1, false},
-		{"offset", 162, 0, 1, false},
-		{"length", 161, 0, 1, false},
-		{"waitMillis", 161, 0, 1, false},
-	}},
-	66: {name: "ReadStreamResponse", kind: kindComplex, elements: []schemaElement{
-		{"data", 90, 0, 1, false},
-		{"next", 162, 1, 1, true},
-		{"end", 159, 1, 1, true},
-	}},
-	67: {name: "Register", kind: kindComplex, elements: []schemaElement{
-		{"node", 120, 1, 1, false},
-	}},
-	68: {name: "RegisterProfile", kind: kindComplex, elements: []schemaElement{
-		{"profile", 132, 1, 1, false},
-	}},
-	69: {name: "RegisterProfileResponse", kind: kindComplex, elements: []schemaElement{
-		{"name", 163, 1, 1, false},
-		{"version", 161, 1, 1, false},
-	}},
-	70: {name: "RegisterResponse", kind: kindComplex, elements: []schemaElement{
-		{"leaseMillis", 162, 1, 1, false},
-		{"heartbeatMillis", 162, 1, 1, false},
-		{"broker", 163, 0, 1, false},
-	}},
-	71: {name: "RemoveEdge", kind: kindComplex, elements: []schemaElement{
-		{"job", 163, 1, 1, false},
-		{"edge", 163, 1, 1, false},
-		{"waitMillis", 161, 0, 1, false},
-		{"token", 163, 0, 1, false},
-	}},
-	72: {name: "RemoveEdgeResponse", kind: kindComplex, elements: []schemaElement{
-		{"change", 95, 1, 1, false},
-	}},
-	73: {name: "RemoveQueue", kind: kindComplex, elements: []schemaElement{
-		{"name", 163, 1, 1, false},
-		{"into", 163, 0, 1, false},
-	}},
-	74: {name: "RemoveQueueResponse", kind: kindComplex},
-	75: {name: "Report", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 88, 1, 1, false},
-		{"sequence", 162, 1, 1, false},
-		{"process", 131, 0, -1, false},
-		{"failure", 163, 0, 1, false},
-		{"proxyBytes", 162, 0, 1, false},
-		{"proxyItems", 162, 0, 1, false},
-		{"quiet", 162, 0, 1, false},
-	}},
-	76: {name: "ReportResponse", kind: kindComplex, elements: []schemaElement{
-		{"acknowledged", 162, 1, 1, false},
-	}},
-	77: {name: "RewireEdge", kind: kindComplex, elements: []schemaElement{
-		{"job", 163, 1, 1, false},
-		{"edge", 163, 1, 1, false},
-		{"from", 163, 0, 1, false},
-		{"to", 163, 0, 1, false},
-		{"waitMillis", 161, 0, 1, false},
-		{"token", 163, 0, 1, false},
-	}},
-	78: {name: "RewireEdgeResponse", kind: kindComplex, elements: []schemaElement{
-		{"change", 95, 1, 1, false},
-	}},
-	79: {name: "StatBlob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 163, 1, 1, false},
-	}},
-	80: {name: "StatBlobResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 91, 1, 1, false},
-	}},
-	81: {name: "SubmitJob", kind: kindComplex, elements: []schemaElement{
-		{"token", 163, 1, 1, false},
-		{"job", 113, 0, 1, false},
-		{"profile", 163, 0, 1, false},
-		{"version", 161, 0, 1, false},
-		{"argument", 87, 0, -1, false},
-		{"queue", 163, 0, 1, false},
-	}},
-	82: {name: "SubmitJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"id", 163, 1, 1, false},
-	}},
-	83: {name: "Terminate", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 88, 1, 1, false},
-		{"graceMillis", 162, 0, 1, false},
-		{"reason", 163, 0, 1, false},
-	}},
-	84: {name: "TerminateResponse", kind: kindComplex, elements: []schemaElement{
-		{"sequence", 162, 1, 1, true},
-	}},
-	85: {name: "WaitJob", kind: kindComplex, elements: []schemaElement{
-		{"id", 163, 1, 1, false},
-		{"revision", 162, 0, 1, false},
-		{"timeoutMillis", 161, 0, 1, false},
-	}},
-	86: {name: "WaitJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"job", 117, 1, 1, false},
-	}},
-	87: {name: "Assignment", kind: kindComplex, attributes: []schemaAttribute{
-		{"name", 163, true},
-		{"value", 163, false},
-	}},
-	88: {name: "Attempt", kind: kindComplex, elements: []schemaElement{
-		{"job", 163, 1, 1, false},
-		{"number", 161, 1, 1, false},
-		{"node", 163, 0, 1, false},
-		{"incarnation", 163, 0, 1, false},
-	}},
-	89: {name: "AttemptState", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 88, 1, 1, false},
-		{"state", 163, 1, 1, false},
-		{"slots", 161, 1, 1, true},
-		{"process", 131, 0, -1, false},
-		{"channel", 98, 0, -1, false},
-		{"queue", 140, 0, -1, false},
-		{"micros", 162, 0, 1, true},
-	}},
-	90: {name: "Binary", kind: kindBase64},
-	91: {name: "Blob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 163, 1, 1, false},
-		{"size", 162, 0, 1, true},
-		{"received", 162, 1, 1, true},
-		{"complete", 159, 1, 1, true},
-		{"url", 163, 0, 1, false},
-	}},
-	92: {name: "Build", kind: kindComplex, elements: []schemaElement{
-		{"source", 163, 1, 1, false},
-		{"language", 118, 1, 1, false},
-		{"flag", 163, 0, -1, false},
-		{"file", 107, 1, -1, false},
-	}},
-	93: {name: "BuildStatus", kind: kindComplex, elements: []schemaElement{
-		{"source", 163, 1, 1, false},
-		{"digest", 163, 1, 1, false},
-		{"node", 163, 0, 1, false},
-		{"cached", 159, 1, 1, true},
-		{"millis", 162, 1, 1, true},
-		{"output", 163, 0, 1, false},
-	}},
-	94: {name: "ChangeState", kind: kindString, values: []string{"pending", "done", "failed"}},
-	95: {name: "ChangeStatus", kind: kindComplex, elements: []schemaElement{
-		{"number", 162, 0, 1, false},
-		{"attempt", 161, 0, 1, false},
-		{"what", 163, 1, 1, false},
-		{"queue", 163, 0, 1, false},
-		{"state", 94, 1, 1, false},
-		{"reason", 163, 0, 1, false},
-	}},
-	96: {name: "Channel", kind: kindComplex, elements: []schemaElement{
-		{"id", 161, 1, 1, true},
-		{"capacity", 161, 1, 1, false},
-		{"from", 97, 1, 1, false},
-		{"to", 97, 1, 1, false},
-		{"label", 163, 0, 1, false},
-		{"afterOut", 161, 0, 1, true},
-		{"afterIn", 161, 0, 1, true},
-		{"forward", 159, 0, 1, false},
-		{"direct", 159, 0, 1, false},
-	}},
-	97: {name: "ChannelEnd", kind: kindComplex, elements: []schemaElement{
-		{"process", 161, 0, 1, true},
-		{"port", 163, 0, 1, false},
-		{"peer", 163, 0, 1, false},
-		{"outside", 163, 0, 1, false},
-		{"queue", 161, 0, 1, false},
-	}},
-	98: {name: "ChannelState", kind: kindComplex, elements: []schemaElement{
-		{"id", 161, 1, 1, true},
-		{"from", 97, 1, 1, false},
-		{"to", 97, 1, 1, false},
-		{"capacity", 162, 1, 1, false},
-		{"depth", 162, 1, 1, true},
-		{"itemsIn", 162, 0, 1, true},
-		{"itemsOut", 162, 0, 1, true},
-		{"bytesIn", 162, 0, 1, true},
-		{"bytesOut", 162, 0, 1, true},
-		{"proxyItems", 162, 0, 1, true},
-		{"proxyBytes", 162, 0, 1, true},
-		{"producerWaits", 159, 1, 1, true},
-		{"consumerWaits", 159, 1, 1, true},
-		{"closed", 159, 1, 1, true},
-		{"takerClosed", 159, 0, 1, true},
-	}},
-	99: {name: "Codec", kind: kindString, values: []string{"raw", "lines", "json", "xml", "xdr", "base64", "zstd"}},
-	100: {name: "Compiler", kind: kindComplex, elements: []schemaElement{
-		{"language", 118, 1, 1, false},
-		{"command", 163, 1, 1, false},
-		{"version", 163, 1, 1, false},
-	}},
-	101: {name: "Direction", kind: kindString, values: []string{"both", "forward"}},
-	102: {name: "Edge", kind: kindComplex, elements: []schemaElement{
-		{"link", 119, 0, 1, false},
+		{"change", 103, 1, 1, false},
+	}},
+	22: {name: "GetImage", kind: kindComplex, elements: []schemaElement{
+		{"name", 173, 1, 1, false},
+		{"version", 171, 0, 1, false},
+	}},
+	23: {name: "GetImageResponse", kind: kindComplex, elements: []schemaElement{
+		{"image", 119, 1, 1, false},
+		{"source", 173, 0, -1, false},
+	}},
+	24: {name: "GetJob", kind: kindComplex, elements: []schemaElement{
+		{"id", 173, 1, 1, false},
+	}},
+	25: {name: "GetJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"job", 127, 1, 1, false},
+	}},
+	26: {name: "GetOutput", kind: kindComplex, elements: []schemaElement{
+		{"id", 173, 1, 1, false},
+		{"process", 171, 0, 1, true},
+		{"name", 173, 1, 1, false},
+		{"offset", 172, 0, 1, false},
+		{"length", 171, 0, 1, false},
+		{"waitMillis", 171, 0, 1, false},
+	}},
+	27: {name: "GetOutputResponse", kind: kindComplex, elements: []schemaElement{
+		{"data", 98, 0, 1, false},
+		{"next", 172, 1, 1, true},
+		{"end", 169, 1, 1, true},
+		{"digest", 173, 0, 1, false},
+	}},
+	28: {name: "GetProfile", kind: kindComplex, elements: []schemaElement{
+		{"kind", 143, 1, 1, false},
+		{"name", 173, 1, 1, false},
+		{"version", 171, 0, 1, false},
+	}},
+	29: {name: "GetProfileResponse", kind: kindComplex, elements: []schemaElement{
+		{"profile", 142, 1, 1, false},
+	}},
+	30: {name: "GetQuiet", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 96, 1, 1, false},
+		{"waits", 169, 0, 1, false},
+	}},
+	31: {name: "GetQuietResponse", kind: kindComplex, elements: []schemaElement{
+		{"quiet", 169, 1, 1, true},
+		{"period", 172, 1, 1, true},
+		{"sent", 172, 1, 1, true},
+		{"received", 172, 1, 1, true},
+		{"wait", 167, 0, -1, false},
+	}},
+	32: {name: "GridFault", kind: kindComplex, elements: []schemaElement{
+		{"code", 113, 1, 1, false},
+		{"message", 173, 1, 1, false},
+		{"advice", 173, 0, 1, false},
+		{"address", 173, 0, 1, false},
+		{"output", 173, 0, 1, false},
+		{"problem", 138, 0, -1, false},
+		{"requestId", 173, 0, 1, false},
+	}},
+	33: {name: "Heartbeat", kind: kindComplex, elements: []schemaElement{
+		{"node", 173, 1, 1, false},
+		{"incarnation", 173, 1, 1, false},
+		{"freeSlots", 171, 1, 1, true},
+		{"freeMemory", 172, 0, 1, true},
+		{"freeCores", 171, 0, 1, true},
+		{"attempt", 96, 0, -1, false},
+	}},
+	34: {name: "HeartbeatResponse", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 96, 0, -1, false},
+		{"leaseMillis", 172, 1, 1, false},
+		{"heartbeatMillis", 172, 1, 1, false},
+	}},
+	35: {name: "Inspect", kind: kindComplex, elements: []schemaElement{
+		{"job", 173, 0, 1, false},
+	}},
+	36: {name: "InspectResponse", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 97, 0, -1, false},
+	}},
+	37: {name: "Instantiate", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 96, 1, 1, false},
+		{"wallTimeSeconds", 172, 0, 1, false},
+		{"process", 139, 0, -1, false},
+		{"channel", 104, 0, -1, false},
+		{"queue", 157, 0, -1, false},
+		{"peer", 136, 0, -1, false},
+	}},
+	38: {name: "InstantiateResponse", kind: kindComplex, elements: []schemaElement{
+		{"processes", 171, 1, 1, false},
+	}},
+	39: {name: "Join", kind: kindComplex, elements: []schemaElement{
+		{"node", 130, 1, 1, false},
+	}},
+	40: {name: "JoinResponse", kind: kindComplex, elements: []schemaElement{
+		{"broker", 173, 1, 1, false},
+		{"information", 173, 1, 1, false},
+		{"image", 173, 1, 1, false},
+		{"url", 173, 1, 1, false},
+	}},
+	41: {name: "ListBlobs", kind: kindComplex, elements: []schemaElement{
+		{"after", 173, 0, 1, false},
+		{"limit", 171, 0, 1, false},
+	}},
+	42: {name: "ListBlobsResponse", kind: kindComplex, elements: []schemaElement{
+		{"blob", 99, 0, -1, false},
+	}},
+	43: {name: "ListImages", kind: kindComplex, elements: []schemaElement{
+		{"search", 173, 0, 1, false},
+	}},
+	44: {name: "ListImagesResponse", kind: kindComplex, elements: []schemaElement{
+		{"image", 119, 0, -1, false},
+	}},
+	45: {name: "ListJobs", kind: kindComplex, elements: []schemaElement{
+		{"state", 126, 0, 1, false},
+		{"name", 173, 0, 1, false},
+		{"limit", 171, 0, 1, false},
+		{"before", 173, 0, 1, false},
+	}},
+	46: {name: "ListJobsResponse", kind: kindComplex, elements: []schemaElement{
+		{"job", 127, 0, -1, false},
+	}},
+	47: {name: "ListNodes", kind: kindComplex},
+	48: {name: "ListNodesResponse", kind: kindComplex, elements: []schemaElement{
+		{"node", 130, 0, -1, false},
+	}},
+	49: {name: "ListProfiles", kind: kindComplex, elements: []schemaElement{
+		{"kind", 143, 0, 1, false},
+		{"search", 173, 0, 1, false},
+	}},
+	50: {name: "ListProfilesResponse", kind: kindComplex, elements: []schemaElement{
+		{"profile", 142, 0, -1, false},
+	}},
+	51: {name: "ListQueues", kind: kindComplex, elements: []schemaElement{
+		{"job", 173, 0, 1, false},
+		{"queue", 173, 0, 1, false},
+		{"sampleMillis", 171, 0, 1, false},
+		{"planned", 169, 0, 1, false},
+	}},
+	52: {name: "ListQueuesResponse", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 171, 0, 1, false},
+		{"queue", 151, 0, -1, false},
+		{"change", 103, 0, -1, false},
+	}},
+	53: {name: "ListServices", kind: kindComplex},
+	54: {name: "ListServicesResponse", kind: kindComplex, elements: []schemaElement{
+		{"service", 159, 0, -1, false},
+	}},
+	55: {name: "MakeQueue", kind: kindComplex, elements: []schemaElement{
+		{"name", 173, 1, 1, false},
+		{"type", 152, 0, 1, false},
+		{"capacity", 172, 0, 1, false},
+		{"full", 116, 0, 1, false},
+		{"weight", 171, 0, 1, false},
+		{"held", 169, 0, 1, false},
+	}},
+	56: {name: "MakeQueueResponse", kind: kindComplex, elements: []schemaElement{
+		{"queue", 151, 1, 1, false},
+	}},
+	57: {name: "MoveJob", kind: kindComplex, elements: []schemaElement{
+		{"job", 173, 1, 1, false},
+		{"queue", 173, 0, 1, false},
+		{"place", 124, 0, 1, false},
+		{"priority", 171, 0, 1, true},
+	}},
+	58: {name: "MoveJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"queue", 173, 1, 1, false},
+		{"place", 171, 1, 1, false},
+	}},
+	59: {name: "OpenSocket", kind: kindComplex, elements: []schemaElement{
+		{"job", 173, 1, 1, false},
+		{"queue", 173, 1, 1, false},
+		{"ttlMillis", 171, 0, 1, false},
+	}},
+	60: {name: "OpenSocketResponse", kind: kindComplex, elements: []schemaElement{
+		{"address", 173, 1, 1, false},
+		{"token", 173, 1, 1, false},
+	}},
+	61: {name: "PeekQueue", kind: kindComplex, elements: []schemaElement{
+		{"job", 173, 0, 1, false},
+		{"queue", 173, 1, 1, false},
+		{"limit", 171, 0, 1, false},
+		{"bytes", 171, 0, 1, false},
+	}},
+	62: {name: "PeekQueueResponse", kind: kindComplex, elements: []schemaElement{
+		{"item", 148, 0, -1, false},
+	}},
+	63: {name: "PlanJob", kind: kindComplex, elements: []schemaElement{
+		{"job", 123, 0, 1, false},
+		{"profile", 173, 0, 1, false},
+		{"version", 171, 0, 1, false},
+		{"argument", 95, 0, -1, false},
+		{"queue", 173, 0, 1, false},
+	}},
+	64: {name: "PlanJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"fits", 169, 1, 1, true},
+		{"reason", 173, 0, 1, false},
+		{"placement", 137, 0, -1, false},
+		{"rejection", 153, 0, -1, false},
+		{"localChannels", 171, 1, 1, true},
+		{"remoteChannels", 171, 1, 1, true},
+	}},
+	65: {name: "PutBlob", kind: kindComplex, elements: []schemaElement{
+		{"digest", 173, 1, 1, false},
+		{"size", 172, 1, 1, true},
+		{"offset", 172, 0, 1, false},
+		{"data", 98, 0, 1, false},
+	}},
+	66: {name: "PutBlobResponse", kind: kindComplex, elements: []schemaElement{
+		{"blob", 99, 1, 1, false},
+	}},
+	67: {name: "Query", kind: kindComplex, elements: []schemaElement{
+		{"role", 156, 0, 1, false},
+		{"language", 128, 0, 1, false},
+	}},
+	68: {name: "QueryResponse", kind: kindComplex, elements: []schemaElement{
+		{"node", 130, 0, -1, false},
+	}},
+	69: {name: "ReadStream", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 96, 1, 1, false},
+		{"process", 171, 1, 1, true},
+		{"name", 173, 1, 1, false},
+		{"offset", 172, 0, 1, false},
+		{"length", 171, 0, 1, false},
+		{"waitMillis", 171, 0, 1, false},
+	}},
+	70: {name: "ReadStreamResponse", kind: kindComplex, elements: []schemaElement{
+		{"data", 98, 0, 1, false},
+		{"next", 172, 1, 1, true},
+		{"end", 169, 1, 1, true},
+	}},
+	71: {name: "Register", kind: kindComplex, elements: []schemaElement{
+		{"node", 130, 1, 1, false},
+	}},
+	72: {name: "RegisterImage", kind: kindComplex, elements: []schemaElement{
+		{"name", 173, 0, 1, false},
+		{"digest", 173, 1, 1, false},
+	}},
+	73: {name: "RegisterImageResponse", kind: kindComplex, elements: []schemaElement{
+		{"name", 173, 1, 1, false},
+		{"version", 171, 1, 1, false},
+		{"digest", 173, 1, 1, false},
+	}},
+	74: {name: "RegisterProfile", kind: kindComplex, elements: []schemaElement{
+		{"profile", 142, 1, 1, false},
+	}},
+	75: {name: "RegisterProfileResponse", kind: kindComplex, elements: []schemaElement{
+		{"name", 173, 1, 1, false},
+		{"version", 171, 1, 1, false},
+	}},
+	76: {name: "RegisterResponse", kind: kindComplex, elements: []schemaElement{
+		{"leaseMillis", 172, 1, 1, false},
+		{"heartbeatMillis", 172, 1, 1, false},
+		{"broker", 173, 0, 1, false},
+	}},
+	77: {name: "RemoveEdge", kind: kindComplex, elements: []schemaElement{
+		{"job", 173, 1, 1, false},
+		{"edge", 173, 1, 1, false},
+		{"waitMillis", 171, 0, 1, false},
+		{"token", 173, 0, 1, false},
+	}},
+	78: {name: "RemoveEdgeResponse", kind: kindComplex, elements: []schemaElement{
+		{"change", 103, 1, 1, false},
+	}},
+	79: {name: "RemoveImage", kind: kindComplex, elements: []schemaElement{
+		{"name", 173, 1, 1, false},
+		{"version", 171, 0, 1, false},
+	}},
+	80: {name: "RemoveImageResponse", kind: kindComplex, elements: []schemaElement{
+		{"removed", 173, 0, -1, false},
+	}},
+	81: {name: "RemoveQueue", kind: kindComplex, elements: []schemaElement{
+		{"name", 173, 1, 1, false},
+		{"into", 173, 0, 1, false},
+	}},
+	82: {name: "RemoveQueueResponse", kind: kindComplex},
+	83: {name: "Report", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 96, 1, 1, false},
+		{"sequence", 172, 1, 1, false},
+		{"process", 141, 0, -1, false},
+		{"failure", 173, 0, 1, false},
+		{"proxyBytes", 172, 0, 1, false},
+		{"proxyItems", 172, 0, 1, false},
+		{"quiet", 172, 0, 1, false},
+	}},
+	84: {name: "ReportResponse", kind: kindComplex, elements: []schemaElement{
+		{"acknowledged", 172, 1, 1, false},
+	}},
+	85: {name: "RewireEdge", kind: kindComplex, elements: []schemaElement{
+		{"job", 173, 1, 1, false},
+		{"edge", 173, 1, 1, false},
+		{"from", 173, 0, 1, false},
+		{"to", 173, 0, 1, false},
+		{"waitMillis", 171, 0, 1, false},
+		{"token", 173, 0, 1, false},
+	}},
+	86: {name: "RewireEdgeResponse", kind: kindComplex, elements: []schemaElement{
+		{"change", 103, 1, 1, false},
+	}},
+	87: {name: "StatBlob", kind: kindComplex, elements: []schemaElement{
+		{"digest", 173, 1, 1, false},
+	}},
+	88: {name: "StatBlobResponse", kind: kindComplex, elements: []schemaElement{
+		{"blob", 99, 1, 1, false},
+	}},
+	89: {name: "SubmitJob", kind: kindComplex, elements: []schemaElement{
+		{"token", 173, 1, 1, false},
+		{"job", 123, 0, 1, false},
+		{"profile", 173, 0, 1, false},
+		{"version", 171, 0, 1, false},
+		{"argument", 95, 0, -1, false},
+		{"queue", 173, 0, 1, false},
+	}},
+	90: {name: "SubmitJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"id", 173, 1, 1, false},
+	}},
+	91: {name: "Terminate", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 96, 1, 1, false},
+		{"graceMillis", 172, 0, 1, false},
+		{"reason", 173, 0, 1, false},
+	}},
+	92: {name: "TerminateResponse", kind: kindComplex, elements: []schemaElement{
+		{"sequence", 172, 1, 1, true},
+	}},
+	93: {name: "WaitJob", kind: kindComplex, elements: []schemaElement{
+		{"id", 173, 1, 1, false},
+		{"revision", 172, 0, 1, false},
+		{"timeoutMillis", 171, 0, 1, false},
+	}},
+	94: {name: "WaitJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"job", 127, 1, 1, false},
+	}},
+	95: {name: "Assignment", kind: kindComplex, attributes: []schemaAttribute{
+		{"name", 173, true},
+		{"value", 173, false},
+	}},
+	96: {name: "Attempt", kind: kindComplex, elements: []schemaElement{
+		{"job", 173, 1, 1, false},
+		{"number", 171, 1, 1, false},
+		{"node", 173, 0, 1, false},
+		{"incarnation", 173, 0, 1, false},
+	}},
+	97: {name: "AttemptState", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 96, 1, 1, false},
+		{"state", 173, 1, 1, false},
+		{"slots", 171, 1, 1, true},
+		{"process", 141, 0, -1, false},
+		{"channel", 106, 0, -1, false},
+		{"queue", 150, 0, -1, false},
+		{"micros", 172, 0, 1, true},
+	}},
+	98: {name: "Binary", kind: kindBase64},
+	99: {name: "Blob", kind: kindComplex, elements: []schemaElement{
+		{"digest", 173, 1, 1, false},
+		{"size", 172, 0, 1, true},
+		{"received", 172, 1, 1, true},
+		{"complete", 169, 1, 1, true},
+		{"url", 173, 0, 1, false},
+	}},
+	100: {name: "Build", kind: kindComplex, elements: []schemaElement{
+		{"source", 173, 1, 1, false},
+		{"language", 128, 1, 1, false},
+		{"flag", 173, 0, -1, false},
+		{"file", 115, 1, -1, false},
+	}},
+	101: {name: "BuildStatus", kind: kindComplex, elements: []schemaElement{
+		{"source", 173, 1, 1, false},
+		{"digest", 173, 1, 1, false},
+		{"node", 173, 0, 1, false},
+		{"cached", 169, 1, 1, true},
+		{"millis", 172, 1, 1, true},
+		{"output", 173, 0, 1, false},
+	}},
+	102: {name: "ChangeState", kind: kindString, values: []string{"pending", "done", "failed"}},
+	103: {name: "ChangeStatus", kind: kindComplex, elements: []schemaElement{
+		{"number", 172, 0, 1, false},
+		{"attempt", 171, 0, 1, false},
+		{"what", 173, 1, 1, false},
+		{"queue", 173, 0, 1, false},
+		{"state", 102, 1, 1, false},
+		{"reason", 173, 0, 1, false},
+	}},
+	104: {name: "Channel", kind: kindComplex, elements: []schemaElement{
+		{"id", 171, 1, 1, true},
+		{"capacity", 171, 1, 1, false},
+		{"from", 105, 1, 1, false},
+		{"to", 105, 1, 1, false},
+		{"label", 173, 0, 1, false},
+		{"afterOut", 171, 0, 1, true},
+		{"afterIn", 171, 0, 1, true},
+		{"forward", 169, 0, 1, false},
+		{"direct", 169, 0, 1, false},
+	}},
+	105: {name: "ChannelEnd", kind: kindComplex, elements: []schemaElement{
+		{"process", 171, 0, 1, true},
+		{"port", 173, 0, 1, false},
+		{"peer", 173, 0, 1, false},
+		{"outside", 173, 0, 1, false},
+		{"queue", 171, 0, 1, false},
+	}},
+	106: {name: "ChannelState", kind: kindComplex, elements: []schemaElement{
+		{"id", 171, 1, 1, true},
+		{"from", 105, 1, 1, false},
+		{"to", 105, 1, 1, false},
+		{"capacity", 172, 1, 1, false},
+		{"depth", 172, 1, 1, true},
+		{"itemsIn", 172, 0, 1, true},
+		{"itemsOut", 172, 0, 1, true},
+		{"bytesIn", 172, 0, 1, true},
+		{"bytesOut", 172, 0, 1, true},
+		{"proxyItems", 172, 0, 1, true},
+		{"proxyBytes", 172, 0, 1, true},
+		{"producerWaits", 169, 1, 1, true},
+		{"consumerWaits", 169, 1, 1, true},
+		{"closed", 169, 1, 1, true},
+		{"takerClosed", 169, 0, 1, true},
+	}},
+	107: {name: "Codec", kind: kindString, values: []string{"raw", "lines", "json", "xml", "xdr", "base64", "zstd"}},
+	108: {name: "Compiler", kind: kindComplex, elements: []schemaElement{
+		{"language", 128, 1, 1, false},
+		{"command", 173, 1, 1, false},
+		{"version", 173, 1, 1, false},
+	}},
+	109: {name: "Direction", kind: kindString, values: []string{"both", "forward"}},
+	110: {name: "Edge", kind: kindComplex, elements: []schemaElement{
+		{"link", 129, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"from", 163, true},
-		{"to", 163, true},
-		{"queue", 163, false},
-		{"direct", 159, false},
+		{"from", 173, true},
+		{"to", 173, true},
+		{"queue", 173, false},
+		{"direct", 169, false},
 	}},
-	103: {name: "Encoder", kind: kindComplex, attributes: []schemaAttribute{
-		{"codec", 99, false},
-		{"registered", 163, false},
-		{"version", 122, false},
-		{"decode", 159, false},
-		{"type", 163, false},
+	111: {name: "Encoder", kind: kindComplex, attributes: []schemaAttribute{
+		{"codec", 107, false},
+		{"registered", 173, false},
+		{"version", 132, false},
+		{"decode", 169, false},
+		{"type", 173, false},
 	}},
-	104: {name: "EncoderChain", kind: kindComplex, elements: []schemaElement{
-		{"encoder", 103, 0, -1, false},
+	112: {name: "EncoderChain", kind: kindComplex, elements: []schemaElement{
+		{"encoder", 111, 0, -1, false},
 	}},
-	105: {name: "FaultCode", kind: kindString, values: []string{"invalidRequest", "invalidProfile", "unsupported", "notFound", "conflict", "wrongNode", "busy", "stale", "buildFailed", "tooLarge", "timeout", "unauthenticated", "forbidden", "unavailable", "internal"}},
-	106: {name: "File", kind: kindComplex, elements: []schemaElement{
-		{"name", 163, 1, 1, false},
-		{"digest", 163, 1, 1, false},
-		{"size", 162, 1, 1, true},
-		{"dropped", 162, 0, 1, false},
-		{"data", 90, 0, 1, false},
+	113: {name: "FaultCode", kind: kindString, values: []string{"invalidRequest", "invalidProfile", "unsupported", "notFound", "conflict", "wrongNode", "busy", "stale", "buildFailed", "tooLarge", "timeout", "unauthenticated", "forbidden", "unavailable", "internal"}},
+	114: {name: "File", kind: kindComplex, elements: []schemaElement{
+		{"name", 173, 1, 1, false},
+		{"digest", 173, 1, 1, false},
+		{"size", 172, 1, 1, true},
+		{"dropped", 172, 0, 1, false},
+		{"data", 98, 0, 1, false},
 	}},
-	107: {name: "FileRef", kind: kindComplex, elements: []schemaElement{
-		{"name", 163, 1, 1, false},
-		{"digest", 163, 1, 1, false},
+	115: {name: "FileRef", kind: kindComplex, elements: []schemaElement{
+		{"name", 173, 1, 1, false},
+		{"digest", 173, 1, 1, false},
 	}},
-	108: {name: "FullPolicy", kind: kindString, values: []string{"block", "dropNewest", "dropOldest", "fail"}},
-	109: {name: "Graph", kind: kindComplex, elements: []schemaElement{
-		{"text", 163, 0, 1, false},
-		{"content", 90, 0, 1, false},
+	116: {name: "FullPolicy", kind: kindString, values: []string{"block", "dropNewest", "dropOldest", "fail"}},
+	117: {name: "Graph", kind: kindComplex, elements: []schemaElement{
+		{"text", 173, 0, 1, false},
+		{"content", 98, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"format", 110, true},
-		{"path", 163, false},
-		{"digest", 163, false},
+		{"format", 118, true},
+		{"path", 173, false},
+		{"digest", 173, false},
 	}},
-	110: {name: "GraphFormat", kind: kindString, values: []string{"dot", "graphml", "edgeList"}},
-	111: {name: "InputFile", kind: kindComplex, elements: []schemaElement{
-		{"text", 163, 0, 1, false},
-		{"content", 90, 0, 1, false},
+	118: {name: "GraphFormat", kind: kindString, values: []string{"dot", "graphml", "edgeList"}},
+	119: {name: "Image", kind: kindComplex, elements: []schemaElement{
+		{"name", 173, 1, 1, false},
+		{"version", 171, 1, 1, false},
+		{"digest", 173, 1, 1, false},
+		{"registered", 170, 0, 1, true},
+		{"release", 173, 0, 1, false},
+		{"description", 173, 0, 1, false},
+		{"architecture", 173, 1, 1, false},
+		{"commandLine", 173, 0, 1, false},
+		{"leastMemory", 171, 1, 1, false},
+		{"language", 128, 0, -1, false},
+		{"file", 120, 0, -1, false},
+	}},
+	120: {name: "ImageFile", kind: kindComplex, elements: []schemaElement{
+		{"part", 173, 1, 1, false},
+		{"digest", 173, 1, 1, false},
+		{"size", 172, 1, 1, true},
+		{"format", 173, 0, 1, false},
+	}},
+	121: {name: "InputFile", kind: kindComplex, elements: []schemaElement{
+		{"text", 173, 0, 1, false},
+		{"content", 98, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 163, false},
-		{"path", 163, false},
-		{"digest", 163, false},
+		{"name", 173, false},
+		{"path", 173, false},
+		{"digest", 173, false},
 	}},
-	112: {name: "Isolation", kind: kindString, values: []string{"process", "vm"}},
-	113: {name: "Job", kind: kindComplex, elements: []schemaElement{
-		{"description", 163, 0, 1, false},
-		{"parameter", 125, 0, -1, false},
-		{"source", 150, 0, -1, false},
-		{"input", 111, 0, -1, false},
-		{"task", 154, 1, -1, false},
-		{"topology", 155, 0, -1, false},
-		{"edge", 102, 0, -1, false},
-		{"queue", 135, 0, -1, false},
-		{"policy", 115, 0, 1, false},
+	122: {name: "Isolation", kind: kindString, values: []string{"process", "vm"}},
+	123: {name: "Job", kind: kindComplex, elements: []schemaElement{
+		{"description", 173, 0, 1, false},
+		{"parameter", 135, 0, -1, false},
+		{"source", 160, 0, -1, false},
+		{"input", 121, 0, -1, false},
+		{"task", 164, 1, -1, false},
+		{"topology", 165, 0, -1, false},
+		{"edge", 110, 0, -1, false},
+		{"queue", 145, 0, -1, false},
+		{"policy", 125, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 163, true},
+		{"name", 173, true},
 	}},
-	114: {name: "JobPlace", kind: kindString, values: []string{"first", "last"}},
-	115: {name: "JobPolicy", kind: kindComplex, attributes: []schemaAttribute{
-		{"wallTime", 122, false},
-		{"retries", 122, false},
-		{"priority", 122, false},
-		{"queue", 163, false},
-		{"isolation", 112, false},
-		{"nodes", 122, false},
+	124: {name: "JobPlace", kind: kindString, values: []string{"first", "last"}},
+	125: {name: "JobPolicy", kind: kindComplex, attributes: []schemaAttribute{
+		{"wallTime", 132, false},
+		{"retries", 132, false},
+		{"priority", 132, false},
+		{"queue", 173, false},
+		{"isolation", 122, false},
+		{"nodes", 132, false},
 	}},
-	116: {name: "JobState", kind: kindString, values: []string{"pending", "awakening", "running", "terminating", "succeeded", "failed", "cancelled"}},
-	117: {name: "JobStatus", kind: kindComplex, elements: []schemaElement{
-		{"id", 163, 1, 1, false},
-		{"name", 163, 1, 1, false},
-		{"state", 116, 1, 1, false},
-		{"revision", 162, 1, 1, false},
-		{"reason", 163, 0, 1, false},
-		{"attempt", 161, 1, 1, true},
-		{"priority", 161, 0, 1, true},
-		{"queue", 163, 0, 1, false},
-		{"submitted", 160, 1, 1, false},
-		{"started", 160, 0, 1, true},
-		{"ended", 160, 0, 1, true},
-		{"argument", 87, 0, -1, false},
-		{"process", 131, 0, -1, false},
-		{"build", 93, 0, -1, false},
-		{"outside", 124, 0, -1, false},
-		{"proxyBytes", 162, 0, 1, true},
-		{"proxyItems", 162, 0, 1, true},
+	126: {name: "JobState", kind: kindString, values: []string{"pending", "awakening", "running", "terminating", "succeeded", "failed", "cancelled"}},
+	127: {name: "JobStatus", kind: kindComplex, elements: []schemaElement{
+		{"id", 173, 1, 1, false},
+		{"name", 173, 1, 1, false},
+		{"state", 126, 1, 1, false},
+		{"revision", 172, 1, 1, false},
+		{"reason", 173, 0, 1, false},
+		{"attempt", 171, 1, 1, true},
+		{"priority", 171, 0, 1, true},
+		{"queue", 173, 0, 1, false},
+		{"submitted", 170, 1, 1, false},
+		{"started", 170, 0, 1, true},
+		{"ended", 170, 0, 1, true},
+		{"argument", 95, 0, -1, false},
+		{"process", 141, 0, -1, false},
+		{"build", 101, 0, -1, false},
+		{"outside", 134, 0, -1, false},
+		{"proxyBytes", 172, 0, 1, true},
+		{"proxyItems", 172, 0, 1, true},
 	}},
-	118: {name: "Language", kind: kindString, values: []string{"c", "cpp", "go", "python", "shell"}},
-	119: {name: "Link", kind: kindComplex, attributes: []schemaAttribute{
-		{"latency", 134, false},
-		{"jitter", 134, false},
-		{"bandwidth", 134, false},
-		{"loss", 134, false},
-		{"seed", 122, false},
+	128: {name: "Language", kind: kindString, values: []string{"c", "cpp", "go", "python", "shell"}},
+	129: {name: "Link", kind: kindComplex, attributes: []schemaAttribute{
+		{"latency", 144, false},
+		{"jitter", 144, false},
+		{"bandwidth", 144, false},
+		{"loss", 144, false},
+		{"seed", 132, false},
 	}},
-	120: {name: "Node", kind: kindComplex, elements: []schemaElement{
-		{"id", 163, 1, 1, false},
-		{"incarnation", 163, 1, 1, false},
-		{"name", 163, 0, 1, false},
-		{"url", 163, 1, 1, false},
-		{"role", 146, 0, -1, false},
-		{"version", 163, 0, 1, false},
-		{"os", 163, 0, 1, false},
-		{"arch", 163, 0, 1, false},
-		{"cores", 161, 1, 1, false},
-		{"memory", 162, 1, 1, false},
-		{"slots", 161, 1, 1, true},
-		{"freeSlots", 161, 1, 1, true},
-		{"freeMemory", 162, 0, 1, true},
-		{"freeCores", 161, 0, 1, true},
-		{"compiler", 100, 0, -1, false},
-		{"qemu", 163, 0, 1, false},
-		{"cleaning", 163, 0, 1, false},
-		{"unconfined", 163, 0, -1, false},
-		{"queueLimits", 139, 0, 1, false},
-		{"state", 163, 0, 1, false},
+	130: {name: "Node", kind: kindComplex, elements: []schemaElement{
+		{"id", 173, 1, 1, false},
+		{"incarnation", 173, 1, 1, false},
+		{"name", 173, 0, 1, false},
+		{"url", 173, 1, 1, false},
+		{"role", 156, 0, -1, false},
+		{"version", 173, 0, 1, false},
+		{"os", 173, 0, 1, false},
+		{"arch", 173, 0, 1, false},
+		{"cores", 171, 1, 1, false},
+		{"memory", 172, 1, 1, false},
+		{"slots", 171, 1, 1, true},
+		{"freeSlots", 171, 1, 1, true},
+		{"freeMemory", 172, 0, 1, true},
+		{"freeCores", 171, 0, 1, true},
+		{"compiler", 108, 0, -1, false},
+		{"qemu", 173, 0, 1, false},
+		{"cleaning", 173, 0, 1, false},
+		{"unconfined", 173, 0, -1, false},
+		{"queueLimits", 149, 0, 1, false},
+		{"state", 173, 0, 1, false},
 	}},
-	121: {name: "NodeProperty", kind: kindString, values: []string{"name", "os", "arch", "cores", "memory", "slots", "compiler", "qemu", "cleaning"}},
-	122: {name: "Number", kind: kindString, pattern: 1},
-	123: {name: "OutputFile", kind: kindComplex, attributes: []schemaAttribute{
-		{"name", 163, true},
-		{"process", 122, false},
-		{"optional", 159, false},
+	131: {name: "NodeProperty", kind: kindString, values: []string{"name", "os", "arch", "cores", "memory", "slots", "compiler", "qemu", "cleaning"}},
+	132: {name: "Number", kind: kindString, pattern: 1},
+	133: {name: "OutputFile", kind: kindComplex, attributes: []schemaAttribute{
+		{"name", 173, true},
+		{"process", 132, false},
+		{"optional", 169, false},
 	}},
-	124: {name: "OutsideQueue", kind: kindComplex, elements: []schemaElement{
-		{"name", 163, 1, 1, false},
-		{"direction", 163, 1, 1, false},
-		{"node", 163, 1, 1, false},
-		{"url", 163, 1, 1, false},
+	134: {name: "OutsideQueue", kind: kindComplex, elements: []schemaElement{
+		{"name", 173, 1, 1, false},
+		{"direction", 173, 1, 1, false},
+		{"node", 173, 1, 1, false},
+		{"url", 173, 1, 1, false},
 	}},
-	125: {name: "Parameter", kind: kindComplex, attributes: []schemaAttribute{
-		{"name", 163, true},
-		{"default", 163, false},
-		{"description", 163, false},
+	135: {name: "Parameter", kind: kindComplex, attributes: []schemaAttribute{
+		{"name", 173, true},
+		{"default", 173, false},
+		{"description", 173, false},
 	}},
-	126: {name: "Peer", kind: kindComplex, elements: []schemaElement{
-		{"node", 163, 1, 1, false},
-		{"address", 163, 1, 1, false},
-		{"fingerprint", 163, 1, 1, false},
+	136: {name: "Peer", kind: kindComplex, elements: []schemaElement{
+		{"node", 173, 1, 1, false},
+		{"address", 173, 1, 1, false},
+		{"fingerprint", 173, 1, 1, false},
 	}},
-	127: {name: "Placement", kind: kindComplex, elements: []schemaElement{
-		{"process", 161, 1, 1, true},
-		{"task", 163, 1, 1, false},
-		{"index", 161, 1, 1, true},
-		{"node", 163, 1, 1, false},
+	137: {name: "Placement", kind: kindComplex, elements: []schemaElement{
+		{"process", 171, 1, 1, true},
+		{"task", 173, 1, 1, false},
+		{"index", 171, 1, 1, true},
+		{"node", 173, 1, 1, false},
 	}},
-	128: {name: "Problem", kind: kindComplex, elements: []schemaElement{
-		{"line", 161, 0, 1, false},
-		{"element", 163, 0, 1, false},
-		{"found", 163, 0, 1, false},
-		{"expected", 163, 0, 1, false},
-		{"message", 163, 1, 1, false},
+	138: {name: "Problem", kind: kindComplex, elements: []schemaElement{
+		{"line", 171, 0, 1, false},
+		{"element", 173, 0, 1, false},
+		{"found", 173, 0, 1, false},
+		{"expected", 173, 0, 1, false},
+		{"message", 173, 1, 1, false},
 	}},
-	129: {name: "ProcessSpec", kind: kindComplex, elements: []schemaElement{
-		{"id", 161, 1, 1, true},
-		{"task", 163, 1, 1, false},
-		{"index", 161, 1, 1, true},
-		{"count", 161, 1, 1, false},
-		{"source", 163, 1, 1, false},
-		{"argument", 163, 0, -1, false},
-		{"environment", 87, 0, -1, false},
-		{"memory", 162, 0, 1, false},
-		{"cores", 161, 0, 1, false},
-		{"input", 107, 0, -1, false},
-		{"output", 123, 0, -1, false},
+	139: {name: "ProcessSpec", kind: kindComplex, elements: []schemaElement{
+		{"id", 171, 1, 1, true},
+		{"task", 173, 1, 1, false},
+		{"index", 171, 1, 1, true},
+		{"count", 171, 1, 1, false},
+		{"source", 173, 1, 1, false},
+		{"argument", 173, 0, -1, false},
+		{"environment", 95, 0, -1, false},
+		{"memory", 172, 0, 1, false},
+		{"cores", 171, 0, 1, false},
+		{"input", 115, 0, -1, false},
+		{"output", 133, 0, -1, false},
 	}},
-	130: {name: "ProcessState", kind: kindString, values: []string{"waiting", "running", "exited", "killed", "lost"}},
-	131: {name: "ProcessStatus", kind: kindComplex, elements: []schemaElement{
-		{"id", 161, 1, 1, true},
-		{"task", 163, 1, 1, false},
-		{"index", 161, 1, 1, true},
-		{"node", 163, 0, 1, false},
-		{"state", 130, 1, 1, false},
-		{"exitCode", 161, 0, 1, true},
-		{"signal", 163, 0, 1, false},
-		{"message", 163, 0, 1, false},
-		{"userMicros", 162, 0, 1, false},
-		{"systemMicros", 162, 0, 1, false},
-		{"maxResidentKiB", 162, 0, 1, false},
-		{"started", 160, 0, 1, true},
-		{"ended", 160, 0, 1, true},
-		{"file", 106, 0, -1, false},
+	140: {name: "ProcessState", kind: kindString, values: []string{"waiting", "running", "exited", "killed", "lost"}},
+	141: {name: "ProcessStatus", kind: kindComplex, elements: []schemaElement{
+		{"id", 171, 1, 1, true},
+		{"task", 173, 1, 1, false},
+		{"index", 171, 1, 1, true},
+		{"node", 173, 0, 1, false},
+		{"state", 140, 1, 1, false},
+		{"exitCode", 171, 0, 1, true},
+		{"signal", 173, 0, 1, false},
+		{"message", 173, 0, 1, false},
+		{"userMicros", 172, 0, 1, false},
+		{"systemMicros", 172, 0, 1, false},
+		{"maxResidentKiB", 172, 0, 1, false},
+		{"started", 170, 0, 1, true},
+		{"ended", 170, 0, 1, true},
+		{"file", 114, 0, -1, false},
 	}},
-	132: {name: "Profile", kind: kindComplex, elements: []schemaElement{
-		{"kind", 133, 1, 1, false},
-		{"name", 163, 1, 1, false},
-		{"version", 161, 0, 1, false},
-		{"description", 163, 0, 1, false},
-		{"registered", 160, 0, 1, true},
-		{"topology", 155, 0, 1, false},
-		{"resources", 145, 0, 1, false},
-		{"job", 113, 0, 1, false},
-		{"codec", 150, 0, 1, false},
-		{"rule", 150, 0, 1, false},
+	142: {name: "Profile", kind: kindComplex, elements: []schemaElement{
+		{"kind", 143, 1, 1, false},
+		{"name", 173, 1, 1, false},
+		{"version", 171, 0, 1, false},
+		{"description", 173, 0, 1, false},
+		{"registered", 170, 0, 1, true},
+		{"topology", 165, 0, 1, false},
+		{"resources", 155, 0, 1, false},
+		{"job", 123, 0, 1, false},
+		{"codec", 160, 0, 1, false},
+		{"rule", 160, 0, 1, false},
 	}},
-	133: {name: "ProfileKind", kind: kindString, values: []string{"topology", "resources", "job", "codec", "rule"}},
-	134: {name: "Quantity", kind: kindString, pattern: 2},
-	135: {name: "Queue", kind: kindComplex, elements: []schemaElement{
-		{"encoder", 103, 0, -1, false},
+	143: {name: "ProfileKind", kind: kindString, values: []string{"topology", "resources", "job", "codec", "rule"}},
+	144: {name: "Quantity", kind: kindString, pattern: 2},
+	145: {name: "Queue", kind: kindComplex, elements: []schemaElement{
+		{"encoder", 111, 0, -1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 163, true},
-		{"type", 142, false},
-		{"capacity", 122, false},
-		{"full", 108, false},
-		{"rule", 163, false},
-		{"version", 122, false},
+		{"name", 173, true},
+		{"type", 152, false},
+		{"capacity", 132, false},
+		{"full", 116, false},
+		{"rule", 173, false},
+		{"version", 132, false},
 	}},
-	136: {name: "QueueEnd", kind: kindComplex, elements: []schemaElement{
-		{"name", 163, 1, 1, false},
-		{"channel", 161, 0, 1, true},
-		{"node", 163, 0, 1, false},
-		{"items", 162, 0, 1, true},
-		{"depth", 162, 0, 1, true},
-		{"waits", 159, 0, 1, true},
-		{"closed", 159, 0, 1, true},
+	146: {name: "QueueEnd", kind: kindComplex, elements: []schemaElement{
+		{"name", 173, 1, 1, false},
+		{"channel", 171, 0, 1, true},
+		{"node", 173, 0, 1, false},
+		{"items", 172, 0, 1, true},
+		{"depth", 172, 0, 1, true},
+		{"waits", 169, 0, 1, true},
+		{"closed", 169, 0, 1, true},
 	}},
-	137: {name: "QueueFlow", kind: kindComplex, elements: []schemaElement{
-		{"micros", 162, 1, 1, false},
-		{"itemsIn", 162, 1, 1, true},
-		{"itemsOut", 162, 1, 1, true},
-		{"bytesIn", 162, 1, 1, true},
-		{"bytesOut", 162, 1, 1, true},
+	147: {name: "QueueFlow", kind: kindComplex, elements: []schemaElement{
+		{"micros", 172, 1, 1, false},
+		{"itemsIn", 172, 1, 1, true},
+		{"itemsOut", 172, 1, 1, true},
+		{"bytesIn", 172, 1, 1, true},
+		{"bytesOut", 172, 1, 1, true},
 	}},
-	138: {name: "QueueItem", kind: kindComplex, elements: []schemaElement{
-		{"size", 162, 0, 1, true},
-		{"data", 90, 0, 1, false},
-		{"instruction", 159, 0, 1, false},
-		{"priority", 161, 0, 1, false},
-		{"job", 163, 0, 1, false},
-		{"name", 163, 0, 1, false},
-		{"state", 116, 0, 1, false},
-		{"reason", 163, 0, 1, false},
+	148: {name: "QueueItem", kind: kindComplex, elements: []schemaElement{
+		{"size", 172, 0, 1, true},
+		{"data", 98, 0, 1, false},
+		{"instruction", 169, 0, 1, false},
+		{"priority", 171, 0, 1, false},
+		{"job", 173, 0, 1, false},
+		{"name", 173, 0, 1, false},
+		{"state", 126, 0, 1, false},
+		{"reason", 173, 0, 1, false},
 	}},
-	139: {name: "QueueLimits", kind: kindComplex, attributes: []schemaAttribute{
-		{"types", 163, false},
-		{"codecs", 163, false},
-		{"registered", 163, false},
-		{"rules", 163, false},
-		{"machines", 161, false},
-		{"queues", 161, false},
-		{"channels", 161, false},
-		{"memory", 162, false},
+	149: {name: "QueueLimits", kind: kindComplex, attributes: []schemaAttribute{
+		{"types", 173, false},
+		{"codecs", 173, false},
+		{"registered", 173, false},
+		{"rules", 173, false},
+		{"machines", 171, false},
+		{"queues", 171, false},
+		{"channels", 171, false},
+		{"memory", 172, false},
 	}},
-	140: {name: "QueueState", kind: kindComplex, elements: []schemaElement{
-		{"id", 161, 1, 1, false},
-		{"name", 163, 1, 1, false},
-		{"type", 142, 1, 1, false},
-		{"full", 108, 1, 1, false},
-		{"capacity", 162, 1, 1, false},
-		{"items", 162, 1, 1, true},
-		{"depth", 162, 1, 1, true},
-		{"itemsIn", 162, 1, 1, true},
-		{"itemsOut", 162, 1, 1, true},
-		{"dropped", 162, 1, 1, true},
-		{"refused", 162, 1, 1, true},
-		{"producers", 161, 1, 1, false},
-		{"takers", 161, 1, 1, false},
-		{"producersClosed", 161, 1, 1, true},
-		{"takersClosed", 161, 1, 1, true},
-		{"producersWait", 161, 1, 1, true},
-		{"takersWait", 161, 1, 1, true},
+	150: {name: "QueueState", kind: kindComplex, elements: []schemaElement{
+		{"id", 171, 1, 1, false},
+		{"name", 173, 1, 1, false},
+		{"type", 152, 1, 1, false},
+		{"full", 116, 1, 1, false},
+		{"capacity", 172, 1, 1, false},
+		{"items", 172, 1, 1, true},
+		{"depth", 172, 1, 1, true},
+		{"itemsIn", 172, 1, 1, true},
+		{"itemsOut", 172, 1, 1, true},
+		{"dropped", 172, 1, 1, true},
+		{"refused", 172, 1, 1, true},
+		{"producers", 171, 1, 1, false},
+		{"takers", 171, 1, 1, false},
+		{"producersClosed", 171, 1, 1, true},
+		{"takersClosed", 171, 1, 1, true},
+		{"producersWait", 171, 1, 1, true},
+		{"takersWait", 171, 1, 1, true},
 	}},
-	141: {name: "QueueStatus", kind: kindComplex, elements: []schemaElement{
-		{"name", 163, 1, 1, false},
-		{"id", 163, 0, 1, false},
-		{"served", 159, 1, 1, true},
-		{"type", 142, 1, 1, false},
-		{"full", 108, 1, 1, false},
-		{"capacity", 162, 1, 1, true},
-		{"encoder", 103, 0, -1, false},
-		{"rule", 163, 0, 1, false},
-		{"ruleVersion", 161, 0, 1, false},
-		{"link", 119, 0, 1, false},
-		{"node", 163, 0, 1, false},
-		{"url", 163, 0, 1, false},
-		{"items", 162, 0, 1, true},
-		{"depth", 162, 0, 1, true},
-		{"itemsIn", 162, 0, 1, true},
-		{"itemsOut", 162, 0, 1, true},
-		{"dropped", 162, 0, 1, true},
-		{"refused", 162, 0, 1, true},
-		{"producersWait", 161, 0, 1, true},
-		{"takersWait", 161, 0, 1, true},
-		{"producer", 136, 0, -1, false},
-		{"taker", 136, 0, -1, false},
-		{"weight", 161, 0, 1, false},
-		{"held", 159, 0, 1, true},
-		{"running", 161, 0, 1, true},
-		{"oldestMillis", 162, 0, 1, true},
-		{"flow", 137, 0, 1, false},
+	151: {name: "QueueStatus", kind: kindComplex, elements: []schemaElement{
+		{"name", 173, 1, 1, false},
+		{"id", 173, 0, 1, false},
+		{"served", 169, 1, 1, true},
+		{"type", 152, 1, 1, false},
+		{"full", 116, 1, 1, false},
+		{"capacity", 172, 1, 1, true},
+		{"encoder", 111, 0, -1, false},
+		{"rule", 173, 0, 1, false},
+		{"ruleVersion", 171, 0, 1, false},
+		{"link", 129, 0, 1, false},
+		{"node", 173, 0, 1, false},
+		{"url", 173, 0, 1, false},
+		{"items", 172, 0, 1, true},
+		{"depth", 172, 0, 1, true},
+		{"itemsIn", 172, 0, 1, true},
+		{"itemsOut", 172, 0, 1, true},
+		{"dropped", 172, 0, 1, true},
+		{"refused", 172, 0, 1, true},
+		{"producersWait", 171, 0, 1, true},
+		{"takersWait", 171, 0, 1, true},
+		{"producer", 146, 0, -1, false},
+		{"taker", 146, 0, -1, false},
+		{"weight", 171, 0, 1, false},
+		{"held", 169, 0, 1, true},
+		{"running", 171, 0, 1, true},
+		{"oldestMillis", 172, 0, 1, true},
+		{"flow", 147, 0, 1, false},
 	}},
-	142: {name: "QueueType", kind: kindString, values: []string{"fifo", "priority", "lifo", "latest", "work", "broadcast"}},
-	143: {name: "Rejection", kind: kindComplex, elements: []schemaElement{
-		{"node", 163, 1, 1, false},
-		{"task", 163, 0, 1, false},
-		{"reason", 163, 1, 1, false},
+	152: {name: "QueueType", kind: kindString, values: []string{"fifo", "priority", "lifo", "latest", "work", "broadcast"}},
+	153: {name: "Rejection", kind: kindComplex, elements: []schemaElement{
+		{"node", 173, 1, 1, false},
+		{"task", 173, 0, 1, false},
+		{"reason", 173, 1, 1, false},
 	}},
-	144: {name: "Requirement", kind: kindComplex, attributes: []schemaAttribute{
-		{"property", 121, true},
-		{"equals", 163, false},
-		{"minimum", 122, false},
+	154: {name: "Requirement", kind: kindComplex, attributes: []schemaAttribute{
+		{"property", 131, true},
+		{"equals", 173, false},
+		{"minimum", 132, false},
 	}},
-	145: {name: "Resources", kind: kindComplex, elements: []schemaElement{
-		{"parameter", 125, 0, -1, false},
-		{"set", 87, 0, -1, false},
-		{"require", 144, 0, -1, false},
+	155: {name: "Resources", kind: kindComplex, elements: []schemaElement{
+		{"parameter", 135, 0, -1, false},
+		{"set", 95, 0, -1, false},
+		{"require", 154, 0, -1, false},
 	}, attributes: []schemaAttribute{
-		{"profile", 163, false},
-		{"version", 122, false},
-		{"cores", 122, false},
-		{"memory", 122, false},
+		{"profile", 173, false},
+		{"version", 132, false},
+		{"cores", 132, false},
+		{"memory", 132, false},
 	}},
-	146: {name: "Role", kind: kindString, values: []string{"backend", "frontend", "worker"}},
-	147: {name: "ServedQueue", kind: kindComplex, elements: []schemaElement{
-		{"id", 161, 1, 1, false},
-		{"name", 163, 1, 1, false},
-		{"type", 142, 1, 1, false},
-		{"full", 108, 1, 1, false},
-		{"capacity", 161, 1, 1, false},
-		{"encoder", 103, 0, -1, false},
-		{"link", 119, 0, 1, false},
-		{"rule", 163, 0, 1, false},
+	156: {name: "Role", kind: kindString, values: []string{"backend", "frontend", "worker"}},
+	157: {name: "ServedQueue", kind: kindComplex, elements: []schemaElement{
+		{"id", 171, 1, 1, false},
+		{"name", 173, 1, 1, false},
+		{"type", 152, 1, 1, false},
+		{"full", 116, 1, 1, false},
+		{"capacity", 171, 1, 1, false},
+		{"encoder", 111, 0, -1, false},
+		{"link", 129, 0, 1, false},
+		{"rule", 173, 0, 1, false},
 	}},
-	148: {name: "ServedQueueChange", kind: kindComplex, elements: []schemaElement{
-		{"id", 161, 1, 1, false},
-		{"type", 142, 0, 1, false},
-		{"full", 108, 0, 1, false},
-		{"capacity", 161, 0, 1, false},
-		{"encoders", 104, 0, 1, false},
-		{"rule", 163, 0, 1, true},
-		{"link", 119, 0, 1, false},
+	158: {name: "ServedQueueChange", kind: kindComplex, elements: []schemaElement{
+		{"id", 171, 1, 1, false},
+		{"type", 152, 0, 1, false},
+		{"full", 116, 0, 1, false},
+		{"capacity", 171, 0, 1, false},
+		{"encoders", 112, 0, 1, false},
+		{"rule", 173, 0, 1, true},
+		{"link", 129, 0, 1, false},
 	}},
-	149: {name: "Service", kind: kindComplex, elements: []schemaElement{
-		{"name", 163, 1, 1, false},
-		{"url", 163, 1, 1, false},
-		{"wsdl", 163, 1, 1, false},
-		{"node", 163, 0, 1, false},
-		{"description", 163, 0, 1, false},
+	159: {name: "Service", kind: kindComplex, elements: []schemaElement{
+		{"name", 173, 1, 1, false},
+		{"url", 173, 1, 1, false},
+		{"wsdl", 173, 1, 1, false},
+		{"node", 173, 0, 1, false},
+		{"description", 173, 0, 1, false},
 	}},
-	150: {name: "Source", kind: kindComplex, elements: []schemaElement{
-		{"file", 151, 1, -1, false},
-		{"flag", 163, 0, -1, false},
+	160: {name: "Source", kind: kindComplex, elements: []schemaElement{
+		{"file", 161, 1, -1, false},
+		{"flag", 173, 0, -1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 163, true},
-		{"language", 118, true},
+		{"name", 173, true},
+		{"language", 128, true},
 	}},
-	151: {name: "SourceFile", kind: kindComplex, elements: []schemaElement{
-		{"text", 163, 0, 1, false},
-		{"content", 90, 0, 1, false},
+	161: {name: "SourceFile", kind: kindComplex, elements: []schemaElement{
+		{"text", 173, 0, 1, false},
+		{"content", 98, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 163, false},
-		{"path", 163, false},
-		{"digest", 163, false},
+		{"name", 173, false},
+		{"path", 173, false},
+		{"digest", 173, false},
 	}},
-	152: {name: "Switch", kind: kindComplex, elements: []schemaElement{
-		{"channel", 161, 1, 1, true},
-		{"next", 161, 0, 1, true},
+	162: {name: "Switch", kind: kindComplex, elements: []schemaElement{
+		{"channel", 171, 1, 1, true},
+		{"next", 171, 0, 1, true},
 	}},
-	153: {name: "SwitchState", kind: kindComplex, elements: []schemaElement{
-		{"channel", 161, 1, 1, true},
-		{"written", 159, 1, 1, true},
-		{"read", 159, 1, 1, true},
+	163: {name: "SwitchState", kind: kindComplex, elements: []schemaElement{
+		{"channel", 171, 1, 1, true},
+		{"written", 169, 1, 1, true},
+		{"read", 169, 1, 1, true},
 	}},
-	154: {name: "Task", kind: kindComplex, elements: []schemaElement{
-		{"argument", 163, 0, -1, false},
-		{"environment", 87, 0, -1, false},
-		{"resources", 145, 0, 1, false},
-		{"input", 111, 0, -1, false},
-		{"output", 123, 0, -1, false},
+	164: {name: "Task", kind: kindComplex, elements: []schemaElement{
+		{"argument", 173, 0, -1, false},
+		{"environment", 95, 0, -1, false},
+		{"resources", 155, 0, 1, false},
+		{"input", 121, 0, -1, false},
+		{"output", 133, 0, -1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 163, true},
-		{"source", 163, false},
-		{"count", 122, false},
-		{"processor", 159, false},
+		{"name", 173, true},
+		{"source", 173, false},
+		{"count", 132, false},
+		{"processor", 169, false},
 	}},
-	155: {name: "Topology", kind: kindComplex, elements: []schemaElement{
-		{"parameter", 125, 0, -1, false},
-		{"set", 87, 0, -1, false},
-		{"graph", 109, 0, 1, false},
-		{"link", 119, 0, 1, false},
+	165: {name: "Topology", kind: kindComplex, elements: []schemaElement{
+		{"parameter", 135, 0, -1, false},
+		{"set", 95, 0, -1, false},
+		{"graph", 117, 0, 1, false},
+		{"link", 129, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"kind", 156, false},
-		{"profile", 163, false},
-		{"version", 122, false},
-		{"over", 163, false},
-		{"prefix", 163, false},
-		{"direction", 101, false},
-		{"queue", 163, false},
-		{"columns", 122, false},
-		{"rows", 122, false},
-		{"layers", 122, false},
-		{"dimensions", 122, false},
-		{"arity", 122, false},
-		{"levels", 122, false},
-		{"degree", 122, false},
-		{"probability", 134, false},
-		{"seed", 122, false},
+		{"kind", 166, false},
+		{"profile", 173, false},
+		{"version", 132, false},
+		{"over", 173, false},
+		{"prefix", 173, false},
+		{"direction", 109, false},
+		{"queue", 173, false},
+		{"columns", 132, false},
+		{"rows", 132, false},
+		{"layers", 132, false},
+		{"dimensions", 132, false},
+		{"arity", 132, false},
+		{"levels", 132, false},
+		{"degree", 132, false},
+		{"probability", 144, false},
+		{"seed", 132, false},
 	}},
-	156: {name: "TopologyKind", kind: kindString, values: []string{"line", "ring", "star", "tree", "complete", "mesh", "torus", "hypercube", "butterfly", "fatTree", "random", "smallWorld", "farm", "graph"}},
-	157: {name: "Wait", kind: kindComplex, elements: []schemaElement{
-		{"process", 161, 1, 1, true},
-		{"channel", 161, 1, 1, true},
-		{"enqueues", 159, 1, 1, true},
-		{"depth", 162, 1, 1, true},
-		{"capacity", 162, 1, 1, true},
+	166: {name: "TopologyKind", kind: kindString, values: []string{"line", "ring", "star", "tree", "complete", "mesh", "torus", "hypercube", "butterfly", "fatTree", "random", "smallWorld", "farm", "graph"}},
+	167: {name: "Wait", kind: kindComplex, elements: []schemaElement{
+		{"process", 171, 1, 1, true},
+		{"channel", 171, 1, 1, true},
+		{"enqueues", 169, 1, 1, true},
+		{"depth", 172, 1, 1, true},
+		{"capacity", 172, 1, 1, true},
 	}},
-	158: {name: "base64Binary", kind: kindBase64},
-	159: {name: "boolean", kind: kindBoolean},
-	160: {name: "dateTime", kind: kindDateTime},
-	161: {name: "int", kind: kindInt},
-	162: {name: "long", kind: kindLong},
-	163: {name: "string", kind: kindString},
+	168: {name: "base64Binary", kind: kindBase64},
+	169: {name: "boolean", kind: kindBoolean},
+	170: {name: "dateTime", kind: kindDateTime},
+	171: {name: "int", kind: kindInt},
+	172: {name: "long", kind: kindLong},
+	173: {name: "string", kind: kindString},
 }
 
 // schemaPatterns are compiled when first needed; schemaType.pattern counts
@@ -999,140 +1048,156 @@ func schemaRoot(name string) (int, bool) {
 		return 20, true
 	case "GetChangeResponse":
 		return 21, true
-	case "GetJob":
+	case "GetImage":
 		return 22, true
-	case "GetJobResponse":
+	case "GetImageResponse":
 		return 23, true
-	case "GetOutput":
+	case "GetJob":
 		return 24, true
-	case "GetOutputResponse":
+	case "GetJobResponse":
 		return 25, true
-	case "GetProfile":
+	case "GetOutput":
 		return 26, true
-	case "GetProfileResponse":
+	case "GetOutputResponse":
 		return 27, true
-	case "GetQuiet":
+	case "GetProfile":
 		return 28, true
-	case "GetQuietResponse":
+	case "GetProfileResponse":
 		return 29, true
-	case "GridFault":
+	case "GetQuiet":
 		return 30, true
-	case "Heartbeat":
+	case "GetQuietResponse":
 		return 31, true
-	case "HeartbeatResponse":
+	case "GridFault":
 		return 32, true
-	case "Inspect":
+	case "Heartbeat":
 		return 33, true
-	case "InspectResponse":
+	case "HeartbeatResponse":
 		return 34, true
-	case "Instantiate":
+	case "Inspect":
 		return 35, true
-	case "InstantiateResponse":
+	case "InspectResponse":
 		return 36, true
-	case "Join":
+	case "Instantiate":
 		return 37, true
-	case "JoinResponse":
+	case "InstantiateResponse":
 		return 38, true
-	case "ListBlobs":
+	case "Join":
 		return 39, true
-	case "ListBlobsResponse":
+	case "JoinResponse":
 		return 40, true
-	case "ListJobs":
+	case "ListBlobs":
 		return 41, true
-	case "ListJobsResponse":
+	case "ListBlobsResponse":
 		return 42, true
-	case "ListNodes":
+	case "ListImages":
 		return 43, true
-	case "ListNodesResponse":
+	case "ListImagesResponse":
 		return 44, true
-	case "ListProfiles":
+	case "ListJobs":
 		return 45, true
-	case "ListProfilesResponse":
+	case "ListJobsResponse":
 		return 46, true
-	case "ListQueues":
+	case "ListNodes":
 		return 47, true
-	case "ListQueuesResponse":
+	case "ListNodesResponse":
 		return 48, true
-	case "ListServices":
+	case "ListProfiles":
 		return 49, true
-	case "ListServicesResponse":
+	case "ListProfilesResponse":
 		return 50, true
-	case "MakeQueue":
+	case "ListQueues":
 		return 51, true
-	case "MakeQueueResponse":
+	case "ListQueuesResponse":
 		return 52, true
-	case "MoveJob":
+	case "ListServices":
 		return 53, true
-	case "MoveJobResponse":
+	case "ListServicesResponse":
 		return 54, true
-	case "OpenSocket":
+	case "MakeQueue":
 		return 55, true
-	case "OpenSocketResponse":
+	case "MakeQueueResponse":
 		return 56, true
-	case "PeekQueue":
+	case "MoveJob":
 		return 57, true
-	case "PeekQueueResponse":
+	case "MoveJobResponse":
 		return 58, true
-	case "PlanJob":
+	case "OpenSocket":
 		return 59, true
-	case "PlanJobResponse":
+	case "OpenSocketResponse":
 		return 60, true
-	case "PutBlob":
+	case "PeekQueue":
 		return 61, true
-	case "PutBlobResponse":
+	case "PeekQueueResponse":
 		return 62, true
-	case "Query":
+	case "PlanJob":
 		return 63, true
-	case "QueryResponse":
+	case "PlanJobResponse":
 		return 64, true
-	case "ReadStream":
+	case "PutBlob":
 		return 65, true
-	case "ReadStreamResponse":
+	case "PutBlobResponse":
 		return 66, true
-	case "Register":
+	case "Query":
 		return 67, true
-	case "RegisterProfile":
+	case "QueryResponse":
 		return 68, true
-	case "RegisterProfileResponse":
+	case "ReadStream":
 		return 69, true
-	case "RegisterResponse":
+	case "ReadStreamResponse":
 		return 70, true
-	case "RemoveEdge":
+	case "Register":
 		return 71, true
-	case "RemoveEdgeResponse":
+	case "RegisterImage":
 		return 72, true
-	case "RemoveQueue":
+	case "RegisterImageResponse":
 		return 73, true
-	case "RemoveQueueResponse":
+	case "RegisterProfile":
 		return 74, true
-	case "Report":
+	case "RegisterProfileResponse":
 		return 75, true
-	case "ReportResponse":
+	case "RegisterResponse":
 		return 76, true
-	case "RewireEdge":
+	case "RemoveEdge":
 		return 77, true
-	case "RewireEdgeResponse":
+	case "RemoveEdgeResponse":
 		return 78, true
-	case "StatBlob":
+	case "RemoveImage":
 		return 79, true
-	case "StatBlobResponse":
+	case "RemoveImageResponse":
 		return 80, true
-	case "SubmitJob":
+	case "RemoveQueue":
 		return 81, true
-	case "SubmitJobResponse":
+	case "RemoveQueueResponse":
 		return 82, true
-	case "Terminate":
+	case "Report":
 		return 83, true
-	case "TerminateResponse":
+	case "ReportResponse":
 		return 84, true
-	case "WaitJob":
+	case "RewireEdge":
 		return 85, true
-	case "WaitJobResponse":
+	case "RewireEdgeResponse":
 		return 86, true
+	case "StatBlob":
+		return 87, true
+	case "StatBlobResponse":
+		return 88, true
+	case "SubmitJob":
+		return 89, true
+	case "SubmitJobResponse":
+		return 90, true
+	case "Terminate":
+		return 91, true
+	case "TerminateResponse":
+		return 92, true
+	case "WaitJob":
+		return 93, true
+	case "WaitJobResponse":
+		return 94, true
 	case "job":
-		return 113, true
+		return 123, true
 	case "queueLimits":
-		return 139, true
+		return 149, true
 	}
 	return 0, false
 }

@@ -201,7 +201,7 @@ func TestUploadGoesOnWhereItWasCutOff(t *testing.T) {
 	g := &fakeGrid{blobs: map[string][]byte{digest: bytes.Clone(data[:1000])}}
 	c := g.dial(t)
 	var sent int64
-	if err := c.upload(t.Context(), digest, data, func(n int64) { sent += n }); err != nil {
+	if err := c.upload(t.Context(), digest, bytes.NewReader(data), int64(len(data)), func(n int64) { sent += n }); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(g.blobs[digest], data) {
@@ -212,7 +212,7 @@ func TestUploadGoesOnWhereItWasCutOff(t *testing.T) {
 	}
 	empty := sha256.Sum256(nil)
 	digest = "sha256:" + hex.EncodeToString(empty[:])
-	if err := c.upload(t.Context(), digest, nil, func(int64) {}); err != nil {
+	if err := c.upload(t.Context(), digest, bytes.NewReader(nil), 0, func(int64) {}); err != nil {
 		t.Fatal(err)
 	}
 	if _, ok := g.blobs[digest]; !ok {

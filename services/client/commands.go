@@ -16,7 +16,7 @@ import (
 
 // Commands are the verbs of a grid's user, ready to be put under a root
 // command. Errors that they return are for PrintError and ExitCode.
-func Commands() []*cobra.Command {
+func Commands(images ImageMaker) []*cobra.Command {
 	return []*cobra.Command{
 		labCommand(),
 		submitCommand(),
@@ -29,6 +29,7 @@ func Commands() []*cobra.Command {
 		queueCommand(),
 		nodesCommand(),
 		profilesCommand(),
+		imageCommand(images),
 		topologyCommand(),
 		servicesCommand(),
 		exitCodesTopic(),

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -133,7 +134,7 @@ func (c *Client) ship(ctx context.Context, d *Document, arguments map[string]str
 		total += int64(len(data))
 	}
 	for _, digest := range sorted(blobs) {
-		if err := c.upload(ctx, digest, blobs[digest], func(n int64) {
+		if err := c.upload(ctx, digest, bytes.NewReader(blobs[digest]), int64(len(blobs[digest])), func(n int64) {
 			done += n
 			if uploaded != nil {
 				uploaded(done, total)
@@ -147,23 +148,27 @@ func (c *Client) ship(ctx context.Context, d *Document, arguments map[string]str
 
 // upload puts a blob into the grid, in chunks, from where an earlier try was
 // cut off. Nothing is sent when the grid has it.
-func (c *Client) upload(ctx context.Context, digest string, data []byte, sent func(n int64)) error {
+func (c *Client) upload(ctx context.Context, digest string, data io.ReaderAt, size int64, sent func(n int64)) error {
 	var offset int64
 	stat, err := c.image.StatBlobContext(ctx, &wsdl.StatBlob{Digest: digest})
 	switch {
 	case err == nil && stat.Blob != nil && wsdl.Or(stat.Blob.Complete, false):
-		sent(int64(len(data)))
+		sent(size)
 		return nil
 	case err == nil && stat.Blob != nil:
-		offset = min(wsdl.Or(stat.Blob.Received, 0), int64(len(data)))
+		offset = min(wsdl.Or(stat.Blob.Received, 0), size)
 	case wsdl.CodeOf(err) != wsdl.FaultCodeNotFound:
 		return err
 	}
 	sent(offset)
-	for first := true; first || offset < int64(len(data)); first = false {
-		chunk := wsdl.Binary(data[offset:min(offset+uploadChunk, int64(len(data)))])
+	buffer := make(wsdl.Binary, min(uploadChunk, size-offset))
+	for first := true; first || offset < size; first = false {
+		chunk := buffer[:min(uploadChunk, size-offset)]
+		if n, err := data.ReadAt(chunk, offset); n < len(chunk) {
+			return err
+		}
 		err := c.patiently(ctx, func() error {
-			_, err := c.image.PutBlobContext(ctx, &wsdl.PutBlob{Digest: digest, Size: wsdl.Of(int64(len(data))), Offset: offset, Data: &chunk})
+			_, err := c.image.PutBlobContext(ctx, &wsdl.PutBlob{Digest: digest, Size: wsdl.Of(size), Offset: offset, Data: &chunk})
 			return err
 		})
 		if err != nil {

@@ -334,7 +334,7 @@ func TestServiceLists(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s := NewService(store, func() string { return "http://n:1" })
+	s := NewService(store, func() string { return "http://n:1" }, Images{})
 	seen := map[string]bool{}
 	after := ""
 	for {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"path"
 	"strings"
+	"sync"
 	"time"
 
 	"mvm/wsdl"
@@ -23,16 +24,19 @@ const (
 // Service is the image service over a Store.
 type Service struct {
 	wsdl.ImageWithoutContext
-	store *Store
-	base  func() string
+	store  *Store
+	base   func() string
+	images Images
+
+	registering sync.Mutex // held while images are registered or removed, with their pins
 }
 
 var _ wsdl.ImagePortType = (*Service)(nil)
 
 // NewService serves a store. base gives this node's base address,
 // http://host:port, for the URLs in answers.
-func NewService(store *Store, base func() string) *Service {
-	s := &Service{store: store, base: base}
+func NewService(store *Store, base func() string, images Images) *Service {
+	s := &Service{store: store, base: base, images: images}
 	s.Server = s
 	return s
 }

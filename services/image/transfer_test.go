@@ -159,7 +159,7 @@ func (d *direct) Call(ctx context.Context, url, operation string, request, respo
 
 func TestPush(t *testing.T) {
 	from, to, ctx := newStore(t, t.TempDir()), newStore(t, t.TempDir()), t.Context()
-	d := &direct{service: NewService(to, func() string { return "http://n:1" })}
+	d := &direct{service: NewService(to, func() string { return "http://n:1" }, Images{})}
 	data, digest := random(10<<20, 7)
 	if _, _, err := from.Put(ctx, bytes.NewReader(data)); err != nil {
 		t.Fatal(err)

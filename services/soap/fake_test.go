@@ -183,6 +183,22 @@ func (g *fakeGrid) StatBlobContext(_ context.Context, r *wsdl.StatBlob) (*wsdl.S
 	return &wsdl.StatBlobResponse{Blob: g.blob(r.Digest)}, nil
 }
 
+func (g *fakeGrid) RegisterImageContext(_ context.Context, r *wsdl.RegisterImage) (*wsdl.RegisterImageResponse, error) {
+	return &wsdl.RegisterImageResponse{Name: r.Name, Version: 1, Digest: r.Digest}, nil
+}
+
+func (g *fakeGrid) GetImageContext(_ context.Context, r *wsdl.GetImage) (*wsdl.GetImageResponse, error) {
+	return nil, wsdl.Faultf(wsdl.FaultCodeNotFound, "no image %q is registered", r.Name)
+}
+
+func (g *fakeGrid) ListImagesContext(context.Context, *wsdl.ListImages) (*wsdl.ListImagesResponse, error) {
+	return &wsdl.ListImagesResponse{}, nil
+}
+
+func (g *fakeGrid) RemoveImageContext(_ context.Context, r *wsdl.RemoveImage) (*wsdl.RemoveImageResponse, error) {
+	return nil, wsdl.Faultf(wsdl.FaultCodeNotFound, "no image %q is registered", r.Name)
+}
+
 func (g *fakeGrid) ListBlobsContext(context.Context, *wsdl.ListBlobs) (*wsdl.ListBlobsResponse, error) {
 	return &wsdl.ListBlobsResponse{}, nil
 }
