@@ -84,11 +84,7 @@ func (c *Client) PushImage(ctx context.Context, folder, name string, uploaded fu
 }
 
 func (c *Client) pushFile(ctx context.Context, folder string, f image.File, sent func(int64)) error {
-	if stat, err := c.image.StatBlobContext(ctx, &wsdl.StatBlob{Digest: f.Digest}); err == nil && stat.Blob != nil && wsdl.Or(stat.Blob.Complete, false) {
-		sent(f.Size)
-		return nil
-	}
-	// Better now than after some gigabytes.
+	// Better now than after some gigabytes, or when the grid has what it was before.
 	if err := image.CheckFile(folder, f); err != nil {
 		return err
 	}
