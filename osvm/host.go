@@ -84,16 +84,26 @@ func (h *Host) Accelerator() Accelerator { return h.accelerator }
 
 // Create makes a machine, whose processors stand still until it is resumed.
 func (h *Host) Create(ctx context.Context, order Order) (*Machine, error) {
+	if order.Template && order.Image.Digest == "" {
+		return nil, fmt.Errorf("VM %s: its image has no digest by which a template is found", order.ID)
+	}
+	return h.add(order, func(spec Spec) (*Machine, error) {
+		if !order.Template {
+			return Create(ctx, h.config.QEMU, h.machines, spec)
+		}
+		return h.templates.clone(ctx, spec, order.Image.Digest)
+	})
+}
+
+// add puts the machine that create makes on the list.
+func (h *Host) add(order Order, create func(Spec) (*Machine, error)) (*Machine, error) {
 	spec := Spec{
 		ID: order.ID, Kernel: order.Image.Kernel, Initrd: order.Image.Initrd, CommandLine: order.Image.CommandLine,
 		MemoryMiB: cmp.Or(order.MemoryMiB, order.Image.LeastMemoryMiB, LeastMemoryMiB), Accelerator: h.accelerator, Owner: order.Owner, Limits: order.Limits,
 		ImageName: order.Image.Name, ImageDigest: order.Image.Digest, Created: time.Now().UTC(),
 	}
-	switch {
-	case spec.MemoryMiB < order.Image.LeastMemoryMiB:
+	if spec.MemoryMiB < order.Image.LeastMemoryMiB {
 		return nil, fmt.Errorf("VM %s: %w: its image needs %d MiB of memory, and it is to have %d", order.ID, ErrOrder, order.Image.LeastMemoryMiB, spec.MemoryMiB)
-	case order.Template && order.Image.Digest == "":
-		return nil, fmt.Errorf("VM %s: its image has no digest by which a template is found", order.ID)
 	}
 	if err := spec.check(); err != nil {
 		return nil, err
@@ -105,7 +115,7 @@ func (h *Host) Create(ctx context.Context, order Order) (*Machine, error) {
 	}
 	h.all[order.ID] = nil
 	h.mu.Unlock()
-	m, err := h.create(ctx, spec, order)
+	m, err := create(spec)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if err != nil {
@@ -121,13 +131,6 @@ func (h *Host) Create(ctx context.Context, order Order) (*Machine, error) {
 	}
 	h.all[order.ID] = m
 	return m, nil
-}
-
-func (h *Host) create(ctx context.Context, spec Spec, order Order) (*Machine, error) {
-	if !order.Template {
-		return Create(ctx, h.config.QEMU, h.machines, spec)
-	}
-	return h.templates.clone(ctx, spec, order.Image.Digest)
 }
 
 // Get finds a machine by its id. The error is ErrUnknown where there is none.

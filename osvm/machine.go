@@ -34,6 +34,7 @@ type Spec struct {
 	CommandLine string // of the kernel, after what the machine needs
 	MemoryMiB   int
 	Accelerator Accelerator // KVM or TCG
+	Machine     string      // QEMU's type of machine with its version; "" is the newest that QEMU has
 	Owner       string      // for whom it is there: a job's attempt; "" is a person's
 	Limits      Limits
 	ImageName   string    // for people
@@ -70,7 +71,8 @@ const (
 	agentSocket   = "agent"
 	consoleSocket = "console"
 	recordName    = "machine.json"
-	memoryName    = "memory" // the guest's memory, while the machine is no clone
+	memoryName    = "memory"   // the guest's memory, while the machine is no clone
+	templateName  = "template" // a clone's: the memory that it began with
 )
 
 // AgentPort is the name of the virtio-serial port to the agent in the guest.
@@ -94,8 +96,10 @@ type Machine struct {
 	console *Console
 	ended   chan struct{} // when the process is gone
 
-	destroyed func() // for who keeps a list
-	awaits    bool   // its memory and state come from elsewhere, after it is started
+	destroyed func()            // for who keeps a list
+	awaits    bool              // its memory and state come from elsewhere, after it is started
+	known     written           // of its checkpoints
+	passing   func(step string) // a test's
 
 	mu        sync.Mutex // guards what follows
 	state     State
@@ -169,10 +173,17 @@ func (m *Machine) listen(name string) (*os.File, error) {
 }
 
 // memory opens the file that is the guest's memory: its own, which a checkpoint
-// can read while it runs, or the template's.
+// can read while it runs, or the template's, which stays with the machine when the
+// template goes.
 func (m *Machine) memory() (*os.File, error) {
 	if m.Template != nil {
-		return os.Open(m.Template.memory())
+		kept := filepath.Join(m.folder, templateName)
+		if os.Link(m.Template.memory(), kept) != nil { // it is on another disk
+			if err := os.Symlink(m.Template.memory(), kept); err != nil {
+				return nil, err
+			}
+		}
+		return os.Open(kept)
 	}
 	file, err := os.OpenFile(filepath.Join(m.folder, memoryName), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -198,11 +209,14 @@ func (m *Machine) start(ctx context.Context, q QEMU) error {
 	if inherited.failed != nil {
 		return inherited.failed
 	}
-	machine, err := q.machine()
-	if err != nil {
-		return err
+	if m.Machine == "" {
+		newest, err := q.machine()
+		if err != nil {
+			return err
+		}
+		m.Machine = newest
 	}
-	command := exec.Command(q.Path, m.arguments(machine, descriptors{monitor, agent, console, kernel, initrd, memory})...)
+	command := exec.Command(q.Path, m.arguments(m.Machine, descriptors{monitor, agent, console, kernel, initrd, memory})...)
 	said, err := os.Create(filepath.Join(m.folder, "log"))
 	if err != nil {
 		return err

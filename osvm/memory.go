@@ -39,11 +39,11 @@ func (m *Machine) openMemory() (*memory, error) {
 }
 
 func (m *Machine) mapMemory() (*memory, error) {
-	path := filepath.Join(m.folder, memoryName)
-	if m.Template != nil {
-		path = m.Template.memory()
+	file, err := os.Open(filepath.Join(m.folder, memoryName))
+	clone := errors.Is(err, os.ErrNotExist)
+	if clone {
+		file, err = os.Open(filepath.Join(m.folder, templateName))
 	}
-	file, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +52,7 @@ func (m *Machine) mapMemory() (*memory, error) {
 	if r.shared, err = unix.Mmap(int(file.Fd()), 0, m.MemoryMiB<<20, unix.PROT_READ, unix.MAP_SHARED); err != nil {
 		return nil, err
 	}
-	if m.Template == nil {
+	if !clone {
 		return r, nil
 	}
 	if os.Getpagesize() != pageSize {

@@ -134,7 +134,7 @@ func digestOf(ctx context.Context, agent []byte) (string, error) {
 		}
 		sum.Write(text)
 	}
-	return fmt.Sprintf("%x", sum.Sum(nil)[:16]), nil
+	return fmt.Sprintf("%x", sum.Sum(nil)), nil
 }
 
 // kept is the folder for what outlives a test.

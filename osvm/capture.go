@@ -1,0 +1,145 @@
+package osvm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/digitalocean/go-qemu/qemu"
+	"golang.org/x/sys/unix"
+)
+
+// Capture is all that a machine was at one moment, held in memory: what Save makes
+// a checkpoint of while the machine runs on. Close it.
+type Capture struct {
+	Spec  Spec
+	At    time.Time     // by this host's clock
+	Pause time.Duration // for which the guest stood still for it; 0 where it stood still anyway
+
+	state  []byte
+	memory *memory
+	copied []byte // mapped: the chunks that the machine may have written since
+	own    []bool // which chunks these are; the others are the template's for ever
+	known  *written
+}
+
+// Capture takes the machine's state: of a running one in a pause as short as it
+// can be, and it goes on also when the capture fails; a suspended one stays so. It
+// takes memory of this host's: of a clone's what it has written, of another
+// machine's all that is not zero.
+func (m *Machine) Capture(ctx context.Context) (*Capture, error) {
+	c := &Capture{Spec: m.Spec, At: time.Now(), known: &m.known}
+	if err := m.capture(ctx, c); err != nil {
+		c.Close()
+		return nil, fmt.Errorf("VM %s: take its state: %w", m.ID, errors.Join(m.Reason(), err))
+	}
+	return c, nil
+}
+
+func (m *Machine) capture(ctx context.Context, c *Capture) (err error) {
+	if c.memory, err = m.mapMemory(); err != nil {
+		return err
+	}
+	c.own = make([]bool, (c.memory.size()+chunkSize-1)/chunkSize)
+	if c.copied, err = unix.Mmap(-1, 0, c.memory.size(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS); err != nil {
+		return err
+	}
+	status, err := m.Status()
+	if err != nil {
+		return err
+	}
+	m.pass("begun")
+	if status != qemu.StatusRunning {
+		return m.take(ctx, c)
+	}
+	begin := time.Now()
+	err = m.Suspend(ctx)
+	m.pass("suspended")
+	if err == nil {
+		err = m.take(ctx, c)
+	}
+	m.pass("taken")
+	// Whoever asked for it may have gone: the guest goes on nevertheless.
+	again, cancel := context.WithTimeout(context.WithoutCancel(ctx), goOnLimit)
+	defer cancel()
+	err = errors.Join(err, m.Resume(again))
+	c.Pause = time.Since(begin)
+	m.pass("going on")
+	return err
+}
+
+// goOnLimit is how long QEMU may take to start the processors again.
+const goOnLimit = 10 * time.Second
+
+// pass is where a test ends QEMU.
+func (m *Machine) pass(step string) {
+	if m.passing != nil {
+		m.passing(step)
+	}
+}
+
+// take is what happens during the pause: nothing that can wait.
+func (m *Machine) take(ctx context.Context, c *Capture) (err error) {
+	if c.state, err = m.stateBytes(ctx); err != nil {
+		return err
+	}
+	for at := 0; at < len(c.copied); at += chunkSize {
+		piece := c.copied[at:min(at+chunkSize, len(c.copied))]
+		content, own, err := c.memory.look(at, piece)
+		if err != nil {
+			return err
+		}
+		c.own[at/chunkSize] = own != 0
+		if own != 0 && &content[0] != &piece[0] && !zero(content) {
+			copy(piece, content)
+		}
+	}
+	return nil
+}
+
+// stateBytes saves the stopped machine's state into memory.
+func (m *Machine) stateBytes(ctx context.Context) ([]byte, error) {
+	fd, err := unix.MemfdCreate("mvm-state", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make a file in memory: %w", err)
+	}
+	file := os.NewFile(uintptr(fd), "state")
+	defer file.Close()
+	writing, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), os.O_WRONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer writing.Close()
+	if err := m.saveTo(ctx, writing); err != nil {
+		return nil, err
+	}
+	state, err := io.ReadAll(io.LimitReader(file, stateMax+1))
+	if err == nil && (len(state) == 0 || len(state) > stateMax) {
+		err = fmt.Errorf("QEMU's state of the devices has %d bytes or more, and may have %d", len(state), stateMax)
+	}
+	return state, err
+}
+
+// chunk is the part of the guest's memory from a byte on, which begins a chunk.
+func (c *Capture) chunk(at int) []byte {
+	from := c.memory.shared
+	if c.own[at/chunkSize] {
+		from = c.copied
+	}
+	return from[at:min(at+chunkSize, len(from))]
+}
+
+// Close gives the memory back. Calling it twice changes nothing.
+func (c *Capture) Close() {
+	if c.copied != nil {
+		_ = unix.Munmap(c.copied)
+		c.copied = nil
+	}
+	if c.memory != nil {
+		c.memory.close()
+		c.memory = nil
+	}
+}
