@@ -36,6 +36,8 @@ const (
 	checkpointFormat = "mvm-checkpoint-1"
 	manifestMost     = 64 << 20
 	memoryMostMiB    = 1 << 18
+	packedMost       = 2 * chunkSize // bytes of a blob that is a chunk
+	digestPrefix     = "sha256:"
 )
 
 // Checkpoint is the manifest of a machine's state: its memory and the state of its
@@ -89,7 +91,7 @@ type written struct {
 
 func digestOf(content []byte) string {
 	sum := sha256.Sum256(content)
-	return "sha256:" + hex.EncodeToString(sum[:])
+	return digestPrefix + hex.EncodeToString(sum[:])
 }
 
 // Save makes a checkpoint of the capture, while the machine runs on: a blob for
@@ -317,7 +319,7 @@ func writeChunks(ctx context.Context, blobs Blobs, decoder *zstd.Decoder, path s
 		if digest == "" {
 			continue
 		}
-		packed, err := blobs.Get(ctx, digest, 2*chunkSize)
+		packed, err := blobs.Get(ctx, digest, packedMost)
 		if err != nil {
 			return fmt.Errorf("chunk %d of %d, %s: %w", i, len(chunks), digest, err)
 		}
