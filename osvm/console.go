@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"time"
 )
@@ -13,6 +14,7 @@ import (
 const (
 	consoleTail  = 64 << 10               // bytes that are kept of what a guest wrote
 	consoleRest  = 5 * time.Millisecond   // after each read that nobody waits for
+	consoleEnd   = time.Second            // for the last words of a guest
 	consolePause = 100 * time.Millisecond // between two tries to connect
 )
 
@@ -125,6 +127,37 @@ func (c *Console) read(port net.Conn) {
 			time.Sleep(consoleRest)
 		}
 	}
+}
+
+// Last is the last of what the guest has written, at most 64 KiB.
+func (c *Console) Last() []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	from := max(0, c.total-consoleTail)
+	last := make([]byte, 0, c.total-from)
+	for at := from; at < c.total; {
+		begin := at % consoleTail
+		piece := c.tail[begin:min(consoleTail, begin+c.total-at)]
+		last = append(last, piece...)
+		at += int64(len(piece))
+	}
+	return last
+}
+
+// panicked is what the guest's kernel has said of its panic, "" if nothing. It is
+// for after QEMU's end, and waits a moment until what was written is read.
+func (c *Console) panicked() string {
+	for begin := time.Now(); time.Since(begin) < consoleEnd; time.Sleep(time.Millisecond) {
+		c.mu.Lock()
+		read := c.port == nil
+		c.mu.Unlock()
+		if read {
+			break
+		}
+	}
+	_, after, _ := strings.Cut(string(c.Last()), "Kernel panic - ")
+	said, _, _ := strings.Cut(after, "\n")
+	return strings.TrimSpace(said)
 }
 
 // room is how many bytes may be overwritten. The caller holds mu.

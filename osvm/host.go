@@ -29,7 +29,8 @@ type HostConfig struct {
 type Host struct {
 	config      HostConfig
 	accelerator Accelerator
-	machines    string // folder
+	lock        *os.File // of the folder
+	machines    string   // folder
 	templates   *templates
 
 	mu  sync.Mutex          // guards all
@@ -72,11 +73,16 @@ func NewHost(ctx context.Context, config HostConfig) (*Host, error) {
 	if err := os.MkdirAll(h.machines, 0o700); err != nil {
 		return nil, err
 	}
-	if err := h.takeOver(ctx); err != nil {
-		return nil, err
+	if h.lock, err = lockNow(filepath.Join(config.Dir, "lock")); err != nil {
+		return nil, fmt.Errorf("the VMs in %s: %w", config.Dir, err)
 	}
-	h.templates, err = newTemplates(cmp.Or(config.Templates, filepath.Join(config.Dir, "templates")), h)
-	return h, err
+	if err := h.takeOver(ctx); err != nil {
+		return nil, errors.Join(err, h.Close())
+	}
+	if h.templates, err = newTemplates(cmp.Or(config.Templates, filepath.Join(config.Dir, "templates")), h); err != nil {
+		return nil, errors.Join(err, h.Close())
+	}
+	return h, nil
 }
 
 // Accelerator is what its machines run with.
@@ -108,6 +114,9 @@ func (h *Host) add(order Order, create func(Spec) (*Machine, error)) (*Machine, 
 	if err := spec.check(); err != nil {
 		return nil, err
 	}
+	if isTemplate(spec.ID) {
+		return nil, fmt.Errorf("VM %s: names that begin with %q are for what becomes a template", spec.ID, templatePrefix)
+	}
 	h.mu.Lock()
 	if _, there := h.all[order.ID]; there {
 		h.mu.Unlock()
@@ -116,21 +125,28 @@ func (h *Host) add(order Order, create func(Spec) (*Machine, error)) (*Machine, 
 	h.all[order.ID] = nil
 	h.mu.Unlock()
 	m, err := create(spec)
-	h.mu.Lock()
-	defer h.mu.Unlock()
 	if err != nil {
+		h.mu.Lock()
+		defer h.mu.Unlock()
 		delete(h.all, order.ID)
 		return nil, err
 	}
+	h.keep(m)
+	return m, nil
+}
+
+// keep has a machine be found, until it is destroyed.
+func (h *Host) keep(m *Machine) {
 	m.destroyed = func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		if h.all[order.ID] == m {
-			delete(h.all, order.ID)
+		if h.all[m.ID] == m {
+			delete(h.all, m.ID)
 		}
 	}
-	h.all[order.ID] = m
-	return m, nil
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.all[m.ID] = m
 }
 
 // Get finds a machine by its id. The error is ErrUnknown where there is none.
@@ -161,8 +177,7 @@ func (h *Host) List() []*Machine {
 // adopts them.
 func (h *Host) Close() error {
 	for _, m := range h.List() {
-		_ = m.domain.Close()
-		m.console.close()
+		m.letGo()
 	}
-	return nil
+	return h.lock.Close()
 }

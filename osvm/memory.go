@@ -39,11 +39,7 @@ func (m *Machine) openMemory() (*memory, error) {
 }
 
 func (m *Machine) mapMemory() (*memory, error) {
-	file, err := os.Open(filepath.Join(m.folder, memoryName))
-	clone := errors.Is(err, os.ErrNotExist)
-	if clone {
-		file, err = os.Open(filepath.Join(m.folder, templateName))
-	}
+	file, clone, err := m.memoryFile()
 	if err != nil {
 		return nil, err
 	}
@@ -68,6 +64,27 @@ func (m *Machine) mapMemory() (*memory, error) {
 		return nil, err
 	}
 	return r, nil
+}
+
+// memoryFile opens the file that QEMU has mapped: the machine's own, or for a clone
+// its template's, which is to be found with QEMU alone when the node has changed.
+func (m *Machine) memoryFile() (file *os.File, clone bool, err error) {
+	file, err = os.Open(filepath.Join(m.folder, memoryName))
+	if !errors.Is(err, os.ErrNotExist) {
+		return file, false, err
+	}
+	fds := fmt.Sprintf("/proc/%d/fd", m.PID())
+	entries, err := os.ReadDir(fds)
+	if err != nil {
+		return nil, true, err
+	}
+	for _, e := range entries {
+		if to, _ := os.Readlink(filepath.Join(fds, e.Name())); strings.HasPrefix(to, "/memfd:"+templateFile) {
+			file, err = os.Open(filepath.Join(fds, e.Name()))
+			return file, true, err
+		}
+	}
+	return nil, true, errors.New("QEMU does not have its template's memory open")
 }
 
 // mappedAt finds where a process has so many bytes of a file in its memory

@@ -19,7 +19,19 @@ func LookAtMemory(ctx context.Context, t *testing.T, m *Machine) error {
 		return err
 	}
 	said := filepath.Join(t.TempDir(), "said")
-	if err := m.monitor.Execute(ctx, "pmemsave", map[string]any{"val": 0, "size": m.MemoryMiB << 20, "filename": said}, nil); err != nil {
+	file, err := os.Create(said)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	if err := file.Chmod(0o666); err != nil { // QEMU is another user, who can open what it has, and finds nothing else
+		return err
+	}
+	var given struct{ FD int }
+	if err := m.monitor.ExecuteWithFile(ctx, "add-fd", map[string]int{"fdset-id": 2}, &given, file); err != nil {
+		return err
+	}
+	if err := m.monitor.Execute(ctx, "pmemsave", map[string]any{"val": 0, "size": m.MemoryMiB << 20, "filename": fmt.Sprintf("/proc/self/fd/%d", given.FD)}, nil); err != nil {
 		return err
 	}
 	want, err := os.ReadFile(said)

@@ -10,7 +10,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,10 +20,11 @@ import (
 
 // Bounds of what is kept warm: templates, and the bytes that they have on disk.
 const (
-	templatesMax     = 16
-	templatesMaxSize = 4 << 30
-	templateBoot     = 2 * time.Minute // to the agent's answer, on a busy machine
-	lockPoll         = 5 * time.Millisecond
+	templatesMax      = 16
+	templatesMaxSize  = 4 << 30
+	templateBoot      = 2 * time.Minute // to the agent's answer, on a busy machine
+	templatesInMemory = 4
+	lockPoll          = 5 * time.Millisecond
 )
 
 // templates are warm machines on disk, each made when it is first asked for.
@@ -29,10 +32,30 @@ const (
 type templates struct {
 	folder string
 	host   *Host
+
+	mu    sync.Mutex  // guards known
+	known []*Template // the last used first; those after some have nothing in memory
 }
 
 func newTemplates(folder string, host *Host) (*templates, error) {
-	return &templates{folder, host}, os.MkdirAll(folder, 0o700)
+	return &templates{folder: folder, host: host}, os.MkdirAll(folder, 0o700)
+}
+
+// find is the template of a key, whether it is there or not.
+func (t *templates) find(key string) *Template {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	found := &Template{folder: filepath.Join(t.folder, key)}
+	if i := slices.IndexFunc(t.known, func(known *Template) bool { return known.folder == found.folder }); i >= 0 {
+		found = t.known[i]
+		t.known = slices.Delete(t.known, i, i+1)
+	}
+	t.known = slices.Insert(t.known, 0, found)
+	for len(t.known) > templatesInMemory {
+		t.known[len(t.known)-1].forget()
+		t.known = t.known[:len(t.known)-1]
+	}
+	return found
 }
 
 // key names the template that a machine can be a clone of: one of the same
@@ -81,7 +104,7 @@ func (t *templates) clone(ctx context.Context, spec Spec, digest string) (*Machi
 
 // get finds a template or makes it; of all that want one, one makes it.
 func (t *templates) get(ctx context.Context, key string, spec Spec) (*Template, error) {
-	template := &Template{folder: filepath.Join(t.folder, key)}
+	template := t.find(key)
 	if template.there() {
 		return template, nil
 	}
@@ -105,7 +128,7 @@ func (t *templates) make(ctx context.Context, template *Template, key string, sp
 	ctx, cancel := context.WithTimeout(ctx, templateBoot)
 	defer cancel()
 	scratch := template.folder + ".new"
-	if err := errors.Join(os.RemoveAll(scratch), os.RemoveAll(template.folder)); err != nil {
+	if err := errors.Join(os.RemoveAll(scratch), template.Remove()); err != nil {
 		return err
 	}
 	spec.ID, spec.Owner, spec.Limits = templateID(key), "", Limits{}
@@ -130,8 +153,12 @@ func (t *templates) make(ctx context.Context, template *Template, key string, sp
 
 // templateID names the machine that becomes a template; others never have it.
 func templateID(key string) string {
-	return "template." + key[:8] + "." + strings.ToLower(rand.Text()[:8])
+	return templatePrefix + key[:8] + "." + strings.ToLower(rand.Text()[:8])
 }
+
+const templatePrefix = "template."
+
+func isTemplate(id string) bool { return strings.HasPrefix(id, templatePrefix) }
 
 // trim removes what was not used for longest, until the rest is within bounds.
 func (t *templates) trim(but string) {
@@ -172,24 +199,32 @@ func (t *templates) trim(but string) {
 // lockFile waits until this one has the lock, which ends with the file, also when
 // this process is killed.
 func lockFile(ctx context.Context, path string) (*os.File, error) {
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
 	for {
-		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return file, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			_ = file.Close()
-			return nil, fmt.Errorf("lock %s: %w", path, err)
+		file, err := lockNow(path)
+		if !errors.Is(err, errLocked) {
+			return file, err
 		}
 		select {
 		case <-time.After(lockPoll):
 		case <-ctx.Done():
-			_ = file.Close()
-			return nil, fmt.Errorf("another one has %s: %w", path, context.Cause(ctx))
+			return nil, fmt.Errorf("%w: %w", err, context.Cause(ctx))
 		}
 	}
+}
+
+var errLocked = errors.New("another process has it")
+
+func lockNow(path string) (*os.File, error) {
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+		return file, nil
+	}
+	_ = file.Close()
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		err = errLocked
+	}
+	return nil, fmt.Errorf("lock %s: %w", path, err)
 }

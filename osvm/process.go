@@ -1,0 +1,403 @@
+package osvm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/digitalocean/go-qemu/qemu"
+	goqmp "github.com/digitalocean/go-qemu/qmp"
+
+	"mvm/osvm/qmp"
+)
+
+// lastWords is how long we listen for why QEMU has ended, once it has: the word
+// is there already, but for a machine that is too busy to read it.
+const lastWords = 5 * time.Second
+
+// process is a QEMU, a child of ours or of a node that is no more.
+type process struct {
+	pid   int
+	start uint64             // in clock ticks since boot: pids come again
+	kill  func()             // harmless when it is gone
+	wait  func() (err error) // until it is gone; err says how, where that can be known
+}
+
+func childProcess(command *exec.Cmd) (*process, error) {
+	start, err := startTime(command.Process.Pid)
+	return &process{command.Process.Pid, start, func() { _ = command.Process.Kill() }, command.Wait}, err
+}
+
+// startTime tells two processes of one pid from each other (proc(5), field 22 of
+// stat).
+func startTime(pid int) (uint64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	const after = 19 // fields between the name, which may hold anything, and it
+	_, rest, _ := strings.Cut(string(text), ") ")
+	fields := strings.Fields(rest)
+	if len(fields) <= after {
+		return 0, fmt.Errorf("/proc/%d/stat has %d fields after the name", pid, len(fields))
+	}
+	return strconv.ParseUint(fields[after], 10, 64)
+}
+
+// inFolder does something with a file's path, made short enough for the address of
+// a unix socket, which has room for 107 bytes (unix(7)).
+func inFolder(folder, name string, do func(path string) error) error {
+	handle, err := os.Open(folder)
+	if err != nil {
+		return err
+	}
+	defer handle.Close()
+	return do(fmt.Sprintf("/proc/self/fd/%d/%s", handle.Fd(), name))
+}
+
+// files are what QEMU inherits: its descriptors are 3 and up, in order.
+type files struct {
+	list   []*os.File
+	failed error
+}
+
+func (f *files) add(file *os.File, err error) string {
+	if err != nil {
+		if f.failed == nil {
+			f.failed = err
+		}
+		return "-1"
+	}
+	f.list = append(f.list, file)
+	return strconv.Itoa(2 + len(f.list))
+}
+
+func (f *files) close() {
+	for _, file := range f.list {
+		_ = file.Close()
+	}
+}
+
+// listen makes the listening socket that QEMU gets.
+func (m *Machine) listen(name string) (file *os.File, err error) {
+	err = inFolder(m.folder, name, func(path string) error {
+		listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+		if err != nil {
+			return err
+		}
+		defer listener.Close()
+		listener.SetUnlinkOnClose(false)
+		file, err = listener.File()
+		return err
+	})
+	return file, err
+}
+
+// memory makes the file that is the guest's memory, which a checkpoint can read
+// while it runs.
+func (m *Machine) memory(user *user) (*os.File, error) {
+	file, err := os.OpenFile(filepath.Join(m.folder, memoryName), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err == nil {
+		if err = errors.Join(file.Truncate(int64(m.MemoryMiB)<<20), user.own(file)); err != nil {
+			_ = file.Close()
+		}
+	}
+	return file, err
+}
+
+// start runs QEMU and connects to its monitor. QEMU reads, but finds no file by
+// its name: what it is given comes as descriptors, which it opens again, as the
+// user that it is.
+func (m *Machine) start(ctx context.Context, q QEMU) error {
+	user, err := newUser(m.Accelerator)
+	if err != nil {
+		return err
+	}
+	defer user.close()
+	var inherited files
+	defer inherited.close()
+	fd := descriptors{
+		monitor: inherited.add(m.listen(monitorSocket)),
+		agent:   inherited.add(m.listen(agentSocket)),
+		console: inherited.add(m.listen(consoleSocket)),
+	}
+	if m.boots() {
+		fd.kernel = inherited.add(user.open(m.Kernel))
+		fd.initrd = inherited.add(user.open(m.Initrd))
+	}
+	var state *os.File
+	if m.Template == nil {
+		fd.memory = inherited.add(m.memory(user))
+	} else {
+		memory, devices, err := m.Template.open()
+		fd.memory = inherited.add(memory, err)
+		state = devices
+		defer state.Close()
+	}
+	if inherited.failed != nil {
+		return inherited.failed
+	}
+	if m.Machine == "" {
+		if m.Machine, err = q.machine(); err != nil {
+			return err
+		}
+	}
+	said, err := os.OpenFile(filepath.Join(m.folder, logName), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer said.Close()
+	if err := m.write(); err != nil { // so that QEMU is found by its uuid, were we killed now
+		return err
+	}
+	command, err := user.run(func() *exec.Cmd {
+		c := exec.Command(q.Path, m.arguments(m.Machine, fd)...)
+		c.Stdout, c.Stderr = said, said
+		c.ExtraFiles = inherited.list
+		c.Env = []string{}
+		c.Dir = "/"
+		return c
+	})
+	if err != nil {
+		return err
+	}
+	m.isolation = user.isolation
+	inherited.close() // else QEMU's sockets would outlive it
+	m.process, err = childProcess(command)
+	if err == nil {
+		err = limit(m.process.pid, m.uuid, m.Spec)
+	}
+	if err != nil {
+		_ = command.Process.Kill()
+		_ = command.Wait()
+		return err
+	}
+	go m.watch()
+	if err := m.connect(ctx); err != nil {
+		m.kill()
+		return m.explain(errors.Join(m.Reason(), err))
+	}
+	if m.Template != nil {
+		err = m.loadFrom(ctx, state)
+	}
+	if err == nil {
+		err = niceThreads(m.process.pid, m.Spec)
+	}
+	if err == nil && !m.awaits {
+		err = m.write()
+	}
+	if err != nil {
+		m.kill()
+		m.letGo()
+		return m.explain(err)
+	}
+	return nil
+}
+
+// descriptors are the numbers under which QEMU has what it inherits.
+type descriptors struct{ monitor, agent, console, kernel, initrd, memory string }
+
+// boots says whether the machine begins with a boot: others begin where one was
+// saved, and never come back to what they once booted from.
+func (m *Machine) boots() bool { return m.Template == nil && !m.awaits }
+
+// arguments are QEMU's. Those of a clone are its template's, but for how they
+// begin and what tells two machines from each other.
+func (m *Machine) arguments(machine string, fd descriptors) []string {
+	share := "on"
+	if m.Template != nil {
+		share = "off"
+	}
+	list := append([]string{"-name", "guest=" + m.ID, "-uuid", m.uuid}, m.Spec.hardware(machine, fd, share)...)
+	if m.boots() {
+		return append(list, m.Spec.boot(fd)...)
+	}
+	return append(list, "-incoming", "defer")
+}
+
+// boot is what a machine boots from.
+func (s *Spec) boot(fd descriptors) []string {
+	return []string{
+		"-kernel", "/proc/self/fd/" + fd.kernel, "-initrd", "/proc/self/fd/" + fd.initrd,
+		"-append", strings.TrimSpace("console=ttyS0 panic=-1 quiet " + s.CommandLine),
+	}
+}
+
+// hardware is what the guest sees, and what runs it.
+func (s *Spec) hardware(machine string, fd descriptors, share string) []string {
+	socket := func(id, fd string) string { return "socket,server=on,wait=off,id=" + id + ",fd=" + fd }
+	accelerator := string(s.Accelerator)
+	if s.Accelerator == TCG {
+		accelerator += ",tb-size=" + strconv.Itoa(translationMiB)
+	}
+	return []string{
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-S", "-global", "migration.send-configuration=off", "-machine", machine + ",memory-backend=memory", "-accel", accelerator, "-cpu", "max",
+		"-smp", "1,maxcpus=1", "-m", strconv.Itoa(s.MemoryMiB),
+		"-object", fmt.Sprintf("memory-backend-file,id=memory,size=%dM,mem-path=/proc/self/fd/%s,share=%s", s.MemoryMiB, fd.memory, share),
+		"-chardev", socket("monitor", fd.monitor), "-mon", "chardev=monitor,mode=control",
+		"-chardev", socket("agent", fd.agent), "-chardev", socket("console", fd.console),
+		"-serial", "chardev:console",
+		"-device", "virtio-serial-pci,romfile=", "-device", "virtserialport,chardev=agent,name=" + AgentPort,
+		"-device", "virtio-rng-pci,romfile=",
+	}
+}
+
+var twoNumbers = regexp.MustCompile(`^([0-9]+)\.([0-9]+)`)
+
+// machine is the versioned machine type: one that means the same devices in all
+// later QEMUs, so that a checkpoint of it loads there.
+func (q QEMU) machine() (string, error) {
+	version := twoNumbers.FindString(q.Version)
+	if version == "" {
+		return "", fmt.Errorf("QEMU's version %q has no two numbers", q.Version)
+	}
+	return "pc-q35-" + version, nil
+}
+
+// connect makes the monitor's connection, and begins to read the console. QEMU's sockets
+// listen from the beginning, so that a connection waits for QEMU's own start.
+func (m *Machine) connect(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-m.ended:
+			cancel(m.Reason())
+		case <-ctx.Done():
+		}
+	}()
+	monitor, err := m.dialMonitor(ctx)
+	if err != nil {
+		return err
+	}
+	events, err := monitor.Events(context.Background())
+	if err != nil {
+		return err
+	}
+	domain, err := qemu.NewDomain(monitor, m.ID)
+	if err != nil {
+		_ = monitor.Disconnect()
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.monitor, m.domain = monitor, domain
+	m.console = newConsole(func(ctx context.Context) (net.Conn, error) { return m.dial(ctx, consoleSocket) }, m.ended)
+	m.told = make(chan struct{})
+	go m.listenTo(events)
+	return nil
+}
+
+func (m *Machine) dialMonitor(ctx context.Context) (monitor *qmp.Monitor, err error) {
+	err = inFolder(m.folder, monitorSocket, func(path string) (err error) {
+		monitor, err = qmp.Dial(ctx, path)
+		return err
+	})
+	return monitor, err
+}
+
+// listenTo keeps what QEMU says of its own end.
+func (m *Machine) listenTo(events <-chan goqmp.Event) {
+	defer close(m.told)
+	for event := range events {
+		if event.Event == "SHUTDOWN" {
+			reason, _ := event.Data["reason"].(string)
+			m.mu.Lock()
+			m.shutdown = reason
+			m.mu.Unlock()
+		}
+	}
+}
+
+// ErrPoweredOff is why a machine has ended whose guest ended by itself, as asked.
+var ErrPoweredOff = errors.New("the guest has powered off")
+
+// watch waits until QEMU is gone and finds out why.
+func (m *Machine) watch() {
+	err := m.process.wait()
+	m.mu.Lock()
+	told, console := m.told, m.console
+	m.mu.Unlock()
+	if told != nil {
+		select {
+		case <-told:
+		case <-time.After(lastWords):
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.shutdown == "guest-shutdown":
+		m.reason = ErrPoweredOff
+	case strings.HasPrefix(m.shutdown, "guest-"): // -no-reboot ends what resets itself
+		m.reason = errors.New("the guest has ended by a reset, as its kernel does when it panics")
+		if last := console.panicked(); last != "" {
+			m.reason = fmt.Errorf("the guest's kernel has panicked: %s", last)
+		}
+	case m.shutdown != "":
+		m.reason = fmt.Errorf("QEMU has ended by %s", m.shutdown)
+	case err != nil:
+		m.reason = fmt.Errorf("QEMU has ended: %w", err)
+	default:
+		m.reason = errors.New("QEMU has ended")
+	}
+	m.state = Ended
+	close(m.ended)
+}
+
+// explain adds what QEMU wrote before it ended.
+func (m *Machine) explain(err error) error {
+	text, _ := os.ReadFile(filepath.Join(m.folder, logName))
+	if said := strings.TrimSpace(string(text)); said != "" {
+		return fmt.Errorf("QEMU says %q: %w", said[:min(len(said), 500)], err)
+	}
+	return err
+}
+
+// record is what a machine's folder says of it, for whoever comes after us. It is
+// written before QEMU is started, without its number, and again after it.
+type record struct {
+	Spec
+	UUID      string
+	PID       int            `json:",omitempty"`
+	StartTime uint64         `json:",omitempty"`
+	Isolation Isolation      `json:",omitempty"`
+	Published map[int]string `json:",omitempty"`
+}
+
+// write keeps what whoever comes after us needs to find the process again. Who
+// calls it holds mu, or is alone.
+func (m *Machine) write() error {
+	r := record{Spec: m.Spec, UUID: m.uuid, Isolation: m.isolation, Published: m.published}
+	if m.process != nil {
+		r.PID, r.StartTime = m.process.pid, m.process.start
+	}
+	text, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	file := filepath.Join(m.folder, recordName)
+	if err := os.WriteFile(file+".new", text, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(file+".new", file)
+}
+
+func newUUID() string {
+	text, err := os.ReadFile("/proc/sys/kernel/random/uuid")
+	if err != nil {
+		panic(err) // there is no Linux without it
+	}
+	return strings.TrimSpace(string(text))
+}
