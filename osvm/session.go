@@ -63,7 +63,7 @@ func (m *Machine) Start(ctx context.Context, identity guest.Identity) (*link.Ses
 
 // call asks the guest's agent.
 func call(ctx context.Context, session *link.Session, method string, question, answer any) error {
-	conn, err := session.Open()
+	conn, err := session.Agent(ctx)
 	if err != nil {
 		return err
 	}

@@ -5,15 +5,22 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"mvm/osvm/link"
 )
 
 // Agent is what the host may call, by JSON-RPC (net/rpc/jsonrpc) on any
-// connection of the link.
-type Agent struct{}
+// connection of the link that is for it.
+type Agent struct {
+	node   func(identity []byte, uplink *link.Inside) // nil: this guest can be no node
+	uplink *link.Inside
+	once   sync.Once
+}
 
 // Nothing is for calls that ask or answer nothing.
 type Nothing struct{}
@@ -68,15 +75,22 @@ type Identity struct {
 	Hostname   string
 	Time       time.Time
 	Randomness []byte // 32 bytes or more, of the host's; used by no other guest
+
+	// Node says what node of the grid the guest is to be from now on, in words that
+	// this package does not read; nothing is none, or the one that it is.
+	Node []byte `json:",omitempty"`
 }
 
 // leastRandomness is what a guest's random numbers are seeded with.
 const leastRandomness = 32
 
 // Identify gives a guest its identity. It may be called again.
-func (*Agent) Identify(i Identity, _ *Nothing) error {
+func (a *Agent) Identify(i Identity, _ *Nothing) error {
 	if i.Hostname == "" || len(i.Randomness) < leastRandomness || i.Time.IsZero() {
 		return fmt.Errorf("an identity has a hostname, a time, and at least %d bytes of randomness", leastRandomness)
+	}
+	if len(i.Node) > 0 && a.node == nil {
+		return errors.New("this guest's agent brings no node: build the image anew")
 	}
 	if err := unix.Sethostname([]byte(i.Hostname)); err != nil {
 		return fmt.Errorf("set the hostname to %q: %w", i.Hostname, err)
@@ -85,7 +99,13 @@ func (*Agent) Identify(i Identity, _ *Nothing) error {
 	if err := unix.Settimeofday(&now); err != nil {
 		return fmt.Errorf("set the clock to %v: %w", i.Time, err)
 	}
-	return seed(i.Randomness)
+	if err := seed(i.Randomness); err != nil {
+		return err
+	}
+	if len(i.Node) > 0 { // only now: what it draws is its own
+		a.once.Do(func() { go a.node(i.Node, a.uplink) })
+	}
+	return nil
 }
 
 // seed adds to the kernel's pool and has it draw anew at once (random(4)): two

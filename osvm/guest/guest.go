@@ -31,8 +31,16 @@ const Port = "mvm.agent"
 // portLimit is how long the port's driver may take to make it.
 const portLimit = 30 * time.Second
 
+// Config is what else PID 1 does.
+type Config struct {
+	// Node, if given, is called once, when the host has said what node this guest
+	// is to be (Identity.Node), and in a goroutine of its own. uplink is its only
+	// way out.
+	Node func(identity []byte, uplink *link.Inside)
+}
+
 // Run is PID 1's life; it returns only what went wrong before it could serve.
-func Run() error {
+func Run(config Config) error {
 	if err := mount(); err != nil {
 		return err
 	}
@@ -44,22 +52,13 @@ func Run() error {
 	if err != nil {
 		return err
 	}
-	return link.Serve(port, serve)
-}
-
-// serve answers the host's calls on every connection that it makes.
-func serve(s *link.Session) {
 	server := rpc.NewServer()
-	if err := server.Register(&Agent{}); err != nil {
-		return
+	agent := &Agent{node: config.Node}
+	if err := server.Register(agent); err != nil {
+		return err
 	}
-	for {
-		conn, err := s.Accept()
-		if err != nil {
-			return
-		}
-		go server.ServeCodec(jsonrpc.NewServerCodec(conn))
-	}
+	agent.uplink = link.NewInside(func(conn net.Conn) { server.ServeCodec(jsonrpc.NewServerCodec(conn)) })
+	return link.Serve(port, agent.uplink.Serve)
 }
 
 // Client calls an agent over a connection of its link; close it when done.

@@ -33,14 +33,14 @@ import (
 // After it, either side sends frames: mark, u16 length, u32 session, payload;
 // numbers are big-endian.
 const (
-	hail      = "\xd3MVM-LINK-HAIL\x9a\x01"
-	echo      = "\xd3MVM-LINK-ECHO\x9a\x01"
-	mark      = "ML"
-	frameMax  = 32 << 10
-	headSize  = 8
-	syncSize  = len(hail) + 4
-	staleMax  = 16 << 20 // bytes of an old session that the host reads past
-	keepAlive = 10 * time.Second
+	hail     = "\xd3MVM-LINK-HAIL\x9a\x01"
+	echo     = "\xd3MVM-LINK-ECHO\x9a\x01"
+	mark     = "ML"
+	frameMax = 32 << 10
+	headSize = 8
+	syncSize = len(hail) + 4
+	staleMax = 16 << 20       // bytes of an old session that the host reads past
+	patience = 24 * time.Hour // of one word to a guest that is stopped
 )
 
 // ErrOver is what is wrong with a session that a newer one has replaced.
@@ -52,8 +52,43 @@ type Session struct {
 	framed  *framed
 }
 
-// Open makes a connection to the other side.
+// Open makes a connection to the other side, which must begin with a word.
 func (s *Session) Open() (net.Conn, error) { return s.streams.Open() }
+
+// Agent makes a connection from the host to the guest's agent.
+func (s *Session) Agent(ctx context.Context) (net.Conn, error) {
+	return s.begin(ctx, word{To: toAgent})
+}
+
+// begin makes a connection that says what it is for. A guest that is stopped
+// takes some of them before they wait.
+func (s *Session) begin(ctx context.Context, w word) (net.Conn, error) {
+	type opened struct {
+		conn net.Conn
+		err  error
+	}
+	begun := make(chan opened, 1)
+	go func() {
+		conn, err := s.Open()
+		if err == nil {
+			if err = tell(conn, w); err != nil {
+				_ = conn.Close()
+			}
+		}
+		begun <- opened{conn, err}
+	}()
+	select {
+	case o := <-begun:
+		return o.conn, o.err
+	case <-ctx.Done():
+		go func() {
+			if o := <-begun; o.err == nil {
+				_ = o.conn.Close()
+			}
+		}()
+		return nil, context.Cause(ctx)
+	}
+}
 
 // Accept waits for one that the other side makes.
 func (s *Session) Accept() (net.Conn, error) { return s.streams.Accept() }
@@ -67,8 +102,12 @@ func (s *Session) Close() error { return s.streams.Close() }
 func newSession(f *framed, host bool) (*Session, error) {
 	config := yamux.DefaultConfig()
 	config.LogOutput = io.Discard
-	config.EnableKeepAlive = host // a guest that was stopped for an hour must not give up its host
-	config.KeepAliveInterval = keepAlive
+	config.AcceptBacklog = 64 // what a guest may open before this side looks
+	// A guest may be stopped for an hour, and then go on as if nothing had been: no
+	// time ends a session. That QEMU is gone shows as end of file.
+	config.EnableKeepAlive = false
+	config.ConnectionWriteTimeout = patience
+	config.StreamOpenTimeout = 0
 	side := yamux.Server
 	if host {
 		side = yamux.Client

@@ -258,7 +258,7 @@ func Start(t testing.TB, m *osvm.Machine) *link.Session {
 func Call[Answer any](t testing.TB, session *link.Session, method string, question any) Answer {
 	t.Helper()
 	var answer Answer
-	conn, err := session.Open()
+	conn, err := session.Agent(context.Background())
 	if err != nil {
 		t.Errorf("%s: %v", method, err)
 		runtime.Goexit()

@@ -15,6 +15,6 @@ func main() {
 		fmt.Fprintln(os.Stderr, "agent: this is the first program of an OS-level VM; `mvm vm create` starts one")
 		os.Exit(2)
 	}
-	fmt.Println("agent:", guest.Run())
+	fmt.Println("agent:", guest.Run(guest.Config{}))
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) // with -no-reboot a panic would do as well, and say less
 }
