@@ -91,12 +91,14 @@ var rooms = map[string][]string{
 	"examples/launch":      {},
 	"examples/bench/soap":  {"wsdl", "services/soap"},
 	"examples/soak":        {"wsdl", "services/client", "examples/launch"},
+	"node/worker":          {"wsdl", "services/*", "-services/client", "-services/store", "node"},
 	"":                     {"*"},
 }
 
 // testRooms are what a room's tests may import besides: the other side of what
 // they test, never anything that would let the room itself lean on it.
 var testRooms = map[string][]string{
+	"node/worker":   {"node/mvm", "osvm/link", "examples/launch"},
 	"examples":      {"services/soap"}, // to say what our own client says, word for word
 	"node":          {"osvm/vmtest"},
 	"osvm":          {"osvm/vmtest"},

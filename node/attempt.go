@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -105,7 +106,11 @@ func (r *runner) load() *wsdl.Fault {
 	if err := <-fetched; err != nil {
 		return r.fault("fetch its files", err)
 	}
-	answer := &wsdl.AwakenResponse{Address: r.node.reachable(r.process.Ready().Address), Fingerprint: r.process.Ready().Fingerprint}
+	answer := &wsdl.AwakenResponse{Fingerprint: r.process.Ready().Fingerprint}
+	var err error
+	if answer.Address, err = r.publish(r.ctx, r.process.Ready().Address); err != nil {
+		return r.fault("publish its proxy", err)
+	}
 	builds := make([]*wsdl.BuildStatus, len(r.request.Build))
 	failed := make([]error, len(builds))
 	var all sync.WaitGroup
@@ -123,6 +128,18 @@ func (r *runner) load() *wsdl.Fault {
 	r.answer = answer
 	r.mu.Unlock()
 	return nil
+}
+
+// publish is a proxy's address as others reach it.
+func (r *runner) publish(ctx context.Context, local string) (string, error) {
+	if r.node.config.Publish == nil || local == "" {
+		return r.node.reachable(local), nil
+	}
+	public, withdraw, err := r.node.config.Publish(ctx, local)
+	if err == nil {
+		context.AfterFunc(r.ctx, withdraw)
+	}
+	return public, err
 }
 
 // fetch gets every blob that the attempt needs. The store keeps them for an
@@ -187,7 +204,7 @@ feed:
 func (r *runner) launch(ctx context.Context) error {
 	n := r.node
 	start := mvm.Start{
-		Attempt: r.key.String(), Node: n.id, WorkDir: r.work, Plain: n.plain, PlainLinks: n.config.PlainLinks,
+		Attempt: r.key.String(), Node: cmp.Or(n.config.PeerID, n.id), Uplink: n.config.Uplink, WorkDir: r.work, Plain: n.plain, PlainLinks: n.config.PlainLinks,
 		Library: n.library(ctx), Clients: n.folders.clients, StreamMax: n.streamMax,
 		Confinement: n.launcher.Confinement().Level,
 	}

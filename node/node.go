@@ -69,9 +69,18 @@ type Config struct {
 	Images *image.Store
 	Log    *logrus.Logger // nil is logrus's standard logger
 
-	// ProxyHost is where the proxies of attempts listen; "" is URL's host.
-	// On a loopback address they speak plain TCP, else TLS.
+	// ProxyHost is where the proxies of attempts listen, or are published; "" is
+	// URL's host. On a loopback address they speak plain TCP, else TLS.
 	ProxyHost string
+	// Publish, in a guest whose network is its host's, has what listens at a local
+	// address reached under the one that it answers, until withdraw is called. URL is
+	// such an address then. Nil is a machine that others reach as it is.
+	Publish func(ctx context.Context, local string) (public string, withdraw func(), err error)
+	// Uplink is the socket through which the proxies of such a guest dial.
+	Uplink string
+	// PeerID is what its proxies call themselves to others; "" is the node's id. A
+	// guest that has an attempt for its host speaks for it.
+	PeerID string
 	// PlainLinks are networks, as CIDR: links of which both ends are in one of them
 	// are not encrypted. Keys are proven all the same.
 	PlainLinks []string
@@ -255,6 +264,9 @@ func newNode(config Config, p parts) (_ *Node, err error) {
 		host = base.Hostname()
 	}
 	n.proxyListen = net.JoinHostPort(host, "0")
+	if config.Publish != nil {
+		n.proxyListen = "127.0.0.1:0"
+	}
 	ip := net.ParseIP(host)
 	n.plain = host == "localhost" || ip != nil && ip.IsLoopback()
 	if n.alarm, err = n.clock.Alarm(); err != nil {

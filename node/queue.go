@@ -389,6 +389,27 @@ func (q *queue) dequeue(ctx context.Context, name string, request *wsdl.Dequeue)
 	return response, nil
 }
 
+// published is where a job's proxy, at a local address, is reached: Awaken has
+// told it.
+func (q *queue) published(job, local string) (string, error) {
+	n := q.node
+	if n.config.Publish == nil {
+		return n.reachable(local), nil
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for k, r := range n.runners {
+		if k.job == job {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			if r.answer != nil {
+				return r.answer.Address, nil
+			}
+		}
+	}
+	return "", wsdl.NewFault(wsdl.FaultCodeUnavailable, fmt.Sprintf("no process of job %q runs on node %s any more", job, n.id), "ask the broker for the job's state")
+}
+
 func (q *queue) openSocket(ctx context.Context, name string, request *wsdl.OpenSocket) (*wsdl.OpenSocketResponse, error) {
 	if id, channel, _ := held(name); id > 0 || channel >= 0 {
 		return nil, wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("%s is no end outside the job: a plain socket leads to such an end only", name), "use Enqueue and Dequeue, or add an edge from or to outside:NAME")
@@ -404,5 +425,9 @@ func (q *queue) openSocket(ctx context.Context, name string, request *wsdl.OpenS
 	if reply.Socket == nil {
 		return nil, wsdl.NewFault(wsdl.FaultCodeInternal, fmt.Sprintf("the MVM process of job %q opened no socket", request.Job), "look into the node's log")
 	}
-	return &wsdl.OpenSocketResponse{Address: q.node.reachable(reply.Socket.Address), Token: reply.Socket.Token}, nil
+	address, err := q.published(request.Job, reply.Socket.Address)
+	if err != nil {
+		return nil, err
+	}
+	return &wsdl.OpenSocketResponse{Address: address, Token: reply.Socket.Token}, nil
 }

@@ -131,8 +131,7 @@ func (vm *VM) raise(ctx context.Context, d *direct, p *peer) error {
 func (vm *VM) dialDirect(ctx context.Context, d *direct, p *peer) error {
 	attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(attempt, "tcp", p.Address)
+	conn, err := vm.reach(attempt, p.Address)
 	if err != nil {
 		return err
 	}

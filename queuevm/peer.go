@@ -191,8 +191,7 @@ func (vm *VM) link(limit context.Context, p *peer) error {
 func (vm *VM) dial(limit context.Context, p *peer, plain bool) error {
 	attempt, cancel := context.WithTimeout(limit, 5*time.Second)
 	defer cancel()
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(attempt, "tcp", p.Address)
+	conn, err := vm.reach(attempt, p.Address)
 	if err != nil {
 		return err
 	}
@@ -204,6 +203,15 @@ func (vm *VM) dial(limit context.Context, p *peer, plain bool) error {
 		return err
 	}
 	return vm.attach(p, conn, secured, theirs)
+}
+
+// reach connects to where a peer listens.
+func (vm *VM) reach(ctx context.Context, address string) (net.Conn, error) {
+	if vm.config.Dial != nil {
+		return vm.config.Dial(ctx, address)
+	}
+	var dialer net.Dialer
+	return dialer.DialContext(ctx, "tcp", address)
 }
 
 // attach makes a proven connection the peer's link, in place of an older one.
@@ -268,11 +276,11 @@ type (
 // where the bytes go as they are, else one end of a socket pair whose other end
 // two goroutines pump through TLS.
 func (vm *VM) loopEnd(raw, secured net.Conn) (int, error) {
-	tcp, ok := raw.(*net.TCPConn)
+	socket, ok := raw.(syscall.Conn) // of TCP, or the agent's of a guest
 	if !ok {
-		return -1, errors.New("not a TCP connection")
+		return -1, errors.New("not a socket")
 	}
-	control, err := tcp.SyscallConn()
+	control, err := socket.SyscallConn()
 	if err != nil {
 		return -1, err
 	}

@@ -13,6 +13,7 @@
 package queuevm
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -54,6 +55,10 @@ type Config struct {
 	// PlainLinks are networks whose links are not encrypted either, when both ends
 	// are in one of them and the peer agrees.
 	PlainLinks []netip.Prefix
+	// Dial makes the connections to peers where this machine is a guest whose
+	// network is its host's; nil is TCP. Such links go as they are only where Plain
+	// says so: what the addresses here look like means nothing then.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
 	// Redial is how long a cut link may stay down before the peer is reported
 	// lost, and how long, but 3 s at least, a peer may be silent before its link
 	// is taken for cut. Zero means 10 s.
@@ -255,6 +260,9 @@ func (vm *VM) setUp() (err error) {
 	}
 	if vm.key, err = newKey(); err != nil {
 		return err
+	}
+	if vm.config.Dial != nil {
+		vm.key.machine = nil // clones have one name for all of them
 	}
 	if vm.listener, err = net.Listen("tcp", vm.config.Listen); err != nil {
 		return err

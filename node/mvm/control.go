@@ -29,6 +29,7 @@ type Start struct {
 	Listen     string   // proxy address to listen on, "" for no proxy
 	Plain      bool     // raw TCP between proxies (all on loopback)
 	PlainLinks []string // networks, as CIDR, within which it is raw TCP too
+	Uplink     string   // the socket through which peers are dialled, "" for the network itself
 	Library    string   // libmvm.so for Python programs, "" if there is none
 	Clients    string   // folder with the client files (queuevm.ClientFiles), read-only
 	StreamMax  int64    // bytes kept of each stdout and stderr (half head, half tail)

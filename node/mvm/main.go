@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -169,7 +170,11 @@ func newProcess(start Start, w *wire, cleaning string) (*process, error) {
 		}
 		plain = append(plain, network)
 	}
-	vm, err := queuevm.New(queuevm.Config{Listen: start.Listen, Self: start.Node, Plain: start.Plain, PlainLinks: plain, MaxItem: itemMax, Reaper: true,
+	var dial func(context.Context, string) (net.Conn, error)
+	if start.Uplink != "" {
+		dial = uplink(start.Uplink).dial
+	}
+	vm, err := queuevm.New(queuevm.Config{Listen: start.Listen, Dial: dial, Self: start.Node, Plain: start.Plain, PlainLinks: plain, MaxItem: itemMax, Reaper: true,
 		Logf: func(format string, args ...any) {
 			fmt.Fprintf(os.Stderr, "%s %s: %s\n", ProcessName, start.Attempt, fmt.Sprintf(format, args...))
 		}})

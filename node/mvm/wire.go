@@ -222,7 +222,7 @@ func rare[T any](c *fields, v *T) {
 }
 
 func (s *Start) visit(c *fields) {
-	for _, v := range []*string{&s.Attempt, &s.Node, &s.WorkDir, &s.Listen, &s.Library, &s.Clients, &s.MemoryGroup} {
+	for _, v := range []*string{&s.Attempt, &s.Node, &s.WorkDir, &s.Listen, &s.Uplink, &s.Library, &s.Clients, &s.MemoryGroup} {
 		c.string(v)
 	}
 	c.bool(&s.Plain)

@@ -27,8 +27,10 @@ type ClientConfig struct {
 	Response int64         // bytes of an answer at most; default 64 MiB
 	Idle     int           // connections kept for each address; default 32
 	TLS      *tls.Config
-	SOAP12   bool // speak SOAP 1.2
-	Strict   bool // refuse answers that do not fit the schema; for tests of servers
+	// DialContext makes the connections; nil is TCP, bounded by Dial.
+	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
+	SOAP12      bool // speak SOAP 1.2
+	Strict      bool // refuse answers that do not fit the schema; for tests of servers
 }
 
 // Client calls SOAP services; it is the wsdl.Caller of generated clients. It
@@ -55,9 +57,12 @@ func NewClient(config ClientConfig) *Client {
 		c.version = soap12()
 	}
 	dialer := &net.Dialer{Timeout: config.Dial}
+	if config.DialContext == nil {
+		config.DialContext = dialer.DialContext
+	}
 	c.http = &http.Client{
 		Transport: &http.Transport{
-			DialContext:         dialer.DialContext,
+			DialContext:         config.DialContext,
 			TLSClientConfig:     config.TLS,
 			TLSHandshakeTimeout: config.Dial,
 			MaxIdleConns:        1024,
