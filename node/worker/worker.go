@@ -163,7 +163,7 @@ func (w *worker) face(n *node.Node, images *image.Store) (*soap.Server, error) {
 	}
 	contracts := []wsdl.Contract{
 		wsdl.BootstrapContract(boot),
-		wsdl.ImageContract(image.NewService(images, func() string { return w.url })),
+		wsdl.ImageContract(image.NewService(images, func() string { return w.url }, image.Images{Home: func() string { return w.where().Image }, Caller: w.soap})),
 		wsdl.QueueContract(n.Queue()),
 		soap.Elsewhere(wsdl.BrokerContract(nil), func() string { return w.where().Url }),
 	}
