@@ -161,19 +161,43 @@ static struct {
     int spin, known;
 } process = {.bell = -1, .control = -1};
 
-static _Thread_local char error_text[512];
-static _Thread_local int64_t no_yield_until;
-static _Thread_local unsigned hops; /* rings that ports of this thread went on to */
-static _Thread_local int sliced; /* the limit of the call under way is only a slice of a wait without one */
+/* What each thread has of its own. */
+struct per_thread {
+    char error_text[512];
+    int64_t no_yield_until;
+    unsigned hops; /* rings that ports of this thread went on to */
+    int sliced;    /* the limit of the call under way is only a slice of a wait without one */
+};
+#ifndef MVM_NO_TLS
+static _Thread_local struct per_thread per_thread;
+#else /* for linkers that know no thread-local storage, such as tcc's */
+static pthread_key_t thread_key;
+static pthread_once_t thread_once = PTHREAD_ONCE_INIT;
+static struct per_thread shared_instead; /* where there is no memory: better shared than none */
+static void make_thread_key(void) { pthread_key_create(&thread_key, free); }
+static struct per_thread *find_per_thread(void) {
+    pthread_once(&thread_once, make_thread_key);
+    struct per_thread *mine = pthread_getspecific(thread_key);
+    if (mine == NULL) {
+        mine = calloc(1, sizeof *mine);
+        if (mine == NULL || pthread_setspecific(thread_key, mine) != 0) {
+            free(mine);
+            mine = &shared_instead;
+        }
+    }
+    return mine;
+}
+#define per_thread (*find_per_thread())
+#endif
 
 static void fail(const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
-    vsnprintf(error_text, sizeof error_text, format, arguments);
+    vsnprintf(per_thread.error_text, sizeof per_thread.error_text, format, arguments);
     va_end(arguments);
 }
 
-const char *mvm_error(void) { return error_text; }
+const char *mvm_error(void) { return per_thread.error_text; }
 
 const char *mvm_strerror(int code) {
     switch (code) {
@@ -325,15 +349,15 @@ static int await(struct end *e, uint64_t need, int (*enough)(struct end *, uint6
         if ((got = enough(e, need))) return got > 0 ? MVM_OK : got;
     }
     int64_t before = now();
-    if (before >= no_yield_until)
+    if (before >= per_thread.no_yield_until)
         for (int n = 0; n < YIELDS; n++) {
             sched_yield();
             if ((got = enough(e, need))) return got > 0 ? MVM_OK : got;
             int64_t after = now();
-            if (after - before > SLOW_YIELD_NS) { no_yield_until = after + YIELD_PENALTY_NS; break; }
+            if (after - before > SLOW_YIELD_NS) { per_thread.no_yield_until = after + YIELD_PENALTY_NS; break; }
             before = after;
         }
-    uint32_t waits = deadline < 0 || sliced ? WAITS_ONLY : WAITS_FUTEX;
+    uint32_t waits = deadline < 0 || per_thread.sliced ? WAITS_ONLY : WAITS_FUTEX;
     for (;;) {
         atomic_store_explicit(word, waits, memory_order_seq_cst);
         atomic_thread_fence(memory_order_seq_cst);
@@ -347,7 +371,7 @@ static int await(struct end *e, uint64_t need, int (*enough)(struct end *, uint6
             limit = &left;
         }
         long slept = syscall(SYS_futex, word, FUTEX_WAIT, waits, limit, NULL, 0);
-        if (slept < 0 && errno == EINTR && limit && sliced) { got = MVM_TIMEOUT; break; }
+        if (slept < 0 && errno == EINTR && limit && per_thread.sliced) { got = MVM_TIMEOUT; break; }
     }
     atomic_store_explicit(word, AWAKE, memory_order_relaxed);
     return got > 0 ? MVM_OK : got;
@@ -381,12 +405,12 @@ static int direct_await(struct end *e, uint64_t need, int (*enough)(struct end *
     for (int n = process.spin / 10; n > 0; n--) /* a look is a system call */
         if ((got = enough(e, need))) return got > 0 ? MVM_OK : got;
     int64_t before = now();
-    if (before >= no_yield_until)
+    if (before >= per_thread.no_yield_until)
         for (int n = 0; n < YIELDS; n++) {
             sched_yield();
             if ((got = enough(e, need))) return got > 0 ? MVM_OK : got;
             int64_t after = now();
-            if (after - before > SLOW_YIELD_NS) { no_yield_until = after + YIELD_PENALTY_NS; break; }
+            if (after - before > SLOW_YIELD_NS) { per_thread.no_yield_until = after + YIELD_PENALTY_NS; break; }
             before = after;
         }
     for (;;) {
@@ -402,7 +426,7 @@ static int direct_await(struct end *e, uint64_t need, int (*enough)(struct end *
         struct pollfd p = {d->fd, d->out ? POLLOUT : POLLIN, 0};
         int interrupted = ppoll(&p, 1, limit, NULL) < 0 && errno == EINTR;
         if ((got = enough(e, need))) return got > 0 ? MVM_OK : got;
-        if (interrupted && limit && sliced) return MVM_TIMEOUT;
+        if (interrupted && limit && per_thread.sliced) return MVM_TIMEOUT;
     }
 }
 
@@ -503,7 +527,7 @@ static int direct_vacant(struct end *o, uint64_t need, int64_t deadline) {
         if (now() >= deadline) return MVM_TIMEOUT;
         if (n == 0) settle();
         if (n < YIELDS) sched_yield();
-        else if (nanosleep(&nap, NULL) < 0 && sliced) return MVM_TIMEOUT;
+        else if (nanosleep(&nap, NULL) < 0 && per_thread.sliced) return MVM_TIMEOUT;
         else if (nap.tv_nsec < 1000000) nap.tv_nsec *= 2;
     }
 }
@@ -1116,37 +1140,37 @@ static int wait_on(mvm_port *const *ports, int n, int64_t deadline) {
     demand_all(ports, n, 0);
     settle();
     int64_t before = now();
-    if (before >= no_yield_until)
+    if (before >= per_thread.no_yield_until)
         for (int y = 0; y < YIELDS; y++) {
             sched_yield();
             for (int k = 0; k < n; k++)
                 if (ready(ports[k])) return k;
             int64_t after = now();
-            if (after - before > SLOW_YIELD_NS) { no_yield_until = after + YIELD_PENALTY_NS; break; }
+            if (after - before > SLOW_YIELD_NS) { per_thread.no_yield_until = after + YIELD_PENALTY_NS; break; }
             before = after;
         }
     int found = -1;
-    uint32_t waits = deadline < 0 || sliced ? WAITS_ONLY : WAITS_FUTEX;
+    uint32_t waits = deadline < 0 || per_thread.sliced ? WAITS_ONLY : WAITS_FUTEX;
     while (found == -1 && sockets) {
         for (int k = 0; k < n && found == -1; k++)
             if (ready(ports[k])) found = k;
         if (found != -1) return found;
         if (deadline > 0 && now() >= deadline) return MVM_TIMEOUT;
-        if (sleep_on_sockets(ports, n, deadline, &nap) && deadline > 0 && sliced) return MVM_TIMEOUT;
+        if (sleep_on_sockets(ports, n, deadline, &nap) && deadline > 0 && per_thread.sliced) return MVM_TIMEOUT;
     }
     while (found == -1) {
-        unsigned before_look = hops;
+        unsigned before_look = per_thread.hops;
         for (int k = 0; k < n; k++) atomic_store_explicit(&ports[k]->in.header->consumer_waits, waits, memory_order_seq_cst);
         atomic_thread_fence(memory_order_seq_cst);
         for (int k = 0; k < n && found == -1; k++)
             if (ready(ports[k])) found = k;
         if (found != -1) break;
-        if (hops != before_look) { /* the rings that ports went on to were told nothing yet */
+        if (per_thread.hops != before_look) { /* the rings that ports went on to were told nothing yet */
             demand_all(ports, n, 0);
             continue;
         }
         if (deadline > 0 && now() >= deadline) { found = MVM_TIMEOUT; break; }
-        if (sleep_on(ports, n, waits, deadline, &nap) && deadline > 0 && sliced) { found = MVM_TIMEOUT; break; }
+        if (sleep_on(ports, n, waits, deadline, &nap) && deadline > 0 && per_thread.sliced) { found = MVM_TIMEOUT; break; }
     }
     for (int k = 0; k < n; k++) atomic_store_explicit(&ports[k]->in.header->consumer_waits, AWAKE, memory_order_relaxed);
     return found;
@@ -1161,16 +1185,16 @@ int mvm_wait(mvm_port *const *ports, int n, long ms) {
 
 int mvm_wait_slice(mvm_port *const *ports, int n, long ms) {
     if (n <= 0) return MVM_MISUSE;
-    sliced = 1;
+    per_thread.sliced = 1;
     int found = wait_on(ports, n, deadline_of(ms));
-    sliced = 0;
+    per_thread.sliced = 0;
     return found == MVM_TIMEOUT ? found : withdraw(ports, n, found);
 }
 
 int mvm_enqueue_slice(mvm_port *port, const void *item, size_t length, long ms) {
-    sliced = 1;
+    per_thread.sliced = 1;
     int code = mvm_enqueue_timed(port, item, length, ms);
-    sliced = 0;
+    per_thread.sliced = 0;
     return code;
 }
 
@@ -1327,7 +1351,7 @@ static int go_on(mvm_port *port, struct end *e, const char *way) {
             else resume_in(&next);
             *e = next;
             unmap_ring(&old);
-            hops++;
+            per_thread.hops++;
         }
     }
     for (int k = 0; k < 3; k++)
