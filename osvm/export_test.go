@@ -17,3 +17,12 @@ func IsManifest(content []byte) bool {
 	_, err := parseCheckpoint(content)
 	return err == nil
 }
+
+// Archive is an initial file system with one program.
+func Archive(name, text string) []byte {
+	archive, err := pack(map[string]guestFile{name: {0o755, []byte(text)}}, nil)
+	if err != nil {
+		panic(err)
+	}
+	return archive
+}

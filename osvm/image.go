@@ -1,19 +1,15 @@
 package osvm
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
-	"os/exec"
-	"path"
 	"path/filepath"
-	"slices"
 	"strings"
+
+	"github.com/pierrec/lz4/v4"
 )
 
 // guestModules are the drivers of what a machine has; Debian's cloud kernel has
@@ -36,29 +32,111 @@ type Image struct {
 	Initrd         string // path
 	CommandLine    string // of the kernel, after what the machine needs
 	LeastMemoryMiB int
+	Release        string // of what it was made
 }
 
 // kernelPackage is Debian's name for the newest kernel for virtual machines.
 const kernelPackage = "linux-image-cloud-amd64"
 
-// BuildMinimal makes the minimal image in folder out of Debian's packages: the
-// kernel, its drivers, busybox, and agent as PID 1. It needs apt-get and dpkg-deb
-// and asks the package registry that they are set up for. The same packages and
-// agent give the same bytes.
-func BuildMinimal(ctx context.Context, folder string, agent []byte) (Image, error) {
-	image := Image{Kernel: filepath.Join(folder, "vmlinux"), Initrd: filepath.Join(folder, "initrd")}
+// busyboxPackage has a busybox that needs no library.
+const busyboxPackage = "busybox-static"
+
+// BuildMinimal makes the minimal image in folder, as kernel and initrd, out of
+// Debian's packages: the kernel, its drivers, busybox, tcc with musl, agent as PID
+// 1, and the C client whose files are in client (mvm.c and what it includes; nil
+// for none). It needs apt-get, dpkg-deb and gcc, and asks the package registry that
+// they are set up for. The same packages, agent, client and gcc give the same
+// bytes.
+func BuildMinimal(ctx context.Context, folder string, agent []byte, client fs.FS) (Image, error) {
+	image := Image{Kernel: filepath.Join(folder, "kernel"), Initrd: filepath.Join(folder, "initrd")}
 	kernel, err := newestKernel(ctx)
 	if err != nil {
 		return image, err
 	}
-	packages, err := os.MkdirTemp(folder, "packages-")
+	temporary, err := os.MkdirTemp(folder, "packages-")
 	if err != nil {
 		return image, err
 	}
-	defer os.RemoveAll(packages)
+	defer os.RemoveAll(temporary)
+	p, err := download(ctx, temporary, kernel, busyboxPackage, tccPackage, libcPackage, muslPackage, kernelHeaders)
+	if err != nil {
+		return image, err
+	}
+	image.Release = strings.TrimPrefix(kernel, "linux-image-") + " " + p.version(kernel)
+	unpacked, order, err := kernelOf(ctx, p, kernel, guestModules)
+	if err != nil {
+		return image, err
+	}
+	files, links := map[string]guestFile{initAt: {0o755, agent}}, map[string]string{}
+	for name, text := range map[string]string{
+		"etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+		"etc/group":  "root:x:0:\nnogroup:x:65534:\n",
+		"etc/hosts":  "127.0.0.1 localhost\n",
+	} {
+		files[name] = guestFile{0o644, []byte(text)}
+	}
+	addModules(files, order)
+	if err := addBusybox(ctx, files, links, p); err != nil {
+		return image, err
+	}
+	if err := addToolchain(ctx, files, p, client); err != nil {
+		return image, err
+	}
+	initrd, err := pack(files, links, "dev", "proc", "root", "run", "sys", "tmp", "var/tmp")
+	if err != nil {
+		return image, err
+	}
+	image.LeastMemoryMiB = leastMemoryFor(len(initrd))
+	if initrd, err = compress(initrd); err != nil {
+		return image, err
+	}
+	for name, content := range map[string][]byte{image.Kernel: unpacked, image.Initrd: initrd} {
+		if err := os.WriteFile(name, content, 0o644); err != nil {
+			return image, err
+		}
+	}
+	return image, nil
+}
+
+// leastMemoryFor is how many MiB Debian's kernel boots in with an initial file
+// system of so many bytes, which it holds once as it came, and once unpacked.
+func leastMemoryFor(unpacked int) int {
+	const kernel, step = 80, 8
+	least := kernel + 3*(unpacked>>20)/2
+	return (least + step - 1) / step * step
+}
+
+// compress packs an initial file system as the kernel takes it ("legacy" frames):
+// LZ4 costs its boot least time, and it needs not hold the whole twice.
+func compress(initrd []byte) ([]byte, error) {
+	var out bytes.Buffer
+	w := lz4.NewWriter(&out)
+	if err := w.Apply(lz4.LegacyOption(true), lz4.CompressionLevelOption(lz4.Level9), lz4.ConcurrencyOption(1)); err != nil {
+		return nil, err
+	}
+	if _, err := w.Write(initrd); err != nil {
+		return nil, err
+	}
+	err := w.Close()
+	return out.Bytes(), err
+}
+
+// addModules adds the kernel's modules and the order in which they are loaded.
+func addModules(files map[string]guestFile, order []module) {
+	var names []string
+	for _, m := range order {
+		names = append(names, m.name)
+		files[modulesFolder+"/"+m.name+".ko"] = guestFile{0o644, m.file}
+	}
+	files[modulesOrder] = guestFile{0o644, []byte(strings.Join(names, "\n") + "\n")}
+}
+
+// kernelOf takes a kernel out of its package, unpacked, and those of its modules
+// that are wanted, with what they depend on, in the order of loading.
+func kernelOf(ctx context.Context, p *packages, kernel string, wanted []string) ([]byte, []module, error) {
 	var compressed []byte
 	modules := map[string]module{}
-	if err := unpack(ctx, packages, kernel, func(name string, _ fs.FileMode, content []byte) error {
+	if err := p.each(ctx, kernel, func(name string, _ fs.FileMode, content []byte) error {
 		switch {
 		case strings.HasPrefix(name, "boot/vmlinuz-"):
 			compressed = content
@@ -71,51 +149,17 @@ func BuildMinimal(ctx context.Context, folder string, agent []byte) (Image, erro
 		}
 		return nil
 	}); err != nil {
-		return image, err
+		return nil, nil, err
 	}
 	unpacked, err := vmlinux(compressed)
 	if err != nil {
-		return image, fmt.Errorf("the kernel of Debian's package %s: %w", kernel, err)
+		return nil, nil, fmt.Errorf("the kernel of Debian's package %s: %w", kernel, err)
 	}
-	order, err := inOrder(modules, guestModules)
+	order, err := inOrder(modules, wanted)
 	if err != nil {
-		return image, fmt.Errorf("package %s of Debian: %w", kernel, err)
+		return nil, nil, fmt.Errorf("package %s of Debian: %w", kernel, err)
 	}
-	var busybox []byte
-	if err := unpack(ctx, packages, "busybox-static", func(name string, _ fs.FileMode, content []byte) error {
-		if path.Base(name) == "busybox" && strings.HasSuffix(path.Dir(name), "bin") {
-			busybox = content
-		}
-		return nil
-	}); err != nil {
-		return image, err
-	}
-	if busybox == nil {
-		return image, errors.New("package busybox-static of Debian has no busybox")
-	}
-	var out bytes.Buffer
-	archive := &cpio{w: &out}
-	for _, name := range []string{"bin", "dev", "etc", modulesFolder, "proc", "root", "run", "sys", "tmp", "usr", "usr/bin"} {
-		archive.folder(name)
-	}
-	archive.file(initAt, 0o755, agent)
-	archive.file("bin/busybox", 0o755, busybox)
-	archive.link("bin/sh", "busybox")
-	var names []string
-	for _, m := range order {
-		names = append(names, m.name)
-		archive.file(modulesFolder+"/"+m.name+".ko", 0o644, m.file)
-	}
-	archive.file(modulesOrder, 0o644, []byte(strings.Join(names, "\n")+"\n"))
-	if err := archive.close(); err != nil {
-		return image, err
-	}
-	for name, content := range map[string][]byte{image.Kernel: unpacked, image.Initrd: out.Bytes()} {
-		if err := os.WriteFile(name, content, 0o644); err != nil {
-			return image, err
-		}
-	}
-	return image, nil
+	return unpacked, order, nil
 }
 
 // newestKernel is the package that kernelPackage, which is empty, depends on.
@@ -130,73 +174,4 @@ func newestKernel(ctx context.Context) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("there is no package %s: `apt-get update` may help", kernelPackage)
-}
-
-// unpack fetches one of Debian's packages and visits its plain files, named
-// without a slash before them.
-func unpack(ctx context.Context, folder, name string, visit func(name string, mode fs.FileMode, content []byte) error) error {
-	if _, err := run(ctx, folder, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", name); err != nil {
-		return fmt.Errorf("fetch Debian's package %s: %w", name, err)
-	}
-	found, err := filepath.Glob(filepath.Join(folder, name+"_*.deb"))
-	if err != nil || len(found) != 1 {
-		return fmt.Errorf("fetch Debian's package %s: %d files came: %w", name, len(found), err)
-	}
-	command := exec.CommandContext(ctx, "dpkg-deb", "--fsys-tarfile", found[0])
-	stream, err := command.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	if err := command.Start(); err != nil {
-		return err
-	}
-	err = eachFile(tar.NewReader(stream), visit)
-	if err != nil {
-		_ = command.Process.Kill()
-	}
-	_, _ = io.Copy(io.Discard, stream)
-	if ended := command.Wait(); err == nil {
-		err = ended
-	}
-	if err != nil {
-		return fmt.Errorf("unpack Debian's package %s: %w", name, err)
-	}
-	return nil
-}
-
-func eachFile(archive *tar.Reader, visit func(name string, mode fs.FileMode, content []byte) error) error {
-	for {
-		header, err := archive.Next()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if header.Typeflag != tar.TypeReg {
-			continue
-		}
-		content, err := io.ReadAll(archive)
-		if err != nil {
-			return err
-		}
-		if err := visit(path.Clean(header.Name), header.FileInfo().Mode(), content); err != nil {
-			return fmt.Errorf("%s: %w", header.Name, err)
-		}
-	}
-}
-
-// run gives what a command prints; the error has what it complains of.
-func run(ctx context.Context, folder string, words ...string) (string, error) {
-	command := exec.CommandContext(ctx, words[0], words[1:]...)
-	command.Dir = folder
-	var complaint bytes.Buffer
-	command.Stderr = &complaint
-	text, err := command.Output()
-	if err != nil {
-		lines := strings.Split(strings.TrimSpace(complaint.String()), "\n")
-		slices.Reverse(lines) // the last say most
-		return "", fmt.Errorf("%s: %w: %s", strings.Join(words, " "), err, strings.Join(lines[:min(len(lines), 3)], "; "))
-	}
-	return string(text), nil
 }

@@ -17,8 +17,8 @@ import (
 	"mvm/osvm/qmp"
 )
 
-// LeastMemoryMiB is what the minimal image's kernel and initial file system
-// boot in.
+// LeastMemoryMiB is what no machine has less of: Debian's kernel boots in it, with
+// a small initial file system.
 const LeastMemoryMiB = 80
 
 // Spec is a VM as it is asked for.

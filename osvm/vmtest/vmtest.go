@@ -14,6 +14,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -85,13 +86,19 @@ var minimal = sync.OnceValues(func() (image osvm.Image, err error) {
 	if err != nil {
 		return image, err
 	}
-	digest, err := digestOf(ctx, content)
+	listed, err := exec.CommandContext(ctx, "go", "list", "-f", "{{.Dir}}", "mvm/osvm").Output()
+	if err != nil {
+		return image, fmt.Errorf("go list: %w", err)
+	}
+	root := strings.TrimSpace(string(listed))
+	client := os.DirFS(filepath.Join(root, "..", "queuevm", "c"))
+	digest, err := digestOf(ctx, content, os.DirFS(root), client)
 	if err != nil {
 		return image, err
 	}
 	folder := filepath.Join(kept, "image-"+digest)
 	image = osvm.Image{
-		Digest: "sha256:" + digest, Kernel: filepath.Join(folder, "vmlinux"), Initrd: filepath.Join(folder, "initrd"),
+		Digest: "sha256:" + digest, Kernel: filepath.Join(folder, "kernel"), Initrd: filepath.Join(folder, "initrd"),
 		LeastMemoryMiB: osvm.LeastMemoryMiB,
 	}
 	lock, err := lock(ctx, folder+".lock")
@@ -107,7 +114,7 @@ var minimal = sync.OnceValues(func() (image osvm.Image, err error) {
 	if err := os.Mkdir(made, 0o755); err != nil {
 		return image, err
 	}
-	if _, err := osvm.BuildMinimal(ctx, made, content); err != nil {
+	if _, err := osvm.BuildMinimal(ctx, made, content, client); err != nil {
 		return image, err
 	}
 	if err := os.Rename(made, folder); err != nil {
@@ -116,23 +123,24 @@ var minimal = sync.OnceValues(func() (image osvm.Image, err error) {
 	return image, trim(kept)
 })
 
-// digestOf names what an image is made of: the agent, Debian's newest kernel, and
-// the program that makes it.
-func digestOf(ctx context.Context, agent []byte) (string, error) {
+// digestOf names what an image is made of: the agent, Debian's newest kernel, the
+// C client, and the program that makes it.
+func digestOf(ctx context.Context, agent []byte, maker, client fs.FS) (string, error) {
 	sum := sha256.New()
 	sum.Write(agent)
 	packages, _ := exec.CommandContext(ctx, "apt-cache", "depends", "linux-image-cloud-amd64").Output() // where it fails, building says why
 	sum.Write(packages)
-	root, err := exec.CommandContext(ctx, "go", "list", "-f", "{{.Dir}}", "mvm/osvm").Output()
-	if err != nil {
-		return "", fmt.Errorf("go list: %w", err)
-	}
-	for _, name := range []string{"image.go", "kernel.go", "cpio.go"} {
-		text, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(root)), name))
-		if err != nil {
-			return "", err
+	for _, of := range []struct {
+		files fs.FS
+		names []string
+	}{{maker, []string{"image.go", "packages.go", "toolchain.go", "kernel.go", "cpio.go"}}, {client, []string{"mvm.c", "mvm.h", "collective.c"}}} {
+		for _, name := range of.names {
+			text, err := fs.ReadFile(of.files, name)
+			if err != nil {
+				return "", err
+			}
+			sum.Write(text)
 		}
-		sum.Write(text)
 	}
 	return fmt.Sprintf("%x", sum.Sum(nil)), nil
 }

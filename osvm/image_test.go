@@ -1,0 +1,89 @@
+package osvm_test
+
+import (
+	"bufio"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"mvm/osvm"
+	"mvm/osvm/vmtest"
+)
+
+// TestMinimalImageCompiles has a guest compile a program with the C client, by
+// the name under which builds look for a compiler, and run it.
+func TestMinimalImageCompiles(t *testing.T) {
+	const script = `#!/bin/sh
+mount -t devtmpfs none /dev
+cd /tmp && cat >hello.c <<'EOF'
+#include <math.h>
+#include <mvm.h>
+#include <pthread.h>
+#include <stdio.h>
+
+static void *other(void *of) { mvm_open("no such port"); return of; }
+
+int main(void) {
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, other, NULL) || pthread_join(thread, NULL)) return 2;
+    if (mvm_error()[0]) return 3; /* it was the other thread's */
+    printf("%.4f %s\n", sqrt(2), mvm_open("x") == NULL && mvm_error()[0] ? "alone" : "a port");
+    return 0;
+}
+EOF
+gcc --version && gcc -O2 -pipe -fdiagnostics-color=never -I. -o hello ./hello.c /usr/lib/x86_64-linux-gnu/libmvm.a -lm -lpthread && ./hello && gcc nothing.c
+echo "exit code $?"
+poweroff -f
+`
+	image := vmtest.Image(t)
+	initrd, err := os.ReadFile(image.Initrd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The kernel reads one archive after the other.
+	image.Initrd = filepath.Join(t.TempDir(), "initrd")
+	if err := os.WriteFile(image.Initrd, append(osvm.Archive("trial", script), initrd...), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	image.CommandLine = "rdinit=/trial"
+	lines := console(t, image)
+	text := strings.Join(lines, "\n")
+	for _, want := range []string{"tcc version 0.9", "1.4142 alone", "file 'nothing.c' not found", "exit code 1"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the guest did not say %q, but\n%s", want, text)
+		}
+	}
+}
+
+// console boots an image and gives what it writes to its serial port until it
+// ends.
+func console(t *testing.T, image osvm.Image) (lines []string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), vmtest.Limit)
+	defer cancel()
+	begin := time.Now()
+	m := vmtest.MachineOf(t, vmtest.Host(t), osvm.Order{ID: "trial", Image: image, MemoryMiB: 128})
+	view, err := m.Console().Attach("the test", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = view.Close() })
+	defer stop()
+	if err := m.Resume(ctx); err != nil {
+		t.Fatal(err)
+	}
+	scanner := bufio.NewScanner(view)
+	for scanner.Scan() {
+		lines = append(lines, strings.TrimSpace(scanner.Text()))
+	}
+	select {
+	case <-m.Ended():
+	case <-ctx.Done():
+		t.Errorf("the guest has not ended after %v; it said\n%s", vmtest.Limit, strings.Join(lines, "\n"))
+	}
+	t.Logf("it ended after %v", time.Since(begin))
+	return lines
+}
