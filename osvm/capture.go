@@ -102,13 +102,12 @@ func (m *Machine) take(ctx context.Context, c *Capture) (err error) {
 
 // stateBytes saves the stopped machine's state into memory.
 func (m *Machine) stateBytes(ctx context.Context) ([]byte, error) {
-	fd, err := unix.MemfdCreate("mvm-state", unix.MFD_CLOEXEC)
+	file, err := anonymous()
 	if err != nil {
-		return nil, fmt.Errorf("make a file in memory: %w", err)
+		return nil, err
 	}
-	file := os.NewFile(uintptr(fd), "state")
 	defer file.Close()
-	writing, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), os.O_WRONLY, 0)
+	writing, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), os.O_WRONLY, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -23,6 +23,10 @@ type HostConfig struct {
 	QEMU        QEMU
 	Accelerator Accelerator    // as wanted: Auto, KVM or TCG
 	Log         *logrus.Logger // nil is none
+
+	// Pass is told of each of MigrationPoints as it is passed; nil is nobody. It is
+	// for tests, which end something there.
+	Pass func(point string)
 }
 
 // Host is the VMs of one node. All methods may be called from any goroutine.
@@ -33,8 +37,9 @@ type Host struct {
 	machines    string   // folder
 	templates   *templates
 
-	mu  sync.Mutex          // guards all
-	all map[string]*Machine // by id; nil while it is being created
+	mu    sync.Mutex          // guards what follows
+	all   map[string]*Machine // by id; nil while it is being created
+	moves map[string]*move    // by id: migrations that are not over, or whose other side may ask yet
 }
 
 // Errors of a Host's machines, to be told apart.
@@ -69,16 +74,17 @@ func NewHost(ctx context.Context, config HostConfig) (*Host, error) {
 	if against != nil {
 		config.Log.Infof("VMs run by translation: %v", against)
 	}
-	h := &Host{config: config, accelerator: accelerator, machines: filepath.Join(config.Dir, "machines"), all: map[string]*Machine{}}
+	h := &Host{config: config, accelerator: accelerator, machines: filepath.Join(config.Dir, "machines"), all: map[string]*Machine{}, moves: map[string]*move{}}
 	if err := os.MkdirAll(h.machines, 0o700); err != nil {
 		return nil, err
 	}
 	if h.lock, err = lockNow(filepath.Join(config.Dir, "lock")); err != nil {
 		return nil, fmt.Errorf("the VMs in %s: %w", config.Dir, err)
 	}
-	if err := h.takeOver(ctx); err != nil {
+	if err := errors.Join(h.loadMoves(), h.takeOver(ctx)); err != nil {
 		return nil, errors.Join(err, h.Close())
 	}
+	h.recoverMoves(ctx)
 	if h.templates, err = newTemplates(cmp.Or(config.Templates, filepath.Join(config.Dir, "templates")), h); err != nil {
 		return nil, errors.Join(err, h.Close())
 	}
@@ -117,18 +123,23 @@ func (h *Host) add(order Order, create func(Spec) (*Machine, error)) (*Machine, 
 	if isTemplate(spec.ID) {
 		return nil, fmt.Errorf("VM %s: names that begin with %q are for what becomes a template", spec.ID, templatePrefix)
 	}
+	return h.enter(order.ID, func() (*Machine, error) { return create(spec) })
+}
+
+// enter makes a machine, whose id nobody else gets meanwhile.
+func (h *Host) enter(id string, make func() (*Machine, error)) (*Machine, error) {
 	h.mu.Lock()
-	if _, there := h.all[order.ID]; there {
+	if _, there := h.all[id]; there {
 		h.mu.Unlock()
-		return nil, fmt.Errorf("VM %s: %w", order.ID, ErrExists)
+		return nil, fmt.Errorf("VM %s: %w", id, ErrExists)
 	}
-	h.all[order.ID] = nil
+	h.all[id] = nil
 	h.mu.Unlock()
-	m, err := create(spec)
+	m, err := make()
 	if err != nil {
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		delete(h.all, order.ID)
+		delete(h.all, id)
 		return nil, err
 	}
 	h.keep(m)

@@ -100,6 +100,7 @@ type Machine struct {
 	shutdown  string         // why it said that it would be
 	told      chan struct{}  // when it says nothing more; nil before it is connected
 	published map[int]string // addresses of the host that lead to ports of the guest
+	claims    claims
 }
 
 // Create starts QEMU with the machine's processors stopped; Resume starts them.
@@ -111,8 +112,8 @@ func Create(ctx context.Context, q QEMU, parent string, spec Spec) (*Machine, er
 
 // createAwaiting starts QEMU with the memory of its own that is in the folder's
 // file, all zeros, for who asks to fill it; loadFrom then gives it the state that
-// belongs to it. Until write it has no record: a node that begins anew removes
-// it. It boots from nothing: files of kernel and initial file system are not
+// belongs to it. Until write its record has no process: a node that begins anew
+// removes it. It boots from nothing: files of kernel and initial file system are not
 // needed.
 func createAwaiting(ctx context.Context, q QEMU, parent string, spec Spec) (*Machine, error) {
 	return create(ctx, q, parent, spec, true)
@@ -168,6 +169,9 @@ func (m *Machine) Resume(ctx context.Context) error { return m.turn(ctx, "cont",
 func (m *Machine) Suspend(ctx context.Context) error { return m.turn(ctx, "stop", Suspended) }
 
 func (m *Machine) turn(ctx context.Context, command string, into State) error {
+	if err := m.unclaimed(); err != nil {
+		return err
+	}
 	if err := m.execute(ctx, command); err != nil {
 		return err
 	}
@@ -224,6 +228,9 @@ func (m *Machine) dial(ctx context.Context, name string) (net.Conn, error) {
 		conn, err = dialer.DialContext(ctx, "unix", path)
 		return err
 	})
+	if err == nil {
+		conn, err = m.keep(conn)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("VM %s: its %s: %w", m.ID, name, err)
 	}

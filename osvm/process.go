@@ -383,11 +383,15 @@ func (m *Machine) write() error {
 	if m.process != nil {
 		r.PID, r.StartTime = m.process.pid, m.process.start
 	}
+	return r.write(m.folder)
+}
+
+func (r *record) write(folder string) error {
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err
 	}
-	file := filepath.Join(m.folder, recordName)
+	file := filepath.Join(folder, recordName)
 	if err := os.WriteFile(file+".new", text, 0o600); err != nil {
 		return err
 	}

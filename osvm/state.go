@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A machine's state is that of its processor and devices, some 0.13 MB, without
@@ -90,4 +92,13 @@ func (m *Machine) loadFrom(ctx context.Context, file *os.File) error {
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// anonymous is a file that has no name and is in memory.
+func anonymous() (*os.File, error) {
+	fd, err := unix.MemfdCreate("mvm-state", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make a file in memory: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "state"), nil
 }
