@@ -34,11 +34,14 @@ type Start struct {
 	Clients    string   // folder with the client files (queuevm.ClientFiles), read-only
 	StreamMax  int64    // bytes kept of each stdout and stderr (half head, half tail)
 
-	// Launch sets these three: what LaunchConfig.Limits said of memory, the
-	// control group that has that limit, "" where there can be none, and how many
-	// threads may run Go at once when there is something to carry.
+	// Launch sets these: what LaunchConfig.Limits said of memory, the control group
+	// that has that limit, "" where there can be none; the one that limits tasks,
+	// which all that is started is to be born in, and whether that is of version 2;
+	// and how many threads may run Go at once when there is something to carry.
 	MemoryMiB   int64
 	MemoryGroup string
+	TaskGroup   string
+	TaskUnified bool
 	Threads     int
 
 	Confinement int           // level at which registered codecs and rules are confined, of Confinement

@@ -140,10 +140,20 @@ func (g groups) add(name string) (group string, err error) {
 // at its end.
 func groupName(mark string) string { return "mvm." + strings.ReplaceAll(mark, "/", "_") + "-" }
 
-// enclose makes the groups for all of a launch: one in version 2, one for each
-// controller in version 1. Those for limits are left out where they cannot be
-// had; the one for killing must be.
-func (p *Places) enclose(mark string, killing bool, limits Limits) (cells []*cell, err error) {
+// enclosure is the groups for all of a launch.
+type enclosure struct {
+	cells  []*cell
+	birth  []*cell // for the MVM process to be born in
+	memory string  // has the limit of memory, "" if none has
+	tasks  *cell   // for all that it starts to be born in, or nil
+}
+
+// enclose makes them: one with some below it in version 2, one for each controller
+// in version 1. Those for limits are left out where they cannot be had; the one
+// for killing must be. The MVM process is not in the one that limits tasks: when
+// programs have used them up, it must go on, and Go ends a process that gets no
+// thread.
+func (p *Places) enclose(mark string, killing bool, limits Limits) (e enclosure, err error) {
 	var wanted []string
 	if killing {
 		wanted = append(wanted, forKilling)
@@ -156,42 +166,76 @@ func (p *Places) enclose(mark string, killing bool, limits Limits) (cells []*cel
 	}
 	places := p.find(wanted...)
 	for i, controller := range wanted {
-		c, err := enclosure(cells, mark, places[i])
+		c, err := e.at(places[i], mark)
 		if err == nil {
 			switch controller {
 			case forKilling:
 				err = c.mustKill()
 			case forMemory:
-				err = c.limitMemory(uint64(limits.MemoryMiB) << 20)
-			case forTasks:
-				err = os.WriteFile(filepath.Join(c.path, "pids.max"), []byte(strconv.Itoa(limits.Tasks)), 0)
+				if err = c.limitMemory(uint64(limits.MemoryMiB) << 20); err == nil {
+					e.memory = c.path
+				}
+			case forTasks: // last: it knows where the MVM process is to be born
+				err = e.limitTasks(c, limits.Tasks)
 			}
 		}
-		if err != nil {
-			if controller == forKilling {
-				return cells, err // the caller ends the groups by their names
-			}
-			continue
+		if controller == forKilling && err != nil {
+			return e, err // the caller ends the groups by their names
 		}
-		c.controllers = append(c.controllers, controller)
-		if !slices.Contains(cells, c) {
-			cells = append(cells, c)
+		if controller != forTasks && err == nil && !slices.Contains(e.birth, c) {
+			e.birth = append(e.birth, c)
 		}
 	}
-	return cells, nil
+	return e, nil
 }
 
-// enclosure is the cell of a launch at a place: one of those made so far, or a
-// new one.
-func enclosure(cells []*cell, mark string, g groups) (*cell, error) {
-	if i := slices.IndexFunc(cells, func(c *cell) bool { return c.groups == g }); i >= 0 {
-		return cells[i], nil
+// at is the cell of a launch at a place: one of those made so far, or a new one.
+func (e *enclosure) at(g groups, mark string) (*cell, error) {
+	if i := slices.IndexFunc(e.cells, func(c *cell) bool { return c.groups == g }); i >= 0 {
+		return e.cells[i], nil
 	}
 	path, err := g.add(groupName(mark) + "all")
 	if err != nil {
 		return nil, err
 	}
-	return &cell{groups: g, path: path}, nil
+	c := &cell{groups: g, path: path}
+	e.cells = append(e.cells, c)
+	return c, nil
+}
+
+// limitTasks has the programs of a launch born in c, with a limit. In version 2 the
+// MVM process may be to be born there too: then each of them has a group below it,
+// and that of the programs one more, because there may be others beside that for
+// programs with a limit of memory.
+func (e *enclosure) limitTasks(c *cell, most int) error {
+	limit := func(group string) error {
+		return os.WriteFile(filepath.Join(group, "pids.max"), []byte(strconv.Itoa(most)), 0)
+	}
+	if !c.unified {
+		err := limit(c.path)
+		if err == nil {
+			e.tasks = c
+		}
+		return err
+	}
+	self, tasks := filepath.Join(c.path, "self"), filepath.Join(c.path, "tasks")
+	rest := filepath.Join(tasks, "rest")
+	for _, group := range []string{self, tasks, rest} {
+		if err := os.Mkdir(group, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile(filepath.Join(c.path, "cgroup.subtree_control"), []byte("+pids"), 0); err != nil {
+		return err
+	}
+	if err := limit(tasks); err != nil {
+		return err
+	}
+	e.tasks = &cell{groups: groups{tasks, true}, path: rest}
+	if i := slices.Index(e.birth, c); i >= 0 {
+		e.birth[i] = &cell{groups: c.groups, path: self}
+	}
+	return nil
 }
 
 // mustKill says whether all of a cell can be killed at once.
@@ -246,11 +290,11 @@ func within(cells []*cell, sys *syscall.SysProcAttr, start func() error) error {
 }
 
 // endCells ends all that lives in the groups of a launch, and removes them.
-func endCells(mark string, cells []*cell, deadline time.Time) error {
+func endCells(mark string, around enclosure, deadline time.Time) error {
 	// Nearly always they are empty. Of those that a launch makes for programs only
 	// version 1's are surely in one of these, which is not empty then.
-	all := slices.ContainsFunc(cells, func(c *cell) bool { return slices.Contains(c.controllers, forMemory) })
-	for _, c := range cells {
+	all := around.memory != ""
+	for _, c := range around.cells {
 		all = all && !c.unified && unix.Rmdir(c.path) == nil
 	}
 	if all {

@@ -111,3 +111,33 @@ func TestFindGroups(t *testing.T) {
 		}
 	}
 }
+
+// TestEncloseUnified: in version 2 the MVM process is born beside what limits its
+// programs, and below what limits and ends all.
+func TestEncloseUnified(t *testing.T) {
+	root := t.TempDir()
+	p := &Places{found: map[string]groups{}}
+	text, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.membership = string(text)
+	for _, controller := range []string{forMemory, forTasks} {
+		p.found[controller] = groups{parent: root, unified: true}
+	}
+	all := filepath.Join(root, "mvm.m-all")
+	e, err := p.enclose("m", false, Limits{MemoryMiB: 7, Tasks: 5})
+	if err != nil || e.memory != all || len(e.cells) != 1 || len(e.birth) != 1 || e.birth[0].path != all+"/self" || e.tasks == nil || e.tasks.path != all+"/tasks/rest" {
+		t.Fatalf("%+v, %v", e, err)
+	}
+	for file, want := range map[string]string{"memory.max": "7340032", "cgroup.subtree_control": "+pids", "tasks/pids.max": "5"} {
+		if got, err := os.ReadFile(filepath.Join(all, file)); string(got) != want || err != nil {
+			t.Errorf("%s is %q, %v; want %q", file, got, err, want)
+		}
+	}
+	for _, group := range []string{e.birth[0].path, e.tasks.path} {
+		if info, err := os.Stat(group); err != nil || !info.IsDir() {
+			t.Errorf("%s: %v", group, err)
+		}
+	}
+}

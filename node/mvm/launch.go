@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -73,9 +72,9 @@ func Probe(binary *os.File) string {
 // Works tells whether a level of cleaning works on this machine.
 func Works(binary *os.File, cleaning string) (works bool) {
 	config := &LaunchConfig{Binary: binary, Cleaning: cleaning, Mark: "probe." + rand.Text()}
-	cells, err := (*Places)(nil).enclose(config.Mark, cleaning == CGroup, Limits{})
+	around, err := (*Places)(nil).enclose(config.Mark, cleaning == CGroup, Limits{})
 	if err == nil {
-		if p, err := begin(config, cells, nil, "probe"); err == nil {
+		if p, err := begin(config, around.birth, nil, "probe"); err == nil {
 			state, err := p.Wait()
 			works = err == nil && state.Success()
 		}
@@ -161,7 +160,7 @@ func begin(config *LaunchConfig, cells []*cell, control *os.File, arguments ...s
 type Handle struct {
 	ready   Ready
 	mark    string
-	cells   []*cell
+	around  enclosure
 	process *os.Process
 	control *os.File
 	wire    *wire
@@ -201,17 +200,16 @@ func Launch(config LaunchConfig) (*Handle, error) {
 		return nil, fmt.Errorf("start the MVM process: %w", err)
 	}
 	control := os.NewFile(uintptr(pair[0]), "control")
-	cells, err := config.Places.enclose(config.Mark, config.Cleaning == CGroup, config.Limits)
-	config.Start.MemoryMiB, config.Start.MemoryGroup = config.Limits.MemoryMiB, ""
-	config.Start.Threads = runtime.GOMAXPROCS(0)
-	for _, c := range cells {
-		if slices.Contains(c.controllers, forMemory) {
-			config.Start.MemoryGroup = c.path
-		}
+	around, err := config.Places.enclose(config.Mark, config.Cleaning == CGroup, config.Limits)
+	config.Start.MemoryMiB, config.Start.MemoryGroup = config.Limits.MemoryMiB, around.memory
+	config.Start.TaskGroup, config.Start.TaskUnified = "", false
+	if around.tasks != nil {
+		config.Start.TaskGroup, config.Start.TaskUnified = around.tasks.path, around.tasks.unified
 	}
+	config.Start.Threads = runtime.GOMAXPROCS(0)
 	var process *os.Process
 	if err == nil {
-		process, err = begin(&config, cells, theirs)
+		process, err = begin(&config, around.birth, theirs)
 	}
 	if err != nil {
 		control.Close()
@@ -220,7 +218,7 @@ func Launch(config LaunchConfig) (*Handle, error) {
 	}
 	theirs.Close() // or its end would not show as end of file
 	h := &Handle{
-		mark: config.Mark, cells: cells, process: process, control: control, wire: newWire(control),
+		mark: config.Mark, around: around, process: process, control: control, wire: newWire(control),
 		events: make(chan Event), done: make(chan struct{}), fresh: make(chan struct{}, 1), waiting: map[uint64]chan *Reply{},
 	}
 	control.SetDeadline(time.Now().Add(config.ReadyLimit))
@@ -355,7 +353,7 @@ func (h *Handle) receive() {
 	if err == nil && !state.Success() {
 		err = fmt.Errorf("the MVM process ended with %s", state)
 	}
-	err = errors.Join(err, endCells(h.mark, h.cells, time.Now().Add(endLimit)))
+	err = errors.Join(err, endCells(h.mark, h.around, time.Now().Add(endLimit)))
 	if h.ready.Cleaning != PIDNamespace {
 		_, left := sweep(markName+"="+h.mark, time.Now().Add(endLimit))
 		err = errors.Join(err, left)

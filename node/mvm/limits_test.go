@@ -5,11 +5,18 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"mvm/node/build"
+	"mvm/queuevm"
 )
 
 // taker takes so much memory and stays for so many seconds.
@@ -78,41 +85,117 @@ func TestRankForKilling(t *testing.T) {
 	})
 }
 
-// A fork bomb meets a limit, and its end.
+// TestForkBomb: a fork bomb meets a limit, and its end; and while it is at its
+// limit the MVM process goes on serving: the limit is for what it starts.
 func TestForkBomb(t *testing.T) {
 	if findGroups(forTasks).parent == "" {
 		t.Skip("SKIPPED: this user may make no control group that limits tasks: a fork bomb would hit the machine")
 	}
 	levels(t, func(t *testing.T, binary *os.File, cleaning string) {
-		const most = 200
+		const most, talkers, lines = 64, 4, 1000
 		l := launchAs(t, LaunchConfig{Binary: binary, Cleaning: cleaning, Limits: Limits{Tasks: most}})
-		group := groupsLeft(forTasks, l.mark)
-		if len(group) != 1 {
-			t.Fatalf("the groups are %v", group)
+		found := groupsLeft(forTasks, l.mark)
+		if len(found) != 1 {
+			t.Fatalf("the groups are %v", found)
+		}
+		group, own := found[0], "tasks"
+		if _, err := os.Stat(filepath.Join(group, "cgroup.kill")); err == nil { // version 2
+			group, own = filepath.Join(group, "tasks"), "rest/cgroup.threads"
 		}
 		count := func(file string) int {
-			text, err := os.ReadFile(filepath.Join(group[0], file))
+			text, err := os.ReadFile(filepath.Join(group, file))
 			if err != nil {
 				t.Fatal(err)
 			}
-			n, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+			_, number, events := strings.Cut(string(text), "max ")
+			if !events {
+				number = string(text)
+			}
+			n, err := strconv.Atoi(strings.TrimSpace(number))
+			if err != nil {
+				t.Fatal(err)
+			}
 			return n
 		}
-		l.run(sh(0, "bomb() { bomb | bomb & }; bomb; sleep 1000"), sh(1, "exit 4"))
-		eventually(t, "the bomb meets its limit", func() bool {
-			text, err := os.ReadFile(filepath.Join(group[0], "pids.events"))
-			if err != nil {
+		gate, late := filepath.Join(l.dir, "gate"), filepath.Join(l.dir, "late")
+		for _, fifo := range []string{gate, late} {
+			if err := unix.Mkfifo(fifo, 0o666); err != nil {
 				t.Fatal(err)
 			}
-			_, n, _ := strings.Cut(strings.TrimSpace(string(text)), "max ")
-			return n != "" && n != "0"
-		})
+		}
+		opened, err := os.OpenFile(gate, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer opened.Close()
+		var specs []ProcessSpec
+		for id := range talkers { // with what their shell has in itself: they cannot fork then
+			specs = append(specs, sh(id, "read line < "+gate+"; i=0; while [ $i -lt "+strconv.Itoa(lines)+" ]; do i=$((i+1)); echo line $i; done; exit 5"))
+		}
+		specs = append(specs, sh(talkers, "exit 4"), sh(talkers+1, "bomb() { bomb | bomb & }; bomb; sleep 1000")) // the bomb last: it leaves room for no other
+		l.must(Request{Instantiate: &Instantiate{Processes: specs, Queues: []Queue{{Queue: queuevm.Queue{ID: 1, Name: "q", Type: queuevm.QueueFifo, Full: queuevm.FullBlock, Capacity: 1 << 16}}}}})
+		eventually(t, "the bomb meets its limit", func() bool { return count("pids.events") > 0 })
 		if n := count("pids.current"); n > most {
 			t.Errorf("there are %d tasks, over the limit of %d", n, most)
 		}
-		if s := l.await(1); s.ExitCode != 4 {
+		if s := l.await(talkers); s.ExitCode != 4 {
 			t.Errorf("the program beside it: %+v", s)
 		}
+		inside, err := os.ReadFile(filepath.Join(group, own))
+		if err != nil {
+			t.Fatal(err)
+		}
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", l.PID()))
+		among := 0
+		for _, thread := range threads {
+			if slices.Contains(strings.Fields(string(inside)), filepath.Base(thread)) {
+				among++
+			}
+		}
+		if among > 1 {
+			t.Errorf("%d of the MVM process's %d threads are among those that are limited", among, len(threads))
+		}
+		// Each build waits in the kernel for its source, which takes a thread.
+		// There may be room for its compiler then, or not.
+		var asking sync.WaitGroup
+		for n := range runtime.NumCPU() {
+			asking.Go(func() {
+				_, err := l.call(Request{Build: &build.Request{Source: "late", Language: build.Shell, Files: []build.File{{Name: "late"}}, Dir: l.dir,
+					Out: filepath.Join(l.dir, "out"+strconv.Itoa(n)), Compiler: build.Compiler{Language: build.Shell, Name: "sh", Command: "/bin/sh"}}})
+				if err != nil && !strings.Contains(err.Error(), "limit of tasks") {
+					t.Errorf("a build: %v", err)
+				}
+			})
+		}
+		for range 8 {
+			asking.Go(func() {
+				for range 30 {
+					if _, err := l.call(Request{Inspect: &struct{}{}}); err != nil {
+						t.Errorf("inspect: %v", err)
+						return
+					}
+				}
+			})
+		}
+		if _, err := opened.WriteString(strings.Repeat("go\n", talkers)); err != nil {
+			t.Fatal(err)
+		}
+		for id := range talkers {
+			if s := l.await(id); s.ExitCode != 5 {
+				t.Errorf("a program that prints beside it: %+v", s)
+			}
+			if text := l.printed(id, "stdout"); !strings.HasSuffix(text, fmt.Sprintf("\nline %d\n", lines)) {
+				t.Errorf("it printed %d bytes", len(text))
+			}
+		}
+		var answered atomic.Bool
+		go func() { asking.Wait(); answered.Store(true) }()
+		eventually(t, "all is answered", func() bool {
+			if source, err := os.OpenFile(late, os.O_WRONLY|unix.O_NONBLOCK, 0); err == nil { // for those that wait now
+				source.Close()
+			}
+			return answered.Load()
+		})
 		l.terminate()
 	})
 }

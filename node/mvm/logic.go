@@ -253,7 +253,7 @@ func (r *registered) start(logic Logic, files []*os.File) error {
 		c.files = append(c.files, f.Fd())
 	}
 	var err error
-	p.spawner.do(cell != nil, func() {
+	barred := p.spawner.do(cell != nil, func() {
 		begin := func() error {
 			return p.spawner.start(c, func(pid, pidfd int) {
 				rankForKilling(pid)
@@ -274,7 +274,7 @@ func (r *registered) start(logic Logic, files []*os.File) error {
 			err = begin()
 		}
 	})
-	return err
+	return cmp.Or(err, barred)
 }
 
 // listen keeps the last of what the program prints on its standard error.

@@ -199,7 +199,11 @@ func newProcess(start Start, w *wire, cleaning string) (*process, error) {
 	if !p.namespace {
 		deathSignal = syscall.SIGKILL
 	}
-	p.spawner = newSpawner(deathSignal)
+	var tasks *cell
+	if start.TaskGroup != "" {
+		tasks = &cell{groups: groups{filepath.Dir(start.TaskGroup), start.TaskUnified}, path: start.TaskGroup}
+	}
+	p.spawner = newSpawner(deathSignal, tasks)
 	return p, nil
 }
 

@@ -15,7 +15,7 @@ import (
 // Limits are of all that one launch starts; 0 is none.
 type Limits struct {
 	MemoryMiB int64 // where there can be no control group: of each process for itself, see RLIMIT_DATA
-	Tasks     int   // processes and threads; only where there can be a control group
+	Tasks     int   // processes and threads, less the MVM process's own; only where there can be a control group
 }
 
 // OwnLimit is how much memory, in MiB, the control group that this process is in
@@ -53,8 +53,7 @@ func unlessEndless(bytes uint64) int64 {
 // cell is a group with limits, for processes to be born in.
 type cell struct {
 	groups
-	path        string
-	controllers []string // of enclose
+	path string
 }
 
 // limit makes a cell with a limit of memory.
@@ -167,13 +166,29 @@ func (p *process) memoryCell(name string, mebibytes int64) *cell {
 		return nil
 	}
 	if p.groups == nil {
-		p.groups = new(findGroups(forMemory))
+		p.groups = new(p.memoryGroups())
 	}
 	c, err := p.groups.limit(groupName(p.mark)+name, uint64(mebibytes)<<20)
 	if err != nil {
 		return nil // limitData is the other way
 	}
 	return c
+}
+
+// memoryGroups is where cells for programs can be made: within the limit of tasks,
+// where that is of version 2 too.
+func (p *process) memoryGroups() groups {
+	if p.start.TaskGroup == "" || !p.start.TaskUnified {
+		return findGroups(forMemory)
+	}
+	// It is rarely wanted, and a group that counts memory costs more to make.
+	limited := filepath.Dir(p.start.TaskGroup)
+	for _, group := range []string{filepath.Dir(limited), limited} {
+		if os.WriteFile(filepath.Join(group, "cgroup.subtree_control"), []byte("+memory"), 0) != nil {
+			return groups{}
+		}
+	}
+	return groups{parent: limited, unified: true}
 }
 
 // limitedWord is the first argument of this program when it is to limit itself

@@ -1,6 +1,7 @@
 package mvm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -115,7 +116,7 @@ func (p *process) instantiate(r *Instantiate) (int, error) {
 	}
 	var failed error
 	limited := slices.ContainsFunc(r.Processes, func(s ProcessSpec) bool { return s.MemoryMiB > 0 })
-	p.spawner.do(limited, func() {
+	err := p.spawner.do(limited, func() {
 		// Held over all starts: an end is told after them, and the reaper does
 		// not compete with them for the processors.
 		p.mu.Lock()
@@ -127,7 +128,7 @@ func (p *process) instantiate(r *Instantiate) (int, error) {
 			}
 		}
 	})
-	if failed != nil {
+	if failed = cmp.Or(failed, err); failed != nil {
 		p.mu.Lock()
 		p.left = p.running
 		p.mu.Unlock()
@@ -584,7 +585,7 @@ func (p *process) Run(ctx context.Context, s build.Step) (int, error) {
 	done := make(chan struct{})
 	output := s.Output.Fd()
 	var err error
-	p.spawner.do(false, func() {
+	barred := p.spawner.do(false, func() {
 		err = p.spawner.start(child{argv: s.Argv, environment: append(s.Environment, mark, markName+"="+p.mark), dir: s.Dir, files: []uintptr{p.null.Fd(), output, output}},
 			func(pid, _ int) {
 				e.pid = pid
@@ -598,7 +599,7 @@ func (p *process) Run(ctx context.Context, s build.Step) (int, error) {
 				close(done)
 			})
 	})
-	if err != nil {
+	if err = cmp.Or(err, barred); err != nil {
 		return 0, err
 	}
 	select {

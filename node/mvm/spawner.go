@@ -18,19 +18,21 @@ import (
 // process may wait for children.
 type spawner struct {
 	deathSignal syscall.Signal // what children get when the MVM process dies; 0 where the namespace sees to it
+	tasks       *cell          // limits how many all children have together; nil if nothing does
 
-	mu       sync.Mutex   // guards what follows; held from before a fork until the child is known, and while one is reaped
-	works    chan func()  // done on one OS thread that never ends; nil until there is need for one
-	thread   int          // that thread
-	leave    func() error // takes that thread out of the cell that it is stuck in; nil while it is in none
+	mu       sync.Mutex              // guards what follows; held from before a fork until the child is known, and while one is reaped
+	works    chan func(barred error) // done on one OS thread that never ends; nil until there is need for one
+	thread   int                     // that thread
+	leave    func() error            // takes that thread out of the cell that it is stuck in; nil while it is in none
 	children map[int]func(syscall.WaitStatus, *syscall.Rusage)
 	none     bool       // there was no child at all when the reaper last looked
 	changed  *sync.Cond // none changed
 }
 
-func newSpawner(deathSignal syscall.Signal) *spawner {
+func newSpawner(deathSignal syscall.Signal, tasks *cell) *spawner {
 	s := &spawner{
 		deathSignal: deathSignal,
+		tasks:       tasks,
 		children:    map[int]func(syscall.WaitStatus, *syscall.Rusage){},
 		none:        true,
 	}
@@ -41,40 +43,70 @@ func newSpawner(deathSignal syscall.Signal) *spawner {
 
 // work has one OS thread for itself. It is not the first one of the process,
 // which must not enter a cell: that one is kept from everyone, so that it is not
-// taken again.
-func (s *spawner) work(works <-chan func()) {
+// taken again. It is within the limit of tasks for good.
+func (s *spawner) work(works <-chan func(barred error)) {
 	runtime.LockOSThread()
 	if unix.Gettid() == unix.Getpid() {
 		go s.work(works)
 		select {}
 	}
+	var barred error
+	if s.visits() {
+		_, barred = s.tasks.enter(nil)
+	}
 	for work := range works {
-		work()
+		work(barred)
 	}
 }
 
-// do has work done that starts children, and waits for it. With cells, or where
-// there is a death signal, which follows the starting thread, it is done on a
-// thread that is for this alone. Everyone else does without: a thread of its own
-// takes a second one to make it, and both cost as much as the start.
-func (s *spawner) do(cells bool, work func()) {
+// visits tells whether a thread must be in the cell that limits tasks to start a
+// child there, as in version 1. No other thread of this process ever is, which is
+// to go on when its programs have used all tasks up: Go never has a locked thread
+// make another one.
+func (s *spawner) visits() bool { return s.tasks != nil && !s.tasks.unified }
+
+// do has work done that starts children, and waits for it. With cells of version 1,
+// or where there is a death signal, which follows the starting thread, it is done
+// on a thread that is for this alone. Everyone else does without: it costs as much
+// as the start. An error means that work was not done.
+func (s *spawner) do(cells bool, work func()) error {
 	s.mu.Lock()
 	if s.works == nil && (cells || s.deathSignal != 0) {
-		s.works = make(chan func())
+		s.works = make(chan func(error))
 		go s.work(s.works)
 	}
 	works := s.works
 	s.mu.Unlock()
 	if works == nil {
-		work()
-		return
+		return s.visit(work)
 	}
-	done := make(chan struct{})
-	works <- func() {
-		defer close(done)
-		work()
+	done := make(chan error)
+	works <- func(barred error) {
+		if barred == nil {
+			work()
+		}
+		done <- barred
 	}
-	<-done
+	return <-done
+}
+
+// visit has work done within the limit of tasks, on the caller's thread.
+func (s *spawner) visit(work func()) error {
+	if !s.visits() {
+		work()
+		return nil
+	}
+	runtime.LockOSThread()
+	leave, err := s.tasks.enter(nil)
+	if err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
+	work()
+	if leave() == nil { // or the thread ends with this goroutine
+		runtime.UnlockOSThread()
+	}
+	return nil
 }
 
 // child is a program to start, in a process group of its own. Not in a session of
@@ -109,6 +141,13 @@ func (s *spawner) start(c child, before func(pid, pidfd int), ended func(syscall
 	if err := s.outside(); err != nil {
 		return err
 	}
+	if s.tasks != nil && s.tasks.unified && (c.cell == nil || !c.cell.unified) { // the other is below it
+		leave, err := s.tasks.enter(&sys)
+		if err != nil {
+			return err
+		}
+		defer leave()
+	}
 	if c.cell != nil {
 		leave, err := c.cell.enter(attributes.Sys)
 		if err != nil {
@@ -119,6 +158,9 @@ func (s *spawner) start(c child, before func(pid, pidfd int), ended func(syscall
 	pid, err := syscall.ForkExec(cmp.Or(c.path, c.argv[0]), c.argv, attributes)
 	stuck := s.outside() // no fault of a child that was born well: the next start says it
 	if err != nil {
+		if s.tasks != nil && errors.Is(err, unix.EAGAIN) {
+			err = fmt.Errorf("the limit of tasks that a job may have on this node is reached: %w", err)
+		}
 		if c.cell != nil {
 			err = fmt.Errorf("%w: %w", errNoCell, err)
 		}

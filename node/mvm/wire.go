@@ -222,10 +222,11 @@ func rare[T any](c *fields, v *T) {
 }
 
 func (s *Start) visit(c *fields) {
-	for _, v := range []*string{&s.Attempt, &s.Node, &s.WorkDir, &s.Listen, &s.Uplink, &s.Library, &s.Clients, &s.MemoryGroup} {
+	for _, v := range []*string{&s.Attempt, &s.Node, &s.WorkDir, &s.Listen, &s.Uplink, &s.Library, &s.Clients, &s.MemoryGroup, &s.TaskGroup} {
 		c.string(v)
 	}
 	c.bool(&s.Plain)
+	c.bool(&s.TaskUnified)
 	list(c, &s.PlainLinks, (*fields).string)
 	integer(c, &s.StreamMax)
 	integer(c, &s.MemoryMiB)
