@@ -350,6 +350,10 @@ func (w *wiring) changeQueue(r *wsdl.ChangeQueue, lookup profile.Lookup) (*chang
 			f := conflictf("the queue %s has %d takers, and a fifo has one", now.Name, n)
 			f.Advice = "write work for each item to one of them, or broadcast for each item to all"
 			return nil, f
+		} else if n == 0 && a.Type && a.Queue.Type == string(wsdl.QueueTypeBroadcast) && now.Type != a.Queue.Type {
+			f := conflictf("the queue %s has no taker now, and of a broadcast what waits in it would be nobody's", now.Name)
+			f.Advice = "add a taker first"
+			return nil, f
 		}
 		d.Alter = a
 		return d.done(d.claim(t.id()))
@@ -567,15 +571,15 @@ func (d *draft) others(queue, old int) int {
 	return n
 }
 
-// loses refuses to take a queue its last taker, while the channel laid since does
-// not lead from it.
+// loses refuses to take a broadcast its last taker, while the channel laid since does
+// not lead from it. In other queues items wait for the next taker.
 func (d *draft) loses(old, laid int) error {
 	q := d.channels[old].From.Queue
-	if q == 0 || d.takers(q) > 1 || laid >= 0 && d.channels[laid].From.Queue == q {
+	if q == 0 || d.queues[q-1].Type != string(wsdl.QueueTypeBroadcast) || d.takers(q) > 1 || laid >= 0 && d.channels[laid].From.Queue == q {
 		return nil
 	}
-	f := conflictf("%s is the last taker of the queue %s: what waits in it would be lost", d.label(d.channels[old].To), d.queues[q-1].Name)
-	f.Advice = "add another taker first"
+	f := conflictf("%s is the last taker of the queue %s, a broadcast: what comes while there is none would be nobody's", d.label(d.channels[old].To), d.queues[q-1].Name)
+	f.Advice = "add another taker first, or change its type to work: then what comes waits for the next taker"
 	return f
 }
 
@@ -722,31 +726,39 @@ func (w *wiring) removeEdge(text string) (*change, error) {
 const (
 	meetStep   = 1 + iota // members make links to those that they had none to
 	makeStep              // what is new, at every node with an end of it
+	leaveStep             // at the nodes of takers that have left, and of who sends there: what they left begins to move
 	alterStep             // what is altered, at the queue's home
 	followStep            // and at the other nodes with an end of the queue
 	switchStep            // at the nodes of the producers
 	steps
+	discardStep // at those of makeStep, when one of them cannot
 )
 
 // concerned are the members that take part in each step.
 func (w *wiring) concerned(c *change) [steps][]int {
 	var all [steps][]int
-	makers, meeting := map[int]bool{}, map[int]bool{}
+	makers, meeting, leavers := map[int]bool{}, map[int]bool{}, map[int]bool{}
 	for _, home := range c.Homes {
 		makers[home] = true
 	}
 	for i := range c.Channels {
 		from, to := w.ends(&c.Channels[i])
-		makers[from], makers[to] = true, true
+		forwards := slices.Contains(c.Forward, c.Channels[i].ID)
+		if makers[to] = true; !forwards || from == to {
+			makers[from] = true
+		}
+		if forwards {
+			leavers[from] = true
+		}
 		if from != to && !slices.Contains(w.plan.peers[from], to) {
 			meeting[from], meeting[to] = true, true
 		}
 	}
 	for _, id := range c.Resume {
 		from, _ := w.ends(&w.channels[id])
-		makers[from] = true
+		leavers[from] = true
 	}
-	all[meetStep], all[makeStep] = slices.Sorted(maps.Keys(meeting)), slices.Sorted(maps.Keys(makers))
+	all[meetStep], all[makeStep], all[leaveStep] = slices.Sorted(maps.Keys(meeting)), slices.Sorted(maps.Keys(makers)), slices.Sorted(maps.Keys(leavers))
 	if c.Alter != nil {
 		home := w.homes[c.Alter.Queue.ID-1]
 		followers := map[int]bool{}

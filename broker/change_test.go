@@ -117,21 +117,21 @@ func TestChangesArePlanned(t *testing.T) {
 	}{
 		"alter": {set("jobs", wsdl.ChangeQueue{Type_: wsdl.Of(wsdl.QueueTypePriority), Capacity: wsdl.Of(int64(5000))}), `
 the queue jobs: type priority, capacity 8192 [jobs]
-  step 3 at n1
-  step 4 at n2
-  step 4 at n3`},
+  step 4 at n1
+  step 5 at n2
+  step 5 at n3`},
 		"alter by an end": {set("worker[1]:in", wsdl.ChangeQueue{Full: wsdl.Of(wsdl.FullPolicyDropOldest)}), `
 the queue jobs: dropOldest when full [jobs]
-  step 3 at n1
-  step 4 at n2
-  step 4 at n3`},
+  step 4 at n1
+  step 5 at n2
+  step 5 at n3`},
 		"capacity of a channel": {set("worker[0]:log", wsdl.ChangeQueue{Capacity: wsdl.Of(int64(1 << 20))}), `
 the edge worker[0]:log -> sink:log: capacity 1048576 [worker[0]:log]
   channel 8: worker[0]:log -> sink:log, out after 5, in after 5
   switch 5 to 8
   step 2 at n2
   step 2 at n3
-  step 5 at n2`},
+  step 6 at n2`},
 		"a channel becomes a queue": {set("worker[0]:log", wsdl.ChangeQueue{Type_: wsdl.Of(wsdl.QueueTypeLifo)}), `
 the edge worker[0]:log -> sink:log: type lifo [worker.0.log]
   queue 2 worker.0.log lifo at n2
@@ -140,14 +140,14 @@ the edge worker[0]:log -> sink:log: type lifo [worker.0.log]
   switch 5 to 8
   step 2 at n2
   step 2 at n3
-  step 5 at n2`},
+  step 6 at n2`},
 		"another taker": {rewire("worker[0]:log", "", "sender[0]:log"), `
 the edge worker[0]:log -> sink:log: worker[0]:log -> sender[0]:log now [worker[0]:log]
   channel 8: worker[0]:log -> sender[0]:log, out after 5
   switch 5 to 8
   step 2 at n1
   step 2 at n2
-  step 5 at n2`},
+  step 6 at n2`},
 		"what a taker left": {func(w *wiring) (*change, error) {
 			return w.rewire(&wsdl.RewireEdge{Edge: "worker[0]:log", To: "sender[0]:log"}, leaves)
 		}, `
@@ -158,8 +158,9 @@ the edge worker[0]:log -> sink:log: worker[0]:log -> sender[0]:log now [worker[0
   switch 5 to 9
   step 2 at n1
   step 2 at n2
-  step 2 at n3
-  step 5 at n2`},
+  step 3 at n2
+  step 3 at n3
+  step 6 at n2`},
 		"what a taker left, to a queue": {func(w *wiring) (*change, error) {
 			return w.rewire(&wsdl.RewireEdge{Edge: "worker[0]:log", To: "queue:jobs"}, leaves)
 		}, `
@@ -170,8 +171,9 @@ the edge worker[0]:log -> sink:log: worker[0]:log -> queue:jobs now [worker[0]:l
   switch 5 to 9
   step 2 at n1
   step 2 at n2
-  step 2 at n3
-  step 5 at n2`},
+  step 3 at n2
+  step 3 at n3
+  step 6 at n2`},
 		"what a taker left, outside": {func(w *wiring) (*change, error) {
 			return w.rewire(&wsdl.RewireEdge{Edge: "worker[0]:log", To: "outside:logs"}, leaves)
 		}, "conflict: lead the edge to a process, or to a queue"},
@@ -181,20 +183,20 @@ the edge worker[0]:log -> sink:log: sender[1]:log -> sink:log now [sender[1]:log
   switch 5 to -1
   step 2 at n1
   step 2 at n3
-  step 5 at n2`},
+  step 6 at n2`},
 		"another taker of a queue": {rewire("worker[2]:in", "", "sink:in"), `
 the edge queue:jobs -> worker[2]:in: queue:jobs -> sink:in now [queue:jobs]
   channel 8: queue:jobs -> sink:in
   switch 4 to -1
   step 2 at n1
   step 2 at n3
-  step 5 at n1`},
+  step 6 at n1`},
 		"from outside elsewhere": {rewire("outside:more", "", "sender[0]:more"), `
 the edge outside:more -> sink:more: outside:more -> sender[0]:more now [outside:more]
   channel 8: outside:more -> sender[0]:more, out after 6
   switch 6 to -1
   step 2 at n1
-  step 5 at n3`},
+  step 6 at n3`},
 		"add":                {add("sink:out", "queue:jobs", nil), "\na new edge sink:out -> queue:jobs [jobs]\n  channel 8: sink:out -> queue:jobs\n  step 2 at n1\n  step 2 at n3"},
 		"add queued":         {add("sink:out", "sender[1]:in", &wsdl.Queue{Name: "back", Type: wsdl.Of(wsdl.QueueTypeLatest)}), "\na new edge sink:out -> sender[1]:in, with a queue of type latest [back]\n  queue 2 back latest at n1\n  channel 8: sink:out -> queue:back\n  channel 9: queue:back -> sender[1]:in\n  step 2 at n1\n  step 2 at n3"},
 		"add to a new queue": {add("sink:out", "queue:back", &wsdl.Queue{Name: "back", Type: wsdl.Of(wsdl.QueueTypeWork)}), "\na new edge sink:out -> queue:back [back]\n  queue 2 back work at n3\n  channel 8: sink:out -> queue:back\n  step 2 at n3"},
@@ -203,7 +205,7 @@ the edge outside:more -> sink:more: outside:more -> sender[0]:more now [outside:
 		"add to a described": {add("sink:out", "queue:spare", nil), "\na new edge sink:out -> queue:spare [spare]\n  queue 2 spare lifo at n3\n  channel 8: sink:out -> queue:spare\n  step 2 at n3"},
 		"add none":           {like("sink:out", "sender[1]:in", "fifo"), "\na new edge sink:out -> sender[1]:in [sink:out]\n  channel 8: sink:out -> sender[1]:in\n  step 2 at n1\n  step 2 at n3"},
 		"add a named fifo":   {plain("sink:out", "sender[1]:in", "mine"), "\na new edge sink:out -> sender[1]:in, with a queue of type fifo [mine]\n  queue 2 mine fifo at n1\n  channel 8: sink:out -> queue:mine\n  channel 9: queue:mine -> sender[1]:in\n  step 2 at n1\n  step 2 at n3"},
-		"remove":             {remove("sender[1]:out"), "\nthe edge sender[1]:out -> queue:jobs ends [channel:1]\n  switch 1 to -1\n  step 5 at n1"},
+		"remove":             {remove("sender[1]:out"), "\nthe edge sender[1]:out -> queue:jobs ends [channel:1]\n  switch 1 to -1\n  step 6 at n1"},
 
 		"not described":     {like("sink:out", "sender[1]:in", "spar"), `notFound: did you mean "spare"`},
 		"from the ended":    {exited(add("sink:out", "sender[1]:in", nil)), "conflict: sink has ended"},
@@ -300,17 +302,46 @@ func TestChangesFollowEachOther(t *testing.T) {
 	if _, err := wired(t, gone...).rewire(&wsdl.RewireEdge{Edge: "outside:more", To: "queue:jobs"}, stays); err == nil || !strings.Contains(err.Error(), "last producer") {
 		t.Errorf("a producer for a queue that has ended: %v", err)
 	}
-	// The last taker stays.
-	var changes []change
-	for i := range 3 {
-		w := wired(t, slices.Clone(changes)...)
-		c, err := w.removeEdge(fmt.Sprintf("worker[%d]:in", i))
-		if (err != nil) != (i == 2) {
-			t.Fatalf("taker %d: %v", i, err)
+	// The last taker may go: what comes waits for the next. Only of a broadcast it
+	// would be nobody's, so that keeps its last, and what has none becomes no broadcast.
+	broadcast := func(w *wiring) (*change, error) {
+		return w.changeQueue(&wsdl.ChangeQueue{Queue: "jobs", Type_: wsdl.Of(wsdl.QueueTypeBroadcast)}, nil)
+	}
+	for _, first := range []func(*wiring) (*change, error){nil, broadcast} {
+		var changes []change
+		made := func(plan func(*wiring) (*change, error)) error {
+			c, err := plan(wired(t, slices.Clone(changes)...))
+			if err == nil {
+				c.Number, c.State = int64(len(changes)+1), wsdl.ChangeStateDone
+				changes = append(changes, *c)
+			}
+			return err
 		}
-		if err == nil {
-			c.Number, c.State = int64(i+1), wsdl.ChangeStateDone
-			changes = append(changes, *c)
+		if first != nil {
+			if err := made(first); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i := range 3 {
+			err := made(func(w *wiring) (*change, error) { return w.removeEdge(fmt.Sprintf("worker[%d]:in", i)) })
+			if (err != nil) != (i == 2 && first != nil) {
+				t.Fatalf("taker %d: %v", i, err)
+			}
+		}
+		if first != nil {
+			continue
+		}
+		if err := made(broadcast); err == nil || !strings.Contains(err.Error(), "has no taker now") {
+			t.Errorf("a broadcast without a taker: %v", err)
+		}
+		add := func(w *wiring) (*change, error) {
+			return w.addEdge(&wsdl.AddEdge{Edge: &wsdl.Edge{From: "queue:jobs", To: "sink:in"}}, nil)
+		}
+		if err := made(add); err != nil {
+			t.Errorf("the next taker: %v", err)
+		}
+		if err := made(broadcast); err != nil {
+			t.Errorf("a broadcast with a taker: %v", err)
 		}
 	}
 }

@@ -259,6 +259,9 @@ func (j *job) callChange(number int, n int64) {
 					if f := faultOf(err); f != nil {
 						message = f.Message
 					}
+					if step == makeStep && !j.takeBack(ctx, w, number, c, members, message) {
+						return
+					}
 					j.post(changed{Attempt: number, Number: n, State: wsdl.ChangeStateFailed, Reason: message}, nil)
 					return
 				case err != nil:
@@ -277,6 +280,25 @@ func (j *job) callChange(number int, n int64) {
 		}
 		j.post(changed{Attempt: number, Number: n, State: wsdl.ChangeStateDone}, nil)
 	})
+}
+
+// takeBack has members discard what they made, or are still to make, of a change that
+// one of them refused: else ports would lead to rings that nobody else knows. False
+// when the attempt is over.
+func (j *job) takeBack(ctx context.Context, w *wiring, number int, c *change, members []int, why string) bool {
+	b := j.broker
+	for pause := stepPause; ; pause = min(2*pause, stepMost) {
+		_, err := b.makeStep(ctx, w, j.id, number, c, discardStep, members, nil)
+		if err == nil || ctx.Err() == nil && !transient(wsdl.CodeOf(err)) { // who cannot has nothing left of the attempt
+			return true
+		}
+		if pause >= stepMost/2 {
+			j.post(changed{Attempt: number, Number: c.Number, State: wsdl.ChangeStatePending, Reason: clip(clean("it failed, and is taken back: "+why), maxMessage)}, nil)
+		}
+		if !b.sleepIn(ctx, b.jitter(pause)) {
+			return false
+		}
+	}
 }
 
 // makeStep asks members at once to make one step, and says what is still waited
@@ -342,8 +364,16 @@ func (w *wiring) applyChange(job string, attempt int, c *change, step, i int, pr
 				r.Peer = append(r.Peer, &wsdl.Peer{Node: peer.Node, Address: proxies[other].Address, Fingerprint: proxies[other].Fingerprint})
 			}
 		}
-	case makeStep:
-		w.makes(r, c, i)
+	case makeStep, leaveStep:
+		w.makes(r, c, step, i)
+	case discardStep:
+		r.Discard = &wsdl.Discard{}
+		for k := range c.Channels {
+			r.Discard.Channel = append(r.Discard.Channel, &wsdl.Switch{Channel: wsdl.Of(int32(c.Channels[k].ID))})
+		}
+		for _, q := range c.Queues {
+			r.Discard.Queue = append(r.Discard.Queue, &wsdl.ServedQueueChange{Id: int32(q.ID)})
+		}
 	case alterStep, followStep:
 		a := c.Alter
 		alter := &wsdl.ServedQueueChange{Id: int32(a.Queue.ID)}
@@ -386,9 +416,9 @@ func (w *wiring) applyChange(job string, attempt int, c *change, step, i int, pr
 	return r
 }
 
-// makes adds what member i has to make: its ends of channels, and the queues at
-// their ends.
-func (w *wiring) makes(r *wsdl.ApplyChange, c *change, i int) {
+// makes adds what member i has to make in a step: its ends of channels, and the
+// queues at their ends. The channel of what a taker left is made before it is filled.
+func (w *wiring) makes(r *wsdl.ApplyChange, c *change, step, i int) {
 	y := w.plan
 	end := func(e, other profile.End) *wsdl.ChannelEnd {
 		switch holder := w.holder(e, other); {
@@ -403,7 +433,7 @@ func (w *wiring) makes(r *wsdl.ApplyChange, c *change, i int) {
 	}
 	queues := map[int]bool{}
 	for k, q := range c.Queues {
-		if c.Homes[k] == i {
+		if c.Homes[k] == i && step == makeStep {
 			queues[q.ID] = true
 			r.Build = append(r.Build, w.builds(c, q.ID)...)
 		}
@@ -411,7 +441,8 @@ func (w *wiring) makes(r *wsdl.ApplyChange, c *change, i int) {
 	for k := range c.Channels {
 		made := &c.Channels[k]
 		from, to := w.ends(made)
-		if from != i && to != i {
+		late := slices.Contains(c.Forward, made.ID) && from == i && to != i
+		if from != i && to != i || late != (step == leaveStep) {
 			continue
 		}
 		channel := &wsdl.Channel{Id: wsdl.Of(int32(made.ID)), Capacity: int32(made.Capacity), From: end(made.From, made.To), To: end(made.To, made.From)}
@@ -431,7 +462,7 @@ func (w *wiring) makes(r *wsdl.ApplyChange, c *change, i int) {
 		}
 	}
 	for _, id := range c.Resume {
-		if from, _ := w.ends(&w.channels[id]); from == i {
+		if from, _ := w.ends(&w.channels[id]); from == i && step == leaveStep {
 			r.Resume = append(r.Resume, &wsdl.Switch{Channel: wsdl.Of(int32(id))})
 		}
 	}

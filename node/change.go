@@ -176,6 +176,15 @@ func (r *runner) changeOf(ctx context.Context, request *wsdl.ApplyChange) (*mvm.
 	if against := r.node.queueLimits.against(wants(message)); against != "" {
 		return nil, wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("node %s does not let its queues have %s", r.node.id, against), "choose what it allows")
 	}
+	if d := request.Discard; d != nil {
+		message.Discard = &mvm.Discard{}
+		for _, c := range d.Channel {
+			message.Discard.Channels = append(message.Discard.Channels, uint32(wsdl.Or(c.Channel, 0)))
+		}
+		for _, q := range d.Queue {
+			message.Discard.Queues = append(message.Discard.Queues, int(q.Id))
+		}
+	}
 	for _, s := range request.Resume {
 		message.Resume = append(message.Resume, uint32(wsdl.Or(s.Channel, 0)))
 	}

@@ -50,6 +50,9 @@ func (vm *VM) ChangeQueue(id int, change QueueChange) error {
 	if err := checkRule(kind, rule); err != nil {
 		return fmt.Errorf("queue %s: %w", q.Name, err)
 	}
+	if q.home && q.vacant && kind == QueueBroadcast && q.Type != QueueBroadcast {
+		return fmt.Errorf("queue %s has no taker now, and of a broadcast what waits in it would be nobody's; add a taker first", q.Name)
+	}
 	if change.Link != nil {
 		if err := change.Link.check(); err != nil {
 			return fmt.Errorf("queue %s: %w", q.Name, err)

@@ -2,6 +2,7 @@ package queuevm
 
 import (
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 	"sync/atomic"
@@ -14,6 +15,7 @@ import (
 type channel struct {
 	Channel
 	told   bool     // its producer was told to end it with SWITCH
+	void   bool     // the change that made it has failed: nobody goes on with it
 	ending bool     // it is over, and the loop is about to remove it
 	after  *channel // which the outside end that takes goes on with
 	ring   *ring
@@ -180,7 +182,7 @@ func (vm *VM) checkPort(e Endpoint, after uint32, way func(*port) []*channel) er
 	if e.Port == "" || len(e.Port) > 255 || strings.ContainsFunc(e.Port, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
 		return fmt.Errorf("port name %q is not 1 to 255 bytes without spaces", e.Port)
 	}
-	if q := p.ports[e.Port]; q != nil && len(way(q)) > 0 && after == 0 {
+	if q := p.ports[e.Port]; q != nil && after == 0 && slices.ContainsFunc(way(q), func(c *channel) bool { return !c.void }) {
 		return fmt.Errorf("port %q of process %d already leads that way", e.Port, e.Process)
 	}
 	return nil

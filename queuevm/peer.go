@@ -592,8 +592,12 @@ func (p *peer) handle(f frame) error {
 		switch {
 		case c == nil && p.vm.removed[f.channel], c != nil && c.out != nil && c.out.over && c.To.Peer == p.ID:
 			if !slices.Contains(p.again, f.channel) {
-				p.again = append(p.again, f.channel)
+				p.dispel(f.channel)
 			}
+			return nil
+		case c != nil && c.void && c.out != nil && c.To.Peer == p.ID: // it made what came to nothing
+			c.dispel()
+			p.vm.review(c)
 			return nil
 		case c == nil && len(p.early) < earlyFrames:
 			p.early[f.channel] = f

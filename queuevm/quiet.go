@@ -86,6 +86,9 @@ func (vm *VM) standstill() ([]uint64, Quiet) {
 		if queue.guests > 0 {
 			return nil, q // whoever is outside can let the job go on
 		}
+		if queue.home && queue.vacant && len(queue.fronts) > 0 {
+			return nil, q // so can who adds a taker
+		}
 	}
 	rest := make([]uint64, 0, 8*len(vm.channels)+len(vm.processes)+len(vm.links)+1)
 	rest = append(rest, vm.changes)

@@ -62,6 +62,7 @@ type queue struct {
 
 	home    bool   // it is here
 	had     bool   // producers, at some time
+	vacant  bool   // it has no taker because changes took them elsewhere, or brought none yet
 	alone   bool   // producers were told that nobody takes any more
 	through bool   // takers were told END
 	ceiling uint64 // the most that most ever was: what a producer may still bring
@@ -98,6 +99,7 @@ type front struct {
 	converting bool   // it is at the converter
 
 	removed bool // its producer went elsewhere
+	first   bool // the queue had no producer before
 
 	line  *line // nil while there is no link
 	waits bool  // in VM.flying: the loop looks after the line in time
@@ -146,7 +148,7 @@ func (vm *VM) AddQueue(q Queue) error {
 	if err := checkRule(q.Type, q.Rule); err != nil {
 		return fmt.Errorf("queue %d (%s): %w", q.ID, q.Name, err)
 	}
-	made := &queue{Queue: q, capacity: roundCapacity(q.Capacity)}
+	made := &queue{Queue: q, capacity: roundCapacity(q.Capacity), vacant: q.Takers == 0}
 	made.Capacity = int(made.capacity)
 	made.ceiling = made.most()
 	made.treat(q.Converter, q.Rule, true, true)
@@ -162,7 +164,7 @@ func (c *channel) serve(vm *VM) {
 	if q := vm.queues[c.To.Queue]; q != nil {
 		c.offers(q)
 		if c.To.home() {
-			c.front = &front{taker: taker{ring: c.ring}, channel: c, queue: q}
+			c.front = &front{taker: taker{ring: c.ring}, channel: c, queue: q, first: !q.had}
 			c.front.impose(q.Link, len(q.fronts))
 			q.fronts = append(q.fronts, c.front)
 			q.home, q.had = true, true
@@ -175,7 +177,7 @@ func (c *channel) serve(vm *VM) {
 		if c.From.home() {
 			c.back = &back{giver: giver{ring: c.ring}, channel: c, queue: q, lane: len(q.backs)}
 			q.backs = append(q.backs, c.back)
-			q.home = true
+			q.home, q.vacant = true, false
 			q.Takers = max(q.Takers, len(q.backs))
 			if q.Type == QueueBroadcast && len(q.store.lanes) < len(q.backs) {
 				q.store.lanes = append(q.store.lanes, q.store.newLane())
@@ -204,10 +206,19 @@ func (vm *VM) checkQueue(e Endpoint, over func(*queue) bool) error {
 		return fmt.Errorf("queue %d: %w", e.Queue, ErrUnknown)
 	}
 	if e.home() && over(q) {
-		return fmt.Errorf("queue %d (%s): %w: all its producers, or all its takers, are gone", q.ID, q.Name, ErrClosed)
+		if q.through {
+			return &overError{fmt.Sprintf("queue %s has ended: its producers have all said END, its takers were told so, and nothing can follow that; lead the edge to another queue", q.Name)}
+		}
+		return &overError{fmt.Sprintf("queue %s was left by all its takers, and its producers were told so: nobody can take from it any more; lead the edge from another queue", q.Name)}
 	}
 	return nil
 }
+
+// overError is ErrClosed, said of a queue that takes no more ends.
+type overError struct{ text string }
+
+func (e *overError) Error() string        { return e.text }
+func (e *overError) Is(target error) bool { return target == ErrClosed }
 
 // deserted says that producers were told of the end of all takers, and complete
 // that takers may have been told END: then nobody joins them.
@@ -458,8 +469,10 @@ func (q *queue) settle(vm *VM) {
 	}
 }
 
-// gone says that all takers are, so that nobody would get what comes.
-func (q *queue) gone() bool { return q.left == q.Takers }
+// gone says that all takers are, so that nobody would get what comes. What comes to
+// a queue that changes have left without a taker waits there for the next; but of
+// a broadcast it would be nobody's, and waits before it.
+func (q *queue) gone() bool { return q.left == q.Takers && (!q.vacant || q.Type == QueueBroadcast) }
 
 // ended says that nothing comes any more.
 func (q *queue) ended() bool {

@@ -259,6 +259,8 @@ func (b *back) parted(vm *VM) {
 	if b.removed {
 		return
 	}
+	// Its taker did not leave, but was led elsewhere.
+	q.vacant = q.vacant || q.Type != QueueBroadcast && (b.parting || !b.gone && !b.finished)
 	b.drop()
 	b.removed, b.parting = true, false
 	b.ring.endProducer(stateClosed|stateSwitched, vm.bell)
@@ -274,7 +276,7 @@ func (b *back) parted(vm *VM) {
 		q.left--
 	}
 	b.finished, b.gone = true, true
-	if q.gone() {
+	if q.vacant = q.vacant && q.left == q.Takers; q.gone() {
 		q.desert(vm)
 	}
 	vm.heat(b.channel)
@@ -370,7 +372,7 @@ func (c *channel) over(vm *VM) bool {
 	case c.front != nil:
 		return c.front.removed
 	case c.out != nil:
-		return c.out.over
+		return c.out.over || c.void && !c.out.synced
 	case c.take != nil:
 		return vm.takers[c.To.Outside] != c
 	}

@@ -198,8 +198,9 @@ type VM struct {
 	period     uint64 // of Quiet
 	changes    uint64 // that were made while the VM ran
 	removed    map[uint32]bool
-	pending    []*channel // whose producers were told to end them
-	ending     []*channel // that are over
+	unmade     map[uint32]bool // taken back before a peer knew of them: of these none has heard yet
+	pending    []*channel      // whose producers were told to end them
+	ending     []*channel      // that are over
 	past       past
 	rest       []uint64      // how far everything was when it was last quiet; nil when it was not
 	flying     []*front      // whose links the loop must look after in time
@@ -227,7 +228,7 @@ func New(config Config) (*VM, error) {
 		done: make(chan struct{}), told: make(chan struct{}), stopped: make(chan struct{}),
 		processes: map[int]*process{}, channels: map[uint32]*channel{}, queues: map[int]*queue{},
 		givers: map[string]*channel{}, takers: map[string]*channel{},
-		removed: map[uint32]bool{}, peers: map[string]*peer{}, tokens: map[string]token{}, sources: map[int32]source{},
+		removed: map[uint32]bool{}, unmade: map[uint32]bool{}, peers: map[string]*peer{}, tokens: map[string]token{}, sources: map[int32]source{},
 	}
 	if err := vm.setUp(); err != nil {
 		_ = vm.Close()

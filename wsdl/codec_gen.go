@@ -64,6 +64,8 @@ func (v *ApplyChange) visit(c *codec, field int) bool {
 		return list(c, &v.Alter, record)
 	case 9:
 		return list(c, &v.Switch_, record)
+	case 10:
+		return optional(c, &v.Discard, record)
 	}
 	return false
 }
@@ -1963,6 +1965,16 @@ func (v *Compiler) visit(c *codec, field int) bool {
 		return one(c, &v.Command, text)
 	case 2:
 		return one(c, &v.Version, text)
+	}
+	return false
+}
+
+func (v *Discard) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return list(c, &v.Channel, record)
+	case 1:
+		return list(c, &v.Queue, record)
 	}
 	return false
 }

@@ -1399,6 +1399,9 @@ type ApplyChange struct {
 	Alter []*ServedQueueChange `xml:"alter" json:"alter,omitempty"`
 
 	Switch_ []*Switch `xml:"switch" json:"switch,omitempty"`
+
+	// The change has failed at another node: what it made here, or would make, goes.
+	Discard *Discard `xml:"discard,omitempty" json:"discard,omitempty"`
 }
 
 type ApplyChangeResponse struct {
@@ -2565,6 +2568,15 @@ type Switch struct {
 
 	// The one that it goes on with. Absent: none; further enqueues say closed.
 	Next *int32 `xml:"next,omitempty" json:"next,omitempty"`
+}
+
+type Discard struct {
+
+	// They have no next.
+	Channel []*Switch `xml:"channel" json:"channel,omitempty"`
+
+	// Their ids, and nothing else.
+	Queue []*ServedQueueChange `xml:"queue" json:"queue,omitempty"`
 }
 
 type SwitchState struct {

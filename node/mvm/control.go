@@ -207,6 +207,13 @@ type Change struct {
 	Resume   []uint32 // channels from here whose taker has left, and has what they hold forwarded
 	Alter    []Alteration
 	Switches []Switch
+	Discard  *Discard // the change has failed elsewhere: what it made here, or would make, goes
+}
+
+// Discard is what a change that failed would have made.
+type Discard struct {
+	Channels []uint32
+	Queues   []int
 }
 
 // Link is a channel to make, and the channels that it follows at its ports.

@@ -116,6 +116,21 @@ func (p *process) change(r *Change) (*Changed, error) {
 	}
 	p.changing.Lock()
 	defer p.changing.Unlock()
+	if d := r.Discard; d != nil {
+		p.discarded[r.Number] = true
+		if err := p.vm.Discard(d.Channels...); err != nil {
+			return nil, fmt.Errorf("change %d: %w", r.Number, err)
+		}
+		for _, id := range d.Queues {
+			if err := p.vm.DiscardQueue(id); err != nil {
+				return nil, fmt.Errorf("change %d: %w", r.Number, err)
+			}
+		}
+		return &Changed{Done: true}, nil
+	}
+	if p.discarded[r.Number] {
+		return nil, &Error{Code: "conflict", Message: fmt.Sprintf("change %d has failed, and what it made was taken back", r.Number)}
+	}
 	if made := p.changes[r.Number]; made < r.Step {
 		if err := p.makeStep(r); err != nil {
 			return nil, fmt.Errorf("change %d: %w", r.Number, err)

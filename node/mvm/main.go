@@ -182,7 +182,7 @@ func newProcess(start Start, w *wire, cleaning string) (*process, error) {
 		return nil, err
 	}
 	p := &process{start: start, namespace: cleaning == PIDNamespace, mark: os.Getenv(markName),
-		vm: vm, wire: w, programs: map[int]*program{}, logic: map[string]Logic{}, changes: map[int64]int{}, queues: map[int]bool{}, builds: make(chan struct{}, concurrentBuilds()), wired: make(chan struct{})}
+		vm: vm, wire: w, programs: map[int]*program{}, logic: map[string]Logic{}, changes: map[int64]int{}, discarded: map[int64]bool{}, queues: map[int]bool{}, builds: make(chan struct{}, concurrentBuilds()), wired: make(chan struct{})}
 	if p.lease, err = newLease(); err != nil {
 		return nil, err
 	}

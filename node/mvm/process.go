@@ -67,6 +67,7 @@ type process struct {
 	changing     sync.Mutex       // one live change at a time; guards changes and queues
 	queues       map[int]bool     // served ones that are known here
 	changes      map[int64]int    // the last step made of each live change
+	discarded    map[int64]bool   // those of which nothing is to be made any more
 	idle         *sync.Cond       // running fell to 0
 	wall         *time.Timer
 }
