@@ -207,8 +207,9 @@ wait: its type, its capacity in jobs, its weight, or whether it is held.`,
 				}
 				r.Rule, r.RuleVersion = &name, version
 			}
+			decimal := regexp.MustCompile(`^[0-9]{1,15}(\.[0-9]{1,9})?$`)
 			for name, text := range link {
-				if ok, _ := regexp.MatchString(`^[0-9]{1,15}(\.[0-9]{1,9})?$`, *text); !ok && cmd.Flags().Changed(name) {
+				if cmd.Flags().Changed(name) && !decimal.MatchString(*text) {
 					return usagef("--%s %s: write a decimal number, not below 0", name, *text)
 				}
 			}
