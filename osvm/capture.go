@@ -31,6 +31,9 @@ type Capture struct {
 // takes memory of this host's: of a clone's what it has written, of another
 // machine's all that is not zero.
 func (m *Machine) Capture(ctx context.Context) (*Capture, error) {
+	if err := m.undivided("checkpointed"); err != nil {
+		return nil, err
+	}
 	c := &Capture{Spec: m.Spec, At: time.Now(), known: &m.known}
 	if err := m.capture(ctx, c); err != nil {
 		c.Close()

@@ -110,7 +110,7 @@ func (h *Host) Create(ctx context.Context, order Order) (*Machine, error) {
 // add puts the machine that create makes on the list.
 func (h *Host) add(order Order, create func(Spec) (*Machine, error)) (*Machine, error) {
 	spec := Spec{
-		ID: order.ID, Kernel: order.Image.Kernel, Initrd: order.Image.Initrd, CommandLine: order.Image.CommandLine,
+		ID: order.ID, Kernel: order.Image.Kernel, Initrd: order.Image.Initrd, CommandLine: order.Image.CommandLine, Disks: order.Image.Disks,
 		MemoryMiB: cmp.Or(order.MemoryMiB, order.Image.LeastMemoryMiB, LeastMemoryMiB), Accelerator: h.accelerator, Owner: order.Owner, Limits: order.Limits,
 		ImageName: order.Image.Name, ImageDigest: order.Image.Digest, Created: time.Now().UTC(),
 	}

@@ -28,8 +28,9 @@ const (
 type Image struct {
 	Name           string // for people
 	Digest         string // names the content of all of it; machines of one digest can be clones of one template
-	Kernel         string // path
+	Kernel         string // path; "" where the first disk has a boot loader
 	Initrd         string // path
+	Disks          []Disk
 	CommandLine    string // of the kernel, after what the machine needs
 	LeastMemoryMiB int
 	Release        string // of what it was made

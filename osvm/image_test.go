@@ -3,6 +3,7 @@ package osvm_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,11 +14,17 @@ import (
 	"mvm/osvm/vmtest"
 )
 
-// TestMinimalImageCompiles has a guest compile a program with the C client, by
-// the name under which builds look for a compiler, and run it.
-func TestMinimalImageCompiles(t *testing.T) {
+// TestMinimalImage has a guest compile a program with the C client, by the name
+// under which builds look for a compiler, and run it; and read and write disks.
+func TestMinimalImage(t *testing.T) {
 	const script = `#!/bin/sh
 mount -t devtmpfs none /dev
+mount -t sysfs none /sys
+for name in $(cat /modules/order); do insmod /modules/$name.ko; done
+head -c 9 /dev/vda; echo ", $(cat /sys/block/vda/size) sectors, $(cat /sys/block/vda/serial)"
+echo overlaid | dd of=/dev/vda bs=1 conv=notrunc 2>/dev/null && sync && head -c 8 /dev/vda && echo
+echo "far away" | dd of=/dev/vda bs=1M seek=30 2>/dev/null && sync && dd if=/dev/vda bs=1M skip=30 count=1 2>/dev/null | head -n 1
+head -c 8 /dev/vdb && echo && echo x >/dev/vdb || echo "vdb is read-only: $(cat /sys/block/vdb/ro)"
 cd /tmp && cat >hello.c <<'EOF'
 #include <math.h>
 #include <mvm.h>
@@ -49,23 +56,34 @@ poweroff -f
 		t.Fatal(err)
 	}
 	image.CommandLine = "rdinit=/trial"
-	lines := console(t, image)
+	folder := t.TempDir()
+	disk, seed := filepath.Join(folder, "disk"), filepath.Join(folder, "seed")
+	for name, begin := range map[string]string{disk: "the image", seed: "the seed"} {
+		if err := errors.Join(os.WriteFile(name, []byte(begin), 0o644), os.Truncate(name, 1<<20)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	image.Disks = []osvm.Disk{{Path: disk, Format: osvm.Raw}, {Path: seed, Format: osvm.Raw, ReadOnly: true}}
+	lines := console(t, osvm.Order{ID: "trial", Image: image, MemoryMiB: 128, Limits: osvm.Limits{DiskMiB: 64, DiskBytesPerSecond: 100 << 20}})
 	text := strings.Join(lines, "\n")
-	for _, want := range []string{"tcc version 0.9", "1.4142 alone", "file 'nothing.c' not found", "exit code 1"} {
+	if begin, err := os.ReadFile(disk); err != nil || !strings.HasPrefix(string(begin), "the image\x00") {
+		t.Errorf("the image's own file has become %q, %v", begin[:min(20, len(begin))], err)
+	}
+	for _, want := range []string{"the image, 131072 sectors, mvm-disk0", "overlaid", "far away", "the seed", "vdb is read-only: 1", "tcc version 0.9", "1.4142 alone", "file 'nothing.c' not found", "exit code 1"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the guest did not say %q, but\n%s", want, text)
 		}
 	}
 }
 
-// console boots an image and gives what it writes to its serial port until it
+// console boots a machine and gives what it writes to its serial port until it
 // ends.
-func console(t *testing.T, image osvm.Image) (lines []string) {
+func console(t *testing.T, order osvm.Order) (lines []string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), vmtest.Limit)
 	defer cancel()
 	begin := time.Now()
-	m := vmtest.MachineOf(t, vmtest.Host(t), osvm.Order{ID: "trial", Image: image, MemoryMiB: 128})
+	m := vmtest.MachineOf(t, vmtest.Host(t), order)
 	view, err := m.Console().Attach("the test", false)
 	if err != nil {
 		t.Fatal(err)

@@ -24,8 +24,9 @@ const LeastMemoryMiB = 80
 // Spec is a VM as it is asked for.
 type Spec struct {
 	ID          string // a letter or digit, then up to 62 letters, digits, '_', '.' or '-'; names its folder
-	Kernel      string // paths of files; QEMU reads them through descriptors
-	Initrd      string
+	Kernel      string // paths of files; QEMU reads them through descriptors; "" boots from the first disk
+	Initrd      string // "" for none
+	Disks       []Disk `json:",omitempty"`
 	CommandLine string // of the kernel, after what the machine needs
 	MemoryMiB   int
 	Accelerator Accelerator // KVM or TCG
@@ -55,6 +56,9 @@ func (s *Spec) check() error {
 		return fmt.Errorf("VM %s: %w: %d MiB of memory are not enough: at least %d", s.ID, ErrOrder, s.MemoryMiB, LeastMemoryMiB)
 	case s.Accelerator != KVM && s.Accelerator != TCG:
 		return fmt.Errorf("VM %s: %w: accelerator %q is not %s or %s: Choose says which", s.ID, ErrOrder, s.Accelerator, KVM, TCG)
+	}
+	if s.Kernel == "" && (s.Initrd != "" || s.CommandLine != "") {
+		return fmt.Errorf("VM %s: %w: it has an initial file system or a command line, and no kernel", s.ID, ErrOrder)
 	}
 	if err := s.Limits.check(); err != nil {
 		return fmt.Errorf("VM %s: %w", s.ID, err)

@@ -118,6 +118,9 @@ func (h *Host) MigrateTo(ctx context.Context, id string, conn net.Conn, how Migr
 	if err != nil {
 		return Migrated{}, err
 	}
+	if err := m.undivided("migrated"); err != nil {
+		return Migrated{}, err
+	}
 	if len(how.Extra) > extraMax {
 		return Migrated{}, fmt.Errorf("VM %s: %d bytes are too many to go along with it: at most %d", id, len(how.Extra), extraMax)
 	}

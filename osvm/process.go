@@ -131,8 +131,15 @@ func (m *Machine) start(ctx context.Context, q QEMU) error {
 		console: inherited.add(m.listen(consoleSocket)),
 	}
 	if m.boots() {
-		fd.kernel = inherited.add(user.open(m.Kernel))
-		fd.initrd = inherited.add(user.open(m.Initrd))
+		if m.Kernel != "" {
+			fd.kernel = inherited.add(user.open(m.Kernel))
+		}
+		if m.Initrd != "" {
+			fd.initrd = inherited.add(user.open(m.Initrd))
+		}
+	}
+	if fd.disks, err = m.openDisks(user, &inherited); err != nil {
+		return err
 	}
 	var state *os.File
 	if m.Template == nil {
@@ -204,7 +211,10 @@ func (m *Machine) start(ctx context.Context, q QEMU) error {
 }
 
 // descriptors are the numbers under which QEMU has what it inherits.
-type descriptors struct{ monitor, agent, console, kernel, initrd, memory string }
+type descriptors struct {
+	monitor, agent, console, kernel, initrd, memory string
+	disks                                           []string // arguments
+}
 
 // boots says whether the machine begins with a boot: others begin where one was
 // saved, and never come back to what they once booted from.
@@ -226,10 +236,14 @@ func (m *Machine) arguments(machine string, fd descriptors) []string {
 
 // boot is what a machine boots from.
 func (s *Spec) boot(fd descriptors) []string {
-	return []string{
-		"-kernel", "/proc/self/fd/" + fd.kernel, "-initrd", "/proc/self/fd/" + fd.initrd,
-		"-append", strings.TrimSpace("console=ttyS0 panic=-1 quiet " + s.CommandLine),
+	if s.Kernel == "" {
+		return nil // the firmware finds the first disk's boot loader
 	}
+	list := []string{"-kernel", "/proc/self/fd/" + fd.kernel, "-append", strings.TrimSpace("console=ttyS0 panic=-1 quiet " + s.CommandLine)}
+	if s.Initrd != "" {
+		list = append(list, "-initrd", "/proc/self/fd/"+fd.initrd)
+	}
+	return list
 }
 
 // hardware is what the guest sees, and what runs it.
@@ -239,7 +253,7 @@ func (s *Spec) hardware(machine string, fd descriptors, share string) []string {
 	if s.Accelerator == TCG {
 		accelerator += ",tb-size=" + strconv.Itoa(translationMiB)
 	}
-	return []string{
+	return append([]string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"-S", "-global", "migration.send-configuration=off", "-machine", machine + ",memory-backend=memory", "-accel", accelerator, "-cpu", "max",
@@ -250,7 +264,7 @@ func (s *Spec) hardware(machine string, fd descriptors, share string) []string {
 		"-serial", "chardev:console",
 		"-device", "virtio-serial-pci,romfile=", "-device", "virtserialport,chardev=agent,name=" + AgentPort,
 		"-device", "virtio-rng-pci,romfile=",
-	}
+	}, fd.disks...)
 }
 
 var twoNumbers = regexp.MustCompile(`^([0-9]+)\.([0-9]+)`)

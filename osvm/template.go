@@ -59,6 +59,9 @@ func (m *Machine) freeze(ctx context.Context, t *Template) error {
 	if err := os.Link(filepath.Join(m.folder, memoryName), t.memory()); err != nil {
 		return fmt.Errorf("VM %s: freeze it: %w", m.ID, err)
 	}
+	if err := m.freezeDisks(t.folder); err != nil {
+		return fmt.Errorf("VM %s: freeze it: %w", m.ID, err)
+	}
 	return m.Destroy()
 }
 

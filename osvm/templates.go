@@ -66,7 +66,7 @@ func (t *templates) key(spec Spec, digest string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	text, err := json.Marshal([]any{digest, q.Version, spec.Accelerator, spec.hardware(machine, descriptors{}, ""), spec.boot(descriptors{})})
+	text, err := json.Marshal([]any{digest, q.Version, spec.Accelerator, spec.hardware(machine, descriptors{}, ""), spec.boot(descriptors{}), spec.Disks, spec.diskMiB()})
 	if err != nil {
 		return "", err
 	}
@@ -131,7 +131,7 @@ func (t *templates) make(ctx context.Context, template *Template, key string, sp
 	if err := errors.Join(os.RemoveAll(scratch), template.Remove()); err != nil {
 		return err
 	}
-	spec.ID, spec.Owner, spec.Limits = templateID(key), "", Limits{}
+	spec.ID, spec.Owner, spec.Limits = templateID(key), "", Limits{DiskMiB: spec.diskMiB()}
 	m, err := Create(ctx, t.host.config.QEMU, t.host.machines, spec)
 	if err != nil {
 		return err
