@@ -2,6 +2,7 @@ package osvm_test
 
 import (
 	"context"
+	"errors"
 	"net"
 	"testing"
 
@@ -56,29 +57,55 @@ func migrate(t testing.TB, from, to *osvm.Host, id string, how osvm.Migration) (
 	return there.m, moved, err
 }
 
+// TestMigrate moves a machine back and forth while its guest writes and verifies
+// all over its memory: first a clone, then what arrived.
 func TestMigrate(t *testing.T) {
-	one, two := vmtest.Host(t), vmtest.Host(t)
-	m := vmtest.Machine(t, one, "traveller")
+	hosts := []*osvm.Host{vmtest.Host(t), vmtest.Host(t)}
+	m := vmtest.MachineOf(t, hosts[0], osvm.Order{ID: "traveller", Image: vmtest.Patterns(t), MemoryMiB: 128, Template: true})
 	agent := vmtest.Start(t, m)
 	hello := vmtest.Call[guest.Greeting](t, agent, "Hello", guest.Nothing{})
-	hosts := []*osvm.Host{one, two}
-	for i := range 6 {
-		how := osvm.Migration{StopAndCopy: i >= 4}
-		there, moved, err := migrate(t, hosts[i%2], hosts[(i+1)%2], "traveller", how)
+	const moves = 6
+	for i := range moves {
+		from, to := hosts[i%2], hosts[(i+1)%2]
+		before, _ := vmtest.Verified(t, m)
+		there, moved, err := migrate(t, from, to, m.ID, osvm.Migration{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Logf("%+v", moved)
-		if there.State() != osvm.Running {
-			t.Errorf("it arrives %s", there.State())
+		if _, err := from.Get(m.ID); !errors.Is(err, osvm.ErrUnknown) {
+			t.Errorf("moved, it is still found where it was: %v", err)
 		}
-		session, got, err := there.Session(t.Context())
-		if err != nil {
-			t.Fatal(err)
+		if there.State() != osvm.Running || there.ImageDigest != m.ImageDigest {
+			t.Errorf("it arrives %s, of image %q", there.State(), there.ImageDigest)
 		}
-		_ = session.Close()
-		if got.Boot != hello.Boot || got.Hostname != hello.Hostname || got.Uptime < hello.Uptime {
-			t.Errorf("there it is %+v, here it was %+v", got, hello)
+		m = there
+		after, bad := vmtest.Verified(t, m)
+		if after <= before || bad != 0 {
+			t.Fatalf("it had verified %d pages, and then %d, of which %d were bad", before, after, bad)
 		}
+	}
+	session, got, err := m.Session(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = session.Close()
+	if got.Boot != hello.Boot || got.Hostname != hello.Hostname || got.Uptime < hello.Uptime {
+		t.Errorf("after %d moves it is %+v, before it was %+v", moves, got, hello)
+	}
+
+	// One that stands still stays so.
+	if err := m.Suspend(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	m, moved, err := migrate(t, hosts[0], hosts[1], m.ID, osvm.Migration{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.State() != osvm.Suspended || moved.Rounds != 0 {
+		t.Errorf("suspended, it arrives %s after %d rounds", m.State(), moved.Rounds)
+	}
+	if _, bad := vmtest.Verified(t, resumed(t, m)); bad != 0 {
+		t.Errorf("%d pages are bad", bad)
 	}
 }

@@ -77,10 +77,8 @@ var minimal = sync.OnceValues(func() (image osvm.Image, err error) {
 	}
 	defer os.RemoveAll(scratch)
 	program := filepath.Join(scratch, "agent")
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, agent)
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if said, err := build.CombinedOutput(); err != nil {
-		return image, fmt.Errorf("build the agent: %w: %s", err, said)
+	if err := build(ctx, program, agent); err != nil {
+		return image, err
 	}
 	content, err := os.ReadFile(program)
 	if err != nil {

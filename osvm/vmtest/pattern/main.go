@@ -1,0 +1,127 @@
+// Command pattern is PID 1 of an image for tests: the agent, and beside it a
+// program that writes and verifies patterns over its memory for ever. It tells on
+// the console how many pages it has verified and how many of them were not as it
+// had left them; a number that it reads there is how many microseconds it rests
+// after each page.
+package main
+
+import (
+	"bufio"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"mvm/osvm/guest"
+)
+
+const (
+	pageSize = 4096
+	pages    = 24 << 20 / pageSize
+	writers  = 2
+	telling  = 50 * time.Millisecond
+)
+
+func main() {
+	if os.Getpid() == 1 {
+		begin()
+		fmt.Println("agent:", guest.Run(guest.Config{}))
+		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	}
+	verify()
+}
+
+// begin starts this program again, as one that only computes. The kernel has
+// opened no console for us: there was no file for one.
+func begin() {
+	_ = unix.Mount("devtmpfs", "/dev", "devtmpfs", 0, "")
+	console, err := os.OpenFile("/dev/ttyS0", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		return
+	}
+	child := exec.Command("/pattern")
+	child.Stdin, child.Stdout, child.Stderr = console, console, console
+	if err := child.Start(); err != nil {
+		fmt.Fprintln(console, "pattern: it does not begin:", err)
+	}
+}
+
+func verify() {
+	var rest, verified, bad atomic.Int64
+	memory, err := unix.Mmap(-1, 0, pages*pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		fmt.Println("pattern:", err)
+		return
+	}
+	for w := range writers {
+		go write(memory, w, &rest, &verified, &bad)
+	}
+	go func() {
+		for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+			if microseconds, err := strconv.ParseInt(strings.TrimSpace(lines.Text()), 10, 64); err == nil {
+				rest.Store(microseconds)
+			}
+		}
+	}()
+	for {
+		time.Sleep(telling)
+		fmt.Printf("pattern verified %d bad %d\n", verified.Load(), bad.Load())
+	}
+}
+
+// write goes over its share of the pages in an order of its own. What a page must
+// have is known from a count beside it, so that a page that has fallen back to what
+// it was is found as well as one that is damaged.
+func write(memory []byte, share int, rest, verified, bad *atomic.Int64) {
+	own := pages / writers
+	counts := make([]uint64, own)
+	random := uint64(share)*0x9e3779b97f4a7c15 + 1
+	for {
+		random = next(random)
+		i := int(random>>33) % own
+		number := share*own + i
+		page := memory[number*pageSize : (number+1)*pageSize]
+		if counts[i] != 0 && !holds(page, number, counts[i]) {
+			bad.Add(1)
+		}
+		counts[i]++
+		fill(page, number, counts[i])
+		verified.Add(1)
+		if pause := rest.Load(); pause > 0 {
+			time.Sleep(time.Duration(pause) * time.Microsecond)
+		}
+	}
+}
+
+func seed(number int, count uint64) uint64 { return uint64(number)<<40 ^ count<<8 ^ 0xa5 }
+
+func fill(page []byte, number int, count uint64) {
+	word := seed(number, count)
+	for at := 0; at < pageSize; at += 8 {
+		word = next(word)
+		binary.LittleEndian.PutUint64(page[at:], word)
+	}
+}
+
+func holds(page []byte, number int, count uint64) bool {
+	word := seed(number, count)
+	for at := 0; at < pageSize; at += 8 {
+		if word = next(word); binary.LittleEndian.Uint64(page[at:]) != word {
+			return false
+		}
+	}
+	return true
+}
+
+// next is Marsaglia's xorshift.
+func next(word uint64) uint64 {
+	word ^= word << 13
+	word ^= word >> 7
+	return word ^ word<<17
+}
