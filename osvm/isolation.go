@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -177,6 +178,9 @@ func (u *user) run(command func() *exec.Cmd) (*exec.Cmd, error) {
 			return c, nil
 		}
 		failed = errors.Join(failed, err)
+		if !slices.ContainsFunc([]error{unix.EPERM, unix.EACCES, unix.EINVAL, unix.ENOSPC, unix.ENOSYS, unix.EUSERS}, func(refusal error) bool { return errors.Is(err, refusal) }) {
+			break // it is not the isolation that is refused
+		}
 	}
 	return nil, failed
 }

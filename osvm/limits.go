@@ -118,15 +118,17 @@ func settings(spec Spec, unified bool) map[string][]setting {
 
 // limit puts a process into control groups with the machine's limits. Where this
 // machine has none for us, its memory is bounded by QEMU alone.
-func limit(pid int, uuid string, spec Spec) error { return limitIn(groupRoot, pid, uuid, spec) }
-
-func limitIn(root string, pid int, uuid string, spec Spec) error {
+func limit(pid int, uuid string, spec Spec) error {
 	membership, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
 		return nil // no control groups in this kernel
 	}
+	return limitIn(groupRoot, string(membership), pid, uuid, spec)
+}
+
+func limitIn(root, membership string, pid int, uuid string, spec Spec) error {
 	for _, controller := range []string{"memory", "cpu"} {
-		parent, unified := groupParent(root, string(membership), controller)
+		parent, unified := groupParent(root, membership, controller)
 		wanted := settings(spec, unified)[controller]
 		if parent == "" || len(wanted) == 0 {
 			continue

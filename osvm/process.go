@@ -16,6 +16,7 @@ import (
 
 	"github.com/digitalocean/go-qemu/qemu"
 	goqmp "github.com/digitalocean/go-qemu/qmp"
+	"golang.org/x/sys/unix"
 
 	"mvm/osvm/qmp"
 )
@@ -37,20 +38,30 @@ func childProcess(command *exec.Cmd) (*process, error) {
 	return &process{command.Process.Pid, start, func() { _ = command.Process.Kill() }, command.Wait}, err
 }
 
-// startTime tells two processes of one pid from each other (proc(5), field 22 of
-// stat).
+// startTime tells two processes of one pid from each other.
 func startTime(pid int) (uint64, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	fields, err := statFields(pid)
 	if err != nil {
 		return 0, err
 	}
-	const after = 19 // fields between the name, which may hold anything, and it
-	_, rest, _ := strings.Cut(string(text), ") ")
-	fields := strings.Fields(rest)
-	if len(fields) <= after {
-		return 0, fmt.Errorf("/proc/%d/stat has %d fields after the name", pid, len(fields))
+	const start = 19
+	return strconv.ParseUint(fields[start], 10, 64)
+}
+
+// statFields are what the kernel says of a process after its name, which may hold
+// anything (proc(5), fields 3 and on of stat): 50 fields.
+func statFields(pid int) ([]string, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return nil, err
 	}
-	return strconv.ParseUint(fields[after], 10, 64)
+	const least = 40
+	end := strings.LastIndex(string(text), ") ")
+	fields := strings.Fields(string(text[max(0, end):]))
+	if len(fields) < least || end < 0 {
+		return nil, fmt.Errorf("/proc/%d/stat has %d fields after the name", pid, len(fields))
+	}
+	return fields[1:], nil
 }
 
 // inFolder does something with a file's path, made short enough for the address of
@@ -106,12 +117,21 @@ func (m *Machine) listen(name string) (file *os.File, err error) {
 // while it runs.
 func (m *Machine) memory(user *user) (*os.File, error) {
 	file, err := os.OpenFile(filepath.Join(m.folder, memoryName), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err == nil {
-		if err = errors.Join(file.Truncate(int64(m.MemoryMiB)<<20), user.own(file)); err != nil {
-			_ = file.Close()
+	if err != nil {
+		return nil, err
+	}
+	size := int64(m.MemoryMiB) << 20
+	err = errors.Join(file.Truncate(size), user.own(file))
+	if err == nil { // now, or a full disk would end the machine some day
+		if err = unix.Fallocate(int(file.Fd()), 0, 0, size); errors.Is(err, unix.EOPNOTSUPP) {
+			err = nil
 		}
 	}
-	return file, err
+	if err != nil {
+		_ = file.Close()
+		return nil, fmt.Errorf("make room for its memory: %w", err)
+	}
+	return file, nil
 }
 
 // start runs QEMU and connects to its monitor. QEMU reads, but finds no file by
@@ -145,7 +165,7 @@ func (m *Machine) start(ctx context.Context, q QEMU) error {
 	if m.Template == nil {
 		fd.memory = inherited.add(m.memory(user))
 	} else {
-		memory, devices, err := m.Template.open()
+		memory, devices, err := m.Template.open(int64(m.MemoryMiB) << 20)
 		fd.memory = inherited.add(memory, err)
 		state = devices
 		defer state.Close()

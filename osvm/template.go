@@ -69,11 +69,11 @@ func (m *Machine) freeze(ctx context.Context, t *Template) error {
 // devices. In QEMU 7.2 clones have to open the memory for writing although they
 // never write to it, so that it must be a file that nobody can write, or one clone
 // could change all others. Both are of one freezing, whatever happens to the folder.
-func (t *Template) open() (memory, state *os.File, err error) {
+func (t *Template) open(size int64) (memory, state *os.File, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.ram == nil {
-		if err := t.read(); err != nil {
+		if err := t.read(size); err != nil {
 			return nil, nil, fmt.Errorf("read the template in %s: %w", t.folder, err)
 		}
 	}
@@ -87,7 +87,7 @@ func (t *Template) open() (memory, state *os.File, err error) {
 	return memory, state, nil
 }
 
-func (t *Template) read() error {
+func (t *Template) read(size int64) error {
 	folder, err := os.OpenRoot(t.folder)
 	if err != nil {
 		return err
@@ -101,6 +101,9 @@ func (t *Template) read() error {
 	info, err := from.Stat()
 	if err != nil {
 		return err
+	}
+	if info.Size() != size {
+		return fmt.Errorf("its memory has %d bytes, and the machine's has %d", info.Size(), size)
 	}
 	state, err := folder.Open(stateFile)
 	if err != nil {
@@ -141,6 +144,16 @@ func (t *Template) Remove() error {
 func (t *Template) there() bool {
 	now := time.Now()
 	return os.Chtimes(t.folder, now, now) == nil
+}
+
+// generation tells what was frozen into the folder from what was before, 0 if
+// nothing is there.
+func (t *Template) generation() int64 {
+	info, err := os.Stat(t.state())
+	if err != nil {
+		return 0
+	}
+	return info.ModTime().UnixNano()
 }
 
 // size is what the template has on disk, in bytes.

@@ -59,14 +59,19 @@ func (t *templates) find(key string) *Template {
 }
 
 // key names the template that a machine can be a clone of: one of the same
-// content, hardware, QEMU and accelerator.
+// content, hardware, QEMU and accelerator, and made since this machine was booted:
+// nobody waited until it was safely on a disk.
 func (t *templates) key(spec Spec, digest string) (string, error) {
 	q := t.host.config.QEMU
 	machine, err := q.machine()
 	if err != nil {
 		return "", err
 	}
-	text, err := json.Marshal([]any{digest, q.Version, spec.Accelerator, spec.hardware(machine, descriptors{}, ""), spec.boot(descriptors{}), spec.Disks, spec.diskMiB()})
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", err
+	}
+	text, err := json.Marshal([]any{string(boot), digest, q.Version, spec.Accelerator, spec.hardware(machine, descriptors{}, ""), spec.boot(descriptors{}), spec.Disks, spec.diskMiB()})
 	if err != nil {
 		return "", err
 	}
@@ -87,6 +92,7 @@ func (t *templates) clone(ctx context.Context, spec Spec, digest string) (*Machi
 		if err != nil {
 			return nil, fmt.Errorf("VM %s: %w", spec.ID, err)
 		}
+		generation := template.generation()
 		clone := spec
 		clone.Template = template
 		m, err := Create(ctx, t.host.config.QEMU, t.host.machines, clone)
@@ -97,9 +103,25 @@ func (t *templates) clone(ctx context.Context, spec Spec, digest string) (*Machi
 			break
 		}
 		t.host.config.Log.Warnf("template %s of VM %s is made again: %v", key, spec.ID, err)
-		_ = template.Remove()
+		if err := t.discard(ctx, template, generation); err != nil {
+			return nil, errors.Join(failed, err)
+		}
 	}
 	return nil, failed
+}
+
+// discard removes a template, unless another one has been made in its place.
+func (t *templates) discard(ctx context.Context, template *Template, generation int64) error {
+	lock, err := lockFile(ctx, template.folder+".lock")
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if template.generation() != generation {
+		template.forget()
+		return nil
+	}
+	return template.Remove()
 }
 
 // get finds a template or makes it; of all that want one, one makes it.
@@ -119,6 +141,7 @@ func (t *templates) get(ctx context.Context, key string, spec Spec) (*Template, 
 	if err := t.make(ctx, template, key, spec); err != nil {
 		return nil, fmt.Errorf("make a template to clone it from: %w", err)
 	}
+	t.host.config.Log.Infof("template %s is made", key)
 	t.trim(key)
 	return template, nil
 }
