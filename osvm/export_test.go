@@ -1,5 +1,7 @@
 package osvm
 
+import "os"
+
 // ChunkSize is what a checkpoint's blobs hold each.
 const ChunkSize = chunkSize
 
@@ -25,4 +27,27 @@ func Archive(name, text string) []byte {
 		panic(err)
 	}
 	return archive
+}
+
+// LimitsProcessors says whether there are control groups for processor time here.
+func LimitsProcessors() bool {
+	membership, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return false
+	}
+	parent, _ := groupParent(groupRoot, string(membership), "cpu")
+	return parent != ""
+}
+
+// Groups are a machine's control groups.
+func (m *Machine) Groups() []string { return groupsOf(m.uuid) }
+
+// TemplateKey names the template that an order's machine is a clone of.
+func (h *Host) TemplateKey(order Order) string {
+	var key string
+	_, _ = h.add(order, func(spec Spec) (*Machine, error) {
+		key, _ = h.templates.key(spec, order.Image.Digest)
+		return nil, ErrUnknown
+	})
+	return key
 }

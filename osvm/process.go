@@ -21,8 +21,8 @@ import (
 	"mvm/osvm/qmp"
 )
 
-// lastWords is how long we listen for why QEMU has ended, once it has: the word
-// is there already, but for a machine that is too busy to read it.
+// lastWords is how long we wait for why QEMU has ended, once it seems to have: the
+// word is there already, but for a machine that is too busy to read it.
 const lastWords = 5 * time.Second
 
 // process is a QEMU, a child of ours or of a node that is no more.

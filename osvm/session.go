@@ -25,10 +25,11 @@ func (m *Machine) Session(ctx context.Context) (*link.Session, guest.Greeting, e
 		}
 		_ = session.Close()
 	}
-	select {
+	select { // it may be that QEMU is ending, and hung up first
 	case <-m.ended:
 		err = m.Reason()
-	default:
+	case <-ctx.Done():
+	case <-time.After(lastWords):
 	}
 	return nil, hello, fmt.Errorf("VM %s: %w", m.ID, err)
 }

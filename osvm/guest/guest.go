@@ -39,15 +39,16 @@ type Config struct {
 	Node func(identity []byte, uplink *link.Inside)
 }
 
-// Run is PID 1's life; it returns only what went wrong before it could serve.
+// Run is the life of PID 1, and of the agent that it starts out of the same
+// program; it returns only what went wrong.
 func Run(config Config) error {
-	if err := mount(); err != nil {
-		return err
+	if os.Getpid() == 1 {
+		return first()
 	}
+	_ = os.Unsetenv(insideVariable)
 	if err := loadModules("/modules"); err != nil {
 		return err
 	}
-	go reap()
 	port, err := openPort()
 	if err != nil {
 		return err
@@ -114,15 +115,6 @@ func openPort() (device, error) {
 		}
 		if time.Since(begin) > portLimit {
 			return device{}, fmt.Errorf("this machine has no port %s", Port)
-		}
-	}
-}
-
-// reap collects the children that nobody waits for, as PID 1 must.
-func reap() {
-	for {
-		if _, err := unix.Wait4(-1, nil, 0, nil); errors.Is(err, unix.ECHILD) {
-			time.Sleep(time.Second)
 		}
 	}
 }

@@ -11,7 +11,7 @@ import (
 )
 
 func main() {
-	if os.Getpid() != 1 {
+	if !guest.Inside() {
 		fmt.Fprintln(os.Stderr, "agent: this is the first program of an OS-level VM; `mvm vm create` starts one")
 		os.Exit(2)
 	}

@@ -1,0 +1,239 @@
+package osvm_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	logrustest "github.com/sirupsen/logrus/hooks/test"
+	"golang.org/x/sys/unix"
+
+	"mvm/osvm"
+	"mvm/osvm/guest"
+	"mvm/osvm/vmtest"
+)
+
+// TestKilledMachine has QEMU killed from outside: the machine is listed with the
+// reason, answers nothing, and can be removed.
+func TestKilledMachine(t *testing.T) {
+	folder := t.TempDir()
+	h := vmtest.HostIn(t, folder)
+	m := vmtest.Machine(t, h, "one")
+	agent := vmtest.Start(t, m)
+	groups := m.Groups()
+	if err := unix.Kill(m.PID(), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	<-m.Ended()
+	if m.State() != osvm.Ended || !strings.Contains(m.Reason().Error(), "killed") {
+		t.Errorf("it is %s: %v", m.State(), m.Reason())
+	}
+	if all := h.List(); len(all) != 1 || all[0] != m {
+		t.Errorf("listed: %v", all)
+	}
+	for what, err := range map[string]error{"resumed": m.Resume(t.Context()), "suspended": m.Suspend(t.Context())} {
+		if err == nil {
+			t.Errorf("%s after its end", what)
+		}
+	}
+	if _, err := m.Statistics(t.Context()); err == nil {
+		t.Error("it has statistics after its end")
+	}
+	<-agent.Ended()
+	if err := m.Destroy(); err != nil {
+		t.Error(err)
+	}
+	left, err := os.ReadDir(filepath.Join(folder, "machines"))
+	if err != nil || len(left) > 0 || len(h.List()) > 0 {
+		t.Errorf("left: %v, %v, %v", left, h.List(), err)
+	}
+	for _, group := range groups {
+		if _, err := os.Stat(group); err == nil {
+			t.Errorf("the control group %s is left", group)
+		}
+	}
+}
+
+// TestGuestThatPanics has a kernel that finds nothing to run, as a template and by
+// itself: both say so at once, and nothing is left.
+func TestGuestThatPanics(t *testing.T) {
+	folder, image := t.TempDir(), vmtest.Image(t)
+	h, err := osvm.NewHost(t.Context(), osvm.HostConfig{Dir: folder, QEMU: vmtest.QEMU(t), Accelerator: osvm.TCG})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	image.CommandLine = "rdinit=/none"
+	ctx, cancel := context.WithTimeout(t.Context(), vmtest.Limit)
+	defer cancel()
+	_, err = h.Create(ctx, osvm.Order{ID: "one", Image: image, MemoryMiB: 128, Template: true})
+	if err == nil || !strings.Contains(err.Error(), "kernel has panicked") {
+		t.Errorf("a template whose kernel panics: %v", err)
+	}
+	t.Log(err)
+	for _, name := range []string{"machines", "templates"} {
+		entries, err := os.ReadDir(filepath.Join(folder, name))
+		for _, e := range entries {
+			if filepath.Ext(e.Name()) != ".lock" {
+				t.Errorf("left: %s in %s, %v", e.Name(), name, err)
+			}
+		}
+	}
+	if len(h.List()) > 0 {
+		t.Errorf("listed: %v", h.List())
+	}
+}
+
+// TestGuestThatHangs has a guest that never answers: who waits gives up in time.
+func TestGuestThatHangs(t *testing.T) {
+	h := vmtest.Host(t)
+	m := vmtest.Machine(t, h, "one") // its processors stand still
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if _, _, err := m.Session(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a guest that hangs: %v", err)
+	}
+	if agent := vmtest.Start(t, m); vmtest.Call[guest.Greeting](t, agent, "Hello", guest.Nothing{}).Hostname != "one" {
+		t.Error("it is another one, once it runs")
+	}
+}
+
+// TestQEMUThatIsNone has no machine and nothing left of it.
+func TestQEMUThatIsNone(t *testing.T) {
+	folder := t.TempDir()
+	h, err := osvm.NewHost(t.Context(), osvm.HostConfig{Dir: folder, QEMU: osvm.QEMU{Path: filepath.Join(folder, "qemu"), Version: "7.2.0"}, Accelerator: osvm.TCG})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	file := filepath.Join(folder, "file")
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	_, err = h.Create(t.Context(), osvm.Order{ID: "one", Image: osvm.Image{Kernel: file, Initrd: file}})
+	if !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("without QEMU: %v", err)
+	}
+	if left, _ := os.ReadDir(filepath.Join(folder, "machines")); len(left) > 0 || len(h.List()) > 0 {
+		t.Errorf("left: %v, %v", left, h.List())
+	}
+}
+
+// TestFullDisk has a disk without room for a machine's memory, or for a template.
+func TestFullDisk(t *testing.T) {
+	disk := t.TempDir()
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=150m"); err != nil {
+		t.Skip("SKIPPED: full disks were not tried: no file system can be mounted here: ", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(disk, unix.MNT_DETACH) })
+	h := vmtest.HostIn(t, disk)
+	order := osvm.Order{ID: "one", Image: vmtest.Image(t), MemoryMiB: 256}
+	if _, err := h.Create(t.Context(), order); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("256 MiB on a disk of 150: %v", err)
+	}
+	nothing := func() {
+		t.Helper()
+		if left, _ := os.ReadDir(filepath.Join(disk, "machines")); len(left) > 0 || len(h.List()) > 0 {
+			t.Errorf("left: %v, %v", left, h.List())
+		}
+	}
+	nothing()
+	order.MemoryMiB = 128
+	m, err := h.Create(t.Context(), order)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Destroy()
+	fill := filepath.Join(disk, "fill")
+	if err := os.WriteFile(fill, make([]byte, 30<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("the disk is not full: %v", err)
+	}
+	if _, err := m.Freeze(t.Context(), filepath.Join(disk, "template")); err == nil {
+		t.Error("frozen on a full disk")
+	} else {
+		t.Log(err)
+	}
+	if _, err := os.Stat(filepath.Join(disk, "template")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("half a template is left: %v", err)
+	}
+	order.ID = "two"
+	if _, err := h.Create(t.Context(), order); err == nil {
+		t.Error("created on a full disk")
+	}
+	if err := m.Destroy(); err != nil {
+		t.Error(err)
+	}
+	nothing()
+}
+
+// TestSpoiledTemplate has four machines wanted at once of a template that is
+// damaged: it is made again, once.
+func TestSpoiledTemplate(t *testing.T) {
+	folder := t.TempDir()
+	log, logged := logrustest.NewNullLogger()
+	h, err := osvm.NewHost(t.Context(), osvm.HostConfig{Dir: folder, QEMU: vmtest.QEMU(t), Accelerator: osvm.TCG, Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	order := func(id string) osvm.Order {
+		return osvm.Order{ID: id, Image: vmtest.Image(t), MemoryMiB: 128, Template: true}
+	}
+	// What is there is a shared one's copy, without the end of its devices' state.
+	vmtest.Machine(t, vmtest.Host(t), "one")
+	key := h.TemplateKey(order("any"))
+	there, spoiled := filepath.Join(vmtest.Templates(t), key), filepath.Join(folder, "templates", key)
+	if err := os.Mkdir(spoiled, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(filepath.Join(there, "memory"), filepath.Join(spoiled, "memory")); err != nil {
+		if err := copyFile(filepath.Join(spoiled, "memory"), filepath.Join(there, "memory")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	state, err := os.ReadFile(filepath.Join(there, "state"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(spoiled, "state"), state[:len(state)/2], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), vmtest.Limit)
+	defer cancel()
+	var group sync.WaitGroup
+	for _, id := range []string{"a", "b", "c", "d"} {
+		group.Go(func() {
+			m, err := h.Create(ctx, order(id))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer m.Destroy()
+			agent, err := m.Start(ctx, guest.Identity{})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer agent.Close()
+			if vmtest.Call[guest.Greeting](t, agent, "Hello", guest.Nothing{}).Hostname != id {
+				t.Errorf("%s is another", id)
+			}
+		})
+	}
+	group.Wait()
+	made := 0
+	for _, entry := range logged.AllEntries() {
+		if entry.Level == logrus.InfoLevel && strings.HasSuffix(entry.Message, "is made") {
+			made++
+		}
+	}
+	if made != 1 {
+		t.Errorf("the template was made %d times", made)
+	}
+}

@@ -1,0 +1,36 @@
+package guest
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// insideVariable tells the second process that the first has started it.
+const insideVariable = "MVM_GUEST"
+
+// Inside says whether this process is one of the first two of a guest, which Run
+// is for. Elsewhere Run would mount and load what it must not.
+func Inside() bool { return os.Getpid() == 1 || os.Getenv(insideVariable) != "" }
+
+// first is PID 1's life: it starts this program again, as the agent, and reaps
+// whoever has lost his parent. The agent's own children are the agent's to wait
+// for: nobody could do both in one process.
+func first() error {
+	if err := mount(); err != nil {
+		return err
+	}
+	agent, err := os.StartProcess("/proc/self/exe", os.Args, &os.ProcAttr{
+		Env: append(os.Environ(), insideVariable+"=1"), Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
+	})
+	if err != nil {
+		return fmt.Errorf("start the agent: %w", err)
+	}
+	for {
+		var status unix.WaitStatus
+		if pid, err := unix.Wait4(-1, &status, 0, nil); err == nil && pid == agent.Pid {
+			return fmt.Errorf("the agent has ended: exit status %d, signal %d", status.ExitStatus(), status.Signal())
+		}
+	}
+}
