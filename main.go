@@ -30,6 +30,7 @@ import (
 	"mvm/broker"
 	"mvm/node"
 	"mvm/node/mvm"
+	"mvm/osvm"
 	"mvm/services/bootstrap"
 	"mvm/services/client"
 	"mvm/services/image"
@@ -144,6 +145,7 @@ type nodeOptions struct {
 	goCache, compilers, queueLimits            string
 	roles, plainLinks                          []string
 	slots, cacheLimit                          int
+	accelerator, vmTemplates                   string
 	insecure                                   bool
 	logFormat, logLevel                        string
 
@@ -198,6 +200,8 @@ there can read and change them. Direct channels exist only there.`,
 	f.StringVar(&o.goCache, "go-cache", "", "`DIR` for what Go compiled, which the nodes of a machine may share (default: in --data)")
 	f.StringVar(&o.compilers, "compilers", "", "`FILE` that remembers what this machine's compilers are, which its nodes may share (default: in --data)")
 	f.StringVar(&o.queueLimits, "queue-limits", "", "`FILE` that says what the queues of jobs may have here: types, codecs, number, memory")
+	f.StringVar(&o.accelerator, "accelerator", string(osvm.Auto), "what OS-level VMs run with: auto, kvm, tcg, or none for a node without VMs")
+	f.StringVar(&o.vmTemplates, "vm-templates", "", "`DIR` for booted VMs of which others are clones, which the nodes of a machine may share (default: in --data)")
 	f.IntVar(&o.cacheLimit, "cache-limit", 4096, "`MIB` of builds that are kept, and of what Go compiled, each; what was not used for longest goes")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warning or error")
@@ -227,6 +231,9 @@ func (o *nodeOptions) run(cmd *cobra.Command) error {
 	}
 	if o.cacheLimit < 1 {
 		return client.Usage(fmt.Errorf("--cache-limit %d: write how many MiB are kept", o.cacheLimit))
+	}
+	if known := []osvm.Accelerator{osvm.Auto, osvm.KVM, osvm.TCG, "none"}; !slices.Contains(known, osvm.Accelerator(o.accelerator)) {
+		return client.Usage(fmt.Errorf("--accelerator %s: there are %v", o.accelerator, known))
 	}
 	if o.join != "" && !isGridURL(o.join) {
 		return client.Usage(fmt.Errorf("--join %s: write it as http://host:port, the address of any node of the grid", o.join))
@@ -586,13 +593,16 @@ func (s *server) openNode() (err error) {
 	c := node.Config{
 		Name: s.options.name, Dir: filepath.Join(s.dir, "node"), URL: s.url, Roles: s.roles, Version: Version,
 		Slots: s.options.slots, GoCache: s.options.goCache, CacheMax: int64(s.options.cacheLimit) << 20, PlainLinks: s.options.plainLinks, Compilers: s.options.compilers, QueueLimits: s.options.queueLimits,
-		JoinURL: s.options.join, BrokerURL: s.brokerURL, Caller: s.caller, Images: s.images, Log: s.log,
+		JoinURL: s.options.join, BrokerURL: s.brokerURL, Caller: s.caller, Images: s.images, Log: s.log, EndVMs: s.options.temporary,
 	}
 	if s.has(wsdl.RoleBackend) {
 		c.JoinURL, c.InformationURL = "", s.url+"/services/information"
 	}
 	if !s.has(wsdl.RoleWorker) {
 		c.Slots = -1
+	}
+	if a := s.options.accelerator; a != "none" {
+		c.Accelerator, c.VMTemplates = osvm.Accelerator(a), s.options.vmTemplates
 	}
 	s.node, err = node.New(c)
 	return err
@@ -633,6 +643,7 @@ func (s *server) face(ctx context.Context) (*soap.Server, error) {
 	if s.info != nil {
 		contracts = append(contracts, wsdl.InformationContract(s.info))
 	}
+	contracts = append(contracts, wsdl.VMContract(s.node.Machines()))
 	for _, c := range contracts {
 		at := s.url + "/services/" + c.Name
 		published = append(published, &wsdl.Service{Name: c.Name, Url: at, Wsdl: at + "?wsdl", Node: s.node.ID(), Description: c.Description})
@@ -642,6 +653,7 @@ func (s *server) face(ctx context.Context) (*soap.Server, error) {
 		return nil, err
 	}
 	face.Router().Handle("/bootstrap", boot.Text()).Methods(http.MethodGet, http.MethodHead)
+	face.Router().Handle("/services/vm/{id}/console", s.node.Console()).Methods(http.MethodGet)
 	face.Router().Handle("/services/image/blobs/{digest}", s.images.Handler()).Methods(http.MethodGet, http.MethodHead)
 	return face, nil
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"go/ast"
@@ -18,6 +19,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,6 +33,8 @@ import (
 	"go.uber.org/zap"
 	"mvm/broker/profile"
 	"mvm/node/build"
+	"mvm/osvm/vmtest"
+	"mvm/services/image"
 	"mvm/wsdl"
 )
 
@@ -87,7 +91,7 @@ var rooms = map[string][]string{
 	"osvm":                 {"osvm/*", "-osvm/vmtest", "-osvm/vmtest/pattern"},
 	"osvm/vmtest":          {"osvm", "osvm/link", "osvm/guest"},
 	"osvm/vmtest/pattern":  {"osvm/guest"},
-	"node":                 {"wsdl", "services/*", "-services/client", "-services/store", "node/*", "queuevm", "queuevm/codec", "osvm"},
+	"node":                 {"wsdl", "services/*", "-services/client", "-services/store", "node/*", "queuevm", "queuevm/codec", "osvm", "osvm/guest"},
 	"examples":             {"wsdl", "services/client", "queuevm/client", "examples/bench/soap", "examples/launch"},
 	"examples/launch":      {},
 	"examples/bench/soap":  {"wsdl", "services/soap"},
@@ -312,12 +316,50 @@ func TestTopLevelIsTheHouse(t *testing.T) {
 // TestScripts runs the scripts that drive the real program, and double as
 // documentation of the command line.
 func TestScripts(t *testing.T) {
+	testscript.Run(t, scripts(t, "script", func(*testscript.Env) error { return nil }))
+}
+
+// TestVMScripts runs those that need QEMU. They find the minimal image in the
+// folder $IMAGE, and what it has booted to in $TEMPLATES.
+func TestVMScripts(t *testing.T) {
+	files, templates := vmtest.Image(t), vmtest.Templates(t)
+	testscript.Run(t, scripts(t, "vmscript", func(env *testscript.Env) error {
+		folder := filepath.Join(env.WorkDir, "minimal")
+		env.Setenv("IMAGE", folder)
+		env.Setenv("TEMPLATES", templates)
+		m := image.Manifest{Format: image.ManifestFormat, Name: "minimal", Architecture: runtime.GOARCH, LeastMemory: files.LeastMemoryMiB}
+		if err := os.Mkdir(folder, 0o755); err != nil {
+			return err
+		}
+		for part, path := range map[image.Part]string{image.Kernel: files.Kernel, image.Initrd: files.Initrd} {
+			data, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			m.Files = append(m.Files, image.File{Part: part, Digest: image.Digest(sha256.Sum256(data)), Size: int64(len(data))})
+			if err := os.Symlink(path, filepath.Join(folder, string(part))); err != nil {
+				return err
+			}
+		}
+		slices.SortFunc(m.Files, func(a, b image.File) int {
+			return slices.Index(image.Parts(), a.Part) - slices.Index(image.Parts(), b.Part)
+		})
+		manifest, _, err := m.Encode()
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(folder, "manifest.json"), manifest, 0o644)
+	}))
+}
+
+// scripts are those of a folder of the client's.
+func scripts(t *testing.T, folder string, prepare func(*testscript.Env) error) testscript.Params {
 	root, err := os.Getwd()
 	if err != nil {
 		t.Fatal(err)
 	}
-	testscript.Run(t, testscript.Params{
-		Dir:                 filepath.Join("services", "client", "testdata", "script"),
+	return testscript.Params{
+		Dir:                 filepath.Join("services", "client", "testdata", folder),
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("ROOT", root)
@@ -325,13 +367,13 @@ func TestScripts(t *testing.T) {
 			env.Setenv("TMPDIR", env.WorkDir)
 			// What Go programs of jobs are built with is kept between tests.
 			env.Setenv("HOME", env.WorkDir)
-			return nil
+			return prepare(env)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits,
 			"node":  startNode,
 		},
-	})
+	}
 }
 
 // exits runs a program and checks its exit code: exits CODE PROGRAM ARGS...

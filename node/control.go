@@ -17,14 +17,7 @@ import (
 // on to there is not for the broker's own node, which would be asked for ever.
 func (q *queue) front(passes bool) (*wsdl.QueueClient, error) {
 	n := q.node
-	broker := ""
-	if n.config.BrokerURL != nil {
-		broker = n.config.BrokerURL()
-	}
-	if broker == "" {
-		broker = n.Broker()
-	}
-	base, ok := strings.CutSuffix(broker, "/services/broker")
+	base, ok := strings.CutSuffix(n.brokerURL(), "/services/broker")
 	if !ok {
 		return nil, wsdl.NewFault(wsdl.FaultCodeUnavailable, fmt.Sprintf("node %s knows no broker yet", n.id), "try again in a moment, or ask another node")
 	}

@@ -17,6 +17,7 @@ type ledger struct {
 	node        string
 	incarnation string
 	total       room
+	vms         int64         // MiB of total that VMs have which are no attempt's
 	machines    int           // attempts at once; 0 is any number
 	file        string        // that says so
 	patience    time.Duration // how long an Instantiate waits to be named live
@@ -179,6 +180,8 @@ type (
 		sequence int64
 	}
 	tick struct{ now time.Duration }
+	// vmsTake tells what VMs have that no attempt has booked.
+	vmsTake struct{ memory int64 }
 	// leave tells that the node shuts down.
 	leave struct{}
 )
@@ -216,6 +219,7 @@ func newLedger(node, incarnation string, total room, patience time.Duration) *le
 // free is the room that no held attempt has booked.
 func (l *ledger) free() room {
 	r := l.total
+	r.Memory -= l.vms
 	for _, a := range l.held {
 		r = r.minus(a.need)
 	}
@@ -287,6 +291,8 @@ func (l *ledger) step(event any) []any {
 		return l.remove(e)
 	case tick:
 		return l.tick(e.now)
+	case vmsTake:
+		l.vms = e.memory
 	case leave:
 		l.leaving = true
 		var actions []any

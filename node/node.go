@@ -98,6 +98,15 @@ type Config struct {
 	// QueueLimits is the file in which this node says what the queues of jobs may
 	// have (queueLimits of profile.xsd); "" is no limit.
 	QueueLimits string
+	// Accelerator is what OS-level VMs run with here: osvm.Auto, KVM or TCG; "" is a
+	// node that has none.
+	Accelerator osvm.Accelerator
+	// VMTemplates is where the booted VMs are of which others are clones; "" is a
+	// part of Dir. Nodes of one user on one machine may share it.
+	VMTemplates string
+	// EndVMs has the VMs that are left end with Run: what is in Dir is not needed
+	// again. Without it they run on, for the node's next life.
+	EndVMs bool
 	// StreamMax is the bytes kept of each stdout and stderr; 0 is 1 MiB.
 	StreamMax int64
 }
@@ -123,6 +132,10 @@ type Node struct {
 	total           room
 	queueLimits     limits
 	qemu            string
+	host            *osvm.Host // nil where there are no VMs;
+	hostless        string     // that is why
+	living          context.Context
+	stopLiving      context.CancelFunc
 	plain           bool
 	proxyListen     string
 	streamMax       int64
@@ -141,6 +154,7 @@ type Node struct {
 	url      string
 	broker   string
 	idle     *time.Timer // calls slim
+	makings  map[string]*making
 }
 
 // parts are what tests replace.
@@ -204,7 +218,7 @@ func newNode(config Config, p parts) (_ *Node, err error) {
 		clock: p.clock, compilers: build.NewDetector("", f.compilers),
 		streamMax: config.StreamMax, callTimeout: 30 * time.Second,
 		beatNow: make(chan struct{}, 1),
-		runners: map[key]*runner{}, calls: map[uint64]chan answer{},
+		runners: map[key]*runner{}, calls: map[uint64]chan answer{}, makings: map[string]*making{},
 		url: strings.TrimSuffix(config.URL, "/"),
 	}
 	if n.http == nil {
@@ -212,6 +226,7 @@ func newNode(config Config, p parts) (_ *Node, err error) {
 		transport.Proxy = nil // nodes reach each other directly
 		n.http = &http.Client{Transport: transport}
 	}
+	n.living, n.stopLiving = context.WithCancel(context.Background())
 	if n.lock, err = lockFolder(f.lock); err != nil {
 		return nil, err
 	}
@@ -272,10 +287,14 @@ func newNode(config Config, p parts) (_ *Node, err error) {
 	if n.alarm, err = n.clock.Alarm(); err != nil {
 		return nil, err
 	}
+	if err := n.openHost(); err != nil {
+		return nil, err
+	}
 	n.idle = time.AfterFunc(time.Hour, n.slim)
 	n.idle.Stop()
 	n.ledger = newLedger(n.id, n.incarnation, n.total, p.patience)
 	n.ledger.machines, n.ledger.file = int(n.queueLimits.Machines), n.queueLimits.file
+	n.ledger.vms = n.vmMemory()
 	return n, nil
 }
 
@@ -293,11 +312,6 @@ func (n *Node) measure() error {
 		n.total.Slots = n.total.Cores
 	}
 	n.total.Slots = max(n.total.Slots, 0)
-	q, err := osvm.Probe(context.Background())
-	if err != nil && !errors.Is(err, osvm.ErrNone) {
-		n.log.WithError(err).Warn("QEMU is installed but does not work")
-	}
-	n.qemu = q.Version
 	return nil
 }
 
@@ -381,6 +395,16 @@ func (n *Node) Broker() string {
 	return n.broker
 }
 
+// brokerURL is the broker service's address as it is now, "" while none is known.
+func (n *Node) brokerURL() string {
+	if n.config.BrokerURL != nil {
+		if broker := n.config.BrokerURL(); broker != "" {
+			return broker
+		}
+	}
+	return n.Broker()
+}
+
 // Run registers, keeps the lease and delivers reports until ctx ends; then it
 // ends every attempt, delivers what it still can within a few seconds, and
 // gives the data folder up. Call it once.
@@ -395,8 +419,10 @@ func (n *Node) Run(ctx context.Context) error {
 
 	n.keep(ctx)
 
+	n.stopLiving()
 	n.step(leave{})
 	n.running.Wait()
+	n.closeHost()
 	stopWatching()
 	for deadline := time.Now().Add(2 * time.Second); !n.spool.empty() && time.Now().Before(deadline); {
 		time.Sleep(10 * time.Millisecond)
@@ -526,7 +552,7 @@ func (n *Node) describe(ctx context.Context) *wsdl.Node {
 		Os: runtime.GOOS, Arch: runtime.GOARCH, Cores: int32(n.total.Cores), Memory: n.total.Memory,
 		Slots: wsdl.Of(int32(n.total.Slots)), FreeSlots: wsdl.Of(int32(free.Slots)),
 		FreeMemory: wsdl.Of(free.Memory), FreeCores: wsdl.Of(int32(free.Cores)),
-		Qemu: n.qemu, Cleaning: n.launcher.Cleaning(),
+		Qemu: n.qemu, Accelerator: n.accelerator(), Cleaning: n.launcher.Cleaning(),
 	}
 	d.Unconfined = n.launcher.Confinement().Missing
 	d.QueueLimits = n.queueLimits.told(n.launcher.Confinement())

@@ -48,9 +48,12 @@ var specID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)
 // ErrOrder is wrapped by what says that a machine cannot be as it is asked for.
 var ErrOrder = errors.New("it cannot be as it is asked for")
 
+// ValidID tells whether a machine can have the id, which names its folder.
+func ValidID(id string) bool { return specID.MatchString(id) }
+
 func (s *Spec) check() error {
 	switch {
-	case !specID.MatchString(s.ID):
+	case !ValidID(s.ID):
 		return fmt.Errorf("VM %q: %w: its id is not a letter or digit, then up to 62 letters, digits, '_', '.' or '-'", s.ID, ErrOrder)
 	case s.MemoryMiB < LeastMemoryMiB:
 		return fmt.Errorf("VM %s: %w: %d MiB of memory are not enough: at least %d", s.ID, ErrOrder, s.MemoryMiB, LeastMemoryMiB)
@@ -61,7 +64,7 @@ func (s *Spec) check() error {
 		return fmt.Errorf("VM %s: %w: it has an initial file system or a command line, and no kernel", s.ID, ErrOrder)
 	}
 	if err := s.Limits.check(); err != nil {
-		return fmt.Errorf("VM %s: %w", s.ID, err)
+		return fmt.Errorf("VM %s: %w: %w", s.ID, ErrOrder, err)
 	}
 	return nil
 }
@@ -290,10 +293,11 @@ func (m *Machine) letGo() {
 // clear removes all that there is of a machine besides its process.
 func (m *Machine) clear() error { return errors.Join(removeGroups(m.uuid), os.RemoveAll(m.folder)) }
 
-// Stop asks the guest to end by its power button, waits for that as long as ctx
-// allows, and ends it if it does not.
+// Stop asks the guest to end, by its agent and its power button, waits for that as
+// long as ctx allows, and ends it if it does not.
 func (m *Machine) Stop(ctx context.Context) error {
 	if err := m.execute(ctx, "system_powerdown"); err == nil {
+		go m.powerOff(ctx)
 		select {
 		case <-m.ended:
 		case <-ctx.Done():

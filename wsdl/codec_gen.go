@@ -234,6 +234,44 @@ func (v *ChangeQueueResponse) root() (string, *xml.Name) {
 	return "ChangeQueueResponse", &v.XMLName
 }
 
+func (v *CreateVM) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Id, text)
+	case 1:
+		return one(c, &v.Image, text)
+	case 2:
+		return one(c, &v.Memory, number)
+	case 3:
+		return optional(c, &v.Limits, record)
+	case 4:
+		return one(c, &v.Suspended, boolean)
+	}
+	return false
+}
+
+func (v *CreateVM) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "CreateVM", &v.XMLName
+}
+
+func (v *CreateVMResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Vm, record)
+	}
+	return false
+}
+
+func (v *CreateVMResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "CreateVMResponse", &v.XMLName
+}
+
 func (v *Dequeue) visit(c *codec, field int) bool {
 	switch field {
 	case 0:
@@ -270,6 +308,36 @@ func (v *DequeueResponse) root() (string, *xml.Name) {
 		return "", nil
 	}
 	return "DequeueResponse", &v.XMLName
+}
+
+func (v *DestroyVM) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Id, text)
+	case 1:
+		return one(c, &v.Force, boolean)
+	}
+	return false
+}
+
+func (v *DestroyVM) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "DestroyVM", &v.XMLName
+}
+
+func (v *DestroyVMResponse) visit(c *codec, field int) bool {
+	switch field {
+	}
+	return false
+}
+
+func (v *DestroyVMResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "DestroyVMResponse", &v.XMLName
 }
 
 func (v *DrainQueue) visit(c *codec, field int) bool {
@@ -636,6 +704,36 @@ func (v *GetQuietResponse) root() (string, *xml.Name) {
 		return "", nil
 	}
 	return "GetQuietResponse", &v.XMLName
+}
+
+func (v *GetVM) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Id, text)
+	}
+	return false
+}
+
+func (v *GetVM) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "GetVM", &v.XMLName
+}
+
+func (v *GetVMResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Vm, record)
+	}
+	return false
+}
+
+func (v *GetVMResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "GetVMResponse", &v.XMLName
 }
 
 func (v *GridFault) visit(c *codec, field int) bool {
@@ -1039,6 +1137,34 @@ func (v *ListServicesResponse) root() (string, *xml.Name) {
 		return "", nil
 	}
 	return "ListServicesResponse", &v.XMLName
+}
+
+func (v *ListVMs) visit(c *codec, field int) bool {
+	switch field {
+	}
+	return false
+}
+
+func (v *ListVMs) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "ListVMs", &v.XMLName
+}
+
+func (v *ListVMsResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return list(c, &v.Vm, record)
+	}
+	return false
+}
+
+func (v *ListVMsResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "ListVMsResponse", &v.XMLName
 }
 
 func (v *MakeQueue) visit(c *codec, field int) bool {
@@ -1593,6 +1719,36 @@ func (v *ReportResponse) root() (string, *xml.Name) {
 	return "ReportResponse", &v.XMLName
 }
 
+func (v *ResumeVM) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Id, text)
+	}
+	return false
+}
+
+func (v *ResumeVM) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "ResumeVM", &v.XMLName
+}
+
+func (v *ResumeVMResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Vm, record)
+	}
+	return false
+}
+
+func (v *ResumeVMResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "ResumeVMResponse", &v.XMLName
+}
+
 func (v *RewireEdge) visit(c *codec, field int) bool {
 	switch field {
 	case 0:
@@ -1663,6 +1819,40 @@ func (v *StatBlobResponse) root() (string, *xml.Name) {
 	return "StatBlobResponse", &v.XMLName
 }
 
+func (v *StopVM) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Id, text)
+	case 1:
+		return optional(c, &v.GraceMillis, number)
+	case 2:
+		return one(c, &v.Force, boolean)
+	}
+	return false
+}
+
+func (v *StopVM) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "StopVM", &v.XMLName
+}
+
+func (v *StopVMResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Vm, record)
+	}
+	return false
+}
+
+func (v *StopVMResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "StopVMResponse", &v.XMLName
+}
+
 func (v *SubmitJob) visit(c *codec, field int) bool {
 	switch field {
 	case 0:
@@ -1701,6 +1891,36 @@ func (v *SubmitJobResponse) root() (string, *xml.Name) {
 		return "", nil
 	}
 	return "SubmitJobResponse", &v.XMLName
+}
+
+func (v *SuspendVM) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Id, text)
+	}
+	return false
+}
+
+func (v *SuspendVM) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "SuspendVM", &v.XMLName
+}
+
+func (v *SuspendVMResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Vm, record)
+	}
+	return false
+}
+
+func (v *SuspendVMResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "SuspendVMResponse", &v.XMLName
 }
 
 func (v *Terminate) visit(c *codec, field int) bool {
@@ -2261,12 +2481,14 @@ func (v *Node) visit(c *codec, field int) bool {
 	case 15:
 		return one(c, &v.Qemu, text)
 	case 16:
-		return one(c, &v.Cleaning, text)
+		return one(c, &v.Accelerator, text)
 	case 17:
-		return texts(c, &v.Unconfined, text)
+		return one(c, &v.Cleaning, text)
 	case 18:
-		return optional(c, &v.QueueLimits, rooted)
+		return texts(c, &v.Unconfined, text)
 	case 19:
+		return optional(c, &v.QueueLimits, rooted)
+	case 20:
 		return one(c, &v.State, text)
 	}
 	return false
@@ -2867,6 +3089,68 @@ func (v *Topology) visit(c *codec, field int) bool {
 		return optional(c, &v.Probability, text)
 	case 19:
 		return optional(c, &v.Seed, text)
+	}
+	return false
+}
+
+func (v *VMLimits) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.CpuPercent, number)
+	case 1:
+		return one(c, &v.Disk, number)
+	case 2:
+		return one(c, &v.DiskRate, number)
+	case 3:
+		return one(c, &v.NetworkRate, number)
+	}
+	return false
+}
+
+func (v *VMStatistics) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.CpuMillis, number)
+	case 1:
+		return optional(c, &v.Memory, number)
+	case 2:
+		return optional(c, &v.Disk, number)
+	case 3:
+		return optional(c, &v.Received, number)
+	case 4:
+		return optional(c, &v.Sent, number)
+	}
+	return false
+}
+
+func (v *VirtualMachine) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Id, text)
+	case 1:
+		return one(c, &v.Node, text)
+	case 2:
+		return optional(c, &v.State, text)
+	case 3:
+		return one(c, &v.Reason, text)
+	case 4:
+		return one(c, &v.Image, text)
+	case 5:
+		return one(c, &v.ImageName, text)
+	case 6:
+		return one(c, &v.Accelerator, text)
+	case 7:
+		return one(c, &v.Memory, number)
+	case 8:
+		return optional(c, &v.Limits, record)
+	case 9:
+		return one(c, &v.Owner, text)
+	case 10:
+		return optional(c, &v.Created, date)
+	case 11:
+		return one(c, &v.Console, text)
+	case 12:
+		return optional(c, &v.Statistics, record)
 	}
 	return false
 }

@@ -957,3 +957,153 @@ func (c *QueueClient) ApplyChangeContext(ctx context.Context, request *ApplyChan
 	}
 	return response, nil
 }
+
+// VMContext is the half of VMPortType that a server writes by hand.
+// The OS-level VMs of this node: each node manages its own, and the broker's ListNodes tells which nodes can have some.
+type VMContext interface {
+	// This node's VMs, those of jobs among them.
+	ListVMsContext(ctx context.Context, request *ListVMs) (*ListVMsResponse, error)
+	// One of this node's VMs.
+	GetVMContext(ctx context.Context, request *GetVM) (*GetVMResponse, error)
+	// Make a VM from an image and start it. With the same id and the same wishes it is made once.
+	CreateVMContext(ctx context.Context, request *CreateVM) (*CreateVMResponse, error)
+	// Stop a VM's processors where they are. A suspended one stays so.
+	SuspendVMContext(ctx context.Context, request *SuspendVM) (*SuspendVMResponse, error)
+	// Let a VM's processors go on. One that runs stays so.
+	ResumeVMContext(ctx context.Context, request *ResumeVM) (*ResumeVMResponse, error)
+	// Ask the guest to end, and end it if it does not. What it was stays listed until DestroyVM.
+	StopVMContext(ctx context.Context, request *StopVM) (*StopVMResponse, error)
+	// End a VM at once and remove all that it had.
+	DestroyVMContext(ctx context.Context, request *DestroyVM) (*DestroyVMResponse, error)
+}
+
+// VMWithoutContext is the other half of VMPortType, the calls without a context:
+// embed it and set Server to the server itself.
+type VMWithoutContext struct{ Server VMContext }
+
+func (w VMWithoutContext) ListVMs(request *ListVMs) (*ListVMsResponse, error) {
+	return w.Server.ListVMsContext(context.Background(), request)
+}
+
+func (w VMWithoutContext) GetVM(request *GetVM) (*GetVMResponse, error) {
+	return w.Server.GetVMContext(context.Background(), request)
+}
+
+func (w VMWithoutContext) CreateVM(request *CreateVM) (*CreateVMResponse, error) {
+	return w.Server.CreateVMContext(context.Background(), request)
+}
+
+func (w VMWithoutContext) SuspendVM(request *SuspendVM) (*SuspendVMResponse, error) {
+	return w.Server.SuspendVMContext(context.Background(), request)
+}
+
+func (w VMWithoutContext) ResumeVM(request *ResumeVM) (*ResumeVMResponse, error) {
+	return w.Server.ResumeVMContext(context.Background(), request)
+}
+
+func (w VMWithoutContext) StopVM(request *StopVM) (*StopVMResponse, error) {
+	return w.Server.StopVMContext(context.Background(), request)
+}
+
+func (w VMWithoutContext) DestroyVM(request *DestroyVM) (*DestroyVMResponse, error) {
+	return w.Server.DestroyVMContext(context.Background(), request)
+}
+
+// VMContract is the service's dispatch table, bound to a server.
+func VMContract(server VMContext) Contract {
+	return Contract{Name: "vm", Description: "The OS-level VMs of this node: each node manages its own, and the broker's ListNodes tells which nodes can have some.", Operations: []Operation{
+		{Name: "ListVMs", Doc: "This node's VMs, those of jobs among them.", NewRequest: func() any { return new(ListVMs) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.ListVMsContext(ctx, request.(*ListVMs)))
+		}},
+		{Name: "GetVM", Doc: "One of this node's VMs.", NewRequest: func() any { return new(GetVM) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.GetVMContext(ctx, request.(*GetVM)))
+		}},
+		{Name: "CreateVM", Doc: "Make a VM from an image and start it. With the same id and the same wishes it is made once.", NewRequest: func() any { return new(CreateVM) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.CreateVMContext(ctx, request.(*CreateVM)))
+		}},
+		{Name: "SuspendVM", Doc: "Stop a VM's processors where they are. A suspended one stays so.", NewRequest: func() any { return new(SuspendVM) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.SuspendVMContext(ctx, request.(*SuspendVM)))
+		}},
+		{Name: "ResumeVM", Doc: "Let a VM's processors go on. One that runs stays so.", NewRequest: func() any { return new(ResumeVM) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.ResumeVMContext(ctx, request.(*ResumeVM)))
+		}},
+		{Name: "StopVM", Doc: "Ask the guest to end, and end it if it does not. What it was stays listed until DestroyVM.", NewRequest: func() any { return new(StopVM) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.StopVMContext(ctx, request.(*StopVM)))
+		}},
+		{Name: "DestroyVM", Doc: "End a VM at once and remove all that it had.", NewRequest: func() any { return new(DestroyVM) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.DestroyVMContext(ctx, request.(*DestroyVM)))
+		}},
+	}}
+}
+
+// VMClient calls a remote vm service.
+type VMClient struct {
+	VMWithoutContext
+	caller Caller
+	url    string
+}
+
+var _ VMPortType = (*VMClient)(nil)
+
+// NewVMClient returns a client of the vm service at url.
+func NewVMClient(caller Caller, url string) *VMClient {
+	c := &VMClient{caller: caller, url: url}
+	c.Server = c
+	return c
+}
+
+func (c *VMClient) ListVMsContext(ctx context.Context, request *ListVMs) (*ListVMsResponse, error) {
+	response := new(ListVMsResponse)
+	if err := c.caller.Call(ctx, c.url, "ListVMs", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *VMClient) GetVMContext(ctx context.Context, request *GetVM) (*GetVMResponse, error) {
+	response := new(GetVMResponse)
+	if err := c.caller.Call(ctx, c.url, "GetVM", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *VMClient) CreateVMContext(ctx context.Context, request *CreateVM) (*CreateVMResponse, error) {
+	response := new(CreateVMResponse)
+	if err := c.caller.Call(ctx, c.url, "CreateVM", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *VMClient) SuspendVMContext(ctx context.Context, request *SuspendVM) (*SuspendVMResponse, error) {
+	response := new(SuspendVMResponse)
+	if err := c.caller.Call(ctx, c.url, "SuspendVM", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *VMClient) ResumeVMContext(ctx context.Context, request *ResumeVM) (*ResumeVMResponse, error) {
+	response := new(ResumeVMResponse)
+	if err := c.caller.Call(ctx, c.url, "ResumeVM", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *VMClient) StopVMContext(ctx context.Context, request *StopVM) (*StopVMResponse, error) {
+	response := new(StopVMResponse)
+	if err := c.caller.Call(ctx, c.url, "StopVM", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *VMClient) DestroyVMContext(ctx context.Context, request *DestroyVM) (*DestroyVMResponse, error) {
+	response := new(DestroyVMResponse)
+	if err := c.caller.Call(ctx, c.url, "DestroyVM", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}

@@ -359,6 +359,22 @@ const (
 	JobPlaceLast JobPlace = "last"
 )
 
+type VMState string
+
+const (
+
+	// It is made and has not begun to run.
+	VMStateCreated VMState = "created"
+
+	VMStateRunning VMState = "running"
+
+	// Its processors stand still; its memory and devices are as they were.
+	VMStateSuspended VMState = "suspended"
+
+	// It is no more, reason says why; DestroyVM removes what is left.
+	VMStateEnded VMState = "ended"
+)
+
 type GridFault struct {
 	XMLName xml.Name `xml:"urn:mvm:1 GridFault"`
 
@@ -1413,6 +1429,107 @@ type ApplyChangeResponse struct {
 	Switch_ []*SwitchState `xml:"switch" json:"switch,omitempty"`
 }
 
+type ListVMs struct {
+	XMLName xml.Name `xml:"urn:mvm:1 ListVMs"`
+}
+
+type ListVMsResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 ListVMsResponse"`
+
+	Vm []*VirtualMachine `xml:"vm" json:"vm,omitempty"`
+}
+
+type GetVM struct {
+	XMLName xml.Name `xml:"urn:mvm:1 GetVM"`
+
+	Id string `xml:"id" json:"id,omitempty"`
+}
+
+type GetVMResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 GetVMResponse"`
+
+	Vm *VirtualMachine `xml:"vm,omitempty" json:"vm,omitempty"`
+}
+
+type CreateVM struct {
+	XMLName xml.Name `xml:"urn:mvm:1 CreateVM"`
+
+	// A letter or digit, then up to 62 letters, digits, '_', '.' or '-'. Absent: the node gives one, and the call is not idempotent.
+	Id string `xml:"id,omitempty" json:"id,omitempty"`
+
+	// NAME, NAME@VERSION or digest of an image that is registered.
+	Image string `xml:"image" json:"image,omitempty"`
+
+	// MiB; absent: what the image needs.
+	Memory int64 `xml:"memory,omitempty" json:"memory,omitempty"`
+
+	Limits *VMLimits `xml:"limits,omitempty" json:"limits,omitempty"`
+
+	// true: it is made, and begins with ResumeVM.
+	Suspended bool `xml:"suspended,omitempty" json:"suspended,omitempty"`
+}
+
+type CreateVMResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 CreateVMResponse"`
+
+	Vm *VirtualMachine `xml:"vm,omitempty" json:"vm,omitempty"`
+}
+
+type SuspendVM struct {
+	XMLName xml.Name `xml:"urn:mvm:1 SuspendVM"`
+
+	Id string `xml:"id" json:"id,omitempty"`
+}
+
+type SuspendVMResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 SuspendVMResponse"`
+
+	Vm *VirtualMachine `xml:"vm,omitempty" json:"vm,omitempty"`
+}
+
+type ResumeVM struct {
+	XMLName xml.Name `xml:"urn:mvm:1 ResumeVM"`
+
+	Id string `xml:"id" json:"id,omitempty"`
+}
+
+type ResumeVMResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 ResumeVMResponse"`
+
+	Vm *VirtualMachine `xml:"vm,omitempty" json:"vm,omitempty"`
+}
+
+type StopVM struct {
+	XMLName xml.Name `xml:"urn:mvm:1 StopVM"`
+
+	Id string `xml:"id" json:"id,omitempty"`
+
+	// For the guest to end by itself, at most 60000; absent: 10000.
+	GraceMillis *int64 `xml:"graceMillis,omitempty" json:"graceMillis,omitempty"`
+
+	// true: also a VM that belongs to a job's attempt, which fails by that.
+	Force bool `xml:"force,omitempty" json:"force,omitempty"`
+}
+
+type StopVMResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 StopVMResponse"`
+
+	Vm *VirtualMachine `xml:"vm,omitempty" json:"vm,omitempty"`
+}
+
+type DestroyVM struct {
+	XMLName xml.Name `xml:"urn:mvm:1 DestroyVM"`
+
+	Id string `xml:"id" json:"id,omitempty"`
+
+	// true: also a VM that belongs to a job's attempt, which fails by that.
+	Force bool `xml:"force,omitempty" json:"force,omitempty"`
+}
+
+type DestroyVMResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 DestroyVMResponse"`
+}
+
 type Job struct {
 	XMLName xml.Name `xml:"urn:mvm:1 job"`
 
@@ -1913,6 +2030,9 @@ type Node struct {
 
 	// QEMU's version, where there is one.
 	Qemu string `xml:"qemu,omitempty" json:"qemu,omitempty"`
+
+	// Where it can have VMs, what carries out their instructions: kvm, the processor itself, or tcg, QEMU by translation.
+	Accelerator string `xml:"accelerator,omitempty" json:"accelerator,omitempty"`
 
 	// pidNamespace, cgroup or subreaper.
 	Cleaning string `xml:"cleaning,omitempty" json:"cleaning,omitempty"`
@@ -2587,6 +2707,76 @@ type SwitchState struct {
 
 	// The taker has come to that end.
 	Read *bool `xml:"read,omitempty" json:"read,omitempty"`
+}
+
+type VMLimits struct {
+
+	// Of one core: 50 is half of it.
+	CpuPercent int32 `xml:"cpuPercent,omitempty" json:"cpuPercent,omitempty"`
+
+	// MiB that it may write beside its image.
+	Disk int64 `xml:"disk,omitempty" json:"disk,omitempty"`
+
+	// KiB a second.
+	DiskRate int64 `xml:"diskRate,omitempty" json:"diskRate,omitempty"`
+
+	// KiB a second.
+	NetworkRate int64 `xml:"networkRate,omitempty" json:"networkRate,omitempty"`
+}
+
+type VMStatistics struct {
+
+	// Processor time.
+	CpuMillis *int64 `xml:"cpuMillis,omitempty" json:"cpuMillis,omitempty"`
+
+	// Bytes that are its own alone; clones share the rest.
+	Memory *int64 `xml:"memory,omitempty" json:"memory,omitempty"`
+
+	// Bytes of its folder.
+	Disk *int64 `xml:"disk,omitempty" json:"disk,omitempty"`
+
+	// Bytes that came to the guest.
+	Received *int64 `xml:"received,omitempty" json:"received,omitempty"`
+
+	Sent *int64 `xml:"sent,omitempty" json:"sent,omitempty"`
+}
+
+type VirtualMachine struct {
+
+	// Unlike all others of its node.
+	Id string `xml:"id" json:"id,omitempty"`
+
+	// The id of the node that has it.
+	Node string `xml:"node" json:"node,omitempty"`
+
+	State *VMState `xml:"state" json:"state,omitempty"`
+
+	// Why it ended.
+	Reason string `xml:"reason,omitempty" json:"reason,omitempty"`
+
+	// The digest of its image.
+	Image string `xml:"image,omitempty" json:"image,omitempty"`
+
+	// NAME@VERSION, where it was made by that.
+	ImageName string `xml:"imageName,omitempty" json:"imageName,omitempty"`
+
+	// kvm: its machine's processor itself; tcg: QEMU, by translation.
+	Accelerator string `xml:"accelerator" json:"accelerator,omitempty"`
+
+	// MiB.
+	Memory int64 `xml:"memory" json:"memory,omitempty"`
+
+	Limits *VMLimits `xml:"limits,omitempty" json:"limits,omitempty"`
+
+	// JOB/ATTEMPT, where it was made for that and goes with it.
+	Owner string `xml:"owner,omitempty" json:"owner,omitempty"`
+
+	Created *soap.XSDDateTime `xml:"created,omitempty" json:"created,omitempty"`
+
+	// Who is attached to its console, by his own word.
+	Console string `xml:"console,omitempty" json:"console,omitempty"`
+
+	Statistics *VMStatistics `xml:"statistics,omitempty" json:"statistics,omitempty"`
 }
 
 type BootstrapPortType interface {
@@ -3824,6 +4014,194 @@ func (service *queuePortType) ApplyChangeContext(ctx context.Context, request *A
 
 func (service *queuePortType) ApplyChange(request *ApplyChange) (*ApplyChangeResponse, error) {
 	return service.ApplyChangeContext(
+		context.Background(),
+		request,
+	)
+}
+
+type VMPortType interface {
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* This node's VMs, those of jobs among them. */
+	ListVMs(request *ListVMs) (*ListVMsResponse, error)
+
+	ListVMsContext(ctx context.Context, request *ListVMs) (*ListVMsResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* One of this node's VMs. */
+	GetVM(request *GetVM) (*GetVMResponse, error)
+
+	GetVMContext(ctx context.Context, request *GetVM) (*GetVMResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* Make a VM from an image and start it. With the same id and the same wishes it is made once. */
+	CreateVM(request *CreateVM) (*CreateVMResponse, error)
+
+	CreateVMContext(ctx context.Context, request *CreateVM) (*CreateVMResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* Stop a VM's processors where they are. A suspended one stays so. */
+	SuspendVM(request *SuspendVM) (*SuspendVMResponse, error)
+
+	SuspendVMContext(ctx context.Context, request *SuspendVM) (*SuspendVMResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* Let a VM's processors go on. One that runs stays so. */
+	ResumeVM(request *ResumeVM) (*ResumeVMResponse, error)
+
+	ResumeVMContext(ctx context.Context, request *ResumeVM) (*ResumeVMResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* Ask the guest to end, and end it if it does not. What it was stays listed until DestroyVM. */
+	StopVM(request *StopVM) (*StopVMResponse, error)
+
+	StopVMContext(ctx context.Context, request *StopVM) (*StopVMResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* End a VM at once and remove all that it had. */
+	DestroyVM(request *DestroyVM) (*DestroyVMResponse, error)
+
+	DestroyVMContext(ctx context.Context, request *DestroyVM) (*DestroyVMResponse, error)
+}
+
+type vMPortType struct {
+	client *soap.Client
+}
+
+func NewVMPortType(client *soap.Client) VMPortType {
+	return &vMPortType{
+		client: client,
+	}
+}
+
+func (service *vMPortType) ListVMsContext(ctx context.Context, request *ListVMs) (*ListVMsResponse, error) {
+	response := new(ListVMsResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#ListVMs", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *vMPortType) ListVMs(request *ListVMs) (*ListVMsResponse, error) {
+	return service.ListVMsContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *vMPortType) GetVMContext(ctx context.Context, request *GetVM) (*GetVMResponse, error) {
+	response := new(GetVMResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#GetVM", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *vMPortType) GetVM(request *GetVM) (*GetVMResponse, error) {
+	return service.GetVMContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *vMPortType) CreateVMContext(ctx context.Context, request *CreateVM) (*CreateVMResponse, error) {
+	response := new(CreateVMResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#CreateVM", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *vMPortType) CreateVM(request *CreateVM) (*CreateVMResponse, error) {
+	return service.CreateVMContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *vMPortType) SuspendVMContext(ctx context.Context, request *SuspendVM) (*SuspendVMResponse, error) {
+	response := new(SuspendVMResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#SuspendVM", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *vMPortType) SuspendVM(request *SuspendVM) (*SuspendVMResponse, error) {
+	return service.SuspendVMContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *vMPortType) ResumeVMContext(ctx context.Context, request *ResumeVM) (*ResumeVMResponse, error) {
+	response := new(ResumeVMResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#ResumeVM", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *vMPortType) ResumeVM(request *ResumeVM) (*ResumeVMResponse, error) {
+	return service.ResumeVMContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *vMPortType) StopVMContext(ctx context.Context, request *StopVM) (*StopVMResponse, error) {
+	response := new(StopVMResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#StopVM", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *vMPortType) StopVM(request *StopVM) (*StopVMResponse, error) {
+	return service.StopVMContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *vMPortType) DestroyVMContext(ctx context.Context, request *DestroyVM) (*DestroyVMResponse, error) {
+	response := new(DestroyVMResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#DestroyVM", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *vMPortType) DestroyVM(request *DestroyVM) (*DestroyVMResponse, error) {
+	return service.DestroyVMContext(
 		context.Background(),
 		request,
 	)

@@ -11,988 +11,1063 @@ import (
 // other by their place in it. Nothing writes to it.
 var schemaTypes = [...]schemaType{
 	0: {name: "AddEdge", kind: kindComplex, elements: []schemaElement{
-		{"job", 174, 1, 1, false},
-		{"edge", 111, 1, 1, false},
-		{"queue", 146, 0, 1, false},
-		{"waitMillis", 172, 0, 1, false},
-		{"token", 174, 0, 1, false},
+		{"job", 192, 1, 1, false},
+		{"edge", 125, 1, 1, false},
+		{"queue", 160, 0, 1, false},
+		{"waitMillis", 190, 0, 1, false},
+		{"token", 192, 0, 1, false},
 	}},
 	1: {name: "AddEdgeResponse", kind: kindComplex, elements: []schemaElement{
-		{"change", 103, 1, 1, false},
+		{"change", 117, 1, 1, false},
 	}},
 	2: {name: "ApplyChange", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 96, 1, 1, false},
-		{"number", 173, 1, 1, false},
-		{"step", 172, 1, 1, false},
-		{"build", 100, 0, -1, false},
-		{"peer", 137, 0, -1, false},
-		{"queue", 158, 0, -1, false},
-		{"channel", 104, 0, -1, false},
-		{"resume", 163, 0, -1, false},
-		{"alter", 159, 0, -1, false},
-		{"switch", 163, 0, -1, false},
-		{"discard", 110, 0, 1, false},
+		{"attempt", 110, 1, 1, false},
+		{"number", 191, 1, 1, false},
+		{"step", 190, 1, 1, false},
+		{"build", 114, 0, -1, false},
+		{"peer", 151, 0, -1, false},
+		{"queue", 172, 0, -1, false},
+		{"channel", 118, 0, -1, false},
+		{"resume", 177, 0, -1, false},
+		{"alter", 173, 0, -1, false},
+		{"switch", 177, 0, -1, false},
+		{"discard", 124, 0, 1, false},
 	}},
 	3: {name: "ApplyChangeResponse", kind: kindComplex, elements: []schemaElement{
-		{"done", 170, 1, 1, true},
-		{"switch", 164, 0, -1, false},
+		{"done", 188, 1, 1, true},
+		{"switch", 178, 0, -1, false},
 	}},
 	4: {name: "Awaken", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 96, 1, 1, false},
-		{"broker", 174, 1, 1, false},
-		{"image", 174, 1, -1, false},
-		{"slots", 172, 1, 1, false},
-		{"memory", 173, 0, 1, false},
-		{"cores", 172, 0, 1, false},
-		{"proxy", 170, 1, 1, true},
-		{"build", 100, 0, -1, false},
-		{"file", 116, 0, -1, false},
-		{"queueLimits", 150, 0, 1, false},
+		{"attempt", 110, 1, 1, false},
+		{"broker", 192, 1, 1, false},
+		{"image", 192, 1, -1, false},
+		{"slots", 190, 1, 1, false},
+		{"memory", 191, 0, 1, false},
+		{"cores", 190, 0, 1, false},
+		{"proxy", 188, 1, 1, true},
+		{"build", 114, 0, -1, false},
+		{"file", 130, 0, -1, false},
+		{"queueLimits", 164, 0, 1, false},
 	}},
 	5: {name: "AwakenResponse", kind: kindComplex, elements: []schemaElement{
-		{"address", 174, 0, 1, false},
-		{"fingerprint", 174, 0, 1, false},
-		{"build", 101, 0, -1, false},
+		{"address", 192, 0, 1, false},
+		{"fingerprint", 192, 0, 1, false},
+		{"build", 115, 0, -1, false},
 	}},
 	6: {name: "CancelJob", kind: kindComplex, elements: []schemaElement{
-		{"id", 174, 1, 1, false},
-		{"reason", 174, 0, 1, false},
+		{"id", 192, 1, 1, false},
+		{"reason", 192, 0, 1, false},
 	}},
 	7: {name: "CancelJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"state", 127, 1, 1, false},
+		{"state", 141, 1, 1, false},
 	}},
 	8: {name: "ChangeQueue", kind: kindComplex, elements: []schemaElement{
-		{"job", 174, 0, 1, false},
-		{"queue", 174, 1, 1, false},
-		{"type", 153, 0, 1, false},
-		{"full", 117, 0, 1, false},
-		{"capacity", 173, 0, 1, true},
-		{"encoders", 113, 0, 1, false},
-		{"rule", 174, 0, 1, true},
-		{"ruleVersion", 172, 0, 1, false},
-		{"link", 130, 0, 1, false},
-		{"served", 170, 0, 1, false},
-		{"weight", 172, 0, 1, false},
-		{"held", 170, 0, 1, true},
-		{"waitMillis", 172, 0, 1, false},
-		{"token", 174, 0, 1, false},
+		{"job", 192, 0, 1, false},
+		{"queue", 192, 1, 1, false},
+		{"type", 167, 0, 1, false},
+		{"full", 131, 0, 1, false},
+		{"capacity", 191, 0, 1, true},
+		{"encoders", 127, 0, 1, false},
+		{"rule", 192, 0, 1, true},
+		{"ruleVersion", 190, 0, 1, false},
+		{"link", 144, 0, 1, false},
+		{"served", 188, 0, 1, false},
+		{"weight", 190, 0, 1, false},
+		{"held", 188, 0, 1, true},
+		{"waitMillis", 190, 0, 1, false},
+		{"token", 192, 0, 1, false},
 	}},
 	9: {name: "ChangeQueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"change", 103, 1, 1, false},
-	}},
-	10: {name: "Dequeue", kind: kindComplex, elements: []schemaElement{
-		{"job", 174, 1, 1, false},
-		{"queue", 174, 1, 1, false},
-		{"limit", 172, 0, 1, false},
-		{"timeoutMillis", 172, 0, 1, false},
-	}},
-	11: {name: "DequeueResponse", kind: kindComplex, elements: []schemaElement{
-		{"item", 98, 0, -1, false},
-		{"end", 170, 1, 1, true},
-	}},
-	12: {name: "DrainQueue", kind: kindComplex, elements: []schemaElement{
-		{"job", 174, 0, 1, false},
-		{"queue", 174, 1, 1, false},
-		{"limit", 172, 0, 1, false},
-	}},
-	13: {name: "DrainQueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"item", 149, 0, -1, false},
-		{"more", 170, 1, 1, true},
-	}},
-	14: {name: "Enqueue", kind: kindComplex, elements: []schemaElement{
-		{"job", 174, 1, 1, false},
-		{"queue", 174, 1, 1, false},
-		{"item", 98, 0, -1, false},
-		{"priority", 172, 0, 1, false},
-		{"instruction", 170, 0, 1, false},
-		{"end", 170, 0, 1, false},
-		{"timeoutMillis", 172, 0, 1, false},
-	}},
-	15: {name: "EnqueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"accepted", 172, 1, 1, true},
-	}},
-	16: {name: "GetBlob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 174, 1, 1, false},
-		{"offset", 173, 0, 1, false},
-		{"length", 172, 0, 1, false},
-	}},
-	17: {name: "GetBlobResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 99, 1, 1, false},
-		{"data", 98, 0, 1, false},
-	}},
-	18: {name: "GetBroker", kind: kindComplex},
-	19: {name: "GetBrokerResponse", kind: kindComplex, elements: []schemaElement{
-		{"url", 174, 1, 1, false},
-		{"node", 174, 1, 1, false},
-		{"image", 174, 1, 1, false},
-		{"information", 174, 1, 1, false},
-	}},
-	20: {name: "GetChange", kind: kindComplex, elements: []schemaElement{
-		{"job", 174, 1, 1, false},
-		{"number", 173, 1, 1, false},
-		{"waitMillis", 172, 0, 1, false},
-	}},
-	21: {name: "GetChangeResponse", kind: kindComplex, elements: []schemaElement{
-		{"change", 103, 1, 1, false},
-	}},
-	22: {name: "GetImage", kind: kindComplex, elements: []schemaElement{
-		{"name", 174, 1, 1, false},
-		{"version", 172, 0, 1, false},
-	}},
-	23: {name: "GetImageResponse", kind: kindComplex, elements: []schemaElement{
-		{"image", 120, 1, 1, false},
-		{"source", 174, 0, -1, false},
-	}},
-	24: {name: "GetJob", kind: kindComplex, elements: []schemaElement{
-		{"id", 174, 1, 1, false},
-	}},
-	25: {name: "GetJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"job", 128, 1, 1, false},
-	}},
-	26: {name: "GetOutput", kind: kindComplex, elements: []schemaElement{
-		{"id", 174, 1, 1, false},
-		{"process", 172, 0, 1, true},
-		{"name", 174, 1, 1, false},
-		{"offset", 173, 0, 1, false},
-		{"length", 172, 0, 1, false},
-		{"waitMillis", 172, 0, 1, false},
-	}},
-	27: {name: "GetOutputResponse", kind: kindComplex, elements: []schemaElement{
-		{"data", 98, 0, 1, false},
-		{"next", 173, 1, 1, true},
-		{"end", 170, 1, 1, true},
-		{"digest", 174, 0, 1, false},
-	}},
-	28: {name: "GetProfile", kind: kindComplex, elements: []schemaElement{
-		{"kind", 144, 1, 1, false},
-		{"name", 174, 1, 1, false},
-		{"version", 172, 0, 1, false},
-	}},
-	29: {name: "GetProfileResponse", kind: kindComplex, elements: []schemaElement{
-		{"profile", 143, 1, 1, false},
-	}},
-	30: {name: "GetQuiet", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 96, 1, 1, false},
-		{"waits", 170, 0, 1, false},
-	}},
-	31: {name: "GetQuietResponse", kind: kindComplex, elements: []schemaElement{
-		{"quiet", 170, 1, 1, true},
-		{"period", 173, 1, 1, true},
-		{"sent", 173, 1, 1, true},
-		{"received", 173, 1, 1, true},
-		{"wait", 168, 0, -1, false},
-	}},
-	32: {name: "GridFault", kind: kindComplex, elements: []schemaElement{
-		{"code", 114, 1, 1, false},
-		{"message", 174, 1, 1, false},
-		{"advice", 174, 0, 1, false},
-		{"address", 174, 0, 1, false},
-		{"output", 174, 0, 1, false},
-		{"problem", 139, 0, -1, false},
-		{"requestId", 174, 0, 1, false},
-	}},
-	33: {name: "Heartbeat", kind: kindComplex, elements: []schemaElement{
-		{"node", 174, 1, 1, false},
-		{"incarnation", 174, 1, 1, false},
-		{"freeSlots", 172, 1, 1, true},
-		{"freeMemory", 173, 0, 1, true},
-		{"freeCores", 172, 0, 1, true},
-		{"attempt", 96, 0, -1, false},
-	}},
-	34: {name: "HeartbeatResponse", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 96, 0, -1, false},
-		{"leaseMillis", 173, 1, 1, false},
-		{"heartbeatMillis", 173, 1, 1, false},
-	}},
-	35: {name: "Inspect", kind: kindComplex, elements: []schemaElement{
-		{"job", 174, 0, 1, false},
-	}},
-	36: {name: "InspectResponse", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 97, 0, -1, false},
-	}},
-	37: {name: "Instantiate", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 96, 1, 1, false},
-		{"wallTimeSeconds", 173, 0, 1, false},
-		{"process", 140, 0, -1, false},
-		{"channel", 104, 0, -1, false},
-		{"queue", 158, 0, -1, false},
-		{"peer", 137, 0, -1, false},
-	}},
-	38: {name: "InstantiateResponse", kind: kindComplex, elements: []schemaElement{
-		{"processes", 172, 1, 1, false},
-	}},
-	39: {name: "Join", kind: kindComplex, elements: []schemaElement{
-		{"node", 131, 1, 1, false},
-	}},
-	40: {name: "JoinResponse", kind: kindComplex, elements: []schemaElement{
-		{"broker", 174, 1, 1, false},
-		{"information", 174, 1, 1, false},
-		{"image", 174, 1, 1, false},
-		{"url", 174, 1, 1, false},
-	}},
-	41: {name: "ListBlobs", kind: kindComplex, elements: []schemaElement{
-		{"after", 174, 0, 1, false},
-		{"limit", 172, 0, 1, false},
-	}},
-	42: {name: "ListBlobsResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 99, 0, -1, false},
-	}},
-	43: {name: "ListImages", kind: kindComplex, elements: []schemaElement{
-		{"search", 174, 0, 1, false},
-	}},
-	44: {name: "ListImagesResponse", kind: kindComplex, elements: []schemaElement{
-		{"image", 120, 0, -1, false},
-	}},
-	45: {name: "ListJobs", kind: kindComplex, elements: []schemaElement{
-		{"state", 127, 0, 1, false},
-		{"name", 174, 0, 1, false},
-		{"limit", 172, 0, 1, false},
-		{"before", 174, 0, 1, false},
-	}},
-	46: {name: "ListJobsResponse", kind: kindComplex, elements: []schemaElement{
-		{"job", 128, 0, -1, false},
-	}},
-	47: {name: "ListNodes", kind: kindComplex},
-	48: {name: "ListNodesResponse", kind: kindComplex, elements: []schemaElement{
-		{"node", 131, 0, -1, false},
-	}},
-	49: {name: "ListProfiles", kind: kindComplex, elements: []schemaElement{
-		{"kind", 144, 0, 1, false},
-		{"search", 174, 0, 1, false},
-	}},
-	50: {name: "ListProfilesResponse", kind: kindComplex, elements: []schemaElement{
-		{"profile", 143, 0, -1, false},
-	}},
-	51: {name: "ListQueues", kind: kindComplex, elements: []schemaElement{
-		{"job", 174, 0, 1, false},
-		{"queue", 174, 0, 1, false},
-		{"sampleMillis", 172, 0, 1, false},
-		{"planned", 170, 0, 1, false},
-	}},
-	52: {name: "ListQueuesResponse", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 172, 0, 1, false},
-		{"queue", 152, 0, -1, false},
-		{"change", 103, 0, -1, false},
-	}},
-	53: {name: "ListServices", kind: kindComplex},
-	54: {name: "ListServicesResponse", kind: kindComplex, elements: []schemaElement{
-		{"service", 160, 0, -1, false},
-	}},
-	55: {name: "MakeQueue", kind: kindComplex, elements: []schemaElement{
-		{"name", 174, 1, 1, false},
-		{"type", 153, 0, 1, false},
-		{"capacity", 173, 0, 1, false},
-		{"full", 117, 0, 1, false},
-		{"weight", 172, 0, 1, false},
-		{"held", 170, 0, 1, false},
-	}},
-	56: {name: "MakeQueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"queue", 152, 1, 1, false},
-	}},
-	57: {name: "MoveJob", kind: kindComplex, elements: []schemaElement{
-		{"job", 174, 1, 1, false},
-		{"queue", 174, 0, 1, false},
-		{"place", 125, 0, 1, false},
-		{"priority", 172, 0, 1, true},
-	}},
-	58: {name: "MoveJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"queue", 174, 1, 1, false},
-		{"place", 172, 1, 1, false},
-	}},
-	59: {name: "OpenSocket", kind: kindComplex, elements: []schemaElement{
-		{"job", 174, 1, 1, false},
-		{"queue", 174, 1, 1, false},
-		{"ttlMillis", 172, 0, 1, false},
-	}},
-	60: {name: "OpenSocketResponse", kind: kindComplex, elements: []schemaElement{
-		{"address", 174, 1, 1, false},
-		{"token", 174, 1, 1, false},
-	}},
-	61: {name: "PeekQueue", kind: kindComplex, elements: []schemaElement{
-		{"job", 174, 0, 1, false},
-		{"queue", 174, 1, 1, false},
-		{"limit", 172, 0, 1, false},
-		{"bytes", 172, 0, 1, false},
-	}},
-	62: {name: "PeekQueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"item", 149, 0, -1, false},
-	}},
-	63: {name: "PlanJob", kind: kindComplex, elements: []schemaElement{
-		{"job", 124, 0, 1, false},
-		{"profile", 174, 0, 1, false},
-		{"version", 172, 0, 1, false},
-		{"argument", 95, 0, -1, false},
-		{"queue", 174, 0, 1, false},
-	}},
-	64: {name: "PlanJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"fits", 170, 1, 1, true},
-		{"reason", 174, 0, 1, false},
-		{"placement", 138, 0, -1, false},
-		{"rejection", 154, 0, -1, false},
-		{"localChannels", 172, 1, 1, true},
-		{"remoteChannels", 172, 1, 1, true},
-	}},
-	65: {name: "PutBlob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 174, 1, 1, false},
-		{"size", 173, 1, 1, true},
-		{"offset", 173, 0, 1, false},
-		{"data", 98, 0, 1, false},
-	}},
-	66: {name: "PutBlobResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 99, 1, 1, false},
-	}},
-	67: {name: "Query", kind: kindComplex, elements: []schemaElement{
-		{"role", 157, 0, 1, false},
-		{"language", 129, 0, 1, false},
-	}},
-	68: {name: "QueryResponse", kind: kindComplex, elements: []schemaElement{
-		{"node", 131, 0, -1, false},
-	}},
-	69: {name: "ReadStream", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 96, 1, 1, false},
-		{"process", 172, 1, 1, true},
-		{"name", 174, 1, 1, false},
-		{"offset", 173, 0, 1, false},
-		{"length", 172, 0, 1, false},
-		{"waitMillis", 172, 0, 1, false},
-	}},
-	70: {name: "ReadStreamResponse", kind: kindComplex, elements: []schemaElement{
-		{"data", 98, 0, 1, false},
-		{"next", 173, 1, 1, true},
-		{"end", 170, 1, 1, true},
-	}},
-	71: {name: "Register", kind: kindComplex, elements: []schemaElement{
-		{"node", 131, 1, 1, false},
-	}},
-	72: {name: "RegisterImage", kind: kindComplex, elements: []schemaElement{
-		{"name", 174, 0, 1, false},
-		{"digest", 174, 1, 1, false},
-	}},
-	73: {name: "RegisterImageResponse", kind: kindComplex, elements: []schemaElement{
-		{"name", 174, 1, 1, false},
-		{"version", 172, 1, 1, false},
-		{"digest", 174, 1, 1, false},
-	}},
-	74: {name: "RegisterProfile", kind: kindComplex, elements: []schemaElement{
-		{"profile", 143, 1, 1, false},
-	}},
-	75: {name: "RegisterProfileResponse", kind: kindComplex, elements: []schemaElement{
-		{"name", 174, 1, 1, false},
-		{"version", 172, 1, 1, false},
-	}},
-	76: {name: "RegisterResponse", kind: kindComplex, elements: []schemaElement{
-		{"leaseMillis", 173, 1, 1, false},
-		{"heartbeatMillis", 173, 1, 1, false},
-		{"broker", 174, 0, 1, false},
-	}},
-	77: {name: "RemoveEdge", kind: kindComplex, elements: []schemaElement{
-		{"job", 174, 1, 1, false},
-		{"edge", 174, 1, 1, false},
-		{"waitMillis", 172, 0, 1, false},
-		{"token", 174, 0, 1, false},
-	}},
-	78: {name: "RemoveEdgeResponse", kind: kindComplex, elements: []schemaElement{
-		{"change", 103, 1, 1, false},
-	}},
-	79: {name: "RemoveImage", kind: kindComplex, elements: []schemaElement{
-		{"name", 174, 1, 1, false},
-		{"version", 172, 0, 1, false},
-	}},
-	80: {name: "RemoveImageResponse", kind: kindComplex, elements: []schemaElement{
-		{"removed", 174, 0, -1, false},
-	}},
-	81: {name: "RemoveQueue", kind: kindComplex, elements: []schemaElement{
-		{"name", 174, 1, 1, false},
-		{"into", 174, 0, 1, false},
-	}},
-	82: {name: "RemoveQueueResponse", kind: kindComplex},
-	83: {name: "Report", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 96, 1, 1, false},
-		{"sequence", 173, 1, 1, false},
-		{"process", 142, 0, -1, false},
-		{"failure", 174, 0, 1, false},
-		{"proxyBytes", 173, 0, 1, false},
-		{"proxyItems", 173, 0, 1, false},
-		{"quiet", 173, 0, 1, false},
-	}},
-	84: {name: "ReportResponse", kind: kindComplex, elements: []schemaElement{
-		{"acknowledged", 173, 1, 1, false},
-	}},
-	85: {name: "RewireEdge", kind: kindComplex, elements: []schemaElement{
-		{"job", 174, 1, 1, false},
-		{"edge", 174, 1, 1, false},
-		{"from", 174, 0, 1, false},
-		{"to", 174, 0, 1, false},
-		{"waitMillis", 172, 0, 1, false},
-		{"token", 174, 0, 1, false},
-	}},
-	86: {name: "RewireEdgeResponse", kind: kindComplex, elements: []schemaElement{
-		{"change", 103, 1, 1, false},
-	}},
-	87: {name: "StatBlob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 174, 1, 1, false},
-	}},
-	88: {name: "StatBlobResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 99, 1, 1, false},
-	}},
-	89: {name: "SubmitJob", kind: kindComplex, elements: []schemaElement{
-		{"token", 174, 1, 1, false},
-		{"job", 124, 0, 1, false},
-		{"profile", 174, 0, 1, false},
-		{"version", 172, 0, 1, false},
-		{"argument", 95, 0, -1, false},
-		{"queue", 174, 0, 1, false},
-	}},
-	90: {name: "SubmitJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"id", 174, 1, 1, false},
-	}},
-	91: {name: "Terminate", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 96, 1, 1, false},
-		{"graceMillis", 173, 0, 1, false},
-		{"reason", 174, 0, 1, false},
-	}},
-	92: {name: "TerminateResponse", kind: kindComplex, elements: []schemaElement{
-		{"sequence", 173, 1, 1, true},
-	}},
-	93: {name: "WaitJob", kind: kindComplex, elements: []schemaElement{
-		{"id", 174, 1, 1, false},
-		{"revision", 173, 0, 1, false},
-		{"timeoutMillis", 172, 0, 1, false},
-	}},
-	94: {name: "WaitJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"job", 128, 1, 1, false},
-	}},
-	95: {name: "Assignment", kind: kindComplex, attributes: []schemaAttribute{
-		{"name", 174, true},
-		{"value", 174, false},
-	}},
-	96: {name: "Attempt", kind: kindComplex, elements: []schemaElement{
-		{"job", 174, 1, 1, false},
-		{"number", 172, 1, 1, false},
-		{"node", 174, 0, 1, false},
-		{"incarnation", 174, 0, 1, false},
-	}},
-	97: {name: "AttemptState", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 96, 1, 1, false},
-		{"state", 174, 1, 1, false},
-		{"slots", 172, 1, 1, true},
-		{"process", 142, 0, -1, false},
-		{"channel", 106, 0, -1, false},
-		{"queue", 151, 0, -1, false},
-		{"micros", 173, 0, 1, true},
-	}},
-	98: {name: "Binary", kind: kindBase64},
-	99: {name: "Blob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 174, 1, 1, false},
-		{"size", 173, 0, 1, true},
-		{"received", 173, 1, 1, true},
-		{"complete", 170, 1, 1, true},
-		{"url", 174, 0, 1, false},
-	}},
-	100: {name: "Build", kind: kindComplex, elements: []schemaElement{
-		{"source", 174, 1, 1, false},
-		{"language", 129, 1, 1, false},
-		{"flag", 174, 0, -1, false},
-		{"file", 116, 1, -1, false},
-	}},
-	101: {name: "BuildStatus", kind: kindComplex, elements: []schemaElement{
-		{"source", 174, 1, 1, false},
-		{"digest", 174, 1, 1, false},
-		{"node", 174, 0, 1, false},
-		{"cached", 170, 1, 1, true},
-		{"millis", 173, 1, 1, true},
-		{"output", 174, 0, 1, false},
-	}},
-	102: {name: "ChangeState", kind: kindString, values: []string{"pending", "done", "failed"}},
-	103: {name: "ChangeStatus", kind: kindComplex, elements: []schemaElement{
-		{"number", 173, 0, 1, false},
-		{"attempt", 172, 0, 1, false},
-		{"what", 174, 1, 1, false},
-		{"queue", 174, 0, 1, false},
-		{"state", 102, 1, 1, false},
-		{"reason", 174, 0, 1, false},
-	}},
-	104: {name: "Channel", kind: kindComplex, elements: []schemaElement{
-		{"id", 172, 1, 1, true},
-		{"capacity", 172, 1, 1, false},
-		{"from", 105, 1, 1, false},
-		{"to", 105, 1, 1, false},
-		{"label", 174, 0, 1, false},
-		{"afterOut", 172, 0, 1, true},
-		{"afterIn", 172, 0, 1, true},
-		{"forward", 170, 0, 1, false},
-		{"direct", 170, 0, 1, false},
-	}},
-	105: {name: "ChannelEnd", kind: kindComplex, elements: []schemaElement{
-		{"process", 172, 0, 1, true},
-		{"port", 174, 0, 1, false},
-		{"peer", 174, 0, 1, false},
-		{"outside", 174, 0, 1, false},
-		{"queue", 172, 0, 1, false},
-	}},
-	106: {name: "ChannelState", kind: kindComplex, elements: []schemaElement{
-		{"id", 172, 1, 1, true},
-		{"from", 105, 1, 1, false},
-		{"to", 105, 1, 1, false},
-		{"capacity", 173, 1, 1, false},
-		{"depth", 173, 1, 1, true},
-		{"itemsIn", 173, 0, 1, true},
-		{"itemsOut", 173, 0, 1, true},
-		{"bytesIn", 173, 0, 1, true},
-		{"bytesOut", 173, 0, 1, true},
-		{"proxyItems", 173, 0, 1, true},
-		{"proxyBytes", 173, 0, 1, true},
-		{"producerWaits", 170, 1, 1, true},
-		{"consumerWaits", 170, 1, 1, true},
-		{"closed", 170, 1, 1, true},
-		{"takerClosed", 170, 0, 1, true},
-	}},
-	107: {name: "Codec", kind: kindString, values: []string{"raw", "lines", "json", "xml", "xdr", "base64", "zstd"}},
-	108: {name: "Compiler", kind: kindComplex, elements: []schemaElement{
-		{"language", 129, 1, 1, false},
-		{"command", 174, 1, 1, false},
-		{"version", 174, 1, 1, false},
-	}},
-	109: {name: "Direction", kind: kindString, values: []string{"both", "forward"}},
-	110: {name: "Discard", kind: kindComplex, elements: []schemaElement{
-		{"channel", 163, 0, -1, false},
-		{"queue", 159, 0, -1, false},
-	}},
-	111: {name: "Edge", kind: kindComplex, elements: []schemaElement{
-		{"link", 130, 0, 1, false},
+		{"change", 117, 1, 1, false},
+	}},
+	10: {name: "CreateVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 192, 0, 1, false},
+		{"image", 192, 1, 1, false},
+		{"memory", 191, 0, 1, false},
+		{"limits", 182, 0, 1, false},
+		{"suspended", 188, 0, 1, false},
+	}},
+	11: {name: "CreateVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 185, 1, 1, false},
+	}},
+	12: {name: "Dequeue", kind: kindComplex, elements: []schemaElement{
+		{"job", 192, 1, 1, false},
+		{"queue", 192, 1, 1, false},
+		{"limit", 190, 0, 1, false},
+		{"timeoutMillis", 190, 0, 1, false},
+	}},
+	13: {name: "DequeueResponse", kind: kindComplex, elements: []schemaElement{
+		{"item", 112, 0, -1, false},
+		{"end", 188, 1, 1, true},
+	}},
+	14: {name: "DestroyVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 192, 1, 1, false},
+		{"force", 188, 0, 1, false},
+	}},
+	15: {name: "DestroyVMResponse", kind: kindComplex},
+	16: {name: "DrainQueue", kind: kindComplex, elements: []schemaElement{
+		{"job", 192, 0, 1, false},
+		{"queue", 192, 1, 1, false},
+		{"limit", 190, 0, 1, false},
+	}},
+	17: {name: "DrainQueueResponse", kind: kindComplex, elements: []schemaElement{
+		{"item", 163, 0, -1, false},
+		{"more", 188, 1, 1, true},
+	}},
+	18: {name: "Enqueue", kind: kindComplex, elements: []schemaElement{
+		{"job", 192, 1, 1, false},
+		{"queue", 192, 1, 1, false},
+		{"item", 112, 0, -1, false},
+		{"priority", 190, 0, 1, false},
+		{"instruction", 188, 0, 1, false},
+		{"end", 188, 0, 1, false},
+		{"timeoutMillis", 190, 0, 1, false},
+	}},
+	19: {name: "EnqueueResponse", kind: kindComplex, elements: []schemaElement{
+		{"accepted", 190, 1, 1, true},
+	}},
+	20: {name: "GetBlob", kind: kindComplex, elements: []schemaElement{
+		{"digest", 192, 1, 1, false},
+		{"offset", 191, 0, 1, false},
+		{"length", 190, 0, 1, false},
+	}},
+	21: {name: "GetBlobResponse", kind: kindComplex, elements: []schemaElement{
+		{"blob", 113, 1, 1, false},
+		{"data", 112, 0, 1, false},
+	}},
+	22: {name: "GetBroker", kind: kindComplex},
+	23: {name: "GetBrokerResponse", kind: kindComplex, elements: []schemaElement{
+		{"url", 192, 1, 1, false},
+		{"node", 192, 1, 1, false},
+		{"image", 192, 1, 1, false},
+		{"information", 192, 1, 1, false},
+	}},
+	24: {name: "GetChange", kind: kindComplex, elements: []schemaElement{
+		{"job", 192, 1, 1, false},
+		{"number", 191, 1, 1, false},
+		{"waitMillis", 190, 0, 1, false},
+	}},
+	25: {name: "GetChangeResponse", kind: kindComplex, elements: []schemaElement{
+		{"change", 117, 1, 1, false},
+	}},
+	26: {name: "GetImage", kind: kindComplex, elements: []schemaElement{
+		{"name", 192, 1, 1, false},
+		{"version", 190, 0, 1, false},
+	}},
+	27: {name: "GetImageResponse", kind: kindComplex, elements: []schemaElement{
+		{"image", 134, 1, 1, false},
+		{"source", 192, 0, -1, false},
+	}},
+	28: {name: "GetJob", kind: kindComplex, elements: []schemaElement{
+		{"id", 192, 1, 1, false},
+	}},
+	29: {name: "GetJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"job", 142, 1, 1, false},
+	}},
+	30: {name: "GetOutput", kind: kindComplex, elements: []schemaElement{
+		{"id", 192, 1, 1, false},
+		{"process", 190, 0, 1, true},
+		{"name", 192, 1, 1, false},
+		{"offset", 191, 0, 1, false},
+		{"length", 190, 0, 1, false},
+		{"waitMillis", 190, 0, 1, false},
+	}},
+	31: {name: "GetOutputResponse", kind: kindComplex, elements: []schemaElement{
+		{"data", 112, 0, 1, false},
+		{"next", 191, 1, 1, true},
+		{"end", 188, 1, 1, true},
+		{"digest", 192, 0, 1, false},
+	}},
+	32: {name: "GetProfile", kind: kindComplex, elements: []schemaElement{
+		{"kind", 158, 1, 1, false},
+		{"name", 192, 1, 1, false},
+		{"version", 190, 0, 1, false},
+	}},
+	33: {name: "GetProfileResponse", kind: kindComplex, elements: []schemaElement{
+		{"profile", 157, 1, 1, false},
+	}},
+	34: {name: "GetQuiet", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 110, 1, 1, false},
+		{"waits", 188, 0, 1, false},
+	}},
+	35: {name: "GetQuietResponse", kind: kindComplex, elements: []schemaElement{
+		{"quiet", 188, 1, 1, true},
+		{"period", 191, 1, 1, true},
+		{"sent", 191, 1, 1, true},
+		{"received", 191, 1, 1, true},
+		{"wait", 186, 0, -1, false},
+	}},
+	36: {name: "GetVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 192, 1, 1, false},
+	}},
+	37: {name: "GetVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 185, 1, 1, false},
+	}},
+	38: {name: "GridFault", kind: kindComplex, elements: []schemaElement{
+		{"code", 128, 1, 1, false},
+		{"message", 192, 1, 1, false},
+		{"advice", 192, 0, 1, false},
+		{"address", 192, 0, 1, false},
+		{"output", 192, 0, 1, false},
+		{"problem", 153, 0, -1, false},
+		{"requestId", 192, 0, 1, false},
+	}},
+	39: {name: "Heartbeat", kind: kindComplex, elements: []schemaElement{
+		{"node", 192, 1, 1, false},
+		{"incarnation", 192, 1, 1, false},
+		{"freeSlots", 190, 1, 1, true},
+		{"freeMemory", 191, 0, 1, true},
+		{"freeCores", 190, 0, 1, true},
+		{"attempt", 110, 0, -1, false},
+	}},
+	40: {name: "HeartbeatResponse", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 110, 0, -1, false},
+		{"leaseMillis", 191, 1, 1, false},
+		{"heartbeatMillis", 191, 1, 1, false},
+	}},
+	41: {name: "Inspect", kind: kindComplex, elements: []schemaElement{
+		{"job", 192, 0, 1, false},
+	}},
+	42: {name: "InspectResponse", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 111, 0, -1, false},
+	}},
+	43: {name: "Instantiate", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 110, 1, 1, false},
+		{"wallTimeSeconds", 191, 0, 1, false},
+		{"process", 154, 0, -1, false},
+		{"channel", 118, 0, -1, false},
+		{"queue", 172, 0, -1, false},
+		{"peer", 151, 0, -1, false},
+	}},
+	44: {name: "InstantiateResponse", kind: kindComplex, elements: []schemaElement{
+		{"processes", 190, 1, 1, false},
+	}},
+	45: {name: "Join", kind: kindComplex, elements: []schemaElement{
+		{"node", 145, 1, 1, false},
+	}},
+	46: {name: "JoinResponse", kind: kindComplex, elements: []schemaElement{
+		{"broker", 192, 1, 1, false},
+		{"information", 192, 1, 1, false},
+		{"image", 192, 1, 1, false},
+		{"url", 192, 1, 1, false},
+	}},
+	47: {name: "ListBlobs", kind: kindComplex, elements: []schemaElement{
+		{"after", 192, 0, 1, false},
+		{"limit", 190, 0, 1, false},
+	}},
+	48: {name: "ListBlobsResponse", kind: kindComplex, elements: []schemaElement{
+		{"blob", 113, 0, -1, false},
+	}},
+	49: {name: "ListImages", kind: kindComplex, elements: []schemaElement{
+		{"search", 192, 0, 1, false},
+	}},
+	50: {name: "ListImagesResponse", kind: kindComplex, elements: []schemaElement{
+		{"image", 134, 0, -1, false},
+	}},
+	51: {name: "ListJobs", kind: kindComplex, elements: []schemaElement{
+		{"state", 141, 0, 1, false},
+		{"name", 192, 0, 1, false},
+		{"limit", 190, 0, 1, false},
+		{"before", 192, 0, 1, false},
+	}},
+	52: {name: "ListJobsResponse", kind: kindComplex, elements: []schemaElement{
+		{"job", 142, 0, -1, false},
+	}},
+	53: {name: "ListNodes", kind: kindComplex},
+	54: {name: "ListNodesResponse", kind: kindComplex, elements: []schemaElement{
+		{"node", 145, 0, -1, false},
+	}},
+	55: {name: "ListProfiles", kind: kindComplex, elements: []schemaElement{
+		{"kind", 158, 0, 1, false},
+		{"search", 192, 0, 1, false},
+	}},
+	56: {name: "ListProfilesResponse", kind: kindComplex, elements: []schemaElement{
+		{"profile", 157, 0, -1, false},
+	}},
+	57: {name: "ListQueues", kind: kindComplex, elements: []schemaElement{
+		{"job", 192, 0, 1, false},
+		{"queue", 192, 0, 1, false},
+		{"sampleMillis", 190, 0, 1, false},
+		{"planned", 188, 0, 1, false},
+	}},
+	58: {name: "ListQueuesResponse", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 190, 0, 1, false},
+		{"queue", 166, 0, -1, false},
+		{"change", 117, 0, -1, false},
+	}},
+	59: {name: "ListServices", kind: kindComplex},
+	60: {name: "ListServicesResponse", kind: kindComplex, elements: []schemaElement{
+		{"service", 174, 0, -1, false},
+	}},
+	61: {name: "ListVMs", kind: kindComplex},
+	62: {name: "ListVMsResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 185, 0, -1, false},
+	}},
+	63: {name: "MakeQueue", kind: kindComplex, elements: []schemaElement{
+		{"name", 192, 1, 1, false},
+		{"type", 167, 0, 1, false},
+		{"capacity", 191, 0, 1, false},
+		{"full", 131, 0, 1, false},
+		{"weight", 190, 0, 1, false},
+		{"held", 188, 0, 1, false},
+	}},
+	64: {name: "MakeQueueResponse", kind: kindComplex, elements: []schemaElement{
+		{"queue", 166, 1, 1, false},
+	}},
+	65: {name: "MoveJob", kind: kindComplex, elements: []schemaElement{
+		{"job", 192, 1, 1, false},
+		{"queue", 192, 0, 1, false},
+		{"place", 139, 0, 1, false},
+		{"priority", 190, 0, 1, true},
+	}},
+	66: {name: "MoveJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"queue", 192, 1, 1, false},
+		{"place", 190, 1, 1, false},
+	}},
+	67: {name: "OpenSocket", kind: kindComplex, elements: []schemaElement{
+		{"job", 192, 1, 1, false},
+		{"queue", 192, 1, 1, false},
+		{"ttlMillis", 190, 0, 1, false},
+	}},
+	68: {name: "OpenSocketResponse", kind: kindComplex, elements: []schemaElement{
+		{"address", 192, 1, 1, false},
+		{"token", 192, 1, 1, false},
+	}},
+	69: {name: "PeekQueue", kind: kindComplex, elements: []schemaElement{
+		{"job", 192, 0, 1, false},
+		{"queue", 192, 1, 1, false},
+		{"limit", 190, 0, 1, false},
+		{"bytes", 190, 0, 1, false},
+	}},
+	70: {name: "PeekQueueResponse", kind: kindComplex, elements: []schemaElement{
+		{"item", 163, 0, -1, false},
+	}},
+	71: {name: "PlanJob", kind: kindComplex, elements: []schemaElement{
+		{"job", 138, 0, 1, false},
+		{"profile", 192, 0, 1, false},
+		{"version", 190, 0, 1, false},
+		{"argument", 109, 0, -1, false},
+		{"queue", 192, 0, 1, false},
+	}},
+	72: {name: "PlanJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"fits", 188, 1, 1, true},
+		{"reason", 192, 0, 1, false},
+		{"placement", 152, 0, -1, false},
+		{"rejection", 168, 0, -1, false},
+		{"localChannels", 190, 1, 1, true},
+		{"remoteChannels", 190, 1, 1, true},
+	}},
+	73: {name: "PutBlob", kind: kindComplex, elements: []schemaElement{
+		{"digest", 192, 1, 1, false},
+		{"size", 191, 1, 1, true},
+		{"offset", 191, 0, 1, false},
+		{"data", 112, 0, 1, false},
+	}},
+	74: {name: "PutBlobResponse", kind: kindComplex, elements: []schemaElement{
+		{"blob", 113, 1, 1, false},
+	}},
+	75: {name: "Query", kind: kindComplex, elements: []schemaElement{
+		{"role", 171, 0, 1, false},
+		{"language", 143, 0, 1, false},
+	}},
+	76: {name: "QueryResponse", kind: kindComplex, elements: []schemaElement{
+		{"node", 145, 0, -1, false},
+	}},
+	77: {name: "ReadStream", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 110, 1, 1, false},
+		{"process", 190, 1, 1, true},
+		{"name", 192, 1, 1, false},
+		{"offset", 191, 0, 1, false},
+		{"length", 190, 0, 1, false},
+		{"waitMillis", 190, 0, 1, false},
+	}},
+	78: {name: "ReadStreamResponse", kind: kindComplex, elements: []schemaElement{
+		{"data", 112, 0, 1, false},
+		{"next", 191, 1, 1, true},
+		{"end", 188, 1, 1, true},
+	}},
+	79: {name: "Register", kind: kindComplex, elements: []schemaElement{
+		{"node", 145, 1, 1, false},
+	}},
+	80: {name: "RegisterImage", kind: kindComplex, elements: []schemaElement{
+		{"name", 192, 0, 1, false},
+		{"digest", 192, 1, 1, false},
+	}},
+	81: {name: "RegisterImageResponse", kind: kindComplex, elements: []schemaElement{
+		{"name", 192, 1, 1, false},
+		{"version", 190, 1, 1, false},
+		{"digest", 192, 1, 1, false},
+	}},
+	82: {name: "RegisterProfile", kind: kindComplex, elements: []schemaElement{
+		{"profile", 157, 1, 1, false},
+	}},
+	83: {name: "RegisterProfileResponse", kind: kindComplex, elements: []schemaElement{
+		{"name", 192, 1, 1, false},
+		{"version", 190, 1, 1, false},
+	}},
+	84: {name: "RegisterResponse", kind: kindComplex, elements: []schemaElement{
+		{"leaseMillis", 191, 1, 1, false},
+		{"heartbeatMillis", 191, 1, 1, false},
+		{"broker", 192, 0, 1, false},
+	}},
+	85: {name: "RemoveEdge", kind: kindComplex, elements: []schemaElement{
+		{"job", 192, 1, 1, false},
+		{"edge", 192, 1, 1, false},
+		{"waitMillis", 190, 0, 1, false},
+		{"token", 192, 0, 1, false},
+	}},
+	86: {name: "RemoveEdgeResponse", kind: kindComplex, elements: []schemaElement{
+		{"change", 117, 1, 1, false},
+	}},
+	87: {name: "RemoveImage", kind: kindComplex, elements: []schemaElement{
+		{"name", 192, 1, 1, false},
+		{"version", 190, 0, 1, false},
+	}},
+	88: {name: "RemoveImageResponse", kind: kindComplex, elements: []schemaElement{
+		{"removed", 192, 0, -1, false},
+	}},
+	89: {name: "RemoveQueue", kind: kindComplex, elements: []schemaElement{
+		{"name", 192, 1, 1, false},
+		{"into", 192, 0, 1, false},
+	}},
+	90: {name: "RemoveQueueResponse", kind: kindComplex},
+	91: {name: "Report", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 110, 1, 1, false},
+		{"sequence", 191, 1, 1, false},
+		{"process", 156, 0, -1, false},
+		{"failure", 192, 0, 1, false},
+		{"proxyBytes", 191, 0, 1, false},
+		{"proxyItems", 191, 0, 1, false},
+		{"quiet", 191, 0, 1, false},
+	}},
+	92: {name: "ReportResponse", kind: kindComplex, elements: []schemaElement{
+		{"acknowledged", 191, 1, 1, false},
+	}},
+	93: {name: "ResumeVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 192, 1, 1, false},
+	}},
+	94: {name: "ResumeVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 185, 1, 1, false},
+	}},
+	95: {name: "RewireEdge", kind: kindComplex, elements: []schemaElement{
+		{"job", 192, 1, 1, false},
+		{"edge", 192, 1, 1, false},
+		{"from", 192, 0, 1, false},
+		{"to", 192, 0, 1, false},
+		{"waitMillis", 190, 0, 1, false},
+		{"token", 192, 0, 1, false},
+	}},
+	96: {name: "RewireEdgeResponse", kind: kindComplex, elements: []schemaElement{
+		{"change", 117, 1, 1, false},
+	}},
+	97: {name: "StatBlob", kind: kindComplex, elements: []schemaElement{
+		{"digest", 192, 1, 1, false},
+	}},
+	98: {name: "StatBlobResponse", kind: kindComplex, elements: []schemaElement{
+		{"blob", 113, 1, 1, false},
+	}},
+	99: {name: "StopVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 192, 1, 1, false},
+		{"graceMillis", 191, 0, 1, true},
+		{"force", 188, 0, 1, false},
+	}},
+	100: {name: "StopVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 185, 1, 1, false},
+	}},
+	101: {name: "SubmitJob", kind: kindComplex, elements: []schemaElement{
+		{"token", 192, 1, 1, false},
+		{"job", 138, 0, 1, false},
+		{"profile", 192, 0, 1, false},
+		{"version", 190, 0, 1, false},
+		{"argument", 109, 0, -1, false},
+		{"queue", 192, 0, 1, false},
+	}},
+	102: {name: "SubmitJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"id", 192, 1, 1, false},
+	}},
+	103: {name: "SuspendVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 192, 1, 1, false},
+	}},
+	104: {name: "SuspendVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 185, 1, 1, false},
+	}},
+	105: {name: "Terminate", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 110, 1, 1, false},
+		{"graceMillis", 191, 0, 1, false},
+		{"reason", 192, 0, 1, false},
+	}},
+	106: {name: "TerminateResponse", kind: kindComplex, elements: []schemaElement{
+		{"sequence", 191, 1, 1, true},
+	}},
+	107: {name: "WaitJob", kind: kindComplex, elements: []schemaElement{
+		{"id", 192, 1, 1, false},
+		{"revision", 191, 0, 1, false},
+		{"timeoutMillis", 190, 0, 1, false},
+	}},
+	108: {name: "WaitJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"job", 142, 1, 1, false},
+	}},
+	109: {name: "Assignment", kind: kindComplex, attributes: []schemaAttribute{
+		{"name", 192, true},
+		{"value", 192, false},
+	}},
+	110: {name: "Attempt", kind: kindComplex, elements: []schemaElement{
+		{"job", 192, 1, 1, false},
+		{"number", 190, 1, 1, false},
+		{"node", 192, 0, 1, false},
+		{"incarnation", 192, 0, 1, false},
+	}},
+	111: {name: "AttemptState", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 110, 1, 1, false},
+		{"state", 192, 1, 1, false},
+		{"slots", 190, 1, 1, true},
+		{"process", 156, 0, -1, false},
+		{"channel", 120, 0, -1, false},
+		{"queue", 165, 0, -1, false},
+		{"micros", 191, 0, 1, true},
+	}},
+	112: {name: "Binary", kind: kindBase64},
+	113: {name: "Blob", kind: kindComplex, elements: []schemaElement{
+		{"digest", 192, 1, 1, false},
+		{"size", 191, 0, 1, true},
+		{"received", 191, 1, 1, true},
+		{"complete", 188, 1, 1, true},
+		{"url", 192, 0, 1, false},
+	}},
+	114: {name: "Build", kind: kindComplex, elements: []schemaElement{
+		{"source", 192, 1, 1, false},
+		{"language", 143, 1, 1, false},
+		{"flag", 192, 0, -1, false},
+		{"file", 130, 1, -1, false},
+	}},
+	115: {name: "BuildStatus", kind: kindComplex, elements: []schemaElement{
+		{"source", 192, 1, 1, false},
+		{"digest", 192, 1, 1, false},
+		{"node", 192, 0, 1, false},
+		{"cached", 188, 1, 1, true},
+		{"millis", 191, 1, 1, true},
+		{"output", 192, 0, 1, false},
+	}},
+	116: {name: "ChangeState", kind: kindString, values: []string{"pending", "done", "failed"}},
+	117: {name: "ChangeStatus", kind: kindComplex, elements: []schemaElement{
+		{"number", 191, 0, 1, false},
+		{"attempt", 190, 0, 1, false},
+		{"what", 192, 1, 1, false},
+		{"queue", 192, 0, 1, false},
+		{"state", 116, 1, 1, false},
+		{"reason", 192, 0, 1, false},
+	}},
+	118: {name: "Channel", kind: kindComplex, elements: []schemaElement{
+		{"id", 190, 1, 1, true},
+		{"capacity", 190, 1, 1, false},
+		{"from", 119, 1, 1, false},
+		{"to", 119, 1, 1, false},
+		{"label", 192, 0, 1, false},
+		{"afterOut", 190, 0, 1, true},
+		{"afterIn", 190, 0, 1, true},
+		{"forward", 188, 0, 1, false},
+		{"direct", 188, 0, 1, false},
+	}},
+	119: {name: "ChannelEnd", kind: kindComplex, elements: []schemaElement{
+		{"process", 190, 0, 1, true},
+		{"port", 192, 0, 1, false},
+		{"peer", 192, 0, 1, false},
+		{"outside", 192, 0, 1, false},
+		{"queue", 190, 0, 1, false},
+	}},
+	120: {name: "ChannelState", kind: kindComplex, elements: []schemaElement{
+		{"id", 190, 1, 1, true},
+		{"from", 119, 1, 1, false},
+		{"to", 119, 1, 1, false},
+		{"capacity", 191, 1, 1, false},
+		{"depth", 191, 1, 1, true},
+		{"itemsIn", 191, 0, 1, true},
+		{"itemsOut", 191, 0, 1, true},
+		{"bytesIn", 191, 0, 1, true},
+		{"bytesOut", 191, 0, 1, true},
+		{"proxyItems", 191, 0, 1, true},
+		{"proxyBytes", 191, 0, 1, true},
+		{"producerWaits", 188, 1, 1, true},
+		{"consumerWaits", 188, 1, 1, true},
+		{"closed", 188, 1, 1, true},
+		{"takerClosed", 188, 0, 1, true},
+	}},
+	121: {name: "Codec", kind: kindString, values: []string{"raw", "lines", "json", "xml", "xdr", "base64", "zstd"}},
+	122: {name: "Compiler", kind: kindComplex, elements: []schemaElement{
+		{"language", 143, 1, 1, false},
+		{"command", 192, 1, 1, false},
+		{"version", 192, 1, 1, false},
+	}},
+	123: {name: "Direction", kind: kindString, values: []string{"both", "forward"}},
+	124: {name: "Discard", kind: kindComplex, elements: []schemaElement{
+		{"channel", 177, 0, -1, false},
+		{"queue", 173, 0, -1, false},
+	}},
+	125: {name: "Edge", kind: kindComplex, elements: []schemaElement{
+		{"link", 144, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"from", 174, true},
-		{"to", 174, true},
-		{"queue", 174, false},
-		{"direct", 170, false},
+		{"from", 192, true},
+		{"to", 192, true},
+		{"queue", 192, false},
+		{"direct", 188, false},
 	}},
-	112: {name: "Encoder", kind: kindComplex, attributes: []schemaAttribute{
-		{"codec", 107, false},
-		{"registered", 174, false},
-		{"version", 133, false},
-		{"decode", 170, false},
-		{"type", 174, false},
+	126: {name: "Encoder", kind: kindComplex, attributes: []schemaAttribute{
+		{"codec", 121, false},
+		{"registered", 192, false},
+		{"version", 147, false},
+		{"decode", 188, false},
+		{"type", 192, false},
 	}},
-	113: {name: "EncoderChain", kind: kindComplex, elements: []schemaElement{
-		{"encoder", 112, 0, -1, false},
+	127: {name: "EncoderChain", kind: kindComplex, elements: []schemaElement{
+		{"encoder", 126, 0, -1, false},
 	}},
-	114: {name: "FaultCode", kind: kindString, values: []string{"invalidRequest", "invalidProfile", "unsupported", "notFound", "conflict", "wrongNode", "busy", "stale", "buildFailed", "tooLarge", "timeout", "unauthenticated", "forbidden", "unavailable", "internal"}},
-	115: {name: "File", kind: kindComplex, elements: []schemaElement{
-		{"name", 174, 1, 1, false},
-		{"digest", 174, 1, 1, false},
-		{"size", 173, 1, 1, true},
-		{"dropped", 173, 0, 1, false},
-		{"data", 98, 0, 1, false},
+	128: {name: "FaultCode", kind: kindString, values: []string{"invalidRequest", "invalidProfile", "unsupported", "notFound", "conflict", "wrongNode", "busy", "stale", "buildFailed", "tooLarge", "timeout", "unauthenticated", "forbidden", "unavailable", "internal"}},
+	129: {name: "File", kind: kindComplex, elements: []schemaElement{
+		{"name", 192, 1, 1, false},
+		{"digest", 192, 1, 1, false},
+		{"size", 191, 1, 1, true},
+		{"dropped", 191, 0, 1, false},
+		{"data", 112, 0, 1, false},
 	}},
-	116: {name: "FileRef", kind: kindComplex, elements: []schemaElement{
-		{"name", 174, 1, 1, false},
-		{"digest", 174, 1, 1, false},
+	130: {name: "FileRef", kind: kindComplex, elements: []schemaElement{
+		{"name", 192, 1, 1, false},
+		{"digest", 192, 1, 1, false},
 	}},
-	117: {name: "FullPolicy", kind: kindString, values: []string{"block", "dropNewest", "dropOldest", "fail"}},
-	118: {name: "Graph", kind: kindComplex, elements: []schemaElement{
-		{"text", 174, 0, 1, false},
-		{"content", 98, 0, 1, false},
+	131: {name: "FullPolicy", kind: kindString, values: []string{"block", "dropNewest", "dropOldest", "fail"}},
+	132: {name: "Graph", kind: kindComplex, elements: []schemaElement{
+		{"text", 192, 0, 1, false},
+		{"content", 112, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"format", 119, true},
-		{"path", 174, false},
-		{"digest", 174, false},
+		{"format", 133, true},
+		{"path", 192, false},
+		{"digest", 192, false},
 	}},
-	119: {name: "GraphFormat", kind: kindString, values: []string{"dot", "graphml", "edgeList"}},
-	120: {name: "Image", kind: kindComplex, elements: []schemaElement{
-		{"name", 174, 1, 1, false},
-		{"version", 172, 1, 1, false},
-		{"digest", 174, 1, 1, false},
-		{"registered", 171, 0, 1, true},
-		{"release", 174, 0, 1, false},
-		{"description", 174, 0, 1, false},
-		{"architecture", 174, 1, 1, false},
-		{"commandLine", 174, 0, 1, false},
-		{"leastMemory", 172, 1, 1, false},
-		{"language", 129, 0, -1, false},
-		{"file", 121, 0, -1, false},
+	133: {name: "GraphFormat", kind: kindString, values: []string{"dot", "graphml", "edgeList"}},
+	134: {name: "Image", kind: kindComplex, elements: []schemaElement{
+		{"name", 192, 1, 1, false},
+		{"version", 190, 1, 1, false},
+		{"digest", 192, 1, 1, false},
+		{"registered", 189, 0, 1, true},
+		{"release", 192, 0, 1, false},
+		{"description", 192, 0, 1, false},
+		{"architecture", 192, 1, 1, false},
+		{"commandLine", 192, 0, 1, false},
+		{"leastMemory", 190, 1, 1, false},
+		{"language", 143, 0, -1, false},
+		{"file", 135, 0, -1, false},
 	}},
-	121: {name: "ImageFile", kind: kindComplex, elements: []schemaElement{
-		{"part", 174, 1, 1, false},
-		{"digest", 174, 1, 1, false},
-		{"size", 173, 1, 1, true},
-		{"format", 174, 0, 1, false},
+	135: {name: "ImageFile", kind: kindComplex, elements: []schemaElement{
+		{"part", 192, 1, 1, false},
+		{"digest", 192, 1, 1, false},
+		{"size", 191, 1, 1, true},
+		{"format", 192, 0, 1, false},
 	}},
-	122: {name: "InputFile", kind: kindComplex, elements: []schemaElement{
-		{"text", 174, 0, 1, false},
-		{"content", 98, 0, 1, false},
+	136: {name: "InputFile", kind: kindComplex, elements: []schemaElement{
+		{"text", 192, 0, 1, false},
+		{"content", 112, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 174, false},
-		{"path", 174, false},
-		{"digest", 174, false},
+		{"name", 192, false},
+		{"path", 192, false},
+		{"digest", 192, false},
 	}},
-	123: {name: "Isolation", kind: kindString, values: []string{"process", "vm"}},
-	124: {name: "Job", kind: kindComplex, elements: []schemaElement{
-		{"description", 174, 0, 1, false},
-		{"parameter", 136, 0, -1, false},
-		{"source", 161, 0, -1, false},
-		{"input", 122, 0, -1, false},
-		{"task", 165, 1, -1, false},
-		{"topology", 166, 0, -1, false},
-		{"edge", 111, 0, -1, false},
-		{"queue", 146, 0, -1, false},
-		{"policy", 126, 0, 1, false},
+	137: {name: "Isolation", kind: kindString, values: []string{"process", "vm"}},
+	138: {name: "Job", kind: kindComplex, elements: []schemaElement{
+		{"description", 192, 0, 1, false},
+		{"parameter", 150, 0, -1, false},
+		{"source", 175, 0, -1, false},
+		{"input", 136, 0, -1, false},
+		{"task", 179, 1, -1, false},
+		{"topology", 180, 0, -1, false},
+		{"edge", 125, 0, -1, false},
+		{"queue", 160, 0, -1, false},
+		{"policy", 140, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 174, true},
+		{"name", 192, true},
 	}},
-	125: {name: "JobPlace", kind: kindString, values: []string{"first", "last"}},
-	126: {name: "JobPolicy", kind: kindComplex, attributes: []schemaAttribute{
-		{"wallTime", 133, false},
-		{"retries", 133, false},
-		{"priority", 133, false},
-		{"queue", 174, false},
-		{"isolation", 123, false},
-		{"nodes", 133, false},
+	139: {name: "JobPlace", kind: kindString, values: []string{"first", "last"}},
+	140: {name: "JobPolicy", kind: kindComplex, attributes: []schemaAttribute{
+		{"wallTime", 147, false},
+		{"retries", 147, false},
+		{"priority", 147, false},
+		{"queue", 192, false},
+		{"isolation", 137, false},
+		{"nodes", 147, false},
 	}},
-	127: {name: "JobState", kind: kindString, values: []string{"pending", "awakening", "running", "terminating", "succeeded", "failed", "cancelled"}},
-	128: {name: "JobStatus", kind: kindComplex, elements: []schemaElement{
-		{"id", 174, 1, 1, false},
-		{"name", 174, 1, 1, false},
-		{"state", 127, 1, 1, false},
-		{"revision", 173, 1, 1, false},
-		{"reason", 174, 0, 1, false},
-		{"attempt", 172, 1, 1, true},
-		{"priority", 172, 0, 1, true},
-		{"queue", 174, 0, 1, false},
-		{"submitted", 171, 1, 1, false},
-		{"started", 171, 0, 1, true},
-		{"ended", 171, 0, 1, true},
-		{"argument", 95, 0, -1, false},
-		{"process", 142, 0, -1, false},
-		{"build", 101, 0, -1, false},
-		{"outside", 135, 0, -1, false},
-		{"proxyBytes", 173, 0, 1, true},
-		{"proxyItems", 173, 0, 1, true},
-	}},
-	129: {name: "Language", kind: kindString, values: []string{"c", "cpp", "go", "python", "shell"}},
-	130: {name: "Link", kind: kindComplex, attributes: []schemaAttribute{
-		{"latency", 145, false},
-		{"jitter", 145, false},
-		{"bandwidth", 145, false},
-		{"loss", 145, false},
-		{"seed", 133, false},
-	}},
-	131: {name: "Node", kind: kindComplex, elements: []schemaElement{
-		{"id", 174, 1, 1, false},
-		{"incarnation", 174, 1, 1, false},
-		{"name", 174, 0, 1, false},
-		{"url", 174, 1, 1, false},
-		{"role", 157, 0, -1, false},
-		{"version", 174, 0, 1, false},
-		{"os", 174, 0, 1, false},
-		{"arch", 174, 0, 1, false},
-		{"cores", 172, 1, 1, false},
-		{"memory", 173, 1, 1, false},
-		{"slots", 172, 1, 1, true},
-		{"freeSlots", 172, 1, 1, true},
-		{"freeMemory", 173, 0, 1, true},
-		{"freeCores", 172, 0, 1, true},
-		{"compiler", 108, 0, -1, false},
-		{"qemu", 174, 0, 1, false},
-		{"cleaning", 174, 0, 1, false},
-		{"unconfined", 174, 0, -1, false},
-		{"queueLimits", 150, 0, 1, false},
-		{"state", 174, 0, 1, false},
-	}},
-	132: {name: "NodeProperty", kind: kindString, values: []string{"name", "os", "arch", "cores", "memory", "slots", "compiler", "qemu", "cleaning"}},
-	133: {name: "Number", kind: kindString, pattern: 1},
-	134: {name: "OutputFile", kind: kindComplex, attributes: []schemaAttribute{
-		{"name", 174, true},
-		{"process", 133, false},
-		{"optional", 170, false},
-	}},
-	135: {name: "OutsideQueue", kind: kindComplex, elements: []schemaElement{
-		{"name", 174, 1, 1, false},
-		{"direction", 174, 1, 1, false},
-		{"node", 174, 1, 1, false},
-		{"url", 174, 1, 1, false},
-	}},
-	136: {name: "Parameter", kind: kindComplex, attributes: []schemaAttribute{
-		{"name", 174, true},
-		{"default", 174, false},
-		{"description", 174, false},
-	}},
-	137: {name: "Peer", kind: kindComplex, elements: []schemaElement{
-		{"node", 174, 1, 1, false},
-		{"address", 174, 1, 1, false},
-		{"fingerprint", 174, 1, 1, false},
-	}},
-	138: {name: "Placement", kind: kindComplex, elements: []schemaElement{
-		{"process", 172, 1, 1, true},
-		{"task", 174, 1, 1, false},
-		{"index", 172, 1, 1, true},
-		{"node", 174, 1, 1, false},
-	}},
-	139: {name: "Problem", kind: kindComplex, elements: []schemaElement{
-		{"line", 172, 0, 1, false},
-		{"element", 174, 0, 1, false},
-		{"found", 174, 0, 1, false},
-		{"expected", 174, 0, 1, false},
-		{"message", 174, 1, 1, false},
-	}},
-	140: {name: "ProcessSpec", kind: kindComplex, elements: []schemaElement{
-		{"id", 172, 1, 1, true},
-		{"task", 174, 1, 1, false},
-		{"index", 172, 1, 1, true},
-		{"count", 172, 1, 1, false},
-		{"source", 174, 1, 1, false},
-		{"argument", 174, 0, -1, false},
-		{"environment", 95, 0, -1, false},
-		{"memory", 173, 0, 1, false},
-		{"cores", 172, 0, 1, false},
-		{"input", 116, 0, -1, false},
-		{"output", 134, 0, -1, false},
-	}},
-	141: {name: "ProcessState", kind: kindString, values: []string{"waiting", "running", "exited", "killed", "lost"}},
-	142: {name: "ProcessStatus", kind: kindComplex, elements: []schemaElement{
-		{"id", 172, 1, 1, true},
-		{"task", 174, 1, 1, false},
-		{"index", 172, 1, 1, true},
-		{"node", 174, 0, 1, false},
+	141: {name: "JobState", kind: kindString, values: []string{"pending", "awakening", "running", "terminating", "succeeded", "failed", "cancelled"}},
+	142: {name: "JobStatus", kind: kindComplex, elements: []schemaElement{
+		{"id", 192, 1, 1, false},
+		{"name", 192, 1, 1, false},
 		{"state", 141, 1, 1, false},
-		{"exitCode", 172, 0, 1, true},
-		{"signal", 174, 0, 1, false},
-		{"message", 174, 0, 1, false},
-		{"userMicros", 173, 0, 1, false},
-		{"systemMicros", 173, 0, 1, false},
-		{"maxResidentKiB", 173, 0, 1, false},
-		{"started", 171, 0, 1, true},
-		{"ended", 171, 0, 1, true},
-		{"file", 115, 0, -1, false},
+		{"revision", 191, 1, 1, false},
+		{"reason", 192, 0, 1, false},
+		{"attempt", 190, 1, 1, true},
+		{"priority", 190, 0, 1, true},
+		{"queue", 192, 0, 1, false},
+		{"submitted", 189, 1, 1, false},
+		{"started", 189, 0, 1, true},
+		{"ended", 189, 0, 1, true},
+		{"argument", 109, 0, -1, false},
+		{"process", 156, 0, -1, false},
+		{"build", 115, 0, -1, false},
+		{"outside", 149, 0, -1, false},
+		{"proxyBytes", 191, 0, 1, true},
+		{"proxyItems", 191, 0, 1, true},
 	}},
-	143: {name: "Profile", kind: kindComplex, elements: []schemaElement{
-		{"kind", 144, 1, 1, false},
-		{"name", 174, 1, 1, false},
-		{"version", 172, 0, 1, false},
-		{"description", 174, 0, 1, false},
-		{"registered", 171, 0, 1, true},
-		{"topology", 166, 0, 1, false},
-		{"resources", 156, 0, 1, false},
-		{"job", 124, 0, 1, false},
-		{"codec", 161, 0, 1, false},
-		{"rule", 161, 0, 1, false},
+	143: {name: "Language", kind: kindString, values: []string{"c", "cpp", "go", "python", "shell"}},
+	144: {name: "Link", kind: kindComplex, attributes: []schemaAttribute{
+		{"latency", 159, false},
+		{"jitter", 159, false},
+		{"bandwidth", 159, false},
+		{"loss", 159, false},
+		{"seed", 147, false},
 	}},
-	144: {name: "ProfileKind", kind: kindString, values: []string{"topology", "resources", "job", "codec", "rule"}},
-	145: {name: "Quantity", kind: kindString, pattern: 2},
-	146: {name: "Queue", kind: kindComplex, elements: []schemaElement{
-		{"encoder", 112, 0, -1, false},
+	145: {name: "Node", kind: kindComplex, elements: []schemaElement{
+		{"id", 192, 1, 1, false},
+		{"incarnation", 192, 1, 1, false},
+		{"name", 192, 0, 1, false},
+		{"url", 192, 1, 1, false},
+		{"role", 171, 0, -1, false},
+		{"version", 192, 0, 1, false},
+		{"os", 192, 0, 1, false},
+		{"arch", 192, 0, 1, false},
+		{"cores", 190, 1, 1, false},
+		{"memory", 191, 1, 1, false},
+		{"slots", 190, 1, 1, true},
+		{"freeSlots", 190, 1, 1, true},
+		{"freeMemory", 191, 0, 1, true},
+		{"freeCores", 190, 0, 1, true},
+		{"compiler", 122, 0, -1, false},
+		{"qemu", 192, 0, 1, false},
+		{"accelerator", 192, 0, 1, false},
+		{"cleaning", 192, 0, 1, false},
+		{"unconfined", 192, 0, -1, false},
+		{"queueLimits", 164, 0, 1, false},
+		{"state", 192, 0, 1, false},
+	}},
+	146: {name: "NodeProperty", kind: kindString, values: []string{"name", "os", "arch", "cores", "memory", "slots", "compiler", "qemu", "cleaning"}},
+	147: {name: "Number", kind: kindString, pattern: 1},
+	148: {name: "OutputFile", kind: kindComplex, attributes: []schemaAttribute{
+		{"name", 192, true},
+		{"process", 147, false},
+		{"optional", 188, false},
+	}},
+	149: {name: "OutsideQueue", kind: kindComplex, elements: []schemaElement{
+		{"name", 192, 1, 1, false},
+		{"direction", 192, 1, 1, false},
+		{"node", 192, 1, 1, false},
+		{"url", 192, 1, 1, false},
+	}},
+	150: {name: "Parameter", kind: kindComplex, attributes: []schemaAttribute{
+		{"name", 192, true},
+		{"default", 192, false},
+		{"description", 192, false},
+	}},
+	151: {name: "Peer", kind: kindComplex, elements: []schemaElement{
+		{"node", 192, 1, 1, false},
+		{"address", 192, 1, 1, false},
+		{"fingerprint", 192, 1, 1, false},
+	}},
+	152: {name: "Placement", kind: kindComplex, elements: []schemaElement{
+		{"process", 190, 1, 1, true},
+		{"task", 192, 1, 1, false},
+		{"index", 190, 1, 1, true},
+		{"node", 192, 1, 1, false},
+	}},
+	153: {name: "Problem", kind: kindComplex, elements: []schemaElement{
+		{"line", 190, 0, 1, false},
+		{"element", 192, 0, 1, false},
+		{"found", 192, 0, 1, false},
+		{"expected", 192, 0, 1, false},
+		{"message", 192, 1, 1, false},
+	}},
+	154: {name: "ProcessSpec", kind: kindComplex, elements: []schemaElement{
+		{"id", 190, 1, 1, true},
+		{"task", 192, 1, 1, false},
+		{"index", 190, 1, 1, true},
+		{"count", 190, 1, 1, false},
+		{"source", 192, 1, 1, false},
+		{"argument", 192, 0, -1, false},
+		{"environment", 109, 0, -1, false},
+		{"memory", 191, 0, 1, false},
+		{"cores", 190, 0, 1, false},
+		{"input", 130, 0, -1, false},
+		{"output", 148, 0, -1, false},
+	}},
+	155: {name: "ProcessState", kind: kindString, values: []string{"waiting", "running", "exited", "killed", "lost"}},
+	156: {name: "ProcessStatus", kind: kindComplex, elements: []schemaElement{
+		{"id", 190, 1, 1, true},
+		{"task", 192, 1, 1, false},
+		{"index", 190, 1, 1, true},
+		{"node", 192, 0, 1, false},
+		{"state", 155, 1, 1, false},
+		{"exitCode", 190, 0, 1, true},
+		{"signal", 192, 0, 1, false},
+		{"message", 192, 0, 1, false},
+		{"userMicros", 191, 0, 1, false},
+		{"systemMicros", 191, 0, 1, false},
+		{"maxResidentKiB", 191, 0, 1, false},
+		{"started", 189, 0, 1, true},
+		{"ended", 189, 0, 1, true},
+		{"file", 129, 0, -1, false},
+	}},
+	157: {name: "Profile", kind: kindComplex, elements: []schemaElement{
+		{"kind", 158, 1, 1, false},
+		{"name", 192, 1, 1, false},
+		{"version", 190, 0, 1, false},
+		{"description", 192, 0, 1, false},
+		{"registered", 189, 0, 1, true},
+		{"topology", 180, 0, 1, false},
+		{"resources", 170, 0, 1, false},
+		{"job", 138, 0, 1, false},
+		{"codec", 175, 0, 1, false},
+		{"rule", 175, 0, 1, false},
+	}},
+	158: {name: "ProfileKind", kind: kindString, values: []string{"topology", "resources", "job", "codec", "rule"}},
+	159: {name: "Quantity", kind: kindString, pattern: 2},
+	160: {name: "Queue", kind: kindComplex, elements: []schemaElement{
+		{"encoder", 126, 0, -1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 174, true},
-		{"type", 153, false},
-		{"capacity", 133, false},
-		{"full", 117, false},
-		{"rule", 174, false},
-		{"version", 133, false},
+		{"name", 192, true},
+		{"type", 167, false},
+		{"capacity", 147, false},
+		{"full", 131, false},
+		{"rule", 192, false},
+		{"version", 147, false},
 	}},
-	147: {name: "QueueEnd", kind: kindComplex, elements: []schemaElement{
-		{"name", 174, 1, 1, false},
-		{"channel", 172, 0, 1, true},
-		{"node", 174, 0, 1, false},
-		{"items", 173, 0, 1, true},
-		{"depth", 173, 0, 1, true},
-		{"waits", 170, 0, 1, true},
-		{"closed", 170, 0, 1, true},
+	161: {name: "QueueEnd", kind: kindComplex, elements: []schemaElement{
+		{"name", 192, 1, 1, false},
+		{"channel", 190, 0, 1, true},
+		{"node", 192, 0, 1, false},
+		{"items", 191, 0, 1, true},
+		{"depth", 191, 0, 1, true},
+		{"waits", 188, 0, 1, true},
+		{"closed", 188, 0, 1, true},
 	}},
-	148: {name: "QueueFlow", kind: kindComplex, elements: []schemaElement{
-		{"micros", 173, 1, 1, false},
-		{"itemsIn", 173, 1, 1, true},
-		{"itemsOut", 173, 1, 1, true},
-		{"bytesIn", 173, 1, 1, true},
-		{"bytesOut", 173, 1, 1, true},
+	162: {name: "QueueFlow", kind: kindComplex, elements: []schemaElement{
+		{"micros", 191, 1, 1, false},
+		{"itemsIn", 191, 1, 1, true},
+		{"itemsOut", 191, 1, 1, true},
+		{"bytesIn", 191, 1, 1, true},
+		{"bytesOut", 191, 1, 1, true},
 	}},
-	149: {name: "QueueItem", kind: kindComplex, elements: []schemaElement{
-		{"size", 173, 0, 1, true},
-		{"data", 98, 0, 1, false},
-		{"instruction", 170, 0, 1, false},
-		{"priority", 172, 0, 1, false},
-		{"job", 174, 0, 1, false},
-		{"name", 174, 0, 1, false},
-		{"state", 127, 0, 1, false},
-		{"reason", 174, 0, 1, false},
+	163: {name: "QueueItem", kind: kindComplex, elements: []schemaElement{
+		{"size", 191, 0, 1, true},
+		{"data", 112, 0, 1, false},
+		{"instruction", 188, 0, 1, false},
+		{"priority", 190, 0, 1, false},
+		{"job", 192, 0, 1, false},
+		{"name", 192, 0, 1, false},
+		{"state", 141, 0, 1, false},
+		{"reason", 192, 0, 1, false},
 	}},
-	150: {name: "QueueLimits", kind: kindComplex, attributes: []schemaAttribute{
-		{"types", 174, false},
-		{"codecs", 174, false},
-		{"registered", 174, false},
-		{"rules", 174, false},
-		{"machines", 172, false},
-		{"queues", 172, false},
-		{"channels", 172, false},
-		{"memory", 173, false},
+	164: {name: "QueueLimits", kind: kindComplex, attributes: []schemaAttribute{
+		{"types", 192, false},
+		{"codecs", 192, false},
+		{"registered", 192, false},
+		{"rules", 192, false},
+		{"machines", 190, false},
+		{"queues", 190, false},
+		{"channels", 190, false},
+		{"memory", 191, false},
 	}},
-	151: {name: "QueueState", kind: kindComplex, elements: []schemaElement{
-		{"id", 172, 1, 1, false},
-		{"name", 174, 1, 1, false},
-		{"type", 153, 1, 1, false},
-		{"full", 117, 1, 1, false},
-		{"capacity", 173, 1, 1, false},
-		{"items", 173, 1, 1, true},
-		{"depth", 173, 1, 1, true},
-		{"itemsIn", 173, 1, 1, true},
-		{"itemsOut", 173, 1, 1, true},
-		{"dropped", 173, 1, 1, true},
-		{"refused", 173, 1, 1, true},
-		{"producers", 172, 1, 1, false},
-		{"takers", 172, 1, 1, false},
-		{"producersClosed", 172, 1, 1, true},
-		{"takersClosed", 172, 1, 1, true},
-		{"producersWait", 172, 1, 1, true},
-		{"takersWait", 172, 1, 1, true},
+	165: {name: "QueueState", kind: kindComplex, elements: []schemaElement{
+		{"id", 190, 1, 1, false},
+		{"name", 192, 1, 1, false},
+		{"type", 167, 1, 1, false},
+		{"full", 131, 1, 1, false},
+		{"capacity", 191, 1, 1, false},
+		{"items", 191, 1, 1, true},
+		{"depth", 191, 1, 1, true},
+		{"itemsIn", 191, 1, 1, true},
+		{"itemsOut", 191, 1, 1, true},
+		{"dropped", 191, 1, 1, true},
+		{"refused", 191, 1, 1, true},
+		{"producers", 190, 1, 1, false},
+		{"takers", 190, 1, 1, false},
+		{"producersClosed", 190, 1, 1, true},
+		{"takersClosed", 190, 1, 1, true},
+		{"producersWait", 190, 1, 1, true},
+		{"takersWait", 190, 1, 1, true},
 	}},
-	152: {name: "QueueStatus", kind: kindComplex, elements: []schemaElement{
-		{"name", 174, 1, 1, false},
-		{"id", 174, 0, 1, false},
-		{"served", 170, 1, 1, true},
-		{"type", 153, 1, 1, false},
-		{"full", 117, 1, 1, false},
-		{"capacity", 173, 1, 1, true},
-		{"encoder", 112, 0, -1, false},
-		{"rule", 174, 0, 1, false},
-		{"ruleVersion", 172, 0, 1, false},
-		{"link", 130, 0, 1, false},
-		{"node", 174, 0, 1, false},
-		{"url", 174, 0, 1, false},
-		{"items", 173, 0, 1, true},
-		{"depth", 173, 0, 1, true},
-		{"itemsIn", 173, 0, 1, true},
-		{"itemsOut", 173, 0, 1, true},
-		{"dropped", 173, 0, 1, true},
-		{"refused", 173, 0, 1, true},
-		{"producersWait", 172, 0, 1, true},
-		{"takersWait", 172, 0, 1, true},
-		{"producer", 147, 0, -1, false},
-		{"taker", 147, 0, -1, false},
-		{"weight", 172, 0, 1, false},
-		{"held", 170, 0, 1, true},
-		{"running", 172, 0, 1, true},
-		{"oldestMillis", 173, 0, 1, true},
-		{"flow", 148, 0, 1, false},
+	166: {name: "QueueStatus", kind: kindComplex, elements: []schemaElement{
+		{"name", 192, 1, 1, false},
+		{"id", 192, 0, 1, false},
+		{"served", 188, 1, 1, true},
+		{"type", 167, 1, 1, false},
+		{"full", 131, 1, 1, false},
+		{"capacity", 191, 1, 1, true},
+		{"encoder", 126, 0, -1, false},
+		{"rule", 192, 0, 1, false},
+		{"ruleVersion", 190, 0, 1, false},
+		{"link", 144, 0, 1, false},
+		{"node", 192, 0, 1, false},
+		{"url", 192, 0, 1, false},
+		{"items", 191, 0, 1, true},
+		{"depth", 191, 0, 1, true},
+		{"itemsIn", 191, 0, 1, true},
+		{"itemsOut", 191, 0, 1, true},
+		{"dropped", 191, 0, 1, true},
+		{"refused", 191, 0, 1, true},
+		{"producersWait", 190, 0, 1, true},
+		{"takersWait", 190, 0, 1, true},
+		{"producer", 161, 0, -1, false},
+		{"taker", 161, 0, -1, false},
+		{"weight", 190, 0, 1, false},
+		{"held", 188, 0, 1, true},
+		{"running", 190, 0, 1, true},
+		{"oldestMillis", 191, 0, 1, true},
+		{"flow", 162, 0, 1, false},
 	}},
-	153: {name: "QueueType", kind: kindString, values: []string{"fifo", "priority", "lifo", "latest", "work", "broadcast"}},
-	154: {name: "Rejection", kind: kindComplex, elements: []schemaElement{
-		{"node", 174, 1, 1, false},
-		{"task", 174, 0, 1, false},
-		{"reason", 174, 1, 1, false},
+	167: {name: "QueueType", kind: kindString, values: []string{"fifo", "priority", "lifo", "latest", "work", "broadcast"}},
+	168: {name: "Rejection", kind: kindComplex, elements: []schemaElement{
+		{"node", 192, 1, 1, false},
+		{"task", 192, 0, 1, false},
+		{"reason", 192, 1, 1, false},
 	}},
-	155: {name: "Requirement", kind: kindComplex, attributes: []schemaAttribute{
-		{"property", 132, true},
-		{"equals", 174, false},
-		{"minimum", 133, false},
+	169: {name: "Requirement", kind: kindComplex, attributes: []schemaAttribute{
+		{"property", 146, true},
+		{"equals", 192, false},
+		{"minimum", 147, false},
 	}},
-	156: {name: "Resources", kind: kindComplex, elements: []schemaElement{
-		{"parameter", 136, 0, -1, false},
-		{"set", 95, 0, -1, false},
-		{"require", 155, 0, -1, false},
+	170: {name: "Resources", kind: kindComplex, elements: []schemaElement{
+		{"parameter", 150, 0, -1, false},
+		{"set", 109, 0, -1, false},
+		{"require", 169, 0, -1, false},
 	}, attributes: []schemaAttribute{
-		{"profile", 174, false},
-		{"version", 133, false},
-		{"cores", 133, false},
-		{"memory", 133, false},
+		{"profile", 192, false},
+		{"version", 147, false},
+		{"cores", 147, false},
+		{"memory", 147, false},
 	}},
-	157: {name: "Role", kind: kindString, values: []string{"backend", "frontend", "worker"}},
-	158: {name: "ServedQueue", kind: kindComplex, elements: []schemaElement{
-		{"id", 172, 1, 1, false},
-		{"name", 174, 1, 1, false},
-		{"type", 153, 1, 1, false},
-		{"full", 117, 1, 1, false},
-		{"capacity", 172, 1, 1, false},
-		{"encoder", 112, 0, -1, false},
-		{"link", 130, 0, 1, false},
-		{"rule", 174, 0, 1, false},
+	171: {name: "Role", kind: kindString, values: []string{"backend", "frontend", "worker"}},
+	172: {name: "ServedQueue", kind: kindComplex, elements: []schemaElement{
+		{"id", 190, 1, 1, false},
+		{"name", 192, 1, 1, false},
+		{"type", 167, 1, 1, false},
+		{"full", 131, 1, 1, false},
+		{"capacity", 190, 1, 1, false},
+		{"encoder", 126, 0, -1, false},
+		{"link", 144, 0, 1, false},
+		{"rule", 192, 0, 1, false},
 	}},
-	159: {name: "ServedQueueChange", kind: kindComplex, elements: []schemaElement{
-		{"id", 172, 1, 1, false},
-		{"type", 153, 0, 1, false},
-		{"full", 117, 0, 1, false},
-		{"capacity", 172, 0, 1, false},
-		{"encoders", 113, 0, 1, false},
-		{"rule", 174, 0, 1, true},
-		{"link", 130, 0, 1, false},
+	173: {name: "ServedQueueChange", kind: kindComplex, elements: []schemaElement{
+		{"id", 190, 1, 1, false},
+		{"type", 167, 0, 1, false},
+		{"full", 131, 0, 1, false},
+		{"capacity", 190, 0, 1, false},
+		{"encoders", 127, 0, 1, false},
+		{"rule", 192, 0, 1, true},
+		{"link", 144, 0, 1, false},
 	}},
-	160: {name: "Service", kind: kindComplex, elements: []schemaElement{
-		{"name", 174, 1, 1, false},
-		{"url", 174, 1, 1, false},
-		{"wsdl", 174, 1, 1, false},
-		{"node", 174, 0, 1, false},
-		{"description", 174, 0, 1, false},
+	174: {name: "Service", kind: kindComplex, elements: []schemaElement{
+		{"name", 192, 1, 1, false},
+		{"url", 192, 1, 1, false},
+		{"wsdl", 192, 1, 1, false},
+		{"node", 192, 0, 1, false},
+		{"description", 192, 0, 1, false},
 	}},
-	161: {name: "Source", kind: kindComplex, elements: []schemaElement{
-		{"file", 162, 1, -1, false},
-		{"flag", 174, 0, -1, false},
+	175: {name: "Source", kind: kindComplex, elements: []schemaElement{
+		{"file", 176, 1, -1, false},
+		{"flag", 192, 0, -1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 174, true},
-		{"language", 129, true},
+		{"name", 192, true},
+		{"language", 143, true},
 	}},
-	162: {name: "SourceFile", kind: kindComplex, elements: []schemaElement{
-		{"text", 174, 0, 1, false},
-		{"content", 98, 0, 1, false},
+	176: {name: "SourceFile", kind: kindComplex, elements: []schemaElement{
+		{"text", 192, 0, 1, false},
+		{"content", 112, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 174, false},
-		{"path", 174, false},
-		{"digest", 174, false},
+		{"name", 192, false},
+		{"path", 192, false},
+		{"digest", 192, false},
 	}},
-	163: {name: "Switch", kind: kindComplex, elements: []schemaElement{
-		{"channel", 172, 1, 1, true},
-		{"next", 172, 0, 1, true},
+	177: {name: "Switch", kind: kindComplex, elements: []schemaElement{
+		{"channel", 190, 1, 1, true},
+		{"next", 190, 0, 1, true},
 	}},
-	164: {name: "SwitchState", kind: kindComplex, elements: []schemaElement{
-		{"channel", 172, 1, 1, true},
-		{"written", 170, 1, 1, true},
-		{"read", 170, 1, 1, true},
+	178: {name: "SwitchState", kind: kindComplex, elements: []schemaElement{
+		{"channel", 190, 1, 1, true},
+		{"written", 188, 1, 1, true},
+		{"read", 188, 1, 1, true},
 	}},
-	165: {name: "Task", kind: kindComplex, elements: []schemaElement{
-		{"argument", 174, 0, -1, false},
-		{"environment", 95, 0, -1, false},
-		{"resources", 156, 0, 1, false},
-		{"input", 122, 0, -1, false},
-		{"output", 134, 0, -1, false},
+	179: {name: "Task", kind: kindComplex, elements: []schemaElement{
+		{"argument", 192, 0, -1, false},
+		{"environment", 109, 0, -1, false},
+		{"resources", 170, 0, 1, false},
+		{"input", 136, 0, -1, false},
+		{"output", 148, 0, -1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 174, true},
-		{"source", 174, false},
-		{"count", 133, false},
-		{"processor", 170, false},
+		{"name", 192, true},
+		{"source", 192, false},
+		{"count", 147, false},
+		{"processor", 188, false},
 	}},
-	166: {name: "Topology", kind: kindComplex, elements: []schemaElement{
-		{"parameter", 136, 0, -1, false},
-		{"set", 95, 0, -1, false},
-		{"graph", 118, 0, 1, false},
-		{"link", 130, 0, 1, false},
+	180: {name: "Topology", kind: kindComplex, elements: []schemaElement{
+		{"parameter", 150, 0, -1, false},
+		{"set", 109, 0, -1, false},
+		{"graph", 132, 0, 1, false},
+		{"link", 144, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"kind", 167, false},
-		{"profile", 174, false},
-		{"version", 133, false},
-		{"over", 174, false},
-		{"prefix", 174, false},
-		{"direction", 109, false},
-		{"queue", 174, false},
-		{"columns", 133, false},
-		{"rows", 133, false},
-		{"layers", 133, false},
-		{"dimensions", 133, false},
-		{"arity", 133, false},
-		{"levels", 133, false},
-		{"degree", 133, false},
-		{"probability", 145, false},
-		{"seed", 133, false},
+		{"kind", 181, false},
+		{"profile", 192, false},
+		{"version", 147, false},
+		{"over", 192, false},
+		{"prefix", 192, false},
+		{"direction", 123, false},
+		{"queue", 192, false},
+		{"columns", 147, false},
+		{"rows", 147, false},
+		{"layers", 147, false},
+		{"dimensions", 147, false},
+		{"arity", 147, false},
+		{"levels", 147, false},
+		{"degree", 147, false},
+		{"probability", 159, false},
+		{"seed", 147, false},
 	}},
-	167: {name: "TopologyKind", kind: kindString, values: []string{"line", "ring", "star", "tree", "complete", "mesh", "torus", "hypercube", "butterfly", "fatTree", "random", "smallWorld", "farm", "graph"}},
-	168: {name: "Wait", kind: kindComplex, elements: []schemaElement{
-		{"process", 172, 1, 1, true},
-		{"channel", 172, 1, 1, true},
-		{"enqueues", 170, 1, 1, true},
-		{"depth", 173, 1, 1, true},
-		{"capacity", 173, 1, 1, true},
+	181: {name: "TopologyKind", kind: kindString, values: []string{"line", "ring", "star", "tree", "complete", "mesh", "torus", "hypercube", "butterfly", "fatTree", "random", "smallWorld", "farm", "graph"}},
+	182: {name: "VMLimits", kind: kindComplex, elements: []schemaElement{
+		{"cpuPercent", 190, 0, 1, false},
+		{"disk", 191, 0, 1, false},
+		{"diskRate", 191, 0, 1, false},
+		{"networkRate", 191, 0, 1, false},
 	}},
-	169: {name: "base64Binary", kind: kindBase64},
-	170: {name: "boolean", kind: kindBoolean},
-	171: {name: "dateTime", kind: kindDateTime},
-	172: {name: "int", kind: kindInt},
-	173: {name: "long", kind: kindLong},
-	174: {name: "string", kind: kindString},
+	183: {name: "VMState", kind: kindString, values: []string{"created", "running", "suspended", "ended"}},
+	184: {name: "VMStatistics", kind: kindComplex, elements: []schemaElement{
+		{"cpuMillis", 191, 1, 1, true},
+		{"memory", 191, 1, 1, true},
+		{"disk", 191, 0, 1, true},
+		{"received", 191, 0, 1, true},
+		{"sent", 191, 0, 1, true},
+	}},
+	185: {name: "VirtualMachine", kind: kindComplex, elements: []schemaElement{
+		{"id", 192, 1, 1, false},
+		{"node", 192, 1, 1, false},
+		{"state", 183, 1, 1, false},
+		{"reason", 192, 0, 1, false},
+		{"image", 192, 0, 1, false},
+		{"imageName", 192, 0, 1, false},
+		{"accelerator", 192, 1, 1, false},
+		{"memory", 191, 1, 1, false},
+		{"limits", 182, 0, 1, false},
+		{"owner", 192, 0, 1, false},
+		{"created", 189, 0, 1, true},
+		{"console", 192, 0, 1, false},
+		{"statistics", 184, 0, 1, false},
+	}},
+	186: {name: "Wait", kind: kindComplex, elements: []schemaElement{
+		{"process", 190, 1, 1, true},
+		{"channel", 190, 1, 1, true},
+		{"enqueues", 188, 1, 1, true},
+		{"depth", 191, 1, 1, true},
+		{"capacity", 191, 1, 1, true},
+	}},
+	187: {name: "base64Binary", kind: kindBase64},
+	188: {name: "boolean", kind: kindBoolean},
+	189: {name: "dateTime", kind: kindDateTime},
+	190: {name: "int", kind: kindInt},
+	191: {name: "long", kind: kindLong},
+	192: {name: "string", kind: kindString},
 }
 
 // schemaPatterns are compiled when first needed; schemaType.pattern counts
@@ -1029,180 +1104,208 @@ func schemaRoot(name string) (int, bool) {
 		return 8, true
 	case "ChangeQueueResponse":
 		return 9, true
-	case "Dequeue":
+	case "CreateVM":
 		return 10, true
-	case "DequeueResponse":
+	case "CreateVMResponse":
 		return 11, true
-	case "DrainQueue":
+	case "Dequeue":
 		return 12, true
-	case "DrainQueueResponse":
+	case "DequeueResponse":
 		return 13, true
-	case "Enqueue":
+	case "DestroyVM":
 		return 14, true
-	case "EnqueueResponse":
+	case "DestroyVMResponse":
 		return 15, true
-	case "GetBlob":
+	case "DrainQueue":
 		return 16, true
-	case "GetBlobResponse":
+	case "DrainQueueResponse":
 		return 17, true
-	case "GetBroker":
+	case "Enqueue":
 		return 18, true
-	case "GetBrokerResponse":
+	case "EnqueueResponse":
 		return 19, true
-	case "GetChange":
+	case "GetBlob":
 		return 20, true
-	case "GetChangeResponse":
+	case "GetBlobResponse":
 		return 21, true
-	case "GetImage":
+	case "GetBroker":
 		return 22, true
-	case "GetImageResponse":
+	case "GetBrokerResponse":
 		return 23, true
-	case "GetJob":
+	case "GetChange":
 		return 24, true
-	case "GetJobResponse":
+	case "GetChangeResponse":
 		return 25, true
-	case "GetOutput":
+	case "GetImage":
 		return 26, true
-	case "GetOutputResponse":
+	case "GetImageResponse":
 		return 27, true
-	case "GetProfile":
+	case "GetJob":
 		return 28, true
-	case "GetProfileResponse":
+	case "GetJobResponse":
 		return 29, true
-	case "GetQuiet":
+	case "GetOutput":
 		return 30, true
-	case "GetQuietResponse":
+	case "GetOutputResponse":
 		return 31, true
-	case "GridFault":
+	case "GetProfile":
 		return 32, true
-	case "Heartbeat":
+	case "GetProfileResponse":
 		return 33, true
-	case "HeartbeatResponse":
+	case "GetQuiet":
 		return 34, true
-	case "Inspect":
+	case "GetQuietResponse":
 		return 35, true
-	case "InspectResponse":
+	case "GetVM":
 		return 36, true
-	case "Instantiate":
+	case "GetVMResponse":
 		return 37, true
-	case "InstantiateResponse":
+	case "GridFault":
 		return 38, true
-	case "Join":
+	case "Heartbeat":
 		return 39, true
-	case "JoinResponse":
+	case "HeartbeatResponse":
 		return 40, true
-	case "ListBlobs":
+	case "Inspect":
 		return 41, true
-	case "ListBlobsResponse":
+	case "InspectResponse":
 		return 42, true
-	case "ListImages":
+	case "Instantiate":
 		return 43, true
-	case "ListImagesResponse":
+	case "InstantiateResponse":
 		return 44, true
-	case "ListJobs":
+	case "Join":
 		return 45, true
-	case "ListJobsResponse":
+	case "JoinResponse":
 		return 46, true
-	case "ListNodes":
+	case "ListBlobs":
 		return 47, true
-	case "ListNodesResponse":
+	case "ListBlobsResponse":
 		return 48, true
-	case "ListProfiles":
+	case "ListImages":
 		return 49, true
-	case "ListProfilesResponse":
+	case "ListImagesResponse":
 		return 50, true
-	case "ListQueues":
+	case "ListJobs":
 		return 51, true
-	case "ListQueuesResponse":
+	case "ListJobsResponse":
 		return 52, true
-	case "ListServices":
+	case "ListNodes":
 		return 53, true
-	case "ListServicesResponse":
+	case "ListNodesResponse":
 		return 54, true
-	case "MakeQueue":
+	case "ListProfiles":
 		return 55, true
-	case "MakeQueueResponse":
+	case "ListProfilesResponse":
 		return 56, true
-	case "MoveJob":
+	case "ListQueues":
 		return 57, true
-	case "MoveJobResponse":
+	case "ListQueuesResponse":
 		return 58, true
-	case "OpenSocket":
+	case "ListServices":
 		return 59, true
-	case "OpenSocketResponse":
+	case "ListServicesResponse":
 		return 60, true
-	case "PeekQueue":
+	case "ListVMs":
 		return 61, true
-	case "PeekQueueResponse":
+	case "ListVMsResponse":
 		return 62, true
-	case "PlanJob":
+	case "MakeQueue":
 		return 63, true
-	case "PlanJobResponse":
+	case "MakeQueueResponse":
 		return 64, true
-	case "PutBlob":
+	case "MoveJob":
 		return 65, true
-	case "PutBlobResponse":
+	case "MoveJobResponse":
 		return 66, true
-	case "Query":
+	case "OpenSocket":
 		return 67, true
-	case "QueryResponse":
+	case "OpenSocketResponse":
 		return 68, true
-	case "ReadStream":
+	case "PeekQueue":
 		return 69, true
-	case "ReadStreamResponse":
+	case "PeekQueueResponse":
 		return 70, true
-	case "Register":
+	case "PlanJob":
 		return 71, true
-	case "RegisterImage":
+	case "PlanJobResponse":
 		return 72, true
-	case "RegisterImageResponse":
+	case "PutBlob":
 		return 73, true
-	case "RegisterProfile":
+	case "PutBlobResponse":
 		return 74, true
-	case "RegisterProfileResponse":
+	case "Query":
 		return 75, true
-	case "RegisterResponse":
+	case "QueryResponse":
 		return 76, true
-	case "RemoveEdge":
+	case "ReadStream":
 		return 77, true
-	case "RemoveEdgeResponse":
+	case "ReadStreamResponse":
 		return 78, true
-	case "RemoveImage":
+	case "Register":
 		return 79, true
-	case "RemoveImageResponse":
+	case "RegisterImage":
 		return 80, true
-	case "RemoveQueue":
+	case "RegisterImageResponse":
 		return 81, true
-	case "RemoveQueueResponse":
+	case "RegisterProfile":
 		return 82, true
-	case "Report":
+	case "RegisterProfileResponse":
 		return 83, true
-	case "ReportResponse":
+	case "RegisterResponse":
 		return 84, true
-	case "RewireEdge":
+	case "RemoveEdge":
 		return 85, true
-	case "RewireEdgeResponse":
+	case "RemoveEdgeResponse":
 		return 86, true
-	case "StatBlob":
+	case "RemoveImage":
 		return 87, true
-	case "StatBlobResponse":
+	case "RemoveImageResponse":
 		return 88, true
-	case "SubmitJob":
+	case "RemoveQueue":
 		return 89, true
-	case "SubmitJobResponse":
+	case "RemoveQueueResponse":
 		return 90, true
-	case "Terminate":
+	case "Report":
 		return 91, true
-	case "TerminateResponse":
+	case "ReportResponse":
 		return 92, true
-	case "WaitJob":
+	case "ResumeVM":
 		return 93, true
-	case "WaitJobResponse":
+	case "ResumeVMResponse":
 		return 94, true
+	case "RewireEdge":
+		return 95, true
+	case "RewireEdgeResponse":
+		return 96, true
+	case "StatBlob":
+		return 97, true
+	case "StatBlobResponse":
+		return 98, true
+	case "StopVM":
+		return 99, true
+	case "StopVMResponse":
+		return 100, true
+	case "SubmitJob":
+		return 101, true
+	case "SubmitJobResponse":
+		return 102, true
+	case "SuspendVM":
+		return 103, true
+	case "SuspendVMResponse":
+		return 104, true
+	case "Terminate":
+		return 105, true
+	case "TerminateResponse":
+		return 106, true
+	case "WaitJob":
+		return 107, true
+	case "WaitJobResponse":
+		return 108, true
 	case "job":
-		return 124, true
+		return 138, true
 	case "queueLimits":
-		return 150, true
+		return 164, true
 	}
 	return 0, false
 }

@@ -24,7 +24,7 @@ const Namespace = "urn:mvm:1"
 
 // Documents are the published WSDLs and the schemas they include, by file name.
 //
-//go:embed bootstrap.wsdl broker.wsdl image.wsdl queue.wsdl information.wsdl grid.xsd profile.xsd
+//go:embed bootstrap.wsdl broker.wsdl image.wsdl queue.wsdl information.wsdl vm.wsdl grid.xsd profile.xsd
 var Documents embed.FS
 
 // Operation is one row of a dispatch table. Request and answer are pointers to

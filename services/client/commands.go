@@ -27,6 +27,7 @@ func Commands(images ImageMaker) []*cobra.Command {
 		outputCommand(),
 		cancelCommand(),
 		queueCommand(),
+		vmCommand(),
 		nodesCommand(),
 		profilesCommand(),
 		imageCommand(images),

@@ -24,7 +24,7 @@ import (
 func FuzzServer(f *testing.F) {
 	grid := &fakeGrid{base: func() string { return "http://x" }, jobs: map[string]*wsdl.SubmitJob{}, blobs: map[string][]byte{}}
 	var contracts []wsdl.Contract
-	for _, c := range []wsdl.Contract{wsdl.BootstrapContract(grid), wsdl.BrokerContract(grid), wsdl.ImageContract(grid), wsdl.QueueContract(grid), wsdl.InformationContract(grid)} {
+	for _, c := range []wsdl.Contract{wsdl.BootstrapContract(grid), wsdl.BrokerContract(grid), wsdl.ImageContract(grid), wsdl.QueueContract(grid), wsdl.InformationContract(grid), wsdl.VMContract(nil)} {
 		for i := range c.Operations {
 			o := &c.Operations[i]
 			o.Call = func(context.Context, any) (any, error) {

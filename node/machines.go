@@ -1,0 +1,538 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"mvm/osvm"
+	"mvm/osvm/guest"
+	"mvm/services/image"
+	"mvm/wsdl"
+)
+
+// machines is the node's vm service: the OS-level VMs of this machine, which a
+// Host keeps. A VM that was made for a person is the ledger's business only in
+// that its memory is not there for attempts; one that was made for an attempt is
+// booked with it.
+type machines struct {
+	wsdl.VMWithoutContext
+	node *Node
+}
+
+var _ wsdl.VMPortType = (*machines)(nil)
+
+// Machines is the node's vm service. It serves from New on.
+func (n *Node) Machines() wsdl.VMContext {
+	v := &machines{node: n}
+	v.Server = v
+	return v
+}
+
+const (
+	vmPins       = "vm:"            // before the id: who pins an image's blobs for a VM
+	makeLimit    = 10 * time.Minute // for a VM to be made, its image's way here included
+	defaultGrace = 10 * time.Second
+	longestGrace = time.Minute
+)
+
+// making is a VM that is being made: who asks for it again waits for the same.
+type making struct {
+	wish string // what it is to be
+	done chan struct{}
+	vm   *osvm.Machine
+	err  error
+}
+
+// openHost finds QEMU and opens the VMs of this machine: those of an earlier life
+// are taken over. Whatever is wrong with them, the node does without.
+func (n *Node) openHost() error {
+	if n.config.Accelerator == "" {
+		n.hostless = "it was started without (--accelerator none)"
+		return nil
+	}
+	q, err := osvm.Probe(n.living)
+	switch {
+	case errors.Is(err, osvm.ErrNone):
+		n.hostless = err.Error()
+		return nil
+	case err != nil:
+		n.hostless = "its QEMU does not work: " + err.Error()
+		n.log.WithError(err).Warn("QEMU is installed but does not work")
+		return nil
+	}
+	n.qemu = q.Version
+	host, err := osvm.NewHost(n.living, osvm.HostConfig{
+		Dir: filepath.Join(n.folders.root, "vm"), Templates: n.config.VMTemplates, QEMU: q, Accelerator: n.config.Accelerator, Log: n.log.Logger,
+	})
+	if err != nil {
+		n.hostless = err.Error()
+		n.log.WithError(err).Warn("there can be no VMs on this node")
+		return nil
+	}
+	n.host = host
+	for _, m := range host.List() {
+		go n.attend(m)
+	}
+	for _, owner := range n.images.Owners() {
+		if id, ours := strings.CutPrefix(owner, vmPins); ours {
+			if _, err := host.Get(id); err != nil {
+				if err := n.images.Unpin(owner); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// closeHost lets the VMs run on for the node's next life, or ends them with a node
+// that has none.
+func (n *Node) closeHost() {
+	if n.host == nil {
+		return
+	}
+	if n.config.EndVMs {
+		for _, m := range n.host.List() {
+			if err := n.destroy(m); err != nil {
+				n.log.WithError(err).Warn("a VM is left")
+			}
+		}
+	}
+	if err := n.host.Close(); err != nil {
+		n.log.WithError(err).Warn("the VMs are not let go")
+	}
+}
+
+// accelerator is what VMs run with here, "" where there are none.
+func (n *Node) accelerator() string {
+	if n.host == nil {
+		return ""
+	}
+	return string(n.host.Accelerator())
+}
+
+// attend has the memory of a VM be free once it has ended.
+func (n *Node) attend(m *osvm.Machine) {
+	<-m.Ended()
+	n.booked()
+}
+
+// vmMemory is what VMs that no attempt has booked take, in MiB.
+func (n *Node) vmMemory() int64 {
+	var sum int64
+	if n.host != nil {
+		for _, m := range n.host.List() {
+			if m.Owner == "" && m.State() != osvm.Ended {
+				sum += int64(m.MemoryMiB)
+			}
+		}
+	}
+	return sum
+}
+
+// find is one of this node's VMs.
+func (v *machines) find(ctx context.Context, id string) (*osvm.Machine, error) {
+	host, err := v.host(ctx)
+	if err != nil {
+		return nil, err
+	}
+	m, err := host.Get(id)
+	if err != nil {
+		return nil, wsdl.NewFault(wsdl.FaultCodeNotFound, fmt.Sprintf("node %s has no VM %.80q", v.node.id, id), "`mvm vm ls` lists those of all nodes")
+	}
+	return m, nil
+}
+
+// host is what keeps the VMs, or a fault that names nodes which have some.
+func (v *machines) host(ctx context.Context) (*osvm.Host, error) {
+	if v.node.host != nil {
+		return v.node.host, nil
+	}
+	fault := wsdl.NewFault(wsdl.FaultCodeWrongNode, fmt.Sprintf("node %s has no VMs: %s", v.node.id, v.node.hostless), "install QEMU on a node of the grid (Debian: qemu-system-x86) and start it again")
+	var others []string
+	for _, other := range v.others(ctx) {
+		if fault.Address == "" {
+			fault.Address = other.Url + "/services/vm"
+		}
+		others = append(others, other.Id+" ("+other.Url+")")
+	}
+	if len(others) > 0 {
+		fault.Advice = "ask a node that can have VMs: " + strings.Join(others, ", ")
+	}
+	return nil, fault
+}
+
+// others are nodes that can have VMs, as far as the broker says so at once.
+func (v *machines) others(ctx context.Context) []*wsdl.Node {
+	const patience, most = 2 * time.Second, 5
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	answer, err := wsdl.NewBrokerClient(v.node.caller, v.node.brokerURL()).ListNodesContext(ctx, &wsdl.ListNodes{})
+	if err != nil {
+		return nil
+	}
+	able := slices.DeleteFunc(answer.Node, func(n *wsdl.Node) bool { return n == nil || n.Accelerator == "" || n.State != "up" })
+	return able[:min(len(able), most)]
+}
+
+// tell is a VM as the contract has it.
+func (v *machines) tell(m *osvm.Machine) *wsdl.VirtualMachine {
+	state := m.State()
+	vm := &wsdl.VirtualMachine{
+		Id: m.ID, Node: v.node.id, State: wsdl.Of(wsdl.VMState(state)), Image: m.ImageDigest, ImageName: m.ImageName,
+		Accelerator: string(m.Accelerator), Memory: int64(m.MemoryMiB), Owner: m.Owner, Created: wsdl.Date(m.Created),
+		Console: m.Console().Holder(),
+	}
+	if reason := m.Reason(); state == osvm.Ended && reason != nil {
+		vm.Reason = reason.Error()
+	}
+	if l := m.Limits; l != (osvm.Limits{}) {
+		vm.Limits = &wsdl.VMLimits{CpuPercent: int32(l.CPUs*100 + 0.5), Disk: int64(l.DiskMiB), DiskRate: l.DiskBytesPerSecond >> 10, NetworkRate: l.NetworkBytesPerSecond >> 10}
+	}
+	return vm
+}
+
+func (v *machines) ListVMsContext(context.Context, *wsdl.ListVMs) (*wsdl.ListVMsResponse, error) {
+	response := &wsdl.ListVMsResponse{}
+	if v.node.host != nil {
+		for _, m := range v.node.host.List() {
+			response.Vm = append(response.Vm, v.tell(m))
+		}
+	}
+	return response, nil
+}
+
+func (v *machines) GetVMContext(ctx context.Context, r *wsdl.GetVM) (*wsdl.GetVMResponse, error) {
+	m, err := v.find(ctx, r.Id)
+	if err != nil {
+		return nil, err
+	}
+	return &wsdl.GetVMResponse{Vm: v.tell(m)}, nil
+}
+
+// CreateVMContext makes a VM, or finds it made. The making goes on when the caller
+// is gone, for whoever calls again with its id; without one it is undone then.
+func (v *machines) CreateVMContext(ctx context.Context, r *wsdl.CreateVM) (*wsdl.CreateVMResponse, error) {
+	if _, err := v.host(ctx); err != nil {
+		return nil, err
+	}
+	order, err := orderOf(r)
+	if err != nil {
+		return nil, err
+	}
+	made, err := v.make(order, r)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-made.done:
+	case <-ctx.Done():
+		if r.Id == "" {
+			go v.forsake(made)
+		}
+		return nil, wsdl.NewFault(wsdl.FaultCodeTimeout, "the caller did not wait for the VM", "call again: with an id it joins what is under way")
+	}
+	if made.err != nil {
+		return nil, made.err
+	}
+	return &wsdl.CreateVMResponse{Vm: v.tell(made.vm)}, nil
+}
+
+// orderOf is what a request asks of the machine, all but the image.
+func orderOf(r *wsdl.CreateVM) (osvm.Order, error) {
+	const most = 1 << 40 // of any limit: it then fits wherever it is multiplied
+	order := osvm.Order{ID: r.Id, MemoryMiB: int(r.Memory), Template: true}
+	if order.ID == "" {
+		order.ID = "vm-" + random(4)
+	}
+	if !osvm.ValidID(order.ID) {
+		return order, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("%.80q cannot be the id of a VM", order.ID), "write a letter or digit, then up to 62 letters, digits, '_', '.' or '-'")
+	}
+	numbers := []int64{r.Memory}
+	if l := r.Limits; l != nil {
+		numbers = append(numbers, int64(l.CpuPercent), l.Disk, l.DiskRate, l.NetworkRate)
+		order.Limits = osvm.Limits{CPUs: float64(l.CpuPercent) / 100, DiskMiB: int(l.Disk), DiskBytesPerSecond: l.DiskRate << 10, NetworkBytesPerSecond: l.NetworkRate << 10}
+	}
+	for _, number := range numbers {
+		if number < 0 || number > most {
+			return order, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("a VM cannot have a memory or limit of %d", number), "leave out what is not to be limited")
+		}
+	}
+	return order, nil
+}
+
+// make begins to make a VM unless it is there or being made, which it must be as
+// it is wished now.
+func (v *machines) make(order osvm.Order, r *wsdl.CreateVM) (*making, error) {
+	n := v.node
+	wish := fmt.Sprint(r.Image, order.MemoryMiB, order.Limits)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.living.Err() != nil {
+		return nil, wsdl.NewFault(wsdl.FaultCodeUnavailable, "node "+n.id+" shuts down", "ask another node")
+	}
+	if under := n.makings[order.ID]; under != nil {
+		if under.wish != wish {
+			return nil, differs(order.ID, n.id)
+		}
+		return under, nil
+	}
+	if m, err := n.host.Get(order.ID); err == nil {
+		if m.Owner != "" || m.ImageName != r.Image && m.ImageDigest != r.Image && imageName(m.ImageName) != r.Image ||
+			order.MemoryMiB != 0 && order.MemoryMiB != m.MemoryMiB || order.Limits != m.Limits {
+			return nil, differs(order.ID, n.id)
+		}
+		done := make(chan struct{})
+		close(done)
+		return &making{done: done, vm: m}, nil
+	}
+	made := &making{wish: wish, done: make(chan struct{})}
+	n.makings[order.ID] = made
+	n.running.Go(func() {
+		made.vm, made.err = v.create(order, r)
+		n.mu.Lock()
+		delete(n.makings, order.ID)
+		n.mu.Unlock()
+		close(made.done)
+	})
+	return made, nil
+}
+
+func differs(id, node string) error {
+	return wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("node %s has a VM %q already, and not as it is wished now", node, id), "choose another id, or destroy that VM first")
+}
+
+// imageName is NAME of NAME@VERSION.
+func imageName(text string) string {
+	name, _, _ := strings.Cut(text, "@")
+	return name
+}
+
+// forsake removes what was made for a caller that is gone.
+func (v *machines) forsake(made *making) {
+	<-made.done
+	if made.err == nil {
+		if err := v.node.destroy(made.vm); err != nil {
+			v.node.log.WithError(err).Warn("a VM that nobody waited for is left")
+		}
+	}
+}
+
+// create makes a VM and starts it, or leaves nothing.
+func (v *machines) create(order osvm.Order, r *wsdl.CreateVM) (_ *osvm.Machine, err error) {
+	n := v.node
+	ctx, cancel := context.WithTimeout(n.living, makeLimit)
+	defer cancel()
+	pins := vmPins + order.ID
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.images.Unpin(pins))
+			err = v.refusal(order.ID, err)
+		}
+	}()
+	if order.Image, err = v.image(ctx, r.Image, pins); err != nil {
+		return nil, err
+	}
+	if order.MemoryMiB == 0 {
+		order.MemoryMiB = max(order.Image.LeastMemoryMiB, osvm.LeastMemoryMiB)
+	}
+	n.mu.Lock()
+	free := n.ledger.free().Memory
+	n.mu.Unlock()
+	if int64(order.MemoryMiB) > free {
+		return nil, wsdl.NewFault(wsdl.FaultCodeBusy, fmt.Sprintf("node %s has %d MiB of memory free, and the VM is to have %d", n.id, free, order.MemoryMiB), "ask for less, or for another node")
+	}
+	m, err := n.host.Create(ctx, order)
+	if err != nil {
+		return nil, err
+	}
+	n.booked()
+	go n.attend(m)
+	if !r.Suspended {
+		if err := v.start(ctx, m); err != nil {
+			return nil, errors.Join(err, n.destroy(m))
+		}
+	}
+	return m, nil
+}
+
+// start has a VM begin to run, as a guest of its own.
+func (v *machines) start(ctx context.Context, m *osvm.Machine) error {
+	session, err := m.Start(ctx, guest.Identity{})
+	if err != nil {
+		return err
+	}
+	return session.Close()
+}
+
+// image makes a registered image files of this node, pinned.
+func (v *machines) image(ctx context.Context, name, pins string) (osvm.Image, error) {
+	n := v.node
+	n.mu.Lock()
+	service := wsdl.NewImageClient(n.caller, n.url+"/services/image")
+	n.mu.Unlock()
+	var of osvm.Image
+	request, err := imageNamed(ctx, service, name)
+	if err != nil {
+		return of, err
+	}
+	answer, err := service.GetImageContext(ctx, request)
+	if err != nil {
+		return of, err
+	}
+	files, err := n.images.Files(ctx, n.http, answer.Source, answer.Image.Digest, pins)
+	if err != nil {
+		return of, err
+	}
+	of = osvm.Image{
+		Name: fmt.Sprintf("%s@%d", answer.Image.Name, answer.Image.Version), Digest: files.Digest, CommandLine: files.Manifest.CommandLine,
+		Kernel: files.Path(image.Kernel), Initrd: files.Path(image.Initrd), LeastMemoryMiB: files.Manifest.LeastMemory,
+	}
+	if of.Kernel == "" || of.Initrd == "" {
+		return of, wsdl.NewFault(wsdl.FaultCodeUnsupported, fmt.Sprintf("the image %s starts from its disk, which VMs here do not yet", of.Name), "choose an image with a kernel and an initial file system")
+	}
+	return of, nil
+}
+
+// imageNamed says which image NAME, NAME@VERSION or a digest is.
+func imageNamed(ctx context.Context, service *wsdl.ImageClient, name string) (*wsdl.GetImage, error) {
+	if !strings.Contains(name, ":") {
+		name, version, given := strings.Cut(name, "@")
+		number, err := strconv.ParseInt(version, 10, 32)
+		if given && (err != nil || number < 1) {
+			return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("the image %q has no version %q", name, version), "write NAME or NAME@NUMBER; `mvm image ls` lists them")
+		}
+		return &wsdl.GetImage{Name: name, Version: int32(number)}, nil
+	}
+	answer, err := service.ListImagesContext(ctx, &wsdl.ListImages{})
+	if err != nil {
+		return nil, err
+	}
+	for _, i := range answer.Image {
+		if i != nil && i.Digest == name {
+			return &wsdl.GetImage{Name: i.Name, Version: i.Version}, nil
+		}
+	}
+	return nil, wsdl.NewFault(wsdl.FaultCodeNotFound, fmt.Sprintf("no image with the digest %s is registered", name), "`mvm image ls` lists those that are")
+}
+
+// refusal is why a VM is not made, as a fault.
+func (v *machines) refusal(id string, err error) error {
+	var fault *wsdl.Fault
+	switch {
+	case errors.As(err, &fault):
+		return err
+	case errors.Is(err, osvm.ErrOrder):
+		return wsdl.NewFault(wsdl.FaultCodeInvalidRequest, err.Error(), "ask for it otherwise")
+	case isFull(err):
+		return wsdl.NewFault(wsdl.FaultCodeBusy, fmt.Sprintf("VM %s: the disk of node %s is full: %v", id, v.node.id, err), "free some space there, or ask another node")
+	case errors.Is(err, context.DeadlineExceeded):
+		return wsdl.NewFault(wsdl.FaultCodeTimeout, fmt.Sprintf("VM %s was not made in %v: %v", id, makeLimit, err), "look into the node's log")
+	}
+	return wsdl.NewFault(wsdl.FaultCodeUnavailable, err.Error(), "look into the log of node "+v.node.id)
+}
+
+// turn has a VM go on or stand still; state is the one in which nothing is to do.
+func (v *machines) turn(ctx context.Context, id string, state osvm.State, do func(ctx context.Context, m *osvm.Machine) error) (*wsdl.VirtualMachine, error) {
+	m, err := v.find(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	switch now := m.State(); {
+	case now == osvm.Ended:
+		return nil, v.ended(m)
+	case now == osvm.Created && state == osvm.Suspended:
+		return nil, wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("the VM %s has not begun to run", m.ID), "`mvm vm resume` starts it")
+	case now == state:
+		return v.tell(m), nil
+	}
+	if err := do(ctx, m); err != nil {
+		if m.State() == osvm.Ended {
+			return nil, v.ended(m)
+		}
+		return nil, v.refusal(id, err)
+	}
+	return v.tell(m), nil
+}
+
+func (v *machines) ended(m *osvm.Machine) error {
+	return wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("the VM %s has ended: %v", m.ID, m.Reason()), "destroy it, and create another")
+}
+
+func (v *machines) SuspendVMContext(ctx context.Context, r *wsdl.SuspendVM) (*wsdl.SuspendVMResponse, error) {
+	vm, err := v.turn(ctx, r.Id, osvm.Suspended, func(ctx context.Context, m *osvm.Machine) error { return m.Suspend(ctx) })
+	return &wsdl.SuspendVMResponse{Vm: vm}, err
+}
+
+func (v *machines) ResumeVMContext(ctx context.Context, r *wsdl.ResumeVM) (*wsdl.ResumeVMResponse, error) {
+	vm, err := v.turn(ctx, r.Id, osvm.Running, func(ctx context.Context, m *osvm.Machine) error {
+		if m.State() == osvm.Created {
+			return v.start(ctx, m)
+		}
+		return m.Resume(ctx)
+	})
+	return &wsdl.ResumeVMResponse{Vm: vm}, err
+}
+
+// mine refuses what would end an attempt's VM behind the back of its job.
+func mine(m *osvm.Machine, force bool) error {
+	if m.Owner != "" && !force {
+		return wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("the VM %s belongs to %s, which would fail by that", m.ID, m.Owner), "cancel the job, or say force (--force)")
+	}
+	return nil
+}
+
+func (v *machines) StopVMContext(ctx context.Context, r *wsdl.StopVM) (*wsdl.StopVMResponse, error) {
+	m, err := v.find(ctx, r.Id)
+	if err == nil {
+		err = mine(m, r.Force)
+	}
+	if err != nil {
+		return nil, err
+	}
+	grace := defaultGrace
+	if r.GraceMillis != nil {
+		grace = min(max(0, millis(*r.GraceMillis)), longestGrace)
+	}
+	if m.State() != osvm.Ended {
+		ctx, cancel := context.WithTimeout(ctx, grace)
+		defer cancel()
+		if err := m.Stop(ctx); err != nil {
+			return nil, v.refusal(r.Id, err)
+		}
+		v.node.booked()
+	}
+	return &wsdl.StopVMResponse{Vm: v.tell(m)}, nil
+}
+
+func (v *machines) DestroyVMContext(ctx context.Context, r *wsdl.DestroyVM) (*wsdl.DestroyVMResponse, error) {
+	m, err := v.find(ctx, r.Id)
+	if err == nil {
+		err = mine(m, r.Force)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := v.node.destroy(m); err != nil {
+		return nil, v.refusal(r.Id, err)
+	}
+	return &wsdl.DestroyVMResponse{}, nil
+}
+
+// destroy ends a VM and lets go of its image.
+func (n *Node) destroy(m *osvm.Machine) error {
+	err := errors.Join(m.Destroy(), n.images.Unpin(vmPins+m.ID))
+	n.booked()
+	return err
+}
+
+// booked tells the ledger, and by it the grid, what VMs take.
+func (n *Node) booked() {
+	n.step(vmsTake{n.vmMemory()})
+}
