@@ -64,7 +64,7 @@ func operations() []string {
 // it can have answered.
 func told() map[string]string {
 	return map[string]string{
-		"import": "; 4 nodes", "follow": "succeeded", "output": "11.01 years", "blob": fmt.Sprint(blobSize, " bytes"),
+		"import": "; 4 nodes, 0 VMs", "follow": "succeeded", "output": "11.01 years", "blob": fmt.Sprint(blobSize, " bytes"),
 		"queue": "WHO IS THERE", "fault": `: SubmitJob/job/task[1]/@count: "many"`, "cancel": "enough slept",
 	}
 }

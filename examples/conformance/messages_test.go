@@ -24,7 +24,7 @@ import (
 	"mvm/wsdl"
 )
 
-// services are the five published contracts, by name.
+// services are the published contracts, by name.
 func services(t *testing.T) map[string]*wsi.Service {
 	t.Helper()
 	var elements []string
@@ -38,7 +38,7 @@ func services(t *testing.T) map[string]*wsi.Service {
 		}
 	}
 	found := map[string]*wsi.Service{}
-	for _, name := range []string{"bootstrap", "broker", "image", "queue", "information"} {
+	for _, name := range []string{"bootstrap", "broker", "image", "queue", "information", "vm"} {
 		service, violations := wsi.Description(published(t, name+".wsdl"), elements)
 		for _, v := range violations {
 			t.Errorf("%s.wsdl: %s", name, v)

@@ -12,7 +12,7 @@ services=$grid/services
 
 # -c: C. The type map names the prefix of urn:mvm:1.
 wsdl2h -c -t "$here/typemap.dat" -o "$folder/grid.h" \
-	"$services/bootstrap?wsdl" "$services/broker?wsdl" "$services/image?wsdl" "$services/queue?wsdl" "$services/information?wsdl"
+	"$services/bootstrap?wsdl" "$services/broker?wsdl" "$services/image?wsdl" "$services/queue?wsdl" "$services/information?wsdl" "$services/vm?wsdl"
 # -C: a client. -s: strict, what does not fit the schema is an error.
 soapcpp2 -c -C -s -w -x -L -d "$folder" "$folder/grid.h"
 ${CC:-gcc} -std=gnu11 -Wall -Wextra -I "$folder" -o "$folder/grid" "$here/grid.c" "$folder/soapC.c" "$folder/soapClient.c" -lgsoap -lcrypto

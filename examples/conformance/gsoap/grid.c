@@ -283,14 +283,18 @@ int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);
 
     /* Every service is where the first one says it is. */
-    char *bootstrap = print("%s/services/bootstrap", argv[1]), *information = NULL;
+    char *bootstrap = print("%s/services/bootstrap", argv[1]), *information = NULL, *vm = NULL;
     struct _mvm__ListServicesResponse services;
     call(bootstrap, ListServices, &services);
     for (int i = 0; i < services.__sizeservice; i++)
         if (!strcmp(services.service[i].name, "information")) information = services.service[i].url;
+    for (int i = 0; i < services.__sizeservice; i++)
+        if (!strcmp(services.service[i].name, "vm")) vm = services.service[i].url;
     struct _mvm__QueryResponse nodes;
     call(information, Query, &nodes);
-    printf("import: %d services; %d nodes\n", services.__sizeservice, nodes.__sizenode);
+    struct _mvm__ListVMsResponse vms;
+    call(vm, ListVMs, &vms);
+    printf("import: %d services; %d nodes, %d VMs\n", services.__sizeservice, nodes.__sizenode, vms.__sizevm);
 
     struct _mvm__GetBrokerResponse where;
     call(bootstrap, GetBroker, &where);

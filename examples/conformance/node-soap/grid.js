@@ -50,10 +50,10 @@ async function main() {
   const bootstrap = await bind("Bootstrap", grid + "/services/bootstrap?wsdl");
   const services = {};
   for (const { name, wsdl } of (await bootstrap.ListServices()).service) {
-    services[name] = await bind(name[0].toUpperCase() + name.slice(1), wsdl);
+    services[name] = await bind(name === "vm" ? "VM" : name[0].toUpperCase() + name.slice(1), wsdl);
   }
   const nodes = (await services.information.Query()).node;
-  console.log(`import: ${Object.keys(services).sort().join(" ")}; ${nodes.length} nodes`);
+  console.log(`import: ${Object.keys(services).sort().join(" ")}; ${nodes.length} nodes, ${list((await services.vm.ListVMs())?.vm).length} VMs`);
 
   const where = await bootstrap.GetBroker();
   const broker = await bind("Broker", where.url + "?wsdl");

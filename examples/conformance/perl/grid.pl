@@ -77,7 +77,8 @@ sub save {
 my $bootstrap = bind_service("$grid/services/bootstrap?wsdl");
 my %services  = map { $_->{name} => bind_service($_->{wsdl}) } call($bootstrap, 'ListServices')->valueof('//service');
 my @nodes     = call($services{information}, 'Query')->valueof('//node');
-print 'import: ', join(' ', sort keys %services), '; ', scalar @nodes, " nodes\n";
+my @vms       = call($services{vm}, 'ListVMs')->valueof('//vm');
+print 'import: ', join(' ', sort keys %services), '; ', scalar @nodes, ' nodes, ', scalar @vms, " VMs\n";
 
 my $where  = call($bootstrap, 'GetBroker')->valueof('//GetBrokerResponse');
 my $broker = bind_service("$where->{url}?wsdl");

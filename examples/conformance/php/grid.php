@@ -94,7 +94,8 @@ foreach ($bootstrap->ListServices()->service as $service) {
 }
 ksort($services);
 $nodes = $services['information']->Query()->node;
-echo 'import: ', implode(' ', array_keys($services)), '; ', count($nodes), " nodes\n";
+$vms = $services['vm']->ListVMs()->vm ?? [];
+echo 'import: ', implode(' ', array_keys($services)), '; ', count($nodes), ' nodes, ', count($vms), " VMs\n";
 
 $where = $bootstrap->GetBroker();
 $broker = bind("$where->url?wsdl");

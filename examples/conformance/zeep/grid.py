@@ -80,9 +80,11 @@ clients = {}
 
 # Every service's WSDL, from where the first one says it is.
 bootstrap = bind("Bootstrap", grid + "/services/bootstrap?wsdl")
-services = {s.name: bind(s.name.capitalize(), s.wsdl) for s in bootstrap.ListServices()}
+names = {"vm": "VM"}
+services = {s.name: bind(names.get(s.name, s.name.capitalize()), s.wsdl) for s in bootstrap.ListServices()}
 nodes = services["information"].Query()
-print(f"import: {' '.join(sorted(services))}; {len(nodes)} nodes")
+vms = services["vm"].ListVMs()
+print(f"import: {' '.join(sorted(services))}; {len(nodes)} nodes, {len(vms)} VMs")
 
 where = bootstrap.GetBroker()
 broker = bind("Broker", where.url + "?wsdl")
