@@ -3,6 +3,9 @@ package osvm_test
 import (
 	"context"
 	"io"
+	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -122,6 +125,17 @@ func TestTwoAutonomousHosts(t *testing.T) {
 
 	t.Run("rules", func(t *testing.T) {
 		for id, m := range machines {
+			for _, group := range m.Groups() {
+				procs, err := os.ReadFile(filepath.Join(group, "cgroup.procs"))
+				if err != nil || strings.TrimSpace(string(procs)) != strconv.Itoa(m.PID()) {
+					t.Errorf("%s: in its control group %s are %q, %v", id, group, procs, err)
+				}
+				for _, file := range []string{"memory.limit_in_bytes", "memory.max"} {
+					if text, err := os.ReadFile(filepath.Join(group, file)); err == nil && strings.TrimSpace(string(text)) != strconv.Itoa(384<<20) {
+						t.Errorf("%s: %s is %s", id, file, text)
+					}
+				}
+			}
 			if m.Limits != limits[id] || m.Owner != "owner of "+id {
 				t.Errorf("%s has %+v of %q", id, m.Limits, m.Owner)
 			}

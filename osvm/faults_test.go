@@ -3,8 +3,11 @@ package osvm_test
 import (
 	"context"
 	"errors"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -16,13 +19,14 @@ import (
 
 	"mvm/osvm"
 	"mvm/osvm/guest"
+	"mvm/osvm/link"
 	"mvm/osvm/vmtest"
 )
 
 // TestKilledMachine has QEMU killed from outside: the machine is listed with the
 // reason, answers nothing, and can be removed.
 func TestKilledMachine(t *testing.T) {
-	folder := t.TempDir()
+	folder := filepath.Join(t.TempDir(), strings.Repeat("longer than the path of a socket", 4))
 	h := vmtest.HostIn(t, folder)
 	m := vmtest.Machine(t, h, "one")
 	agent := vmtest.Start(t, m)
@@ -101,6 +105,64 @@ func TestGuestThatHangs(t *testing.T) {
 	}
 	if agent := vmtest.Start(t, m); vmtest.Call[guest.Greeting](t, agent, "Hello", guest.Nothing{}).Hostname != "one" {
 		t.Error("it is another one, once it runs")
+	}
+}
+
+// TestGuestThatFloods has a guest that sends without end what nobody reads, and
+// writes without end to its console: it costs the host a bounded memory, and other
+// machines do not notice.
+func TestGuestThatFloods(t *testing.T) {
+	h := vmtest.Host(t)
+	one, two := vmtest.Machine(t, h, "one"), vmtest.Machine(t, h, "two")
+	floods, other := vmtest.Start(t, one), vmtest.Start(t, two)
+	out := shell(t, floods, `busybox ifconfig lo 127.0.0.1 up
+(busybox yes >/dev/console 2>&1 &)
+busybox nc -ll -p 9000 -e busybox cat /dev/zero >/dev/null 2>&1 </dev/null & sleep 0`)
+	if out.Status != 0 {
+		t.Fatalf("%+v", out)
+	}
+	outside, err := link.NewOutside(link.OutsideConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer outside.Close()
+	go outside.Serve(floods)
+	ctx, cancel := context.WithTimeout(t.Context(), vmtest.Limit)
+	defer cancel()
+	heap := func() uint64 {
+		var now runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&now)
+		return now.HeapAlloc
+	}
+	before := heap()
+	const floodings = 8
+	for range floodings {
+		var conn net.Conn
+		eventually(t, "the guest's program sends", func() bool {
+			if conn, err = outside.Port(ctx, 9000); err != nil {
+				t.Fatal(err)
+			}
+			_, err = io.ReadFull(conn, make([]byte, 4096))
+			return err == nil
+		})
+		defer conn.Close()
+	}
+	begin := time.Now()
+	for i := range 10 {
+		if got := shell(t, other, "echo $((6*7))"); got.Said != "42\n" {
+			t.Fatalf("beside a flood, time %d: %+v", i, got)
+		}
+	}
+	t.Logf("10 answers of the other guest in %v", time.Since(begin))
+	if got := shell(t, floods, "echo $((6*7))"); got.Said != "42\n" {
+		t.Errorf("in the flood: %+v", got)
+	}
+	if grown := int64(heap()) - int64(before); grown > 32<<20 {
+		t.Errorf("the flood costs the host %d bytes", grown)
+	}
+	if last := one.Console().Last(); len(last) < 10<<10 {
+		t.Errorf("the console has %d bytes of the flood", len(last))
 	}
 }
 
