@@ -3,7 +3,9 @@ package osvm
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
+	"net/rpc"
 	"time"
 
 	"mvm/osvm/guest"
@@ -14,24 +16,33 @@ import (
 // was, and returns when the agent answers.
 func (m *Machine) Session(ctx context.Context) (*link.Session, guest.Greeting, error) {
 	var hello guest.Greeting
+	session, err := m.session(ctx, "Hello", guest.Nothing{}, &hello)
+	return session, hello, err
+}
+
+// session is Session with what is asked first.
+func (m *Machine) session(ctx context.Context, method string, question, answer any) (*link.Session, error) {
 	port, err := m.Agent(ctx)
 	if err != nil {
-		return nil, hello, err
+		return nil, err
 	}
 	session, err := link.Begin(ctx, port)
 	if err == nil {
-		if err = call(ctx, session, "Hello", guest.Nothing{}, &hello); err == nil {
-			return session, hello, nil
+		if err = call(ctx, session, method, question, answer); err == nil {
+			return session, nil
 		}
 		_ = session.Close()
 	}
-	select { // it may be that QEMU is ending, and hung up first
-	case <-m.ended:
-		err = m.Reason()
-	case <-ctx.Done():
-	case <-time.After(lastWords):
+	var refused rpc.ServerError
+	if !errors.As(err, &refused) {
+		select { // it may be that QEMU is ending, and hung up first
+		case <-m.ended:
+			err = m.Reason()
+		case <-ctx.Done():
+		case <-time.After(lastWords):
+		}
 	}
-	return nil, hello, fmt.Errorf("VM %s: %w", m.ID, err)
+	return nil, fmt.Errorf("VM %s: %w", m.ID, err)
 }
 
 // Start has the machine's processors run and gives the guest its identity before
@@ -39,10 +50,6 @@ func (m *Machine) Session(ctx context.Context) (*link.Session, guest.Greeting, e
 // machine's id, the clock this machine's, the randomness fresh.
 func (m *Machine) Start(ctx context.Context, identity guest.Identity) (*link.Session, error) {
 	if err := m.Resume(ctx); err != nil {
-		return nil, err
-	}
-	session, _, err := m.Session(ctx)
-	if err != nil {
 		return nil, err
 	}
 	if identity.Hostname == "" {
@@ -55,11 +62,7 @@ func (m *Machine) Start(ctx context.Context, identity guest.Identity) (*link.Ses
 	if identity.Time.IsZero() {
 		identity.Time = time.Now()
 	}
-	if err := call(ctx, session, "Identify", identity, &guest.Nothing{}); err != nil {
-		_ = session.Close()
-		return nil, fmt.Errorf("VM %s: %w", m.ID, err)
-	}
-	return session, nil
+	return m.session(ctx, "Identify", identity, &guest.Nothing{})
 }
 
 // powerOff asks the guest's agent to end the machine. A guest without one does not

@@ -216,7 +216,8 @@ func (g *guest) frame() bool {
 	return true
 }
 
-// hailed moves on by one byte, or past a hail, which begins a session.
+// hailed moves past a hail, which begins a session, or on to where one or a frame
+// may begin.
 func (g *guest) hailed() (*Session, error) {
 	word, err := g.reader.Peek(1)
 	if err != nil {
@@ -228,7 +229,8 @@ func (g *guest) hailed() (*Session, error) {
 		}
 	}
 	if len(word) < syncSize || string(word[:len(hail)]) != hail {
-		_, err := g.reader.Discard(1)
+		here, _ := g.reader.Peek(g.reader.Buffered())
+		_, err := g.reader.Discard(1 + nothing(here[1:]))
 		return nil, err
 	}
 	number := bytes.Clone(word[len(hail):])
@@ -240,6 +242,18 @@ func (g *guest) hailed() (*Session, error) {
 	g.current = newFed(g.pipe, binary.BigEndian.Uint32(number))
 	g.session, err = newSession(g.current, false)
 	return g.session, err
+}
+
+// nothing counts the bytes before the first at which a hail or a frame may begin.
+// Nearly all of a hail is zeros, and to look at each by itself is slow in a guest
+// whose instructions are translated.
+func nothing(bytesRead []byte) int {
+	for _, first := range []byte{hail[0], mark[0]} {
+		if i := bytes.IndexByte(bytesRead, first); i >= 0 {
+			bytesRead = bytesRead[:i]
+		}
+	}
+	return len(bytesRead)
 }
 
 // over ends the session that there is.
