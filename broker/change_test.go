@@ -346,6 +346,37 @@ func TestChangesFollowEachOther(t *testing.T) {
 	}
 }
 
+// What is registered is refused where the node that keeps the queue cannot build it,
+// and a node is told what it would keep once the change is made.
+func TestChangesSuitTheirNodes(t *testing.T) {
+	w := wired(t)
+	c, err := w.changeQueue(&wsdl.ChangeQueue{Queue: "worker[0]:log", Type_: wsdl.Of(wsdl.QueueTypeLifo), Capacity: wsdl.Of(int64(3 << 20))}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Number = 1
+	for i, want := range []wsdl.QueueLimits{ // of the jobs queue's five channels, and those of others
+		{Types: "work", Queues: 1, Channels: 6, Memory: 1},
+		{Types: "lifo", Queues: 1, Channels: 4, Memory: 13},
+		{Channels: 4, Memory: 5},
+	} {
+		got := wired(t, *c).wants(i)
+		if got.Types != want.Types || got.Queues != want.Queues || got.Channels != want.Channels || got.Memory != want.Memory {
+			t.Errorf("member %d is asked for %+v, want %+v", i, got, want)
+		}
+	}
+	python := &wsdl.Node{Id: "n2", Compiler: []*wsdl.Compiler{{Language: wsdl.Of(wsdl.LanguagePython)}}}
+	c.Sources = []profile.Source{{Name: "rule:urgent@2", Language: "c"}}
+	c.Queues[0].Rule = "urgent@2"
+	if err := w.compilers(c, []*wsdl.Node{python}); err == nil || !strings.Contains(err.Error(), "node n2 keeps the queue worker.0.log and cannot build rule:urgent@2: it has no compiler for c") {
+		t.Errorf("no compiler: %v", err)
+	}
+	c.Sources[0].Language = "python"
+	if err := w.compilers(c, []*wsdl.Node{python}); err != nil {
+		t.Error(err)
+	}
+}
+
 // Each queue that an error lists has the one name that people type.
 func TestQueuesAreListedOnce(t *testing.T) {
 	w := wired(t)

@@ -114,6 +114,9 @@ func (b *Service) change(ctx context.Context, id string, wait int32, token strin
 			return nil, wsdl.Faultf(wsdl.FaultCodeTooLarge, "attempt %d at job %s has had %d changes, which is the most", attempt, id, mostChanges)
 		}
 		c, err := plan(w)
+		if err == nil && len(c.Sources) > 0 {
+			err = w.compilers(c, b.scheduler.list())
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -353,6 +356,9 @@ func (w *wiring) unswitched(states []*wsdl.SwitchState) string {
 // applyChange is one member's part in one step of a change.
 func (w *wiring) applyChange(job string, attempt int, c *change, step, i int, proxies []proxyRecord) *wsdl.ApplyChange {
 	r := &wsdl.ApplyChange{Attempt: w.plan.fence(job, attempt, i), Number: c.Number, Step: int32(step)}
+	if step == makeStep || step == alterStep {
+		r.QueueLimits = w.wants(i)
+	}
 	switch step {
 	case meetStep:
 		met := map[int]bool{}
@@ -471,6 +477,46 @@ func (w *wiring) makes(r *wsdl.ApplyChange, c *change, step, i int) {
 			r.Queue = append(r.Queue, served(&w.queues[id]))
 		}
 	}
+}
+
+// wants is what the job's queues and channels ask of member i once the change is made.
+func (w *wiring) wants(i int) *wsdl.QueueLimits {
+	var channels []int
+	for id := range w.channels {
+		if _, over := w.ended[id]; over && !w.forwards[id] {
+			continue
+		}
+		if from, to := w.ends(&w.channels[id]); from == i || to == i {
+			channels = append(channels, id)
+		}
+	}
+	return wants(i, w.channels, channels, w.queues, w.homes)
+}
+
+// compilers says which member that keeps a queue cannot build what a change has
+// registered for it.
+func (w *wiring) compilers(c *change, nodes []*wsdl.Node) error {
+	queues, homes := c.Queues, c.Homes
+	if c.Alter != nil {
+		queues, homes = []profile.Queue{c.Alter.Queue}, []int{w.homes[c.Alter.Queue.ID-1]}
+	}
+	for k := range queues {
+		m := &w.plan.members[homes[k]]
+		at := slices.IndexFunc(nodes, func(n *wsdl.Node) bool { return n.Id == m.Node })
+		if at < 0 {
+			continue // it answers for itself
+		}
+		names := queues[k].Programs()
+		for _, s := range c.Sources {
+			has := slices.ContainsFunc(nodes[at].Compiler, func(c *wsdl.Compiler) bool { return c != nil && string(wsdl.Or(c.Language, "")) == s.Language })
+			if slices.Contains(names, s.Name) && !has {
+				f := conflictf("node %s keeps the queue %s and cannot build %s: it has no compiler for %s", m.label(), queues[k].Name, s.Name, s.Language)
+				f.Advice = "register it in a language that the node has (`mvm nodes`)"
+				return f
+			}
+		}
+	}
+	return nil
 }
 
 // builds are the registered codecs and rule that a queue's home needs.

@@ -162,14 +162,19 @@ func (y *layout) wants(i int) *wsdl.QueueLimits {
 	if len(y.channels[i]) == 0 {
 		return nil
 	}
-	w := &wsdl.QueueLimits{Channels: int32(len(y.channels[i]))}
+	return wants(i, y.job.Channels, y.channels[i], y.job.Queues, y.homes)
+}
+
+// wants is what some of the channels, and the queues that member i keeps, ask of it.
+func wants(i int, all []profile.Channel, channels []int, queues []profile.Queue, homes []int) *wsdl.QueueLimits {
+	w := &wsdl.QueueLimits{Channels: int32(len(channels))}
 	bytes := int64(0)
-	for _, id := range y.channels[i] {
-		bytes += int64(y.job.Channels[id].Capacity)
+	for _, id := range channels {
+		bytes += int64(all[id].Capacity)
 	}
 	words := map[string]map[string]bool{}
-	for id := range y.job.Queues {
-		if q := &y.job.Queues[id]; y.homes[id] == i {
+	for id := range queues {
+		if q := &queues[id]; homes[id] == i && q.Name != "" {
 			w.Queues++
 			bytes += int64(q.Capacity)
 			for _, need := range q.Needs() {

@@ -173,7 +173,7 @@ func (r *runner) changeOf(ctx context.Context, request *wsdl.ApplyChange) (*mvm.
 		}
 		message.Alter = append(message.Alter, alteration)
 	}
-	if against := r.node.queueLimits.against(wants(message)); against != "" {
+	if against := r.node.queueLimits.against(request.QueueLimits); against != "" {
 		return nil, wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("node %s does not let its queues have %s", r.node.id, against), "choose what it allows")
 	}
 	if d := request.Discard; d != nil {

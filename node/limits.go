@@ -85,43 +85,6 @@ func (l *limits) against(want *wsdl.QueueLimits) string {
 	return ""
 }
 
-// wants is what a change brings that the file may forbid.
-func wants(c *mvm.Change) *wsdl.QueueLimits {
-	var w wsdl.QueueLimits
-	add := func(list *string, word string) { *list += " " + word }
-	steps := func(steps []mvm.Step) {
-		for _, s := range steps {
-			if name, _, ok := strings.Cut(s.Program, "@"); ok {
-				add(&w.Registered, name)
-			} else {
-				add(&w.Codecs, s.Codec)
-			}
-		}
-	}
-	rule := func(program string) {
-		if name, _, ok := strings.Cut(program, "@"); ok {
-			add(&w.Rules, name)
-		}
-	}
-	for _, q := range c.Queues {
-		add(&w.Types, string(q.Type))
-		steps(q.Steps)
-		rule(q.Program)
-	}
-	for _, a := range c.Alter {
-		if a.Type != nil {
-			add(&w.Types, string(*a.Type))
-		}
-		if a.Steps != nil {
-			steps(*a.Steps)
-		}
-		if a.Rule != nil {
-			rule(*a.Rule)
-		}
-	}
-	return &w
-}
-
 // told are the limits as the grid is told them; where nothing can be confined,
 // nothing registered runs.
 func (l *limits) told(confinement mvm.Confinement) *wsdl.QueueLimits {

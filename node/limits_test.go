@@ -59,11 +59,6 @@ func TestQueueLimits(t *testing.T) {
 			t.Errorf("%+v: %q, want %q", c.want, got, c.against)
 		}
 	}
-	kind := mvm.Queue{}
-	kind.Type, kind.Steps, kind.Program = "lifo", []mvm.Step{{Codec: "json"}, {Program: "x@1"}}, "y@2"
-	if w := wants(&mvm.Change{Queues: []mvm.Queue{kind}, Alter: []mvm.Alteration{{Rule: wsdl.Of("z@3")}}}); w.Types != " lifo" || w.Codecs != " json" || w.Registered != " x" || w.Rules != " y z" {
-		t.Errorf("%+v", w)
-	}
 	var none limits
 	if none.told(mvm.Confinement{}) != nil || none.told(mvm.Confinement{Level: -1}).Rules != "none" || l.told(mvm.Confinement{}).Types != "fifo work" {
 		t.Error("the grid is told other limits")

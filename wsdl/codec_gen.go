@@ -65,6 +65,8 @@ func (v *ApplyChange) visit(c *codec, field int) bool {
 	case 9:
 		return list(c, &v.Switch_, record)
 	case 10:
+		return optional(c, &v.QueueLimits, rooted)
+	case 11:
 		return optional(c, &v.Discard, record)
 	}
 	return false

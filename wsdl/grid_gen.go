@@ -1416,6 +1416,9 @@ type ApplyChange struct {
 
 	Switch_ []*Switch `xml:"switch" json:"switch,omitempty"`
 
+	// What the job's queues want of this node once the change is made.
+	QueueLimits *QueueLimits `xml:"queueLimits,omitempty" json:"queueLimits,omitempty"`
+
 	// The change has failed at another node: what it made here, or would make, goes.
 	Discard *Discard `xml:"discard,omitempty" json:"discard,omitempty"`
 }

@@ -31,6 +31,7 @@ var schemaTypes = [...]schemaType{
 		{"resume", 177, 0, -1, false},
 		{"alter", 173, 0, -1, false},
 		{"switch", 177, 0, -1, false},
+		{"queueLimits", 164, 0, 1, false},
 		{"discard", 124, 0, 1, false},
 	}},
 	3: {name: "ApplyChangeResponse", kind: kindComplex, elements: []schemaElement{
