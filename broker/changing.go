@@ -164,6 +164,12 @@ func (j *job) mayChange() error {
 	return nil
 }
 
+// leaves says that the job's processes have all succeeded, and its nodes may still
+// let those outside take what is left. j.mu is held.
+func (j *job) leaves() bool {
+	return j.life.Phase == wsdl.JobStateTerminating && j.life.Outcome == succeed && j.compiled != nil
+}
+
 // wiring is that of the job's running attempt, or the fault that says why there
 // is none.
 func (j *job) wiring() (w *wiring, attempt int, err error) {
@@ -172,6 +178,20 @@ func (j *job) wiring() (w *wiring, attempt int, err error) {
 	if err := j.mayChange(); err != nil {
 		return nil, 0, err
 	}
+	return j.wiringLocked()
+}
+
+// plannedWiring is wiring for who asks where a queue is, as long as it is anywhere.
+func (j *job) plannedWiring() (w *wiring, attempt int, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err := j.mayChange(); err != nil && !j.leaves() {
+		return nil, 0, err
+	}
+	return j.wiringLocked()
+}
+
+func (j *job) wiringLocked() (w *wiring, attempt int, err error) {
 	w = newWiring(newLayout(j.compiled, j.life.Members, j.broker.url()), slices.Clone(j.life.Changes))
 	for i := range j.life.Processes {
 		if p := &j.life.Processes[i]; p.ended() {

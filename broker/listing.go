@@ -24,7 +24,11 @@ func (b *Service) listQueues(ctx context.Context, r *wsdl.ListQueues) (*wsdl.Lis
 	if err != nil {
 		return nil, err
 	}
-	w, attempt, err := j.wiring()
+	wiring := j.wiring
+	if r.Planned {
+		wiring = j.plannedWiring
+	}
+	w, attempt, err := wiring()
 	if err != nil {
 		return nil, err
 	}

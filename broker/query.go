@@ -144,7 +144,7 @@ func (j *job) describe(ctx context.Context) (*wsdl.JobStatus, error) {
 	s := j.briefLocked()
 	r := result{Processes: slices.Clone(j.life.Processes), Builds: slices.Clone(j.life.Builds)}
 	var queues []*wsdl.OutsideQueue
-	if s.Phase == wsdl.JobStateRunning && j.compiled != nil {
+	if s.Phase == wsdl.JobStateRunning && j.compiled != nil || j.leaves() {
 		queues = j.queues()
 	}
 	j.mu.Unlock()

@@ -476,7 +476,8 @@ func (r *runner) clear(p process) {
 func (r *runner) kill() { r.harden.Do(func() { close(r.hard) }) }
 
 // politeness is how long an MVM process that was told to SIGKILL everything
-// may take to say what became of it, before it is killed itself.
+// may take to say what became of it, before it is killed itself. It is more than
+// what it leaves those outside to take what is left (mvm, takeLimit).
 const politeness = 3 * time.Second
 
 // stop ends the MVM process. Asked by the broker it first tells it to end its

@@ -92,6 +92,7 @@ func (vm *VM) atHome(id int) (*queue, error) {
 		return nil, ErrDown
 	}
 	q := vm.queues[id]
+	vm.visited = true
 	if q == nil {
 		return nil, fmt.Errorf("queue %d: %w", id, ErrUnknown)
 	}
@@ -197,6 +198,8 @@ func (vm *VM) DequeueQueue(ctx context.Context, id int, limit int) (items []Item
 	if limit < 1 {
 		return nil, false, nil
 	}
+	q.asked = true
+	defer func() { q.told = q.told || end }()
 	q.guests++
 	vm.changes++
 	defer func() {

@@ -21,6 +21,7 @@ type outside struct {
 	failure error    // sticky: the ring is broken
 	part    assembly // what is taken of an item that has not come whole yet
 	asked   bool     // a served queue owes an answer
+	told    bool     // somebody was told END; guarded by VM.mu
 	removed bool     // the channel is: another may have taken its place
 }
 
@@ -55,6 +56,7 @@ func (vm *VM) find(queue string, ends map[string]*channel, end func(*channel) *o
 		return nil, ErrDown
 	}
 	c := ends[queue]
+	vm.visited = true
 	if c == nil {
 		return nil, fmt.Errorf("outside:%s is %w here, or leads the other way", queue, ErrUnknown)
 	}
@@ -305,13 +307,69 @@ func (vm *VM) dequeue(ctx context.Context, queue string) (Item, error) {
 		return Item{}, fmt.Errorf("dequeue from %q: %w", queue, o.failure)
 	}
 	item, err := o.get(ctx, vm)
-	if err == io.EOF && o.went(vm) {
-		return Item{}, errNext
+	if err == io.EOF {
+		if o.went(vm) {
+			return Item{}, errNext
+		}
+		vm.mu.Lock()
+		o.told = true
+		vm.mu.Unlock()
 	}
 	if err != nil && err != io.EOF {
 		return Item{}, fmt.Errorf("dequeue from %q: %w", queue, err)
 	}
 	return item, err
+}
+
+// Untold says, of a VM whose programs have all ended, whether anything is left that
+// somebody outside may want to take: items, or END, of an outside queue that leads
+// out of the job, or of a served queue that somebody has taken from by its id. visited
+// says whether anybody has come from outside at all.
+func (vm *VM) Untold() (untold, visited bool) {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	if vm.closed {
+		return false, vm.visited
+	}
+	if vm.handing.Load() > 0 {
+		return true, vm.visited
+	}
+	for _, c := range vm.takers {
+		if c.take.told || atomic.LoadUint32(&c.ring.header.consumerState) != 0 {
+			continue
+		}
+		if c.take.taker.some() || c.From.Outside == "" && (c.back == nil || c.back.queue.holds()) {
+			return true, vm.visited
+		}
+	}
+	for _, q := range vm.queues {
+		if q.asked && !q.told && q.holds() {
+			return true, vm.visited
+		}
+	}
+	return false, vm.visited
+}
+
+// holds says of a queue at its home whether there is an item, or END, for takers or
+// on its way to them: a producer outside that just has not said END is no reason to
+// wait.
+func (q *queue) holds() bool {
+	if q.store.count() > 0 || len(q.blocked)+len(q.converting) > 0 {
+		return true
+	}
+	open := false // to somebody outside
+	for _, f := range q.fronts {
+		if f.some() {
+			return true
+		}
+		open = open || !f.ended && !f.removed && f.channel.From.Outside != ""
+	}
+	return q.had && !open
+}
+
+// some says whether there is something to take from the ring.
+func (t *taker) some() bool {
+	return atomic.LoadUint64(&t.header.tail) != atomic.LoadUint64(&t.header.head)
 }
 
 // get takes an item. What came of one when ctx ends is kept for the next call.

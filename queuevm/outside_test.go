@@ -301,3 +301,45 @@ func TestSentItemsAreCounted(t *testing.T) {
 		}
 	}
 }
+
+// TestUntold: what is left for those outside is known, and that a producer outside may
+// yet say END is no reason to wait for anybody.
+func TestUntold(t *testing.T) {
+	ctx := within(t, 20*time.Second)
+	for name, served := range map[string]bool{"bare": false, "served": true} {
+		t.Run(name, func(t *testing.T) {
+			vm := start(t, Config{})
+			in, out := Endpoint{Outside: "in"}, Endpoint{Outside: "out"}
+			if served {
+				must(t, vm.AddQueue(Queue{ID: 1, Name: "q", Type: QueueFifo, Full: FullBlock, Capacity: 8192, Producers: 1, Takers: 1}))
+				must(t, vm.AddChannel(Channel{ID: 1, Capacity: 8192, From: in, To: Endpoint{Queue: 1}}))
+				must(t, vm.AddChannel(Channel{ID: 2, Capacity: 8192, From: Endpoint{Queue: 1}, To: out}))
+			} else {
+				must(t, vm.AddChannel(Channel{ID: 1, Capacity: 8192, From: in, To: out}))
+			}
+			untold := func(want, visited bool) {
+				t.Helper()
+				eventually(t, "what is left is known", func() bool {
+					left, came := vm.Untold()
+					return left == want && came == visited
+				})
+			}
+			untold(false, false)
+			must(t, vm.Enqueue(ctx, "in", []byte("item")))
+			untold(true, true)
+			if item, err := vm.Dequeue(ctx, "out"); err != nil || string(item) != "item" {
+				t.Fatalf("%q, %v", item, err)
+			}
+			untold(false, true)
+			if !served {
+				return // its END is of nobody inside either
+			}
+			must(t, vm.CloseOutside("in"))
+			untold(true, true)
+			if _, err := vm.Dequeue(ctx, "out"); err != io.EOF {
+				t.Fatal(err)
+			}
+			untold(false, true)
+		})
+	}
+}

@@ -67,6 +67,8 @@ type queue struct {
 	through bool   // takers were told END
 	ceiling uint64 // the most that most ever was: what a producer may still bring
 	guests  int    // callers from outside who wait
+	asked   bool   // one has come to take, and
+	told    bool   // was told END
 
 	treatment  *treatment  // of what arrives; nil lets it through as it is
 	work       chan *batch // to be treated; nil before the first item

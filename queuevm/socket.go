@@ -275,26 +275,37 @@ func (vm *VM) hand(ctx context.Context, cancel context.CancelFunc, r *bufio.Read
 		if !ok {
 			return nil
 		}
-		for ; n > 0; n-- {
-			item, err := vm.Dequeue(ctx, queue)
-			if err == io.EOF {
-				if !h.says("lines") {
-					_ = binary.Write(w, binary.BigEndian, uint32(endLength))
-				}
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-			if h.says("lines") {
-				_, _ = w.Write(append(item, '\n'))
-			} else {
-				_ = binary.Write(w, binary.BigEndian, uint32(len(item)))
-				_, _ = w.Write(item)
-			}
-			if err := w.Flush(); err != nil {
-				return err
-			}
+		over, err := vm.give(ctx, n, w, h, queue)
+		if over || err != nil {
+			return err
 		}
 	}
+}
+
+// give hands the socket as many items as it asked for, or END.
+func (vm *VM) give(ctx context.Context, n int, w *bufio.Writer, h hello, queue string) (over bool, err error) {
+	vm.handing.Add(1)
+	defer vm.handing.Add(-1)
+	for ; n > 0; n-- {
+		item, err := vm.Dequeue(ctx, queue)
+		if err == io.EOF {
+			if !h.says("lines") {
+				_ = binary.Write(w, binary.BigEndian, uint32(endLength))
+			}
+			return true, w.Flush()
+		}
+		if err != nil {
+			return false, err
+		}
+		if h.says("lines") {
+			_, _ = w.Write(append(item, '\n'))
+		} else {
+			_ = binary.Write(w, binary.BigEndian, uint32(len(item)))
+			_, _ = w.Write(item)
+		}
+		if err := w.Flush(); err != nil {
+			return false, err
+		}
+	}
+	return false, nil
 }

@@ -21,6 +21,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -176,6 +177,7 @@ type VM struct {
 	told     chan struct{} // closed by Connect: who the peers are is known
 	stopped  chan struct{} // closed when Run returns
 	tasks    sync.WaitGroup
+	handing  atomic.Int32 // plain sockets that are being given what they asked for
 
 	mu         sync.Mutex // guards everything below; the loop holds it but for its sleeps
 	processes  map[int]*process
@@ -199,6 +201,7 @@ type VM struct {
 	changes    uint64 // that were made while the VM ran
 	removed    map[uint32]bool
 	unmade     map[uint32]bool // taken back before a peer knew of them: of these none has heard yet
+	visited    bool            // somebody from outside has come to a queue
 	pending    []*channel      // whose producers were told to end them
 	ending     []*channel      // that are over
 	past       past

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"mvm/services/client"
 	"mvm/wsdl"
 )
 
@@ -35,6 +36,57 @@ func TestOutsideQueues(t *testing.T) {
 			t.Errorf("the job is %s: %s", wsdl.Or(job.State, ""), job.Reason)
 		}
 	}
+}
+
+// What a job leaves for those outside can be taken for a moment after its processes
+// have ended, at any node.
+func TestOutsideQueuesTakenLate(t *testing.T) {
+	g := startGrid(t, 2, 2)
+	for _, n := range g.nodes {
+		at, err := client.Dial(t.Context(), n.url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// On a busy machine the moment may be over once.
+		for tries := 1; ; tries++ {
+			got, err := g.takeLate(at)
+			if err == nil && slices.Equal(got, []string{"WHO", "IS", "THERE"}) {
+				break
+			}
+			if tries == 4 {
+				t.Fatalf("at %s came %q, %v", n.name, got, err)
+			}
+		}
+	}
+}
+
+func (g *grid) takeLate(at *client.Client) (got []string, err error) {
+	ctx := g.t.Context()
+	id := g.submit(request(g.t, "testdata/outside.xml"))
+	state := func() wsdl.JobState {
+		job, err := g.client.Job(ctx, id)
+		if err != nil {
+			g.t.Fatal(err)
+		}
+		return wsdl.Or(job.State, "")
+	}
+	g.eventually("the job runs", func() (bool, string) { s := state(); return s == wsdl.JobStateRunning, string(s) })
+	said := [][]byte{[]byte("who"), []byte("is"), []byte("there")}
+	if n, err := at.Enqueue(ctx, id, "questions", said, true, 10*time.Second); err != nil || n != len(said) {
+		g.t.Fatal(n, err)
+	}
+	g.eventually("its processes have ended", func() (bool, string) { s := state(); return s != wsdl.JobStateRunning, string(s) })
+	for end := false; !end && err == nil; {
+		var items [][]byte
+		items, end, err = at.Dequeue(ctx, id, "answers", 1, 10*time.Second)
+		for _, item := range items {
+			got = append(got, string(item))
+		}
+	}
+	if s := wsdl.Or(g.wait(id).State, ""); s != wsdl.JobStateSucceeded {
+		g.t.Errorf("the job is %s", s)
+	}
+	return got, err
 }
 
 // Jobs whose broker is killed again and again end all the same, and never run

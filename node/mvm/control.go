@@ -74,6 +74,11 @@ type Request struct {
 	Change      *Change
 }
 
+// fromOutside says that somebody outside the job waits for the answer.
+func (r *Request) fromOutside() bool {
+	return r.Enqueue != nil || r.Dequeue != nil || r.OpenSocket != nil || r.Peek != nil || r.Drain != nil
+}
+
 // Reply answers the Request with the same ID.
 type Reply struct {
 	ID      uint64

@@ -221,7 +221,14 @@ func (p *process) serve() int {
 				lost <- err
 				return
 			}
-			go p.answer(&r, over)
+			answered := func() {}
+			if r.fromOutside() {
+				answered = p.called()
+			}
+			go func() {
+				p.answer(&r, over)
+				answered()
+			}()
 		}
 	}()
 	forsaken := make(chan struct{}, 1)
@@ -233,6 +240,7 @@ func (p *process) serve() int {
 	var failed error
 	select {
 	case <-over:
+		p.answered()
 	case <-forsaken:
 		p.wire.hurry(tellLimit)
 		failed = errors.New(leaseOver)
@@ -269,6 +277,9 @@ func (p *process) answer(r *Request, over chan<- struct{}) {
 	case r.Instantiate != nil:
 		reply.Count, err = p.instantiate(r.Instantiate)
 	case r.Terminate != nil:
+		if r.Terminate.Grace == 0 {
+			p.linger()
+		}
 		err = p.end(r.Terminate.Reason, r.Terminate.Grace)
 		defer func() { over <- struct{}{} }()
 	case r.Inspect != nil:

@@ -32,6 +32,9 @@ const (
 	itemMax      = 32 << 20               // bytes of an item from or to outside: it travels in one message
 	batchMax     = 8 << 20                // bytes of items in one Dequeued, unless one is bigger
 	wireLimit    = 10 * time.Second       // for who reaches a queue before Instantiate made it
+	takeLimit    = 2 * time.Second        // for those outside to take what is left when all programs have succeeded,
+	comeLimit    = time.Second / 2        // if nobody has come so far
+	callLimit    = time.Second            // for calls from outside to be answered when all is over
 )
 
 // process is the MVM process: one attempt's queue-level VM and programs.
@@ -58,6 +61,7 @@ type process struct {
 	programs     map[int]*program
 	running      int     // programs that run
 	left         int     // programs that run or are to be started
+	calls        int     // from outside, that are being answered
 	told         bool    // the traffic
 	groups       *groups // nil until a program has a limit
 	kills        int     // processes ended for the memory of all, as far as programs were told so
@@ -68,7 +72,7 @@ type process struct {
 	queues       map[int]bool     // served ones that are known here
 	changes      map[int64]int    // the last step made of each live change
 	discarded    map[int64]bool   // those of which nothing is to be made any more
-	idle         *sync.Cond       // running fell to 0
+	idle         *sync.Cond       // running or calls fell to 0
 	wall         *time.Timer
 }
 
@@ -388,6 +392,64 @@ func (p *process) tellTraffic() {
 	}
 	items, bytes := p.vm.Traffic()
 	p.tell(Event{Traffic: &Traffic{Items: int64(items), Bytes: int64(bytes)}})
+}
+
+// linger has what programs left for those outside stay a moment longer, when all
+// have done their work well: it is not lost for being taken late.
+func (p *process) linger() {
+	p.mu.Lock()
+	well := p.instantiated && p.left == 0 && p.ending == ""
+	for _, program := range p.programs {
+		well = well && program.state.State == "exited" && program.state.ExitCode == 0
+	}
+	p.mu.Unlock()
+	began := time.Now()
+	for wait := time.Millisecond; well; wait = min(2*wait, 20*time.Millisecond) {
+		untold, visited := p.vm.Untold()
+		limit := comeLimit
+		if visited {
+			limit = takeLimit
+		}
+		if !untold || time.Since(began) >= limit {
+			return
+		}
+		select {
+		case <-time.After(wait):
+		case <-p.life.Done():
+			return
+		}
+	}
+}
+
+// called counts a call from outside that is being answered, until over is called.
+func (p *process) called() (over func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.calls++
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.calls--
+		p.idle.Broadcast()
+	}
+}
+
+// answered waits until the calls that came are answered: they wait for nothing any
+// more.
+func (p *process) answered() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	late := false
+	timer := time.AfterFunc(callLimit, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		late = true
+		p.idle.Broadcast()
+	})
+	defer timer.Stop()
+	for p.calls > 0 && !late {
+		p.idle.Wait()
+	}
 }
 
 // end ends every program: SIGTERM, and after grace SIGKILL, and then whatever
