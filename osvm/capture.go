@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/digitalocean/go-qemu/qemu"
@@ -21,19 +22,19 @@ type Capture struct {
 
 	state  []byte
 	memory *memory
-	copied []byte // mapped: the chunks that the machine may have written since
-	own    []bool // which chunks these are; the others are the template's for ever
+	copied []byte     // mapped: the chunks that the machine may have written since
+	own    []bool     // which chunks these are; the others are the template's for ever
+	disks  []*os.File // copies of the overlays, nil for a disk without one; they have no name
 	known  *written
 }
 
 // Capture takes the machine's state: of a running one in a pause as short as it
 // can be, and it goes on also when the capture fails; a suspended one stays so. It
 // takes memory of this host's: of a clone's what it has written, of another
-// machine's all that is not zero.
+// machine's all that is not zero; and room on its disk for what the guest has
+// written to its own. A suspended machine with such disks runs for a moment first,
+// since QEMU gives them out of its hands once.
 func (m *Machine) Capture(ctx context.Context) (*Capture, error) {
-	if err := m.undivided("checkpointed"); err != nil {
-		return nil, err
-	}
 	c := &Capture{Spec: m.Spec, At: time.Now(), known: &m.known}
 	if err := m.capture(ctx, c); err != nil {
 		c.Close()
@@ -56,6 +57,11 @@ func (m *Machine) capture(ctx context.Context, c *Capture) (err error) {
 	}
 	m.pass("begun")
 	if status != qemu.StatusRunning {
+		if len(m.writable()) > 0 {
+			if err := errors.Join(m.Resume(ctx), m.Suspend(ctx)); err != nil {
+				return err
+			}
+		}
 		return m.take(ctx, c)
 	}
 	begin := time.Now()
@@ -98,6 +104,40 @@ func (m *Machine) take(ctx context.Context, c *Capture) (err error) {
 		c.own[at/chunkSize] = own != 0
 		if own != 0 && &content[0] != &piece[0] && !zero(content) {
 			copy(piece, content)
+		}
+	}
+	return m.takeDisks(c)
+}
+
+// takeDisks copies the overlays, which QEMU has written whole once it has saved the
+// state of the stopped machine: as a reference to the same blocks where the file
+// system has such.
+func (m *Machine) takeDisks(c *Capture) error {
+	c.disks = make([]*os.File, len(m.Disks))
+	for i, disk := range m.Disks {
+		if disk.ReadOnly {
+			continue
+		}
+		copied, err := os.CreateTemp(m.folder, "taken-")
+		if err != nil {
+			return err
+		}
+		c.disks[i] = copied
+		_ = os.Remove(copied.Name()) // from now on it goes with its descriptor
+		overlay, err := os.Open(filepath.Join(m.folder, diskName(i)))
+		if err != nil {
+			return err
+		}
+		err = unix.IoctlFileClone(int(copied.Fd()), int(overlay.Fd()))
+		if err != nil {
+			var info os.FileInfo
+			if info, err = overlay.Stat(); err == nil {
+				err = copySparse(copied, overlay, info.Size())
+			}
+		}
+		_ = overlay.Close()
+		if err != nil {
+			return fmt.Errorf("copy what the guest has written to its disk %d: %w", i, err)
 		}
 	}
 	return nil
@@ -144,4 +184,10 @@ func (c *Capture) Close() {
 		c.memory.close()
 		c.memory = nil
 	}
+	for _, disk := range c.disks {
+		if disk != nil {
+			_ = disk.Close()
+		}
+	}
+	c.disks = nil
 }

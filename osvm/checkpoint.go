@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -36,6 +37,7 @@ const (
 	checkpointFormat = "mvm-checkpoint-1"
 	manifestMost     = 64 << 20
 	memoryMostMiB    = 1 << 18
+	disksMost        = 16
 	packedMost       = 2 * chunkSize // bytes of a blob that is a chunk
 	digestPrefix     = "sha256:"
 )
@@ -56,6 +58,14 @@ type Checkpoint struct {
 	StateBytes  int         `json:"stateBytes"`
 	State       []string    `json:"state"`
 	Memory      []string    `json:"memory"`
+	Disks       []SavedDisk `json:"disks,omitempty"` // all that it has
+}
+
+// SavedDisk is what a guest has written to a disk: a qcow2 file over the image's,
+// or nothing where it may not write.
+type SavedDisk struct {
+	Bytes  int64    `json:"bytes"`
+	Chunks []string `json:"chunks,omitempty"`
 }
 
 // Saved is what Save has done.
@@ -71,7 +81,7 @@ type Saved struct {
 func (c *Checkpoint) Blobs() []string {
 	var digests []string
 	seen := map[string]bool{"": true}
-	for _, list := range [][]string{c.State, c.Memory} {
+	for _, list := range c.chunks() {
 		for _, digest := range list {
 			if !seen[digest] {
 				seen[digest] = true
@@ -80,6 +90,15 @@ func (c *Checkpoint) Blobs() []string {
 		}
 	}
 	return digests
+}
+
+// chunks are all lists of them.
+func (c *Checkpoint) chunks() [][]string {
+	lists := [][]string{c.State, c.Memory}
+	for _, disk := range c.Disks {
+		lists = append(lists, disk.Chunks)
+	}
+	return lists
 }
 
 // written remembers which blob a machine's chunks became, by their content, so
@@ -131,6 +150,13 @@ func (c *Capture) save(ctx context.Context, blobs Blobs) (*Saved, error) {
 		}
 		manifest.Memory = append(manifest.Memory, digest)
 	}
+	for _, disk := range c.disks {
+		saved, err := k.disk(ctx, disk)
+		if err != nil {
+			return nil, err
+		}
+		manifest.Disks = append(manifest.Disks, saved)
+	}
 	text, err := json.Marshal(manifest)
 	if err != nil {
 		return nil, err
@@ -153,6 +179,31 @@ type keeper struct {
 	next    map[[sha256.Size]byte]string // what the machine will know
 	packed  []byte
 	saved   Saved
+}
+
+// disk keeps an overlay, nil for none.
+func (k *keeper) disk(ctx context.Context, file *os.File) (saved SavedDisk, err error) {
+	if file == nil {
+		return saved, nil
+	}
+	info, err := file.Stat()
+	if err != nil {
+		return saved, err
+	}
+	saved.Bytes = info.Size()
+	chunk := make([]byte, chunkSize)
+	for at := int64(0); at < saved.Bytes; at += chunkSize {
+		piece := chunk[:min(chunkSize, saved.Bytes-at)]
+		if _, err := file.ReadAt(piece, at); err != nil {
+			return saved, err
+		}
+		digest, err := k.keep(ctx, piece)
+		if err != nil {
+			return saved, err
+		}
+		saved.Chunks = append(saved.Chunks, digest)
+	}
+	return saved, nil
 }
 
 // keep gives the digest of the blob that a chunk is.
@@ -249,8 +300,15 @@ func (c *Checkpoint) check() error {
 		return fmt.Errorf("the devices' state has %d bytes", c.StateBytes)
 	case len(c.State) != (c.StateBytes+chunkSize-1)/chunkSize:
 		return fmt.Errorf("%d bytes of devices' state have %d chunks", c.StateBytes, len(c.State))
+	case len(c.Disks) > disksMost:
+		return fmt.Errorf("it has %d disks", len(c.Disks))
 	}
-	for _, list := range [][]string{c.State, c.Memory} {
+	for i, disk := range c.Disks {
+		if disk.Bytes < 0 || disk.Bytes > diskMost || int64(len(disk.Chunks)) != (disk.Bytes+chunkSize-1)/chunkSize {
+			return fmt.Errorf("disk %d has %d bytes and %d chunks", i, disk.Bytes, len(disk.Chunks))
+		}
+	}
+	for _, list := range c.chunks() {
 		for i, digest := range list {
 			if digest != "" && !digestForm.MatchString(digest) {
 				return fmt.Errorf("chunk %d is %.80q, and no digest", i, digest)
@@ -290,16 +348,36 @@ func (c *Checkpoint) unpack(ctx context.Context, blobs Blobs, folder string) (t 
 	}
 	defer decoder.Close()
 	t = &Template{folder: folder}
-	for _, part := range []struct {
+	type part struct {
 		what, path string
 		size       int64
 		chunks     []string
-	}{
+	}
+	parts := []part{
 		{"its devices' state", t.state(), int64(c.StateBytes), c.State},
 		{"its memory", t.memory(), int64(c.MemoryMiB) << 20, c.Memory},
-	} {
+	}
+	for i, disk := range c.Disks {
+		if disk.Bytes > 0 {
+			parts = append(parts, part{"its disk " + strconv.Itoa(i), filepath.Join(folder, diskName(i)), disk.Bytes, disk.Chunks})
+		}
+	}
+	for _, part := range parts {
 		if err := writeChunks(ctx, blobs, decoder, part.path, part.size, part.chunks); err != nil {
 			return nil, fmt.Errorf("%s: %w", part.what, err)
+		}
+	}
+	for i, disk := range c.Disks {
+		if disk.Bytes == 0 {
+			continue
+		}
+		// The checkpoint may be a stranger's: its disk must not mean files of this host's.
+		info, err := ProbeDisk(filepath.Join(folder, diskName(i)))
+		if err == nil && (info.Format != QCOW2 || info.Backed) {
+			err = fmt.Errorf("%w: it is no overlay of ours", ErrDisk)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("its disk %d: %w: %w", i, ErrCorrupt, err)
 		}
 	}
 	return t, nil
@@ -342,9 +420,9 @@ func writeChunks(ctx context.Context, blobs Blobs, decoder *zstd.Decoder, path s
 }
 
 // Restore makes a machine that goes on from a checkpoint once it is resumed. Its
-// image is the checkpoint's, whose files need not be here. The guest believes that
-// it is the machine that it was: identity, clock and randomness are for the host to
-// give, and Start does.
+// image is the checkpoint's, of which only the disks' files need to be here. The
+// guest believes that it is the machine that it was: identity, clock and randomness
+// are for the host to give, and Start does.
 func (h *Host) Restore(ctx context.Context, order Order, blobs Blobs, digest string) (*Machine, error) {
 	c, err := ReadCheckpoint(ctx, blobs, digest)
 	if err != nil {
@@ -353,6 +431,8 @@ func (h *Host) Restore(ctx context.Context, order Order, blobs Blobs, digest str
 	switch {
 	case order.Image.Digest != "" && order.Image.Digest != c.Image:
 		return nil, fmt.Errorf("VM %s: checkpoint %s is of a machine with the image %q, not %q", order.ID, digest, c.Image, order.Image.Digest)
+	case len(c.Disks) != len(order.Image.Disks):
+		return nil, fmt.Errorf("VM %s: checkpoint %s is of a machine with %d disks over those of its image %s: have the image here", order.ID, digest, len(c.Disks), c.Image)
 	case c.Accelerator != h.accelerator:
 		return nil, fmt.Errorf("VM %s: checkpoint %s is of a machine that %s ran, and this host's run by %s", order.ID, digest, c.Accelerator, h.accelerator)
 	}

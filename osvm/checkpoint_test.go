@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -290,6 +291,7 @@ func TestCheckpoint(t *testing.T) {
 			}
 		}
 	})
+	t.Run("disks", func(t *testing.T) { checkpointDisks(t, ctx, h, elsewhere, image) })
 	t.Run("damaged", func(t *testing.T) { damaged(t, blobs, last.Digest) })
 	t.Run("not restored", func(t *testing.T) {
 		other := image
@@ -319,6 +321,87 @@ func TestCheckpoint(t *testing.T) {
 			}
 		}
 	})
+}
+
+// checkpointDisks has a machine with two disks, one that it may write to, go on
+// elsewhere with what was written to it.
+func checkpointDisks(t *testing.T, ctx context.Context, h, elsewhere *osvm.Host, image osvm.Image) {
+	tool, err := exec.LookPath("qemu-io")
+	if err != nil {
+		t.Skip("SKIPPED: no checkpoint of disks was looked into: ", err)
+	}
+	folder := t.TempDir()
+	for _, parent := range []string{folder, filepath.Dir(folder)} { // QEMU is not us
+		if err := os.Chmod(parent, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	base := filepath.Join(folder, "base")
+	if err := os.WriteFile(base, bytes.Repeat([]byte{1}, 4<<20), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	image.Digest = osvm.DigestOf([]byte("with disks"))
+	image.Disks = []osvm.Disk{{Path: base, Format: osvm.Raw}, {Path: base, Format: osvm.Raw, ReadOnly: true}}
+	does := func(m *osvm.Machine, words string) {
+		t.Helper()
+		if said, err := m.QEMUIO(ctx, words); err != nil || said != "" {
+			t.Errorf("%s: %s: %q, %v", m.ID, words, said, err)
+		}
+	}
+	m := vmtest.MachineOf(t, h, osvm.Order{ID: "disks", Image: image, MemoryMiB: 128})
+	if err := m.Resume(ctx); err != nil {
+		t.Fatal(err)
+	}
+	named(t, ctx, m, "disks")
+	does(m, "write -P 7 1M 300k")
+	blobs := &shelf{}
+	one := checkpoint(t, ctx, m, blobs)
+	does(m, "write -P 8 1M 64k")
+	if err := m.Suspend(ctx); err != nil {
+		t.Fatal(err)
+	}
+	checkpoint(t, ctx, m, blobs)
+	two := checkpoint(t, ctx, m, blobs) // twice without running
+	if err := m.Resume(ctx); err != nil {
+		t.Fatal(err)
+	}
+	does(m, "write -P 9 1M 64k")
+	for digest, patterns := range map[string][]string{
+		one.Digest: {"read -P 7 1M 300k", "read -P 1 1330k 12k"},
+		two.Digest: {"read -P 8 1M 64k", "read -P 7 1088k 236k"},
+	} {
+		if _, err := elsewhere.Restore(ctx, osvm.Order{ID: "nothing"}, blobs, digest); err == nil || !strings.Contains(err.Error(), "2 disks") {
+			t.Errorf("restored without the image: %v", err)
+		}
+		again, err := elsewhere.Restore(ctx, osvm.Order{ID: "disks-again", Image: image}, blobs, digest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := again.Resume(ctx); err != nil {
+			t.Error(err)
+		}
+		does(again, "write -P 5 3M 64k")
+		template, _, err := osvm.Fetch(ctx, blobs, digest, filepath.Join(t.TempDir(), "fetched"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, words := range patterns {
+			if said, err := exec.Command(tool, "-r", "-f", "qcow2", "-c", words, template.Disk(0)).CombinedOutput(); err != nil || !strings.Contains(string(said), "ops") {
+				t.Errorf("%s of what the checkpoint has: %s, %v", words, said, err)
+			}
+		}
+		named(t, ctx, again, "again")
+		if err := again.Destroy(); err != nil {
+			t.Error(err)
+		}
+	}
+	var out bytes.Buffer
+	if err := osvm.Export(ctx, blobs, two.Digest, &out); err != nil {
+		t.Error(err)
+	}
+	if _, _, err := osvm.Import(ctx, &shelf{}, &out); err != nil {
+		t.Error(err)
+	}
 }
 
 // damaged fetches a checkpoint that lacks a blob, or has one with other bytes.

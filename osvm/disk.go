@@ -148,6 +148,9 @@ func writeOverlay(file io.WriterAt, size int64) error {
 	return errors.Join(failed, err)
 }
 
+// diskName names a disk, and its overlay in a machine's folder.
+func diskName(i int) string { return "disk" + strconv.Itoa(i) }
+
 // disks are the files of a machine's disks, as QEMU gets them.
 type disks struct{ words []string }
 
@@ -161,7 +164,7 @@ func (m *Machine) openDisks(user *user, inherited *files) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		name := "disk" + strconv.Itoa(i)
+		name := diskName(i)
 		below := any(nil)
 		if disk.Base != "" {
 			base, err := os.Open(disk.Base)
@@ -299,7 +302,7 @@ func copyFile(to *os.File, path string) error {
 func (s *Spec) writable() (names []string) {
 	for i, disk := range s.Disks {
 		if !disk.ReadOnly {
-			names = append(names, "disk"+strconv.Itoa(i))
+			names = append(names, diskName(i))
 		}
 	}
 	return names

@@ -1,6 +1,10 @@
 package osvm
 
-import "os"
+import (
+	"context"
+	"os"
+	"path/filepath"
+)
 
 // ChunkSize is what a checkpoint's blobs hold each.
 const ChunkSize = chunkSize
@@ -51,3 +55,14 @@ func (h *Host) TemplateKey(order Order) string {
 	})
 	return key
 }
+
+// QEMUIO has QEMU read or write a machine's first disk as the guest would, by the
+// words of qemu-io, and gives what it complains of.
+func (m *Machine) QEMUIO(ctx context.Context, words string) (said string, err error) {
+	const device = "/machine/peripheral-anon/device[3]/virtio-backend"
+	err = m.monitor.Execute(ctx, "human-monitor-command", map[string]string{"command-line": "qemu-io -d " + device + " \"" + words + "\""}, &said)
+	return said, err
+}
+
+// Disk is where a template has the overlay of a disk.
+func (t *Template) Disk(i int) string { return filepath.Join(t.folder, diskName(i)) }

@@ -26,6 +26,8 @@ func TestManifestsThatAreNone(t *testing.T) {
 		"chunks":          func(c *Checkpoint) { c.Memory = c.Memory[1:] },
 		"state has":       func(c *Checkpoint) { c.StateBytes = stateMax + 1 },
 		"of devices' sta": func(c *Checkpoint) { c.State = nil },
+		"disk 0 has":      func(c *Checkpoint) { c.Disks = []SavedDisk{{Bytes: 1}} },
+		"17 disks":        func(c *Checkpoint) { c.Disks = make([]SavedDisk, 17) },
 		"and no digest":   func(c *Checkpoint) { c.Memory[7] = "../../etc/passwd" },
 	} {
 		c := aCheckpoint()
