@@ -15,6 +15,7 @@ STAMP := .stamp
 LIB := queuevm/c/lib
 CLIENT := queuevm/c/mvm.c queuevm/c/collective.c queuevm/c/mvm.h
 SLIM := node/embedded/mvm-process
+AGENT := osvm/pid1/embedded/agent.gz
 SOURCES := $(shell find . \( -path ./.git -o -path ./.stamp \) -prune -o \( -name '*.go' -o -name '*.wsdl' -o -name '*.xsd' -o -name '*.py' -o -name '*.c' -o -name '*.h' \) -print) go.mod go.sum
 
 .DEFAULT_GOAL := build
@@ -25,13 +26,19 @@ run: setup build ## set up, build, and run PROFILE on NODES local nodes
 
 build: mvm ## build ./mvm with the slim MVM process and the C library in it
 
-# The slim program and the C library are embedded, so they come first.
-mvm: $(SLIM) $(LIB)/libmvm.a $(LIB)/libmvm.so $(SOURCES)
+# The slim program, the VMs' first program and the C library are embedded, so they
+# come first.
+mvm: $(SLIM) $(AGENT) $(LIB)/libmvm.a $(LIB)/libmvm.so $(SOURCES)
 	$(GO) build -trimpath -o $@ .
 
 $(SLIM): $(SOURCES)
 	@mkdir -p $(@D)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ ./node/mvm/process
+
+$(AGENT): $(SOURCES)
+	@mkdir -p $(@D) $(STAMP)
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(STAMP)/agent ./osvm/guest/agent
+	gzip -9nc $(STAMP)/agent >$@
 
 $(LIB)/libmvm.a: $(CLIENT)
 	@mkdir -p $(@D) $(STAMP)
@@ -149,7 +156,7 @@ $(NODE_SOAP)/.installed: $(addprefix examples/conformance/node-soap/,package.jso
 	@touch $@
 
 clean: ## remove what was built
-	rm -rf mvm $(SLIM) $(LIB)/libmvm.a $(LIB)/libmvm.so $(STAMP)
+	rm -rf mvm $(SLIM) $(AGENT) $(LIB)/libmvm.a $(LIB)/libmvm.so $(STAMP)
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14

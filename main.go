@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/netip"
@@ -31,6 +32,8 @@ import (
 	"mvm/node"
 	"mvm/node/mvm"
 	"mvm/osvm"
+	"mvm/osvm/pid1"
+	"mvm/queuevm"
 	"mvm/services/bootstrap"
 	"mvm/services/client"
 	"mvm/services/image"
@@ -110,7 +113,7 @@ run time, connect the processes, run them, and leave nothing behind.`,
 		return client.Usage(fmt.Errorf("%s; see `%s --help`", text, cmd.CommandPath()))
 	})
 	root.SuggestionsMinimumDistance = 2
-	root.AddCommand(client.Commands(nil)...)
+	root.AddCommand(client.Commands(imageMaker{})...)
 	root.AddCommand(nodeCommand())
 	root.SetHelpCommand(helpCommand(root))
 	return root
@@ -449,6 +452,49 @@ func listen(ctx context.Context, address string) (net.Listener, error) {
 			return nil, err
 		}
 	}
+}
+
+// imageMaker makes images' files for the command line.
+type imageMaker struct{}
+
+func (imageMaker) Build(ctx context.Context, folder string, gcc bool) (*image.Manifest, error) {
+	agent, err := pid1.Program()
+	if err != nil {
+		return nil, err
+	}
+	files, err := fs.Sub(queuevm.ClientFiles(), "c")
+	if err != nil {
+		return nil, err
+	}
+	build, m := osvm.BuildMinimal, &image.Manifest{Architecture: "amd64", Languages: []string{"c", "shell"}, Description: "Debian's kernel and busybox, with tcc and musl"}
+	if gcc {
+		build, m.Languages, m.Description = osvm.BuildGCC, []string{"c", "cpp", "shell"}, "Debian's kernel and busybox, with gcc and g++ on a disk"
+	}
+	made, err := build(ctx, folder, agent, files)
+	if err != nil {
+		return nil, err
+	}
+	m.LeastMemory, m.CommandLine, m.Release = made.LeastMemoryMiB, made.CommandLine, made.Release
+	m.Files = []image.File{{Part: image.Kernel}, {Part: image.Initrd}}
+	if len(made.Disks) > 0 {
+		m.Files = append(m.Files, image.File{Part: image.Disk, Format: made.Disks[0].Format})
+	}
+	return m, nil
+}
+
+func (imageMaker) Import(ctx context.Context, folder, disk string) (*image.Manifest, error) {
+	agent, err := pid1.Program()
+	if err != nil {
+		return nil, err
+	}
+	made, err := osvm.ImportDisk(ctx, folder, disk, agent)
+	if err != nil {
+		return nil, err
+	}
+	return &image.Manifest{
+		Architecture: "amd64", LeastMemory: made.LeastMemoryMiB, Release: made.Release, Description: "a cloud image as it came, and a seed with the agent",
+		Files: []image.File{{Part: image.Disk, Format: made.Disks[0].Format}, {Part: image.Seed, Format: made.Disks[1].Format}},
+	}, nil
 }
 
 // server is one running node: its parts, wired.

@@ -394,8 +394,12 @@ func (v *machines) image(ctx context.Context, name, pins string) (osvm.Image, er
 		Name: fmt.Sprintf("%s@%d", answer.Image.Name, answer.Image.Version), Digest: files.Digest, CommandLine: files.Manifest.CommandLine,
 		Kernel: files.Path(image.Kernel), Initrd: files.Path(image.Initrd), LeastMemoryMiB: files.Manifest.LeastMemory,
 	}
-	if of.Kernel == "" || of.Initrd == "" {
-		return of, wsdl.NewFault(wsdl.FaultCodeUnsupported, fmt.Sprintf("the image %s starts from its disk, which VMs here do not yet", of.Name), "choose an image with a kernel and an initial file system")
+	if disk, there := files.Manifest.File(image.Disk); there {
+		base, _ := files.Manifest.File(image.Base)
+		of.Disks = append(of.Disks, osvm.Disk{Path: files.Path(image.Disk), Format: disk.Format, Base: files.Path(image.Base), BaseFormat: base.Format})
+	}
+	if seed := files.Path(image.Seed); seed != "" {
+		of.Disks = append(of.Disks, osvm.Disk{Path: seed, Format: osvm.Raw, ReadOnly: true})
 	}
 	return of, nil
 }

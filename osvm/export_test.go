@@ -66,3 +66,8 @@ func (m *Machine) QEMUIO(ctx context.Context, words string) (said string, err er
 
 // Disk is where a template has the overlay of a disk.
 func (t *Template) Disk(i int) string { return filepath.Join(t.folder, diskName(i)) }
+
+// MakeDisk makes a disk of a folder's files.
+func MakeDisk(ctx context.Context, temporary, root, disk string) error {
+	return makeDisk(ctx, temporary, root, disk)
+}

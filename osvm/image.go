@@ -69,13 +69,7 @@ func BuildMinimal(ctx context.Context, folder string, agent []byte, client fs.FS
 		return image, err
 	}
 	files, links := map[string]guestFile{initAt: {0o755, agent}}, map[string]string{}
-	for name, text := range map[string]string{
-		"etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
-		"etc/group":  "root:x:0:\nnogroup:x:65534:\n",
-		"etc/hosts":  "127.0.0.1 localhost\n",
-	} {
-		files[name] = guestFile{0o644, []byte(text)}
-	}
+	addAccounts(files)
 	addModules(files, order)
 	if err := addBusybox(ctx, files, links, p); err != nil {
 		return image, err
@@ -120,6 +114,17 @@ func compress(initrd []byte) ([]byte, error) {
 	}
 	err := w.Close()
 	return out.Bytes(), err
+}
+
+// addAccounts adds what programs ask about users and the machine's own address.
+func addAccounts(files map[string]guestFile) {
+	for name, text := range map[string]string{
+		"etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+		"etc/group":  "root:x:0:\nnogroup:x:65534:\n",
+		"etc/hosts":  "127.0.0.1 localhost\n",
+	} {
+		files[name] = guestFile{0o644, []byte(text)}
+	}
 }
 
 // addModules adds the kernel's modules and the order in which they are loaded.

@@ -33,21 +33,37 @@ type Greeting struct {
 	MemoryMiB uint64        // that the kernel may use
 	Time      time.Time     // by the guest's clock
 	Uptime    time.Duration // since its boot, suspended time left out
+	Root      string        // the kind of file system that its programs see: tmpfs or ramfs, or that of a disk
 }
 
 // Hello says that the guest is ready, and what it is.
 func (*Agent) Hello(_ Nothing, g *Greeting) error {
 	var name unix.Utsname
 	var system unix.Sysinfo_t
+	var root unix.Statfs_t
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err := errors.Join(err, unix.Uname(&name), unix.Sysinfo(&system)); err != nil {
+	if err := errors.Join(err, unix.Uname(&name), unix.Sysinfo(&system), unix.Statfs("/", &root)); err != nil {
 		return err
 	}
 	*g = Greeting{
 		Boot: strings.TrimSpace(string(boot)), Kernel: unix.ByteSliceToString(name.Release[:]), Hostname: unix.ByteSliceToString(name.Nodename[:]),
 		MemoryMiB: system.Totalram * uint64(system.Unit) >> 20, Time: time.Now(), Uptime: time.Duration(system.Uptime) * time.Second,
+		Root: fileSystem(int64(root.Type)),
 	}
 	return nil
+}
+
+// fileSystem names a kind of file system (statfs(2)).
+func fileSystem(kind int64) string {
+	switch kind {
+	case unix.EXT4_SUPER_MAGIC:
+		return "ext4"
+	case unix.TMPFS_MAGIC:
+		return "tmpfs"
+	case unix.RAMFS_MAGIC:
+		return "ramfs"
+	}
+	return fmt.Sprintf("%#x", kind)
 }
 
 // Random draws bytes as the guest's programs do: so a host can see that clones

@@ -7,8 +7,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// insideVariable tells the second process that the first has started it.
-const insideVariable = "MVM_GUEST"
+// insideVariable tells the second process that the first has started it, and
+// whether it is to load the kernel's modules.
+const (
+	insideVariable = "MVM_GUEST"
+	withModules    = "1"
+	withoutModules = "2"
+)
 
 // Inside says whether this process is one of the first two of a guest, which Run
 // is for. Elsewhere Run would mount and load what it must not.
@@ -21,8 +26,22 @@ func first() error {
 	if err := mount(); err != nil {
 		return err
 	}
+	root, err := rootDisk()
+	if err != nil {
+		return err
+	}
+	modules := withModules
+	if root != "" {
+		modules = withoutModules
+		if err := loadModules("/modules"); err != nil { // a disk is not there before its driver is
+			return err
+		}
+		if err := moveTo(root); err != nil {
+			return fmt.Errorf("make %s the root: %w", root, err)
+		}
+	}
 	agent, err := os.StartProcess("/proc/self/exe", os.Args, &os.ProcAttr{
-		Env: append(os.Environ(), insideVariable+"=1"), Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
+		Env: append(os.Environ(), insideVariable+"="+modules), Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
 	})
 	if err != nil {
 		return fmt.Errorf("start the agent: %w", err)

@@ -40,14 +40,18 @@ type Config struct {
 }
 
 // Run is the life of PID 1, and of the agent that it starts out of the same
-// program; it returns only what went wrong.
+// program; it returns only what went wrong. In a stock image, where others have
+// begun, it is a service, and only serves.
 func Run(config Config) error {
 	if os.Getpid() == 1 {
 		return first()
 	}
+	inside := os.Getenv(insideVariable)
 	_ = os.Unsetenv(insideVariable)
-	if err := loadModules("/modules"); err != nil {
-		return err
+	if inside == withModules {
+		if err := loadModules("/modules"); err != nil {
+			return err
+		}
 	}
 	port, err := openPort()
 	if err != nil {

@@ -1,4 +1,5 @@
-// Command agent is PID 1 of the minimal image: a static program without libc.
+// Command agent is PID 1 of the minimal image, and a service in stock images: a
+// static program without libc.
 package main
 
 import (
@@ -11,7 +12,8 @@ import (
 )
 
 func main() {
-	if !guest.Inside() {
+	serve := len(os.Args) == 2 && os.Args[1] == "serve" // as a service of a stock image
+	if !guest.Inside() && !serve {
 		fmt.Fprintln(os.Stderr, "agent: this is the first program of an OS-level VM; `mvm vm create` starts one")
 		os.Exit(2)
 	}
