@@ -125,6 +125,7 @@ setup: ## install what is missing from Debian, or say what to install
 	need gcc gcc; need g++ g++; need python3 python3; need xmllint libxml2-utils; \
 	need curl curl; need git git; need ar binutils; need taskset util-linux; need scotch_gmap scotch; \
 	PATH="$$PATH:/usr/sbin:/sbin"; $(PEERS) \
+	need qemu-img qemu-utils; need mke2fs e2fsprogs; \
 	[ -e /usr/include/stdio.h ] || missing="$$missing libc6-dev"; \
 	[ -e /etc/ssl/certs/ca-certificates.crt ] || missing="$$missing ca-certificates"; \
 	$(call debian,setup,or what your system calls them)
