@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"testing"
+	"time"
 
 	"mvm/osvm"
 	"mvm/osvm/guest"
@@ -28,7 +29,8 @@ type helping struct {
 	Template       bool
 }
 
-// helped is its answer, after which it waits until its input ends.
+// helped is its answer. When its input ends it destroys its machines; it does not
+// when it is killed.
 type helped struct {
 	Isolation osvm.Isolation
 	PIDs      []int
@@ -41,21 +43,22 @@ func TestMain(m *testing.M) {
 	}
 	var told helping
 	input := json.NewDecoder(os.Stdin)
-	answer := helped{Error: "it was told nothing"}
+	answer, end := helped{Error: "it was told nothing"}, func() {}
 	if err := input.Decode(&told); err == nil {
-		answer = help(told)
+		answer, end = help(told)
 	}
 	text, _ := json.Marshal(answer)
 	fmt.Printf("\n%s\n", text)
 	_, _ = io.Copy(io.Discard, os.Stdin)
+	end()
 }
 
-func help(told helping) (answer helped) {
+func help(told helping) (answer helped, end func()) {
 	ctx, cancel := context.WithTimeout(context.Background(), vmtest.Limit)
 	defer cancel()
 	h, err := osvm.NewHost(ctx, osvm.HostConfig{Dir: told.Dir, Templates: told.Templates, QEMU: told.QEMU, Accelerator: osvm.TCG})
 	if err != nil {
-		return helped{Error: err.Error()}
+		return helped{Error: err.Error()}, func() {}
 	}
 	for _, id := range told.IDs {
 		m, err := h.Create(ctx, osvm.Order{ID: id, Image: told.Image, MemoryMiB: 128, Owner: "job/1", Template: told.Template})
@@ -72,15 +75,14 @@ func help(told helping) (answer helped) {
 		answer.Isolation = m.Isolation()
 		answer.PIDs = append(answer.PIDs, m.PID())
 	}
-	if !told.Template { // it is to leave nothing
+	return answer, func() {
 		for _, m := range h.List() {
 			_ = m.Destroy()
 		}
 	}
-	return answer
 }
 
-// startHelper runs the process and waits for its answer. It is killed with the
+// startHelper runs the process and waits for its answer. Its input ends with the
 // test.
 func startHelper(t *testing.T, told helping, change func(*exec.Cmd)) (*exec.Cmd, helped) {
 	t.Helper()
@@ -108,7 +110,9 @@ func startHelper(t *testing.T, told helping, change func(*exec.Cmd)) (*exec.Cmd,
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = c.Process.Kill()
+		_ = in.Close()
+		late := time.AfterFunc(vmtest.Limit, func() { _ = c.Process.Kill() })
+		defer late.Stop()
 		_ = c.Wait()
 	})
 	if err := json.NewEncoder(in).Encode(told); err != nil {

@@ -42,6 +42,10 @@ const (
 	firstShortUser, shortUsers = 61_184, 4_336
 )
 
+// insideUser is what our own user is called in a user namespace of QEMU's: as
+// root of it, QEMU would have all capabilities there.
+const insideUser = 1
+
 // usersFile is where a number is locked, a byte each, by a QEMU that has it: the
 // lock is its own, so that it ends with it.
 const usersFile = "/run/mvm-vm-users"
@@ -62,8 +66,11 @@ func newUser(accelerator Accelerator) (*user, error) {
 		return u, nil
 	}
 	first, count := firstUser, users
-	if !mapped(firstUser) {
+	if !mapped(first, count) {
 		first, count = firstShortUser, shortUsers
+	}
+	if !mapped(first, count) { // we are root among ourselves alone
+		return u, nil
 	}
 	lock, err := os.OpenFile(usersFile, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -95,15 +102,15 @@ func (u *user) close() {
 	}
 }
 
-// mapped says whether there is such a user here (user_namespaces(7)).
-func mapped(number uint32) bool {
+// mapped says whether there are such users here (user_namespaces(7)).
+func mapped(first, count int) bool {
 	text, err := os.ReadFile("/proc/self/uid_map")
 	if err != nil {
 		return false
 	}
 	for line := range strings.Lines(string(text)) {
-		var inside, outside, count uint64
-		if n, _ := fmt.Sscan(line, &inside, &outside, &count); n == 3 && uint64(number) >= inside && uint64(number)+users <= inside+count {
+		var inside, outside, size int
+		if n, _ := fmt.Sscan(line, &inside, &outside, &size); n == 3 && first >= inside && first+count <= inside+size {
 			return true
 		}
 	}
@@ -150,8 +157,8 @@ func (u *user) run(command func() *exec.Cmd) (*exec.Cmd, error) {
 	apart.Cloneflags = namespaces
 	unprivileged := &syscall.SysProcAttr{
 		Setsid: true, Cloneflags: namespaces | unix.CLONE_NEWUSER,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: os.Geteuid(), HostID: os.Geteuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: os.Getegid(), HostID: os.Getegid(), Size: 1}},
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: insideUser, HostID: os.Geteuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: insideUser, HostID: os.Getegid(), Size: 1}},
 	}
 	type way struct {
 		name       Isolation

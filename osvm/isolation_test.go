@@ -145,7 +145,14 @@ func TestIsolationWithoutRoot(t *testing.T) {
 	})
 	t.Logf("isolation without root: %s", answer.Isolation)
 	if answer.Isolation != osvm.OwnNamespaces && answer.Isolation != osvm.SandboxOnly {
-		t.Errorf("a node without root says that its QEMU has %q", answer.Isolation)
+		t.Fatalf("a node without root says that its QEMU has %q", answer.Isolation)
+	}
+	confined(t, answer.PIDs[0])
+	if answer.Isolation == osvm.OwnNamespaces {
+		apart(t, answer.PIDs[0])
+	}
+	if is := status(t, answer.PIDs[0]); !strings.HasPrefix(is["Uid"], "65534 ") {
+		t.Errorf("its QEMU is user %s", is["Uid"])
 	}
 }
 
