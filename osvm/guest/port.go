@@ -7,8 +7,14 @@ import (
 	"time"
 )
 
-// hostless is how often the port is read again while no host is there.
-const hostless = 5 * time.Millisecond
+// How often the port is read again while no host is there: often at first, as in a
+// clone whose host is about to connect, then seldom, because every look costs a
+// guest whose instructions are translated.
+const (
+	hostless     = 5 * time.Millisecond
+	hostlessLong = 50 * time.Millisecond
+	hostlessSoon = 40 // looks
+)
 
 // device is the port as a pipe without an end: while no host is connected the
 // driver answers "end of file", and that is none.
@@ -20,11 +26,15 @@ func openDevice(path string) (device, error) {
 }
 
 func (d device) Read(into []byte) (int, error) {
-	for {
+	for looks := 0; ; looks++ {
 		n, err := d.File.Read(into)
 		if n > 0 || !errors.Is(err, io.EOF) {
 			return n, err
 		}
-		time.Sleep(hostless)
+		if looks < hostlessSoon {
+			time.Sleep(hostless)
+		} else {
+			time.Sleep(hostlessLong)
+		}
 	}
 }
