@@ -468,6 +468,9 @@ func (w *wiring) rewire(r *wsdl.RewireEdge, left func(channel int) (bool, error)
 	if err != nil {
 		return nil, err
 	}
+	if to.Queue > 0 && len(d.Forward) > 0 { // what was enqueued before it goes before it
+		d.AfterIn[next] = d.Forward[0]
+	}
 	if err := d.loses(id, next); err != nil {
 		return nil, err
 	}
@@ -478,8 +481,8 @@ func (w *wiring) rewire(r *wsdl.RewireEdge, left func(channel int) (bool, error)
 	return d.done(d.end(id, next))
 }
 
-// forward leads what the taker of a channel left to the next one. To a port it comes
-// before all that is newer; to a queue, as from one more producer.
+// forward leads what the taker of a channel left to the next one. It comes
+// before all that is newer of its producer.
 func (d *draft) forward(channel int, to profile.End) error {
 	port := d.channels[channel].To
 	if to.Outside != "" {

@@ -166,7 +166,7 @@ the edge worker[0]:log -> sink:log: worker[0]:log -> sender[0]:log now [worker[0
 		}, `
 the edge worker[0]:log -> sink:log: worker[0]:log -> queue:jobs now [worker[0]:log]
   channel 8: sink:log -> queue:jobs
-  channel 9: worker[0]:log -> queue:jobs, out after 5
+  channel 9: worker[0]:log -> queue:jobs, out after 5, in after 8
   resume 5
   switch 5 to 9
   step 2 at n1

@@ -111,6 +111,7 @@ func (f *front) discard(vm *VM) {
 	if f.first && len(f.queue.fronts) == 1 {
 		f.queue.had = false // so it has not ended
 	}
+	f.behind = nil
 	switch {
 	case f.removed:
 	case f.ended:

@@ -90,3 +90,64 @@ func TestWhatATakerLeavesIsForwarded(t *testing.T) {
 		}
 	}
 }
+
+// What a taker left goes into a served queue, beside what its producer and another one
+// enqueue there, and while takers of that queue come and go: every item once.
+func TestWhatATakerLeavesGoesIntoAQueue(t *testing.T) {
+	const count, each = 6000, 700
+	for _, nodes := range [][4]int{ // of the producer, the old taker, the home, and a second taker of the queue
+		{0, 0, 0, 0}, {0, 1, 1, 0}, {0, 1, 2, 1}, {1, 0, 1, 0},
+	} {
+		t.Run(fmt.Sprint(nodes), func(t *testing.T) {
+			home := nodes[2]
+			vms := route{"", 1 + slices.Max(nodes[:]), Config{Plain: true, Cores: 1}, 0, 0, 0}.start(t)
+			b := newBench(t, vms, home, Queue{Type: QueueWork, Full: FullBlock, Capacity: 8 << 10}, []int{home}, []int{home})
+			w := &loom{t: t, vms: vms, last: 100}
+			p, old := spot{nodes[0], 300, "out"}, spot{nodes[1], 301, "in"}
+			processes(t, vms[p.node], 300)
+			processes(t, vms[old.node], 301)
+			id := w.lay(p, old, 8<<10)
+			a := spawn(t, vms[old.node], 301, built.c, "gather", "in", "block", fmt.Sprint(each))
+			g := spawn(t, vms[p.node], 300, built.golang, "insist", "out", fmt.Sprint(count))
+			taken := [][]int{numbers(t, a.result())}
+			vms[old.node].Ended(301)
+			eventually(t, "the producer hears that its taker has left", func() bool { return state(vms[p.node], id).TakerClosed })
+
+			w.last++
+			forward := Channel{ID: w.last, Capacity: 8 << 10, From: Endpoint{Peer: vms[old.node].config.Self}, To: Endpoint{Queue: 1}, After: 1, Forward: true}
+			if old.node == home {
+				forward.From = w.end(old, home)
+			}
+			must(t, vms[home].AddChannel(forward))
+			forward.To.Peer = vms[home].config.Self
+			w.last++
+			next, into := w.last, Channel{ID: w.last, Capacity: 8 << 10, From: w.end(p, home), To: Endpoint{Queue: 1}, After: 1, Behind: forward.ID}
+			must(t, vms[home].AddChannel(into))
+			if p.node != home {
+				into.From, into.To.Peer = w.end(p, p.node), vms[home].config.Self
+				must(t, vms[p.node].AddChannel(into))
+			}
+			if old.node != home {
+				forward.From = w.end(old, old.node)
+				must(t, vms[old.node].AddChannel(forward))
+			}
+			if p.node != old.node {
+				must(t, vms[p.node].Resume(id))
+			}
+			must(t, vms[p.node].Switch(id, next))
+			stays := b.gather(0, home, built.c, "block")
+			for k := range 2 {
+				guest := spot{nodes[3], 400 + k, "queue"}
+				processes(t, vms[guest.node], guest.process)
+				to := w.fromQueue(home, guest, 1)
+				r := spawn(t, vms[guest.node], guest.process, languages()[k].program, "gather", "queue", "block")
+				eventually(t, "some are its", func() bool { return state(vms[home], to).ItemsIn > 4 || b.queue().ProducersClosed > 0 })
+				must(t, vms[home].Switch(to, 0))
+				taken = append(taken, numbers(t, r.result()))
+			}
+			g.result()
+			b.give(0, home, built.c, 0, 10, 0).result() // END of the queue's own producer
+			accounted(t, count, append(taken, numbers(t, stays.result()))...)
+		})
+	}
+}

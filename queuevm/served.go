@@ -100,8 +100,9 @@ type front struct {
 	batch      *batch // what is to be converted yet
 	converting bool   // it is at the converter
 
-	removed bool // its producer went elsewhere
-	first   bool // the queue had no producer before
+	removed bool   // its producer went elsewhere
+	behind  *front // nothing enters before this one has ended
+	first   bool   // the queue had no producer before
 
 	line  *line // nil while there is no link
 	waits bool  // in VM.flying: the loop looks after the line in time
@@ -167,6 +168,9 @@ func (c *channel) serve(vm *VM) {
 		c.offers(q)
 		if c.To.home() {
 			c.front = &front{taker: taker{ring: c.ring}, channel: c, queue: q, first: !q.had}
+			if before := vm.channels[c.Behind]; before != nil && before.front != nil && before.front.queue == q && !before.front.ended {
+				c.front.behind = before.front
+			}
 			c.front.impose(q.Link, len(q.fronts))
 			q.fronts = append(q.fronts, c.front)
 			q.home, q.had = true, true
@@ -254,6 +258,9 @@ func (c *channel) levelled(vm *VM, level uint32) {
 func (f *front) step(vm *VM) bool {
 	if f.ended && !f.removed && atomic.LoadUint32(&f.header.producerState)&stateSwitched != 0 {
 		f.remove(vm) // it had ended when its port was led elsewhere
+	}
+	if f.behind != nil {
+		return false
 	}
 	worked := f.queue.converted(vm)
 	worked = f.land(vm) || worked
@@ -395,6 +402,12 @@ func (f *front) decide(vm *VM, refusal bool) {
 func (f *front) finish(vm *VM, state uint32) {
 	f.ended = true
 	f.queue.closed++
+	for _, o := range f.queue.fronts {
+		if o.behind == f {
+			o.behind = nil
+			vm.heat(o.channel)
+		}
+	}
 	if state&stateSwitched != 0 {
 		f.remove(vm)
 	}
@@ -693,7 +706,7 @@ func (b *back) still() bool {
 
 // arm announces the daemon's sleep where the other end could give it work.
 func (f *front) arm() {
-	if f.armed = !f.ended && !f.pending && f.channel.in == nil && (f.line == nil || !f.line.full); f.armed {
+	if f.armed = !f.ended && !f.pending && f.behind == nil && f.channel.in == nil && (f.line == nil || !f.line.full); f.armed {
 		atomic.StoreUint32(&f.header.consumerWaits, waitsDaemon)
 	}
 }

@@ -120,7 +120,10 @@ type Channel struct {
 	// on the channels that lead there, and then ends this one. What the port itself
 	// enqueues is not touched.
 	Forward bool
-	Label   string // what people call the producer; needed where To is a queue with a Converter
+	// Behind is, where To is a queue, a channel to it that must have ended before any
+	// item of this one enters: it brings what this one's producer enqueued before.
+	Behind uint32
+	Label  string // what people call the producer; needed where To is a queue with a Converter
 }
 
 // Peer is another node of the job group: where its proxy listens and the

@@ -163,7 +163,11 @@ func (p *process) makeStep(r *Change) error {
 	for i, c := range r.Channels {
 		channels[i] = c.Channel
 		for _, before := range []*uint32{c.AfterOut, c.AfterIn} {
-			if before != nil {
+			switch {
+			case before == nil:
+			case before == c.AfterIn && c.To.Queue != 0:
+				channels[i].Behind = *before
+			default:
 				channels[i].After = max(*before, 1) // that it is above 0 says that it follows one, and a port knows its last
 			}
 		}
