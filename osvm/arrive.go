@@ -92,6 +92,8 @@ func (i *immigration) hear(admit func(Arrival) error) error {
 		return fmt.Errorf("migration %q: its id is not 32 hexadecimal digits", o.Migration)
 	case o.Spec.Accelerator != i.host.accelerator:
 		return fmt.Errorf("VM %s runs by %s, and VMs of this host by %s", o.Spec.ID, o.Spec.Accelerator, i.host.accelerator)
+	case len(o.Spec.Disks) > 0:
+		return fmt.Errorf("VM %s: %w", o.Spec.ID, errDisks)
 	case !machineForm.MatchString(o.Spec.Machine):
 		return fmt.Errorf("VM %s is a machine %.80q, which no QEMU has", o.Spec.ID, o.Spec.Machine)
 	case o.Processor != here:
@@ -146,8 +148,8 @@ func (i *immigration) receive(ctx context.Context) (_ *Machine, err error) {
 		return nil, err
 	}
 	h.pass("commit")
-	if reason := i.machine.Reason(); reason != nil {
-		return nil, reason
+	if _, err := i.machine.Status(); err != nil { // QEMU has ended, and the source can go on yet
+		return nil, errors.Join(i.machine.Reason(), err)
 	}
 	if err := h.enterPhase(i.move, taken, i.move.Running); err != nil {
 		return nil, err

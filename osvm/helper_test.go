@@ -27,6 +27,7 @@ type helping struct {
 	Image          osvm.Image
 	IDs            []string // of the machines that it starts
 	Template       bool
+	Move           *moving // it does nothing else
 }
 
 // helped is its answer. When its input ends it destroys its machines; it does not
@@ -54,6 +55,9 @@ func TestMain(m *testing.M) {
 }
 
 func help(told helping) (answer helped, end func()) {
+	if told.Move != nil {
+		return helpMoving(told), func() {}
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), vmtest.Limit)
 	defer cancel()
 	h, err := osvm.NewHost(ctx, osvm.HostConfig{Dir: told.Dir, Templates: told.Templates, QEMU: told.QEMU, Accelerator: osvm.TCG})
@@ -85,6 +89,24 @@ func help(told helping) (answer helped, end func()) {
 // startHelper runs the process and waits for its answer. Its input ends with the
 // test.
 func startHelper(t *testing.T, told helping, change func(*exec.Cmd)) (*exec.Cmd, helped) {
+	t.Helper()
+	c, out := beginHelper(t, told, change)
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		var answer helped
+		if json.Unmarshal(lines.Bytes(), &answer) == nil {
+			if answer.Error != "" {
+				t.Fatal(answer.Error)
+			}
+			return c, answer
+		}
+	}
+	t.Fatal("the process ended without an answer")
+	return nil, helped{}
+}
+
+// beginHelper runs the process, which answers on what it returns.
+func beginHelper(t *testing.T, told helping, change func(*exec.Cmd)) (*exec.Cmd, io.Reader) {
 	t.Helper()
 	program, err := os.Open("/proc/self/exe")
 	if err != nil {
@@ -118,16 +140,5 @@ func startHelper(t *testing.T, told helping, change func(*exec.Cmd)) (*exec.Cmd,
 	if err := json.NewEncoder(in).Encode(told); err != nil {
 		t.Fatal(err)
 	}
-	lines := bufio.NewScanner(out)
-	for lines.Scan() {
-		var answer helped
-		if json.Unmarshal(lines.Bytes(), &answer) == nil {
-			if answer.Error != "" {
-				t.Fatal(answer.Error)
-			}
-			return c, answer
-		}
-	}
-	t.Fatal("the process ended without an answer")
-	return nil, helped{}
+	return c, out
 }

@@ -60,9 +60,6 @@ func (s *Spec) check() error {
 	case s.Accelerator != KVM && s.Accelerator != TCG:
 		return fmt.Errorf("VM %s: %w: accelerator %q is not %s or %s: Choose says which", s.ID, ErrOrder, s.Accelerator, KVM, TCG)
 	}
-	if s.Kernel == "" && (s.Initrd != "" || s.CommandLine != "") {
-		return fmt.Errorf("VM %s: %w: it has an initial file system or a command line, and no kernel", s.ID, ErrOrder)
-	}
 	if err := s.Limits.check(); err != nil {
 		return fmt.Errorf("VM %s: %w: %w", s.ID, ErrOrder, err)
 	}
@@ -133,6 +130,9 @@ func create(ctx context.Context, q QEMU, parent string, spec Spec, awaits bool) 
 	m := newMachine(spec, filepath.Join(parent, spec.ID))
 	m.uuid = newUUID()
 	m.awaits = awaits
+	if m.boots() && spec.Kernel == "" && (spec.Initrd != "" || spec.CommandLine != "") {
+		return nil, fmt.Errorf("VM %s: %w: it has an initial file system or a command line, and no kernel", spec.ID, ErrOrder)
+	}
 	if err := os.Mkdir(m.folder, 0o700); err != nil {
 		return nil, fmt.Errorf("VM %s: %w", spec.ID, err)
 	}

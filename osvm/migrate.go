@@ -59,6 +59,9 @@ const (
 	roundsFew       = 64 // pages in a round after which the rest is sent with the guest standing still
 )
 
+// errDisks is why a machine with disks stays where it is.
+var errDisks = errors.New("it has disks, and those are not migrated: stop it, or take a checkpoint")
+
 // Migrated is what a migration was.
 type Migrated struct {
 	ID       string // of the migration
@@ -120,6 +123,9 @@ func (h *Host) MigrateTo(ctx context.Context, id string, conn net.Conn, how Migr
 	}
 	if err := m.undivided("migrated"); err != nil {
 		return Migrated{}, err
+	}
+	if len(m.Disks) > 0 {
+		return Migrated{}, fmt.Errorf("VM %s: %w", id, errDisks)
 	}
 	if len(how.Extra) > extraMax {
 		return Migrated{}, fmt.Errorf("VM %s: %d bytes are too many to go along with it: at most %d", id, len(how.Extra), extraMax)

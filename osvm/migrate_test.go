@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 	"testing"
 
 	"mvm/osvm"
@@ -61,10 +62,13 @@ func migrate(t testing.TB, from, to *osvm.Host, id string, how osvm.Migration) (
 // all over its memory: first a clone, then what arrived.
 func TestMigrate(t *testing.T) {
 	hosts := []*osvm.Host{vmtest.Host(t), vmtest.Host(t)}
-	m := vmtest.MachineOf(t, hosts[0], osvm.Order{ID: "traveller", Image: vmtest.Patterns(t), MemoryMiB: 128, Template: true})
+	m := vmtest.MachineOf(t, hosts[0], osvm.Order{ID: "traveller", Image: vmtest.Patterns(t), MemoryMiB: 160, Template: true})
 	agent := vmtest.Start(t, m)
 	hello := vmtest.Call[guest.Greeting](t, agent, "Hello", guest.Nothing{})
-	const moves = 6
+	moves := 4
+	if os.Getenv("MVM_SOAK") != "" {
+		moves = 24
+	}
 	for i := range moves {
 		from, to := hosts[i%2], hosts[(i+1)%2]
 		before, _ := vmtest.Verified(t, m)

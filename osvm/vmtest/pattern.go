@@ -91,6 +91,22 @@ func Verified(t testing.TB, m *osvm.Machine) (verified, bad int) {
 	return 0, 0
 }
 
+// Rest has the guest of a Patterns machine that runs rest after each page, so that
+// its host has time for other things.
+func Rest(t testing.TB, m *osvm.Machine) {
+	t.Helper()
+	Verified(t, m)
+	view, err := m.Console().Attach("a test", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer view.Close()
+	const microseconds = 2000
+	if _, err := fmt.Fprintf(view, "%d\n", microseconds); err != nil {
+		t.Fatal(err)
+	}
+}
+
 var verifiedLine = regexp.MustCompile(`pattern verified ([0-9]+) bad ([0-9]+)\r?\n`)
 
 // told is what the last whole line says.
