@@ -19,7 +19,7 @@ const (
 	seedNetwork  = "version: 2\nethernets: {}\n" // there is none: nothing need be waited for
 	seedUserData = `#cloud-config
 bootcmd:
-  - mkdir -p /run/mvm-seed && mount -o ro "$(blkid -L cidata)" /run/mvm-seed && sh /run/mvm-seed/install
+  - mkdir -p /run/mvm-seed && mount -o ro "$(findfs LABEL=cidata)" /run/mvm-seed && sh /run/mvm-seed/install
 `
 	seedInstall = `# Puts the agent of OS-level VMs into this system, and has it run as a service.
 set -e

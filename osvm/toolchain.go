@@ -163,7 +163,7 @@ func addBusybox(ctx context.Context, files map[string]guestFile, links map[strin
 	}
 	for name := range strings.FieldsSeq(list) {
 		// The first program is ours, and the machine's own way to its end.
-		if base := path.Base(name); base != "init" && base != "linuxrc" && !strings.Contains(name, "..") {
+		if base := path.Base(name); base != "busybox" && base != "init" && base != "linuxrc" && !strings.Contains(name, "..") {
 			links[name] = "/bin/busybox"
 		}
 	}
