@@ -81,7 +81,7 @@ func (p *packages) wanted(ctx context.Context, name string, files ...string) (ma
 	})
 	for _, file := range files {
 		if err == nil && found[file] == nil {
-			err = fmt.Errorf("Debian's package %s has no %s", name, file)
+			err = fmt.Errorf("package %s of Debian has no %s", name, file)
 		}
 	}
 	return found, err

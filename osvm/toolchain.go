@@ -150,7 +150,7 @@ func addBusybox(ctx context.Context, files map[string]guestFile, links map[strin
 		return err
 	}
 	if program == nil {
-		return fmt.Errorf("Debian's package %s has no busybox", busyboxPackage)
+		return fmt.Errorf("package %s of Debian has no busybox", busyboxPackage)
 	}
 	files["bin/busybox"] = guestFile{0o755, program}
 	here := filepath.Join(p.folder, "busybox")
