@@ -116,15 +116,9 @@ func (d *draft) describe(about string) string {
 	return about
 }
 
-// live is nil for an edge that has not ended and that can be changed.
+// live is nil for an edge that has not ended.
 func (d *draft) live(channel int) error {
 	n, over := d.ended[channel]
-	c := &d.channels[channel]
-	if from, to := d.ends(c); !over && c.Direct && from != to {
-		f := conflictf("the edge %s is direct: its two processes have a socket of their own, and nothing is between them that could lead it elsewhere", d.edge(channel))
-		f.Advice = "leave out direct where an edge is to be changed"
-		return f
-	}
 	if !over {
 		return nil
 	}
@@ -373,6 +367,7 @@ func (w *wiring) changeQueue(r *wsdl.ChangeQueue, lookup profile.Lookup) (*chang
 			return nil, err
 		}
 		d.Queue = d.label(old.From)
+		d.proxied(&old)
 		return d.done(d.end(old.ID, id))
 	}
 	d.Sources = sources
@@ -385,6 +380,7 @@ func (w *wiring) changeQueue(r *wsdl.ChangeQueue, lookup profile.Lookup) (*chang
 		return nil, err
 	}
 	d.Queue = d.Queues[0].Name
+	d.proxied(&old)
 	return d.done(d.end(old.ID, in))
 }
 
@@ -457,7 +453,13 @@ func (w *wiring) rewire(r *wsdl.RewireEdge, left func(channel int) (bool, error)
 	}
 	if to != old.To && bare(&old) && old.To.Process >= 0 {
 		gone, err := left(id)
-		if err == nil && gone {
+		switch {
+		case err != nil || !gone:
+		case d.direct(&old):
+			f := conflictf("%s has left, and the edge %s is direct: what it did not take went with its socket", w.label(old.To), w.edge(id))
+			f.Advice = "remove the edge, if that may be, and add another from there"
+			err = f
+		default:
 			err = d.forward(id, to)
 		}
 		if err != nil {
@@ -478,7 +480,21 @@ func (w *wiring) rewire(r *wsdl.RewireEdge, left func(channel int) (bool, error)
 	if is, _ := d.ends(&d.channels[next]); from != old.From || from.Queue > 0 || was != is {
 		next = -1 // its producer, or the node that is it, goes on with nothing
 	}
+	d.proxied(&old)
 	return d.done(d.end(id, next))
+}
+
+// direct says that the two processes of a channel have a socket of their own.
+func (d *draft) direct(c *profile.Channel) bool {
+	from, to := d.ends(c)
+	return c.Direct && from != to
+}
+
+// proxied says of a change that what it leads elsewhere is direct no more.
+func (d *draft) proxied(old *profile.Channel) {
+	if d.direct(old) {
+		d.What += ", through the proxies"
+	}
 }
 
 // forward leads what the taker of a channel left to the next one. It comes
@@ -594,7 +610,7 @@ func (w *wiring) addEdge(r *wsdl.AddEdge, lookup profile.Lookup) (*change, error
 	case e == nil:
 		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, "there is no edge to add", "give one, with from and to")
 	case e.Direct:
-		return nil, wsdl.NewFault(wsdl.FaultCodeUnsupported, "a direct channel is made when its processes start", "leave direct out")
+		return nil, wsdl.NewFault(wsdl.FaultCodeUnsupported, "a direct channel is made when its processes start, and not added later", "leave direct out: the edge goes through the proxies")
 	case e.Queue != "" && r.Queue != nil && r.Queue.Name != e.Queue:
 		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("the edge names the queue %q, and the request describes the queue %q", e.Queue, r.Queue.Name), "describe the one that the edge names, or none")
 	}

@@ -207,14 +207,23 @@ the edge outside:more -> sink:more: outside:more -> sender[0]:more now [outside:
 		"add a named fifo":   {plain("sink:out", "sender[1]:in", "mine"), "\na new edge sink:out -> sender[1]:in, with a queue of type fifo [mine]\n  queue 2 mine fifo at n1\n  channel 8: sink:out -> queue:mine\n  channel 9: queue:mine -> sender[1]:in\n  step 2 at n1\n  step 2 at n3"},
 		"remove":             {remove("sender[1]:out"), "\nthe edge sender[1]:out -> queue:jobs ends [channel:1]\n  switch 1 to -1\n  step 6 at n1"},
 
-		"not described":     {like("sink:out", "sender[1]:in", "spar"), `notFound: did you mean "spare"`},
-		"from the ended":    {exited(add("sink:out", "sender[1]:in", nil)), "conflict: sink has ended"},
-		"to the ended":      {exited(add("sender[1]:out2", "worker[1]:in2", nil)), "conflict: worker[1] has ended"},
-		"another ended":     {exited(rewire("worker[0]:log", "", "worker[1]:log")), "conflict: worker[1] has ended"},
-		"fifo of many":      {set("jobs", wsdl.ChangeQueue{Type_: wsdl.Of(wsdl.QueueTypeFifo)}), "conflict: has 3 takers, and a fifo has one"},
-		"nothing":           {set("jobs", wsdl.ChangeQueue{}), "invalidRequest: changes nothing"},
-		"a weight":          {set("jobs", wsdl.ChangeQueue{Weight: 3}), "invalidRequest: only queues in which jobs wait"},
-		"direct":            {remove("sink:fast"), "conflict: a socket of their own"},
+		"not described":  {like("sink:out", "sender[1]:in", "spar"), `notFound: did you mean "spare"`},
+		"from the ended": {exited(add("sink:out", "sender[1]:in", nil)), "conflict: sink has ended"},
+		"to the ended":   {exited(add("sender[1]:out2", "worker[1]:in2", nil)), "conflict: worker[1] has ended"},
+		"another ended":  {exited(rewire("worker[0]:log", "", "worker[1]:log")), "conflict: worker[1] has ended"},
+		"a direct one": {rewire("sink:fast", "", "worker[0]:fast"), `
+the edge sink:fast -> sender[0]:fast: sink:fast -> worker[0]:fast now, through the proxies [sink:fast]
+  channel 8: sink:fast -> worker[0]:fast, out after 7
+  switch 7 to 8
+  step 2 at n2
+  step 2 at n3
+  step 6 at n3`},
+		"fifo of many": {set("jobs", wsdl.ChangeQueue{Type_: wsdl.Of(wsdl.QueueTypeFifo)}), "conflict: has 3 takers, and a fifo has one"},
+		"nothing":      {set("jobs", wsdl.ChangeQueue{}), "invalidRequest: changes nothing"},
+		"a weight":     {set("jobs", wsdl.ChangeQueue{Weight: 3}), "invalidRequest: only queues in which jobs wait"},
+		"a direct one, left": {func(w *wiring) (*change, error) {
+			return w.rewire(&wsdl.RewireEdge{Edge: "sink:fast", To: "worker[0]:fast"}, leaves)
+		}, "conflict: went with its socket"},
 		"fifo already":      {set("channel:5", wsdl.ChangeQueue{Type_: wsdl.Of(wsdl.QueueTypeFifo)}), "conflict: plain fifo that blocks already"},
 		"full of latest":    {set("jobs", wsdl.ChangeQueue{Type_: wsdl.Of(wsdl.QueueTypeLatest), Full: wsdl.Of(wsdl.FullPolicyFail)}), "invalidProfile: "},
 		"no such queue":     {set("job", wsdl.ChangeQueue{Served: true}), `notFound: did you mean "jobs"`},

@@ -216,3 +216,52 @@ func TestDirectSocketsAreTheChannels(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+// A direct edge is given a ring, and led to another process, under full load: what its
+// socket has still is the old taker's, and nothing is lost or doubled.
+func TestDirectEdgesGoOn(t *testing.T) {
+	for k := range languages() {
+		for _, elsewhere := range []bool{false, true} {
+			giver, taker := languages()[k], languages()[(k+1)%3]
+			t.Run(fmt.Sprint(giver.name, "-", taker.name, "/", elsewhere), func(t *testing.T) {
+				a, b := directPair(t)
+				w := &loom{t: t, vms: []*VM{a, b}, last: 1}
+				p, q, r := spot{0, 0, "next"}, spot{1, 1, "prev"}, spot{1, 2, "prev"}
+				processes(t, a, 0)
+				processes(t, b, 1, 2)
+				wire(t, 1, 16<<10, a, Endpoint{Process: 0, Port: "next"}, b, Endpoint{Process: 1, Port: "prev"})
+				if state(a, 1).Capacity == 0 || !a.channels[1].Direct {
+					t.Fatal("it is not direct")
+				}
+				first := spawn(t, b, 1, taker.program, "gather", "prev", []string{"block", "timed", "wait"}[k])
+				g := spawn(t, a, 0, giver.program, "insist", "next", "20000")
+				eventually(t, "items are through", func() bool { return state(b, 1).ItemsOut > 500 })
+				to := q
+				if elsewhere {
+					to = r
+				}
+				next := w.lay(p, to, 8<<10)
+				must(t, a.Switch(1, next))
+				taken := [][]int{}
+				last := first
+				if elsewhere {
+					taken = append(taken, numbers(t, first.result()))
+					last = spawn(t, b, 2, taker.program, "gather", "prev", "block")
+				}
+				g.result()
+				taken = append(taken, numbers(t, last.result()))
+				accounted(t, 20000, taken...)
+				eventually(t, "the direct channel is gone", func() bool {
+					one, err := a.Switched(1)
+					other, wrong := b.Switched(1)
+					return err == nil && wrong == nil && one.Removed && (other.Removed || elsewhere)
+				})
+				select {
+				case event := <-a.Lost():
+					t.Errorf("reported: %v", event)
+				default:
+				}
+			})
+		}
+	}
+}
