@@ -10,10 +10,12 @@ import (
 	"path/filepath"
 	"regexp"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/digitalocean/go-qemu/qemu"
 
+	"mvm/osvm/link"
 	"mvm/osvm/qmp"
 )
 
@@ -91,7 +93,8 @@ type Machine struct {
 	domain    *qemu.Domain
 	console   *Console
 	traffic   *traffic
-	ended     chan struct{} // when the process is gone, and reason says why
+	ended     chan struct{}                // when the process is gone, and reason says why
+	latest    atomic.Pointer[link.Session] // session with its agent
 
 	destroyed func()            // for who keeps a list
 	awaits    bool              // its memory and state come from elsewhere, after it is started

@@ -29,6 +29,7 @@ func (m *Machine) session(ctx context.Context, method string, question, answer a
 	session, err := link.Begin(ctx, port)
 	if err == nil {
 		if err = call(ctx, session, method, question, answer); err == nil {
+			m.latest.Store(session)
 			return session, nil
 		}
 		_ = session.Close()
@@ -68,6 +69,11 @@ func (m *Machine) Start(ctx context.Context, identity guest.Identity) (*link.Ses
 // powerOff asks the guest's agent to end the machine. A guest without one does not
 // answer, and one that hears the power button may be quicker.
 func (m *Machine) powerOff(ctx context.Context) {
+	if session := m.latest.Load(); session != nil { // whoever has it keeps the port
+		if call(ctx, session, "PowerOff", guest.Nothing{}, &guest.Nothing{}) == nil {
+			return
+		}
+	}
 	session, _, err := m.Session(ctx)
 	if err != nil {
 		return
