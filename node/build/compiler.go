@@ -32,6 +32,10 @@ type finding struct {
 	rests            string // a file that it needs besides, "" if none
 }
 
+// TCC is the name of the tiny C compiler: in OS-level VMs it is the one that there
+// is.
+const TCC = "tcc"
+
 // Detector finds this machine's compilers and remembers them for as long as
 // the programs on the search path stay the same.
 type Detector struct {
@@ -57,7 +61,7 @@ func NewDetector(path, file string) *Detector {
 		path = os.Getenv("PATH")
 	}
 	return &Detector{path: path, memory: memory{file}, probes: []probe{
-		{C, []string{"gcc", "cc", "clang"}, askNative},
+		{C, []string{"gcc", "cc", "clang", TCC}, askNative},
 		{CPP, []string{"g++", "c++", "clang++"}, askNative},
 		{Go, []string{"go"}, askGo},
 		{Python, []string{"python3", "python"}, askPython},
@@ -163,12 +167,33 @@ func firstLine(s string) string {
 // askNative wants, beside the compiler, the C library's files to link with: a
 // compiler alone is common and useless.
 func askNative(ctx context.Context, path string) (finding, bool) {
+	if filepath.Base(path) == TCC {
+		return askTCC(ctx, path)
+	}
 	start, ok := answer(ctx, path, "-print-file-name=crt1.o")
 	if !ok || !filepath.IsAbs(start) {
 		return finding{}, false
 	}
 	version, ok := answer(ctx, path, "--version")
-	return finding{path, firstLine(version), start}, ok && version != ""
+	return finding{command: path, version: firstLine(version), rests: start}, ok && version != ""
+}
+
+// askTCC takes the tiny C compiler where programs can be linked with the C client
+// that was made for it: that client's own sources want a compiler with atomics.
+func askTCC(ctx context.Context, path string) (finding, bool) {
+	version, ok := answer(ctx, path, "-v")
+	if !ok || !strings.HasPrefix(version, "tcc version") {
+		return finding{}, false
+	}
+	said, _ := answer(ctx, path, "-print-search-dirs")
+	_, libraries, _ := strings.Cut(said, "libraries:")
+	for line := range strings.Lines(libraries) {
+		library := filepath.Join(strings.TrimSpace(line), "libmvm.a")
+		if _, err := os.Stat(library); err == nil {
+			return finding{command: path, version: firstLine(version), rests: library}, true
+		}
+	}
+	return finding{}, false
 }
 
 func askGo(ctx context.Context, path string) (finding, bool) {

@@ -32,13 +32,18 @@ func (b *builder) native(ctx context.Context) error {
 	if len(units) == 0 {
 		return &Failure{Message: fmt.Sprintf("source %s has no file to compile; expected one that ends in %s", b.Source, strings.Join(extensions, ", "))}
 	}
-	library, err := b.library(ctx, "libmvm.a")
-	if err != nil {
-		return err
+	argv := []string{b.Compiler.Command, "-O2", "-pipe", "-fdiagnostics-color=never", "-I."}
+	library := "-lmvm" // which tcc finds beside the C library, as mvm.h
+	if b.Compiler.Name != TCC {
+		var err error
+		if library, err = b.library(ctx, "libmvm.a"); err != nil {
+			return err
+		}
+		argv = append(argv, "-I"+filepath.Join(b.Clients, "c"))
+	} else {
+		argv = append(argv, "-static") // it knows no other C library's loader
 	}
-	argv := []string{b.Compiler.Command, "-O2", "-pipe", "-fdiagnostics-color=never", "-I.", "-I" + filepath.Join(b.Clients, "c"),
-		"-o", filepath.Join(b.Out, program)}
-	argv = append(argv, units...)
+	argv = append(append(argv, "-o", filepath.Join(b.Out, program)), units...)
 	argv = append(argv, b.Flags...)
 	argv = append(argv, library, "-lpthread")
 	b.manifest = manifest{Language: b.Language, Program: program}
