@@ -35,7 +35,7 @@ $(SLIM): $(SOURCES)
 	@mkdir -p $(@D)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ ./node/mvm/process
 
-$(AGENT): $(SOURCES)
+$(AGENT): $(SLIM) $(SOURCES)
 	@mkdir -p $(@D) $(STAMP)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(STAMP)/agent ./osvm/guest/agent
 	gzip -9nc $(STAMP)/agent >$@

@@ -73,7 +73,7 @@ var rooms = map[string][]string{
 	"osvm/qmp":             {},
 	"osvm/link":            {},
 	"osvm/guest":           {"osvm/link"},
-	"osvm/guest/agent":     {"osvm/guest"},
+	"osvm/guest/agent":     {"osvm/guest", "osvm/link", "node", "node/mvm", "node/worker"},
 	"services/soap":        {"wsdl"},
 	"services/security":    {"wsdl"},
 	"services/bootstrap":   {"wsdl"},
@@ -91,7 +91,7 @@ var rooms = map[string][]string{
 	"osvm":                 {"osvm/*", "-osvm/vmtest", "-osvm/vmtest/pattern"},
 	"osvm/vmtest":          {"osvm", "osvm/link", "osvm/guest"},
 	"osvm/vmtest/pattern":  {"osvm/guest"},
-	"node":                 {"wsdl", "services/*", "-services/client", "-services/store", "node/*", "queuevm", "queuevm/codec", "osvm", "osvm/guest"},
+	"node":                 {"wsdl", "services/*", "-services/client", "-services/store", "node/*", "queuevm", "queuevm/codec", "osvm", "osvm/guest", "osvm/link"},
 	"examples":             {"wsdl", "services/client", "queuevm/client", "examples/bench/soap", "examples/launch"},
 	"examples/launch":      {},
 	"examples/bench/soap":  {"wsdl", "services/soap"},
@@ -103,7 +103,7 @@ var rooms = map[string][]string{
 // testRooms are what a room's tests may import besides: the other side of what
 // they test, never anything that would let the room itself lean on it.
 var testRooms = map[string][]string{
-	"node/worker":   {"node/mvm", "osvm/link", "examples/launch"},
+	"node/worker":   {"node/mvm", "osvm/link", "osvm/vmtest", "examples/launch"},
 	"examples":      {"services/soap"}, // to say what our own client says, word for word
 	"node":          {"osvm/vmtest"},
 	"osvm":          {"osvm/vmtest"},

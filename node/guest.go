@@ -8,11 +8,12 @@ import (
 // Guest is what a host tells the node in a VM of its own: who it is to be. It
 // travels as JSON with the guest's identity (osvm/guest).
 type Guest struct {
-	ID     string // for good
-	Name   string // for people
-	Join   string // the base address that it joins through
-	Slots  int    // 0 is as many as cores
-	PeerID string `json:",omitempty"` // Config.PeerID
+	ID      string // for good
+	Version string // of the program, as its host's
+	Name    string // for people
+	Join    string // the base address that it joins through
+	Slots   int    // 0 is as many as cores
+	PeerID  string `json:",omitempty"` // Config.PeerID
 }
 
 // ReadGuest reads what a host told.

@@ -39,10 +39,9 @@ type Uplink interface {
 // Config says what a worker is made of.
 type Config struct {
 	node.Guest
-	Dir     string // for its data; the agent's socket is in it as well
-	Uplink  Uplink
-	Version string
-	Log     *logrus.Logger // nil is logrus's standard logger
+	Dir    string // for its data; the agent's socket is in it as well
+	Uplink Uplink
+	Log    *logrus.Logger // nil is logrus's standard logger
 }
 
 // worker is a running one.

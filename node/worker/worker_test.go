@@ -76,7 +76,7 @@ func newUplink(t *testing.T, relay string) *uplink {
 			var d net.Dialer
 			return d.DialContext(ctx, "tcp", address)
 		},
-		Listen: func(known string) (net.Listener, error) { return link.Listener("127.0.0.1", known) },
+		Listen: func(_ int, known string) (net.Listener, error) { return link.Listener("127.0.0.1", known) },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -133,8 +133,8 @@ func TestNodesBehindTheirHosts(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() {
-			done <- Run(ctx, Config{Guest: node.Guest{ID: id, Name: "guest", Join: "http://" + link.RelayAddress, Slots: 1},
-				Dir: t.TempDir(), Uplink: u.inside, Version: "test", Log: log})
+			done <- Run(ctx, Config{Guest: node.Guest{ID: id, Name: "guest", Join: "http://" + link.RelayAddress, Slots: 1, Version: "test"},
+				Dir: t.TempDir(), Uplink: u.inside, Log: log})
 		}()
 		defer func() {
 			cancel()

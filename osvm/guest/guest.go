@@ -53,6 +53,9 @@ func Run(config Config) error {
 			return err
 		}
 	}
+	if err := loopback(); err != nil {
+		return fmt.Errorf("bring the loopback interface up: %w", err)
+	}
 	port, err := openPort()
 	if err != nil {
 		return err
@@ -68,6 +71,21 @@ func Run(config Config) error {
 
 // Client calls an agent over a connection of its link; close it when done.
 func Client(conn net.Conn) *rpc.Client { return jsonrpc.NewClient(conn) }
+
+// loopback brings the interface lo up: a guest speaks to itself over it.
+func loopback() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	request, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	request.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, request)
+}
 
 func mount() error {
 	for _, m := range []struct{ source, target, kind string }{

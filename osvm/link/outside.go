@@ -20,7 +20,7 @@ type OutsideConfig struct {
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 	// Listen listens for one of the guest's ports; known is where it was before,
 	// "" for anywhere. Nil refuses.
-	Listen func(known string) (net.Listener, error)
+	Listen func(port int, known string) (net.Listener, error)
 	// Published is where ports were published before: a host that comes back
 	// listens there again before the guest asks.
 	Published map[int]string
@@ -177,7 +177,7 @@ func (o *Outside) publish(port int, known string) (string, error) {
 	case len(o.listeners) >= mostPorts:
 		return "", fmt.Errorf("the guest has published %d ports, which is all it may", mostPorts)
 	}
-	l, err := o.config.Listen(known)
+	l, err := o.config.Listen(port, known)
 	if err != nil {
 		return "", err
 	}

@@ -79,7 +79,7 @@ func tcp(ctx context.Context, address string) (net.Conn, error) {
 	return d.DialContext(ctx, "tcp", address)
 }
 
-func listenHere(known string) (net.Listener, error) { return Listener("127.0.0.1", known) }
+func listenHere(_ int, known string) (net.Listener, error) { return Listener("127.0.0.1", known) }
 
 func within(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)

@@ -1,22 +1,50 @@
 // Command agent is PID 1 of the minimal image, and a service in stock images: a
-// static program without libc.
+// static program without libc. It is also the node of the grid that the guest is
+// once its host has said which: in the same process, so that in a clone nothing
+// has to be started.
 package main
 
 import (
+	"context"
 	"fmt"
+	"io"
 	"os"
 
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"mvm/node"
+	"mvm/node/mvm"
+	"mvm/node/worker"
 	"mvm/osvm/guest"
+	"mvm/osvm/link"
 )
 
+// data is where the node has its data: in memory, as all of the minimal image.
+const data = "/run/mvm"
+
 func main() {
+	if mvm.IsProcess(os.Args) { // where no slim one is embedded
+		os.Exit(mvm.Main(os.Args))
+	}
 	serve := len(os.Args) == 2 && os.Args[1] == "serve" // as a service of a stock image
 	if !guest.Inside() && !serve {
 		fmt.Fprintln(os.Stderr, "agent: this is the first program of an OS-level VM; `mvm vm create` starts one")
 		os.Exit(2)
 	}
-	fmt.Println("agent:", guest.Run(guest.Config{}))
+	_ = os.Setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+	fmt.Println("agent:", guest.Run(guest.Config{Node: run}))
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) // with -no-reboot a panic would do as well, and say less
+}
+
+// run is the node, for the guest's life. What ends it is written to the console.
+func run(identity []byte, uplink *link.Inside) {
+	log := logrus.New()
+	log.SetOutput(io.Writer(os.Stdout))
+	log.SetLevel(logrus.WarnLevel)
+	who, err := node.ReadGuest(identity)
+	if err == nil {
+		err = worker.Run(context.Background(), worker.Config{Guest: who, Dir: data, Uplink: uplink, Log: log})
+	}
+	fmt.Println("agent: this guest is no node any more:", err)
 }
