@@ -129,6 +129,9 @@ func (y *layout) awaken(job string, number, i int) *wsdl.Awaken {
 		Cores:   int32(m.Cores),
 		Proxy:   wsdl.Of(y.proxy[i]),
 	}
+	if vm := y.job.VM; vm != nil {
+		request.Vm = &wsdl.Enclosure{Image: vm.Blobs[0], Name: vm.Name, Memory: m.Memory}
+	}
 	sources, inputs := map[string]bool{}, map[profile.File]bool{}
 	for _, id := range m.Processes {
 		p := &y.job.Processes[id]
@@ -335,6 +338,9 @@ func membersOf(j *profile.Job, plan []int, nodes []node) []member {
 			i = len(members)
 			at[n] = i
 			members = append(members, member{Node: nodes[n].id, Name: nodes[n].name, Incarnation: nodes[n].incarnation, URL: nodes[n].url})
+			if j.VM != nil {
+				members[i].Memory = j.VM.MemoryMiB
+			}
 		}
 		m, need := &members[i], j.Processes[id].Need
 		m.Processes = append(m.Processes, id)

@@ -16,7 +16,7 @@ func viewOf(n *wsdl.Node, held booking) place.Node {
 	v := place.Node{
 		ID: n.Id, Name: n.Name, OS: n.Os, Arch: n.Arch, Cores: int(n.Cores), MemoryMiB: n.Memory,
 		Slots: slots, FreeSlots: slots - held.slots, FreeCores: int(n.Cores) - held.cores, FreeMemoryMiB: n.Memory - held.memory,
-		QEMU: n.Qemu != "", Cleaning: n.Cleaning,
+		QEMU: n.Qemu != "", Accelerator: n.Accelerator, Cleaning: n.Cleaning,
 	}
 	if l := n.QueueLimits; l != nil {
 		for kind, list := range map[string]string{

@@ -317,7 +317,7 @@ func (b *Service) recompile(ctx context.Context, id string) (*profile.Job, error
 	if err := b.load(ctx, jobsPrefix+id, &s); err != nil {
 		return nil, err
 	}
-	return profile.Compile(s.Job, s.Arguments, func(kind wsdl.ProfileKind, name string, version int32) (*wsdl.Profile, error) {
+	compiled, err := profile.Compile(s.Job, s.Arguments, func(kind wsdl.ProfileKind, name string, version int32) (*wsdl.Profile, error) {
 		for _, p := range s.Profiles {
 			if p.Kind == string(kind) && p.Name == name && p.Wanted == int(version) {
 				return b.profiles.find(kind, name, int32(p.Version))
@@ -325,6 +325,10 @@ func (b *Service) recompile(ctx context.Context, id string) (*profile.Job, error
 		}
 		return nil, noProfile(kind, name, version)
 	}, b.reader(nil))
+	if err != nil {
+		return nil, err
+	}
+	return compiled, b.enclose(compiled)
 }
 
 func (b *Service) recoverProfiles(ctx context.Context) error {

@@ -407,6 +407,13 @@ func (s *scheduler) round() {
 		}
 		members := membersOf(compiled, plan, nodes)
 		s.bookLocked(j.id, members)
+		if compiled.VM != nil {
+			used := slices.Clone(plan)
+			slices.Sort(used)
+			for _, n := range slices.Compact(used) {
+				views[n].FreeMemoryMiB -= compiled.VM.MemoryMiB
+			}
+		}
 		for id, n := range plan {
 			need := compiled.Processes[id].Need
 			views[n].FreeSlots--

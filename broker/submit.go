@@ -211,6 +211,11 @@ func (b *Service) resolve(ctx context.Context, given *wsdl.Job, name string, ver
 		return nil, err
 	}
 	r.compiled = compiled
+	if compiled.VM != nil {
+		if err := b.settleImage(ctx, r); err != nil {
+			return nil, err
+		}
+	}
 	return r, nil
 }
 
@@ -279,6 +284,11 @@ func digestsOf(j *profile.Job) map[string]bool {
 	for i := range j.Processes {
 		for _, f := range j.Processes[i].Inputs {
 			digests[f.Digest] = true
+		}
+	}
+	if j.VM != nil {
+		for _, digest := range j.VM.Blobs {
+			digests[digest] = true
 		}
 	}
 	for _, t := range j.Topologies {

@@ -118,6 +118,8 @@ func (v *Awaken) visit(c *codec, field int) bool {
 		return list(c, &v.File, record)
 	case 9:
 		return optional(c, &v.QueueLimits, rooted)
+	case 10:
+		return optional(c, &v.Vm, record)
 	}
 	return false
 }
@@ -2217,6 +2219,18 @@ func (v *Edge) visit(c *codec, field int) bool {
 	return false
 }
 
+func (v *Enclosure) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Image, text)
+	case 1:
+		return one(c, &v.Name, text)
+	case 2:
+		return one(c, &v.Memory, number)
+	}
+	return false
+}
+
 func (v *Encoder) visit(c *codec, field int) bool {
 	switch field {
 	case 0:
@@ -2387,6 +2401,8 @@ func (v *JobPolicy) visit(c *codec, field int) bool {
 	case 4:
 		return optional(c, &v.Isolation, text)
 	case 5:
+		return one(c, &v.Image, text)
+	case 6:
 		return optional(c, &v.Nodes, text)
 	}
 	return false

@@ -916,6 +916,9 @@ type Awaken struct {
 
 	// What the job's queues want of this node; absent: channels at most.
 	QueueLimits *QueueLimits `xml:"queueLimits,omitempty" json:"queueLimits,omitempty"`
+
+	// Absent: processes of the node itself.
+	Vm *Enclosure `xml:"vm,omitempty" json:"vm,omitempty"`
 }
 
 type AwakenResponse struct {
@@ -1951,6 +1954,10 @@ type JobPolicy struct {
 
 	Isolation *Isolation `xml:"isolation,attr,omitempty" json:"isolation,omitempty"`
 
+	// With isolation="vm": the registered image of its VMs, NAME or NAME@VERSION; NAME alone is the newest as the job is submitted.
+
+	Image string `xml:"image,attr,omitempty" json:"image,omitempty"`
+
 	// Spread the processes over at least this many nodes. Default 1.
 
 	Nodes *Number `xml:"nodes,attr,omitempty" json:"nodes,omitempty"`
@@ -2294,6 +2301,18 @@ type Build struct {
 	Flag []string `xml:"flag" json:"flag,omitempty"`
 
 	File []*FileRef `xml:"file" json:"file,omitempty"`
+}
+
+type Enclosure struct {
+
+	// The digest of its image's manifest.
+	Image string `xml:"image" json:"image,omitempty"`
+
+	// The image's, for people: NAME@VERSION.
+	Name string `xml:"name,omitempty" json:"name,omitempty"`
+
+	// MiB that the VM has. The attempt's memory is this, or more.
+	Memory int64 `xml:"memory" json:"memory,omitempty"`
 }
 
 type ProcessSpec struct {

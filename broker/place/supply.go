@@ -148,11 +148,14 @@ func newSupply(d *demand, nodes []Node, empty bool) *supply {
 		case n.Shunned == "":
 			s.free[i] = room{n.FreeSlots, n.FreeCores, n.FreeMemoryMiB}
 		}
+		if d.job.VM != nil { // one on each node that is used
+			s.free[i].memory -= d.job.VM.MemoryMiB
+		}
 	}
 	for c := range d.classes {
 		s.barred[c] = make([]phrase, len(nodes))
 		for i := range nodes {
-			s.barred[c][i] = bar(&d.classes[c], &nodes[i])
+			s.barred[c][i] = bar(&d.classes[c], &nodes[i], d.job.VM)
 		}
 	}
 	return s
@@ -206,13 +209,21 @@ func limited(need profile.Need) string {
 	return need.Kind + " " + need.Name
 }
 
-// bar is what keeps processes of a class from ever running on a node.
-func bar(c *class, n *Node) phrase {
-	if c.language != "" && !slices.Contains(n.Compilers, c.language) {
+// bar is what keeps processes of a class from ever running on a node. What is in
+// its VMs the image decides.
+func bar(c *class, n *Node, vm *profile.VM) phrase {
+	compilers := n.Compilers
+	if vm != nil {
+		if n.Accelerator == "" {
+			return phrase{"have", "no OS-level VMs"}
+		}
+		compilers = vm.Languages
+	}
+	if c.language != "" && !slices.Contains(compilers, c.language) {
 		return phrase{"lack", lacking(c.language)}
 	}
 	for _, language := range c.logic {
-		if !slices.Contains(n.Compilers, language) {
+		if !slices.Contains(compilers, language) {
 			return phrase{"lack", lacking(language) + " for what is registered"}
 		}
 	}

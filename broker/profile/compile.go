@@ -31,9 +31,8 @@ const (
 // where none are known. file reads the graph of a topology by its path or
 // digest and may be nil where graphs are inline only.
 //
-// The error is a *wsdl.Fault with code invalidProfile, or unsupported where
-// the only problems are things that this version does not serve. It lists all
-// problems; Positions.Locate adds their lines.
+// The error is a *wsdl.Fault with code invalidProfile. It lists all problems;
+// Positions.Locate adds their lines.
 func Compile(job *wsdl.Job, arguments map[string]string, lookup Lookup, file func(reference string) ([]byte, error)) (*Job, error) {
 	c := &compiler{lookup: lookup, file: file, out: &Job{}}
 	c.compile(job, arguments)
@@ -436,8 +435,29 @@ func (c *compiler) compilePolicy(at place, policy *wsdl.JobPolicy) {
 	switch isolation := wsdl.Or(policy.Isolation, wsdl.IsolationProcess); isolation {
 	case wsdl.IsolationProcess:
 	case wsdl.IsolationVm:
-		c.unserved(at.attribute("isolation"), string(isolation), "process", "isolation in OS-level VMs")
+		c.compileVM(at, policy)
+		return
 	default:
-		c.add(at.attribute("isolation"), string(isolation), "process or vm", "the policy's isolation is %s, expected process", quote(string(isolation)))
+		c.add(at.attribute("isolation"), string(isolation), "process or vm", "the policy's isolation is %s, expected process or vm", quote(string(isolation)))
+	}
+	if policy.Image != "" {
+		c.add(at.attribute("image"), policy.Image, "isolation=\"vm\" with it", "the policy names the image %s, but its isolation is process: there is no VM to begin from it", quote(policy.Image))
+	}
+}
+
+// compileVM is for a job whose processes run in OS-level VMs.
+func (c *compiler) compileVM(at place, policy *wsdl.JobPolicy) {
+	image := c.textField(at, c.scope, "image", policy.Image)
+	switch {
+	case policy.Image == "":
+		c.add(at.attribute("image"), "", "a registered image", "the policy's isolation is vm, and no image is named that the VMs are begun from: write image=\"NAME\"; `mvm image ls` lists those that are registered")
+	case image.set:
+		c.out.VM = &VM{Image: image.text}
+	}
+	for i := range c.out.Channels {
+		if channel := &c.out.Channels[i]; channel.Direct {
+			c.add(at.attribute("isolation"), "vm", "no direct channels", "an edge from %s is direct, and the policy's isolation is vm: nothing but its node's proxies leads into a VM; leave the edge to them", c.out.Label(channel.From, nil))
+			return
+		}
 	}
 }

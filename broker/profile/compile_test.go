@@ -149,20 +149,34 @@ func TestMistakesAreRefused(t *testing.T) {
 	}
 }
 
-// What the schema knows and this version does not serve is refused by name.
-func TestUnservedIsNamed(t *testing.T) {
-	for _, c := range []struct{ body, name string }{
-		{task + `<policy isolation="vm"/>`, "OS-level VMs"},
+// A job in VMs names their image, and nothing leads past the proxies of its nodes.
+func TestIsolationInVMs(t *testing.T) {
+	pair := task
+	job, err := parse(t, pair+`<edge from="p[0]:x" to="p[1]:x"/><policy isolation="vm" image="minimal@3"/>`)
+	if err != nil || job.VM == nil || job.VM.Image != "minimal@3" {
+		t.Fatalf("found %+v, %v", job, err)
+	}
+	for _, c := range []struct{ body, want string }{
+		{pair + `<policy isolation="vm"/>`, "no image is named"},
+		{pair + `<policy image="minimal"/>`, "its isolation is process"},
+		{pair + `<policy isolation="process" image="minimal"/>`, "its isolation is process"},
+		{pair + `<edge from="p[0]:x" to="p[1]:x" direct="true"/><policy isolation="vm" image="minimal"/>`, "is direct"},
 	} {
-		_, err := parse(t, c.body)
-		if wsdl.CodeOf(err) != wsdl.FaultCodeUnsupported || !strings.Contains(err.Error(), c.name) || !strings.Contains(err.Error(), "not served") {
-			t.Errorf("%s: found %v, expected it to be unsupported by the name %s", c.body, err, c.name)
+		if _, err := parse(t, c.body); wsdl.CodeOf(err) != wsdl.FaultCodeInvalidProfile || !strings.Contains(messagesOf(err), c.want) {
+			t.Errorf("%s: found %v, expected %s", c.body, err, c.want)
 		}
 	}
-	// With a mistake beside it, the profile is plainly invalid.
-	if _, err := parse(t, `<task name="p"/><policy isolation="vm"/>`); wsdl.CodeOf(err) != wsdl.FaultCodeInvalidProfile {
-		t.Errorf("found %v, expected an invalid profile", err)
+}
+
+func messagesOf(err error) string {
+	var fault *wsdl.Fault
+	text := fmt.Sprint(err)
+	if errors.As(err, &fault) {
+		for _, p := range fault.Problem {
+			text += p.Message
+		}
 	}
+	return text
 }
 
 // Many problems are told at once, and not endlessly many.

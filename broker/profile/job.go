@@ -57,6 +57,17 @@ type Job struct {
 	Priority    int    // 0 to 100
 	Queue       string // of the broker's, in which it waits; "" where the profile names none
 	Nodes       int    // spread over at least so many nodes
+	VM          *VM    // the OS-level VMs in which all processes run, one on each node; nil = the nodes themselves
+}
+
+// VM is what a job's VMs are begun from. Compile knows only what the profile
+// names; who looks that up says the rest.
+type VM struct {
+	Image     string   // NAME, NAME@VERSION or the digest of its manifest
+	Name      string   // for people
+	MemoryMiB int64    // that each has, beside what its processes claim
+	Languages []string // that it can build and run
+	Blobs     []string // of the image, its manifest the first
 }
 
 // Source is one program to build.

@@ -13,11 +13,10 @@ const maxProblems = 100
 
 // problems collects everything that is wrong with one document.
 type problems struct {
-	list        []*wsdl.Problem
-	left        int // more than the list holds
-	unsupported int // how many of them are about what is not served yet
-	swollen     bool
-	expanded    int // bytes that texts with parameters became
+	list     []*wsdl.Problem
+	left     int // more than the list holds
+	swollen  bool
+	expanded int // bytes that texts with parameters became
 }
 
 // place is where in a document something stands.
@@ -52,23 +51,12 @@ func (p *problems) add(at place, found, expected, format string, args ...any) {
 	p.list = append(p.list, &wsdl.Problem{Element: at.path, Found: brief(found), Expected: expected, Message: message})
 }
 
-// unserved records the use of something that the schema knows and this
-// version does not serve.
-func (p *problems) unserved(at place, found, instead, what string) {
-	p.unsupported++
-	p.add(at, found, instead, "%s is not served by this version; use %s", what, instead)
-}
-
 // fault is nil when there is no problem.
 func (p *problems) fault(what string) error {
 	if len(p.list) == 0 {
 		return nil
 	}
-	code := wsdl.FaultCodeInvalidProfile
-	if p.unsupported == len(p.list)+p.left {
-		code = wsdl.FaultCodeUnsupported
-	}
-	f := wsdl.NewFault(code, what+" is refused", "mend what is listed and submit it again")
+	f := wsdl.NewFault(wsdl.FaultCodeInvalidProfile, what+" is refused", "mend what is listed and submit it again")
 	f.Problem = p.list
 	if p.left > 0 {
 		f.Problem = append(f.Problem, &wsdl.Problem{Message: fmt.Sprintf("and %d more problems", p.left)})
