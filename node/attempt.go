@@ -39,6 +39,7 @@ type runner struct {
 
 	changing  sync.Mutex    // one live change's logic is built at a time
 	mu        sync.Mutex    // guards what follows
+	vm        *enclosure    // in which it runs, instead of process; nil = none
 	until     time.Duration // its lease ends, on the node's clock
 	told      time.Duration // when the MVM process was told that it does
 	process   process
@@ -88,6 +89,9 @@ func (r *runner) attempt() *wsdl.Attempt {
 
 // load makes the attempt ready: blobs, MVM process, builds.
 func (r *runner) load() *wsdl.Fault {
+	if r.request.Vm != nil {
+		return r.enclose()
+	}
 	if d, err := diskOf(r.node.folders.work); err == nil && d.free < d.floor() {
 		return r.noRoom(fmt.Errorf("%s must stay free", amount(d.floor())))
 	}
@@ -293,6 +297,9 @@ func (r *runner) artifact(ctx context.Context, folder string, request build.Requ
 
 // spawn sends the job instantiation message on to the MVM process.
 func (r *runner) spawn() *wsdl.Fault {
+	if e := r.enclosed(); e != nil {
+		return e.instantiate()
+	}
 	r.mu.Lock()
 	plan, artifacts := r.plan, maps.Clone(r.artifacts)
 	r.mu.Unlock()
@@ -427,9 +434,20 @@ func (r *runner) end(order end) (sequence int64, gone bool) {
 		r.stop(p, order)
 		r.listening.Wait()
 	}
+	e := r.enclosed()
+	if e != nil {
+		e.end(order)
+	}
 	r.finish(order)
-	for pause := 100 * time.Millisecond; p != nil; pause = min(2*pause, 5*time.Second) {
-		err := p.Clean()
+	clean := func() error { return nil }
+	switch {
+	case e != nil:
+		clean = e.remove
+	case p != nil:
+		clean = p.Clean
+	}
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+		err := clean()
 		if err == nil {
 			break
 		}

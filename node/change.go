@@ -50,6 +50,11 @@ func (q *queue) peek(ctx context.Context, name string, r *wsdl.PeekQueue) (*wsdl
 	if outside != "" {
 		return nil, q.unknown(r.Job, name)
 	}
+	if guest := q.node.inside(r.Job); guest != nil {
+		passed := *r
+		passed.Queue = name
+		return guest.PeekQueueContext(ctx, &passed)
+	}
 	limit, bytes := int(r.Limit), int(r.Bytes)
 	if limit <= 0 {
 		limit = defaultPeek
@@ -76,6 +81,11 @@ func (q *queue) drain(ctx context.Context, name string, r *wsdl.DrainQueue) (*ws
 		return nil, q.unknown(r.Job, name)
 	case id == 0:
 		return nil, between(channel)
+	}
+	if guest := q.node.inside(r.Job); guest != nil {
+		passed := *r
+		passed.Queue = name
+		return guest.DrainQueueContext(ctx, &passed)
 	}
 	limit := int(r.Limit)
 	if limit <= 0 {
@@ -112,6 +122,12 @@ func (q *queue) ApplyChangeContext(ctx context.Context, request *wsdl.ApplyChang
 	r, err := n.runner(f.key)
 	if err != nil {
 		return nil, err
+	}
+	if e := r.enclosed(); e != nil {
+		e.meet(request.Peer)
+		passed := *request
+		passed.Attempt = e.attempt()
+		return e.queue().ApplyChangeContext(ctx, &passed)
 	}
 	r.mu.Lock()
 	p := r.process

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 
 	"mvm/osvm"
 	"mvm/osvm/guest"
+	"mvm/osvm/link"
 	"mvm/services/image"
 	"mvm/wsdl"
 )
@@ -77,7 +79,16 @@ func (n *Node) openHost() error {
 	}
 	n.host = host
 	for _, m := range host.List() {
+		if m.Owner != "" { // the attempt that it was for ended with the node's last life
+			if err := m.Destroy(); err != nil {
+				n.log.WithError(err).Warn("the VM of an old attempt is left")
+			}
+			continue
+		}
 		go n.attend(m)
+		if err := n.join(m, nil); err != nil {
+			n.log.WithError(err).Warn("a VM that runs on is cut off")
+		}
 	}
 	for _, owner := range n.images.Owners() {
 		if id, ours := strings.CutPrefix(owner, vmPins); ours {
@@ -364,11 +375,30 @@ func (v *machines) create(order osvm.Order, r *wsdl.CreateVM) (_ *osvm.Machine, 
 
 // start has a VM begin to run, as a guest of its own.
 func (v *machines) start(ctx context.Context, m *osvm.Machine) error {
-	session, err := m.Start(ctx, guest.Identity{})
+	n := v.node
+	identity, err := json.Marshal(Guest{ID: n.id + "." + m.ID, Name: m.ID, Version: n.config.Version, Join: relayURL})
 	if err != nil {
 		return err
 	}
-	return session.Close()
+	session, err := m.Start(ctx, guest.Identity{Node: identity})
+	if err != nil {
+		return err
+	}
+	return n.join(m, session)
+}
+
+// join has a person's VM be a node of the grid, as long as it lives: it joins
+// through this one. session is nil for a VM that was taken over.
+func (n *Node) join(m *osvm.Machine, session *link.Session) error {
+	up, err := n.connect(m, link.OutsideConfig{Relay: n.toSelf, Dial: dialOut})
+	if err != nil {
+		if session != nil {
+			_ = session.Close()
+		}
+		return err
+	}
+	go up.keep(n.living, session)
+	return nil
 }
 
 // image makes a registered image files of this node, pinned.

@@ -167,6 +167,11 @@ func (q *queue) ReadStreamContext(ctx context.Context, request *wsdl.ReadStream)
 		if err != nil {
 			return nil, err
 		}
+		if e := r.enclosed(); e != nil {
+			passed := *request
+			passed.Attempt = e.attempt()
+			return e.queue().ReadStreamContext(ctx, &passed)
+		}
 		id := int(wsdl.Or(request.Process, 0))
 		r.mu.Lock()
 		_, known := r.specs[id]
@@ -208,6 +213,11 @@ func (q *queue) GetQuietContext(ctx context.Context, request *wsdl.GetQuiet) (*w
 	r, err := n.runner(f.key)
 	if err != nil {
 		return nil, err
+	}
+	if e := r.enclosed(); e != nil {
+		passed := *request
+		passed.Attempt = e.attempt()
+		return e.queue().GetQuietContext(ctx, &passed)
 	}
 	r.mu.Lock()
 	p := r.process
@@ -260,8 +270,11 @@ func (q *queue) InspectContext(ctx context.Context, request *wsdl.Inspect) (*wsd
 			copied := *s
 			state.Process = append(state.Process, &copied)
 		}
-		p := r.process
+		p, e := r.process, r.vm
 		r.mu.Unlock()
+		if e != nil && v.phase == running {
+			e.inspect(ctx, state)
+		}
 		slices.SortFunc(state.Process, func(a, b *wsdl.ProcessStatus) int { return int(*a.Id - *b.Id) })
 		if p != nil && v.phase == running {
 			ctx, cancel := context.WithTimeout(ctx, n.callTimeout)
@@ -353,6 +366,10 @@ func (q *queue) enqueue(ctx context.Context, name string, request *wsdl.Enqueue)
 	switch {
 	case channel >= 0:
 		return nil, between(channel)
+	case q.node.inside(request.Job) != nil:
+		passed := *request
+		passed.Queue = name
+		return q.node.inside(request.Job).EnqueueContext(ctx, &passed)
 	case request.Priority < 0 || request.Priority > 255:
 		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("a priority of %d", request.Priority), "write 0 to 255")
 	}
@@ -373,6 +390,11 @@ func (q *queue) dequeue(ctx context.Context, name string, request *wsdl.Dequeue)
 	id, channel, outside := held(name)
 	if channel >= 0 {
 		return nil, between(channel)
+	}
+	if guest := q.node.inside(request.Job); guest != nil {
+		passed := *request
+		passed.Queue = name
+		return guest.DequeueContext(ctx, &passed)
 	}
 	message := &mvm.Dequeue{Queue: outside, ID: id, Limit: min(max(1, int(request.Limit)), mostItems), Timeout: bounded(request.TimeoutMillis)}
 	reply, err := q.outside(ctx, request.Job, message.Timeout, mvm.Request{Dequeue: message})
@@ -413,6 +435,11 @@ func (q *queue) published(job, local string) (string, error) {
 func (q *queue) openSocket(ctx context.Context, name string, request *wsdl.OpenSocket) (*wsdl.OpenSocketResponse, error) {
 	if id, channel, _ := held(name); id > 0 || channel >= 0 {
 		return nil, wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("%s is no end outside the job: a plain socket leads to such an end only", name), "use Enqueue and Dequeue, or add an edge from or to outside:NAME")
+	}
+	if guest := q.node.inside(request.Job); guest != nil {
+		passed := *request
+		passed.Queue = name
+		return guest.OpenSocketContext(ctx, &passed)
 	}
 	ttl := time.Duration(request.TtlMillis) * time.Millisecond
 	if ttl <= 0 {

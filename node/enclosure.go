@@ -1,0 +1,427 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"mvm/osvm"
+	"mvm/osvm/guest"
+	"mvm/osvm/link"
+	"mvm/services/image"
+	"mvm/wsdl"
+)
+
+// enclosure is the OS-level VM in which a runner carries its attempt, instead of
+// an MVM process of this node's: the guest is a node, which gets the attempt from
+// here as from a broker. To the broker it is this node's own attempt all the same.
+// Booking, fencing and leases stay this node's: when they say so, the VM ends.
+type enclosure struct {
+	runner  *runner
+	id      string // the guest's, as a node
+	machine *osvm.Machine
+	uplink  *uplink
+	relay   *relay
+	kept    chan struct{} // closed when the uplink's keeper is gone
+	stop    context.CancelFunc
+
+	reporting sync.Mutex // one report at a time
+	mu        sync.Mutex // guards what follows
+	node      *wsdl.Node // as it registered; nil before
+	up        chan struct{}
+	heard     time.Time       // its last heartbeat
+	peers     map[string]bool // whom its proxy may dial
+	sequence  int64           // of its last report
+	news      chan struct{}   // closed and made anew at each report
+	over      bool            // nothing that it says counts any more
+}
+
+const (
+	guestStart  = 90 * time.Second // for a guest to be a node, once its processors run
+	guestSilent = 60 * time.Second // without a heartbeat, and it is given up
+	guestCheck  = 2 * time.Second
+)
+
+// enclosed is the runner's VM, nil while there is none.
+func (r *runner) enclosed() *enclosure {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.vm
+}
+
+// enclose is load for an attempt in a VM.
+func (r *runner) enclose() *wsdl.Fault {
+	n, want := r.node, r.request.Vm
+	if n.host == nil {
+		return wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("node %s has no VMs: %s", n.id, n.hostless), "place the job on a node that has QEMU")
+	}
+	files, err := n.images.Files(r.ctx, n.http, r.request.Image, want.Image, vmPins+r.vmID())
+	if err != nil {
+		return r.fault("fetch the image "+want.Name, err)
+	}
+	e := &enclosure{runner: r, id: n.id + "." + r.vmID(), up: make(chan struct{}), news: make(chan struct{}), peers: map[string]bool{}, kept: make(chan struct{})}
+	order := osvm.Order{
+		ID: r.vmID(), MemoryMiB: int(want.Memory), Owner: r.key.String(), Template: true,
+		Image: osvm.Image{Name: want.Name, Digest: want.Image, CommandLine: files.Manifest.CommandLine,
+			Kernel: files.Path(image.Kernel), Initrd: files.Path(image.Initrd), LeastMemoryMiB: files.Manifest.LeastMemory},
+	}
+	if order.Image.Kernel == "" || order.Image.Initrd == "" {
+		_ = n.images.Unpin(vmPins + order.ID)
+		return wsdl.NewFault(wsdl.FaultCodeUnsupported, fmt.Sprintf("the image %s starts from its disk, which VMs of jobs do not", want.Name), "choose an image with a kernel and an initial file system")
+	}
+	if e.machine, err = n.host.Create(r.ctx, order); err != nil {
+		_ = n.images.Unpin(vmPins + order.ID)
+		return r.fault("make its VM", err)
+	}
+	r.mu.Lock()
+	r.vm = e // from here on its end is the runner's
+	r.mu.Unlock()
+	if err := e.start(); err != nil {
+		return r.fault("start its VM", err)
+	}
+	request := *r.request
+	request.Attempt, request.Broker, request.Image, request.Vm = e.attempt(), relayURL+"/services/broker", []string{relayURL}, nil
+	// Its one processor and all its memory are the attempt's; the limits of queues are
+	// this node's.
+	request.Cores, request.Memory, request.QueueLimits = 0, 0, nil
+	answer, err := e.queue().AwakenContext(r.ctx, &request)
+	if err != nil {
+		return r.fault("awaken its VM", e.because(err))
+	}
+	for _, b := range answer.Build {
+		b.Node = n.id
+	}
+	r.mu.Lock()
+	r.answer = answer
+	r.mu.Unlock()
+	return nil
+}
+
+// vmID names the attempt's VM, and is the same whenever it is asked.
+func (r *runner) vmID() string {
+	id := r.work[strings.LastIndexByte(r.work, '/')+1:] // unique, and of few kinds of characters
+	return "job-" + id[:min(len(id), 50)] + id[max(len(id)-8, min(len(id), 50)):]
+}
+
+// start connects the guest and has it become a node.
+func (e *enclosure) start() error {
+	r, n := e.runner, e.runner.node
+	var err error
+	if e.relay, err = newRelay(e); err != nil {
+		return err
+	}
+	if e.uplink, err = n.connect(e.machine, link.OutsideConfig{Relay: e.relay.take, Dial: e.dial}); err != nil {
+		return err
+	}
+	identity, err := json.Marshal(Guest{ID: e.id, Name: e.machine.ID, Version: n.config.Version, Join: relayURL, Slots: int(r.request.Slots), PeerID: n.id})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(r.ctx, guestStart, fmt.Errorf("its guest is no node after %v", guestStart))
+	defer cancel()
+	session, err := e.machine.Start(ctx, guest.Identity{Node: identity})
+	if err != nil {
+		return e.because(err)
+	}
+	living, stop := context.WithCancel(context.Background())
+	e.stop = stop
+	go func() { defer close(e.kept); e.uplink.keep(living, session) }()
+	select {
+	case <-e.up:
+		n.running.Go(func() { e.watch(living) })
+		return nil
+	case <-e.machine.Ended():
+		return e.machine.Reason()
+	case <-ctx.Done():
+		return e.because(context.Cause(ctx))
+	}
+}
+
+// because adds to an error what is known of the guest.
+func (e *enclosure) because(err error) error {
+	select {
+	case <-e.machine.Ended():
+		return errors.Join(e.machine.Reason(), err)
+	default:
+	}
+	if last := bytes.TrimSpace(e.machine.Console().Last()); len(last) > 0 {
+		line := last[bytes.LastIndexByte(last, '\n')+1:]
+		return fmt.Errorf("%w (the last line on its console is %.300q)", err, line)
+	}
+	return err
+}
+
+// watch has the attempt be lost when its guest is.
+func (e *enclosure) watch(ctx context.Context) {
+	ticker := time.NewTicker(guestCheck)
+	defer ticker.Stop()
+	for {
+		var why error
+		select {
+		case <-ctx.Done():
+			return
+		case <-e.machine.Ended():
+			why = e.machine.Reason()
+		case now := <-ticker.C:
+			e.mu.Lock()
+			if e.machine.State() != osvm.Running {
+				e.heard = now // it is somebody's will that it is silent
+			}
+			if now.Sub(e.heard) > guestSilent {
+				why = e.because(fmt.Errorf("its guest has said nothing for %v", guestSilent))
+			}
+			e.mu.Unlock()
+		}
+		if why != nil {
+			e.runner.node.step(lost{key: e.runner.key, reason: fmt.Sprintf("its VM %s is lost: %v", e.machine.ID, why)})
+			return
+		}
+	}
+}
+
+// dial is the guest's way out: to its peers in this attempt, and to nobody else.
+func (e *enclosure) dial(ctx context.Context, address string) (net.Conn, error) {
+	e.mu.Lock()
+	may := e.peers[address]
+	e.mu.Unlock()
+	if !may {
+		return nil, fmt.Errorf("the VM of a job is connected to the proxies of that job alone, and %s is none", address)
+	}
+	return dialOut(ctx, address)
+}
+
+func (e *enclosure) meet(peers []*wsdl.Peer) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, p := range peers {
+		if p != nil {
+			e.peers[p.Address] = true
+		}
+	}
+}
+
+// arrive takes the guest's registration.
+func (e *enclosure) arrive(node *wsdl.Node) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if node == nil || node.Id != e.id || e.over {
+		return wsdl.NewFault(wsdl.FaultCodeForbidden, "this VM is to be node "+e.id, "")
+	}
+	e.heard = time.Now()
+	if e.node == nil {
+		close(e.up)
+	}
+	e.node = node
+	return nil
+}
+
+// hear takes a heartbeat, and answers with the attempt.
+func (e *enclosure) hear(id, incarnation string) (*wsdl.Attempt, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.node == nil || id != e.id || incarnation != e.node.Incarnation || e.over {
+		return nil, wsdl.NewFault(wsdl.FaultCodeStale, "this VM is node "+e.id+" as it registered", "register")
+	}
+	e.heard = time.Now()
+	return e.attemptLocked(), nil
+}
+
+// lease is what the guest gets: long, because it is not the one that counts.
+func (e *enclosure) lease() time.Duration { return guestSilent }
+
+// attempt is the fence that calls to the guest carry.
+func (e *enclosure) attempt() *wsdl.Attempt {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.attemptLocked()
+}
+
+func (e *enclosure) attemptLocked() *wsdl.Attempt {
+	a := &wsdl.Attempt{Job: e.runner.key.job, Number: int32(e.runner.key.number), Node: e.id}
+	if e.node != nil {
+		a.Incarnation = e.node.Incarnation
+	}
+	return a
+}
+
+// queue is the guest's queue service.
+func (e *enclosure) queue() *wsdl.QueueClient {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return wsdl.NewQueueClient(e.runner.node.caller, e.node.Url+"/services/queue")
+}
+
+// instantiate is spawn for an attempt in a VM.
+func (e *enclosure) instantiate() *wsdl.Fault {
+	r := e.runner
+	r.mu.Lock()
+	plan := *r.plan
+	for _, s := range plan.Process {
+		id := int(wsdl.Or(s.Id, 0))
+		r.specs[id] = s
+		r.statuses[id] = &wsdl.ProcessStatus{Id: wsdl.Of(int32(id)), Task: s.Task, Index: s.Index, Node: r.node.id, State: wsdl.Of(wsdl.ProcessStateWaiting)}
+	}
+	r.mu.Unlock()
+	e.meet(plan.Peer)
+	plan.Attempt = e.attempt()
+	if _, err := e.queue().InstantiateContext(r.ctx, &plan); err != nil {
+		return r.fault("instantiate it in its VM", e.because(err))
+	}
+	return nil
+}
+
+// reported makes a report of the guest's one of this node's.
+func (e *enclosure) reported(report *wsdl.Report) (acknowledged int64) {
+	e.reporting.Lock()
+	defer e.reporting.Unlock()
+	r := e.runner
+	e.mu.Lock()
+	known, over := e.sequence, e.over
+	e.mu.Unlock()
+	if over || report.Sequence <= known {
+		return max(known, report.Sequence)
+	}
+	var changed []*wsdl.ProcessStatus
+	durable := false
+	r.mu.Lock()
+	for _, p := range report.Process {
+		s := r.statuses[int(wsdl.Or(p.Id, -1))]
+		if s == nil || terminal(s) {
+			continue
+		}
+		task, index := s.Task, s.Index
+		*s = *p
+		s.Node, s.Task, s.Index = r.node.id, task, index
+		changed = append(changed, s)
+		durable = durable || terminal(s)
+	}
+	r.traffic.Bytes, r.traffic.Items = report.ProxyBytes, report.ProxyItems
+	if report.Quiet != 0 {
+		r.quiet = uint64(report.Quiet)
+	}
+	r.mu.Unlock()
+	r.report(changed, report.Failure, durable || report.Failure != "")
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.sequence = report.Sequence
+	close(e.news)
+	e.news = make(chan struct{})
+	return report.Sequence
+}
+
+// end ends the attempt in the guest, if it is asked to by the broker and the guest
+// answers, and hears its last words. The VM is gone when it returns nil.
+func (e *enclosure) end(order end) {
+	if order.asked {
+		ctx, cancel := context.WithTimeout(context.Background(), order.grace+politeness)
+		stop := context.AfterFunc(ctx, func() {})
+		if order.grace > 0 {
+			go func() {
+				select {
+				case <-e.runner.hard:
+					cancel()
+				case <-ctx.Done():
+				}
+			}()
+		}
+		e.terminate(ctx, order)
+		stop()
+		cancel()
+	}
+	e.mu.Lock()
+	e.over = true
+	e.mu.Unlock()
+	e.reporting.Lock() // the last that counts is through
+	defer e.reporting.Unlock()
+}
+
+func (e *enclosure) terminate(ctx context.Context, order end) {
+	e.mu.Lock()
+	there := e.node != nil
+	e.mu.Unlock()
+	if !there || e.machine.State() != osvm.Running {
+		return
+	}
+	answer, err := e.queue().TerminateContext(ctx, &wsdl.Terminate{Attempt: e.attempt(), GraceMillis: order.grace.Milliseconds(), Reason: order.reason})
+	if err != nil {
+		e.runner.log.WithError(err).Debug("the VM did not answer Terminate")
+		return
+	}
+	for last := wsdl.Or(answer.Sequence, 0); ; {
+		e.mu.Lock()
+		sequence, news := e.sequence, e.news
+		e.mu.Unlock()
+		if sequence >= last {
+			return
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// remove ends the VM and removes all that is left of it. Calling it again tries
+// again.
+func (e *enclosure) remove() error {
+	if e.relay != nil {
+		e.relay.close()
+	}
+	if e.stop != nil {
+		e.stop()
+		<-e.kept
+	}
+	if e.uplink != nil {
+		e.uplink.outside.Close()
+	}
+	return e.runner.node.destroy(e.machine)
+}
+
+// inside is the queue service of the guest in which a job of this node runs, nil
+// for one that does not run in a VM.
+func (n *Node) inside(job string) *wsdl.QueueClient {
+	n.mu.Lock()
+	var of *runner
+	for k, r := range n.runners {
+		if k.job == job {
+			of = r
+		}
+	}
+	n.mu.Unlock()
+	if of == nil {
+		return nil
+	}
+	e := of.enclosed()
+	if e == nil {
+		return nil
+	}
+	e.mu.Lock()
+	there := e.node != nil
+	e.mu.Unlock()
+	if !there {
+		return nil
+	}
+	return e.queue()
+}
+
+// inspect adds what the guest says of the attempt's channels and queues.
+func (e *enclosure) inspect(ctx context.Context, state *wsdl.AttemptState) {
+	answer, err := e.queue().InspectContext(ctx, &wsdl.Inspect{Job: e.runner.key.job})
+	if err != nil {
+		return
+	}
+	i := slices.IndexFunc(answer.Attempt, func(a *wsdl.AttemptState) bool {
+		return a != nil && a.Attempt != nil && int(a.Attempt.Number) == e.runner.key.number
+	})
+	if i >= 0 {
+		state.Channel, state.Queue, state.Micros = answer.Attempt[i].Channel, answer.Attempt[i].Queue, answer.Attempt[i].Micros
+	}
+}

@@ -1,0 +1,101 @@
+package node
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/url"
+	"time"
+
+	"mvm/osvm"
+	"mvm/osvm/link"
+)
+
+// uplink is this node's end of a VM's link: over all sessions it leads the guest's
+// connections out, and those to what it publishes in.
+type uplink struct {
+	machine *osvm.Machine
+	outside *link.Outside
+}
+
+// connect makes the uplink of a VM. What the guest publishes is reached where this
+// node's proxies are.
+func (n *Node) connect(m *osvm.Machine, config link.OutsideConfig) (*uplink, error) {
+	host, _, err := net.SplitHostPort(n.proxyListen)
+	if err != nil {
+		return nil, err
+	}
+	config.Published = m.Published()
+	config.Listen = func(port int, known string) (net.Listener, error) {
+		listener, err := link.Listener(host, known)
+		if err != nil {
+			return nil, err
+		}
+		if err := m.Publish(port, listener.Addr().String()); err != nil {
+			_ = listener.Close()
+			return nil, err
+		}
+		return listener, nil
+	}
+	outside, err := link.NewOutside(config)
+	return &uplink{m, outside}, err
+}
+
+// keep takes part in session after session, session being the first, until the VM
+// has ended or the uplink is closed.
+func (u *uplink) keep(ctx context.Context, session *link.Session) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-u.machine.Ended():
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	defer u.outside.Close()
+	for ctx.Err() == nil {
+		if session == nil {
+			const pause = 100 * time.Millisecond
+			var err error
+			if session, _, err = u.machine.Session(ctx); err != nil { // it waits for a VM that is suspended
+				select {
+				case <-time.After(pause):
+				case <-ctx.Done():
+				}
+				continue
+			}
+		}
+		stop := context.AfterFunc(ctx, func() { _ = session.Close() })
+		u.outside.Serve(session)
+		stop()
+		_ = session.Close()
+		session = nil
+	}
+}
+
+// toSelf leads a guest's connection to this node's own services.
+func (n *Node) toSelf(conn net.Conn) {
+	defer conn.Close()
+	n.mu.Lock()
+	base, err := url.Parse(n.url)
+	n.mu.Unlock()
+	if err != nil {
+		return
+	}
+	own, err := net.Dial("tcp", base.Host)
+	if err != nil {
+		return
+	}
+	go func() {
+		defer own.Close()
+		_, _ = io.Copy(own, conn)
+	}()
+	_, _ = io.Copy(conn, own)
+}
+
+// dialOut is a guest's way to everywhere that this node reaches.
+func dialOut(ctx context.Context, address string) (net.Conn, error) {
+	var dialer net.Dialer
+	return dialer.DialContext(ctx, "tcp", address)
+}
