@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"go/ast"
@@ -370,8 +371,9 @@ func scripts(t *testing.T, folder string, prepare func(*testscript.Env) error) t
 			return prepare(env)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits,
-			"node":  startNode,
+			"exits":  exits,
+			"node":   startNode,
+			"killed": killNode,
 		},
 	}
 }
@@ -397,12 +399,18 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 
 // startNode starts `mvm node` with a free port and a folder of its own, waits
 // until it is ready, and puts its address into a variable: node VARIABLE
-// FLAGS... It is ended with the script.
+// FLAGS... It is ended with the script. With --data the folder is kept, and so
+// are VMs: the script destroys them.
 func startNode(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 {
 		ts.Fatalf("usage: node VARIABLE FLAGS...")
 	}
-	arguments := append([]string{"node", "--listen", "127.0.0.1:0", "--temporary"}, args[1:]...)
+	arguments := append([]string{"node", "--listen", "127.0.0.1:0"}, args[1:]...)
+	if i := slices.Index(args, "--data"); i < 0 {
+		arguments = append(arguments, "--temporary")
+	} else {
+		ts.Defer(func() { endVMs(args[i+1]) })
+	}
 	cmd := exec.Command("mvm", arguments...)
 	cmd.Env = append(os.Environ(), "TMPDIR="+ts.Getenv("TMPDIR"))
 	var log bytes.Buffer
@@ -422,6 +430,28 @@ func startNode(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("the node is not ready: %v\n%s", err, &log)
 	}
 	ts.Setenv(args[0], strings.TrimSpace(line))
+	ts.Setenv(args[0]+"_PID", strconv.Itoa(cmd.Process.Pid))
+}
+
+// endVMs ends the QEMUs that a script which failed has left in a node's folder.
+func endVMs(data string) {
+	records, _ := filepath.Glob(filepath.Join(data, "node", "vm", "machines", "*", "machine.json"))
+	for _, path := range records {
+		var record struct{ PID int }
+		if text, err := os.ReadFile(path); err == nil && json.Unmarshal(text, &record) == nil && record.PID > 0 {
+			_ = syscall.Kill(record.PID, syscall.SIGKILL)
+		}
+	}
+}
+
+// killNode ends a node as kill -9 does: killed VARIABLE.
+func killNode(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: killed VARIABLE")
+	}
+	pid, err := strconv.Atoi(ts.Getenv(args[0] + "_PID"))
+	ts.Check(err)
+	ts.Check(syscall.Kill(pid, syscall.SIGKILL))
 }
 
 // waitFor polls until ok, or fails the test after a while.
