@@ -208,10 +208,12 @@ func (i *immigration) take() (over bool, err error) {
 			return false, fmt.Errorf("a frame of zero pages has %d bytes", len(payload))
 		}
 		pages := int(binary.BigEndian.Uint32(payload[4:]))
+		if pages > chunkSize/pageSize {
+			return false, fmt.Errorf("a frame says %d zero pages, of at most %d", pages, chunkSize/pageSize)
+		}
 		at, err := i.place(payload, pages)
-		for ; err == nil && pages > 0; pages-- {
-			_, err = i.memory.WriteAt(zeros[:pageSize], at)
-			at += pageSize
+		if err == nil {
+			_, err = i.memory.WriteAt(zeros[:pages*pageSize], at)
 		}
 		if err != nil {
 			return false, err

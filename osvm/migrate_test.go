@@ -5,7 +5,9 @@ import (
 	"errors"
 	"net"
 	"os"
+	"slices"
 	"testing"
+	"time"
 
 	"mvm/osvm"
 	"mvm/osvm/guest"
@@ -112,4 +114,38 @@ func TestMigrate(t *testing.T) {
 	if _, bad := vmtest.Verified(t, resumed(t, m)); bad != 0 {
 		t.Errorf("%d pages are bad", bad)
 	}
+}
+
+// BenchmarkMigration moves a machine whose guest is moderately busy, running and
+// then standing still all the time. Its ratio is the first one's downtime to the
+// second one's.
+func BenchmarkMigration(b *testing.B) {
+	hosts := []*osvm.Host{vmtest.Host(b), vmtest.Host(b)}
+	m := vmtest.MachineOf(b, hosts[0], osvm.Order{ID: "traveller", Image: vmtest.Patterns(b), MemoryMiB: 160, Template: true})
+	if err := m.Resume(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	vmtest.Rest(b, m)
+	var down [2][]time.Duration
+	at := 0
+	for b.Loop() {
+		for way := range down {
+			_, moved, err := migrate(b, hosts[at], hosts[1-at], m.ID, osvm.Migration{StopAndCopy: way == 1})
+			if err != nil {
+				b.Fatal(err)
+			}
+			down[way] = append(down[way], moved.Downtime)
+			at = 1 - at
+		}
+	}
+	live, still := median(down[0]), median(down[1])
+	b.ReportMetric(float64(live.Microseconds())/1000, "live-ms")
+	b.ReportMetric(float64(still.Microseconds())/1000, "stop-and-copy-ms")
+	b.ReportMetric(float64(live)/float64(still), "ratio")
+	b.ReportMetric(0, "ns/op")
+}
+
+func median(all []time.Duration) time.Duration {
+	slices.Sort(all)
+	return all[len(all)/2]
 }

@@ -21,7 +21,7 @@ import (
 //	hello    JSON: offer             →
 //	         ← welcome | refuse
 //	page     u32 first, content      → 1 to 64 pages from that one on
-//	zero     u32 first, u32 count    → as many pages that are zeros
+//	zero     u32 first, u32 count    → 1 to 64 pages that are zeros
 //	round    u32 number              → this round's pages have been sent
 //	         ← round u32             they are in place
 //	state    bytes                   → of processor and devices, in pieces
