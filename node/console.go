@@ -39,10 +39,7 @@ func (n *Node) Console() http.Handler {
 		case err != nil:
 			sayPlainly(w, http.StatusServiceUnavailable, err)
 			return
-		case !strings.EqualFold(r.Header.Get("Upgrade"), consoleUpgrade):
-			w.Header().Set("Upgrade", consoleUpgrade)
-			w.Header().Set("Connection", "Upgrade")
-			sayPlainly(w, http.StatusUpgradeRequired, errors.New("a console is no page; `mvm vm console` attaches to it"))
+		case !asks(w, r, consoleUpgrade, "a console is no page; `mvm vm console` attaches to it"):
 			return
 		}
 		view, err := m.Console().Attach(whoOf(r), r.URL.Query().Get("force") == "true")
@@ -51,27 +48,21 @@ func (n *Node) Console() http.Handler {
 			return
 		}
 		defer view.Close()
-		conn, typed, err := http.NewResponseController(w).Hijack()
-		if err != nil {
-			sayPlainly(w, http.StatusInternalServerError, err)
+		conn, typed, ok := upgrade(w, consoleUpgrade)
+		if !ok {
 			return
 		}
 		defer conn.Close()
-		n.attachTo(r.Context(), conn, typed.Reader, view)
+		n.attachTo(r.Context(), conn, typed, view)
 	})
 }
 
 // attachTo connects somebody with a console until either is gone.
 func (n *Node) attachTo(ctx context.Context, conn net.Conn, typed *bufio.Reader, view *osvm.View) {
-	_ = conn.SetDeadline(time.Time{}) // those of the request
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	stopped := context.AfterFunc(n.living, func() { _ = conn.Close() })
 	defer stopped()
-	const head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: " + consoleUpgrade + "\r\nConnection: Upgrade\r\n\r\n"
-	if _, err := io.WriteString(conn, head); err != nil {
-		return
-	}
 	go func() {
 		_, _ = io.Copy(view, typed) // however it ends, nothing more is typed
 		_ = view.Close()
@@ -87,6 +78,33 @@ func (n *Node) attachTo(ctx context.Context, conn net.Conn, typed *bufio.Reader,
 			return
 		}
 	}
+}
+
+// asks tells whether a request asks for an upgrade; one that does not is answered.
+func asks(w http.ResponseWriter, r *http.Request, protocol, otherwise string) bool {
+	if strings.EqualFold(r.Header.Get("Upgrade"), protocol) {
+		return true
+	}
+	w.Header().Set("Upgrade", protocol)
+	w.Header().Set("Connection", "Upgrade")
+	sayPlainly(w, http.StatusUpgradeRequired, errors.New(otherwise))
+	return false
+}
+
+// upgrade makes a request's connection the caller's, without the time limits that
+// the request had. Where it cannot, that is answered.
+func upgrade(w http.ResponseWriter, protocol string) (net.Conn, *bufio.Reader, bool) {
+	conn, ahead, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		sayPlainly(w, http.StatusInternalServerError, err)
+		return nil, nil, false
+	}
+	_ = conn.SetDeadline(time.Time{})
+	if _, err := io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: "+protocol+"\r\nConnection: Upgrade\r\n\r\n"); err != nil {
+		_ = conn.Close()
+		return nil, nil, false
+	}
+	return conn, ahead.Reader, true
 }
 
 // whoOf is who asks, as others are told: by its own word, and where that is from.

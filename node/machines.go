@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"mvm/osvm"
@@ -41,6 +42,8 @@ const (
 	makeLimit    = 10 * time.Minute // for a VM to be made, its image's way here included
 	defaultGrace = 10 * time.Second
 	longestGrace = time.Minute
+
+	statisticsLimit = 2 * time.Second // for QEMU to answer
 )
 
 // making is a VM that is being made: who asks for it again waits for the same.
@@ -192,8 +195,9 @@ func (v *machines) others(ctx context.Context) []*wsdl.Node {
 	return able[:min(len(able), most)]
 }
 
-// tell is a VM as the contract has it.
-func (v *machines) tell(m *osvm.Machine) *wsdl.VirtualMachine {
+// tell is a VM as the contract has it, with what it uses where that can be said
+// soon.
+func (v *machines) tell(ctx context.Context, m *osvm.Machine) *wsdl.VirtualMachine {
 	state := m.State()
 	vm := &wsdl.VirtualMachine{
 		Id: m.ID, Node: v.node.id, State: wsdl.Of(wsdl.VMState(state)), Image: m.ImageDigest, ImageName: m.ImageName,
@@ -206,16 +210,31 @@ func (v *machines) tell(m *osvm.Machine) *wsdl.VirtualMachine {
 	if l := m.Limits; l != (osvm.Limits{}) {
 		vm.Limits = &wsdl.VMLimits{CpuPercent: int32(l.CPUs*100 + 0.5), Disk: int64(l.DiskMiB), DiskRate: l.DiskBytesPerSecond >> 10, NetworkRate: l.NetworkBytesPerSecond >> 10}
 	}
+	if state != osvm.Ended {
+		ctx, cancel := context.WithTimeout(ctx, statisticsLimit)
+		defer cancel()
+		if s, err := m.Statistics(ctx); err == nil {
+			vm.Statistics = &wsdl.VMStatistics{
+				CpuMillis: wsdl.Of(s.CPU.Milliseconds()), Memory: wsdl.Of(s.MemoryBytes), DiskRead: wsdl.Of(s.DiskRead), DiskWritten: wsdl.Of(s.DiskWritten),
+				Received: wsdl.Of(s.NetworkToGuest), Sent: wsdl.Of(s.NetworkToHost),
+			}
+		}
+	}
 	return vm
 }
 
-func (v *machines) ListVMsContext(context.Context, *wsdl.ListVMs) (*wsdl.ListVMsResponse, error) {
+func (v *machines) ListVMsContext(ctx context.Context, _ *wsdl.ListVMs) (*wsdl.ListVMsResponse, error) {
 	response := &wsdl.ListVMsResponse{}
-	if v.node.host != nil {
-		for _, m := range v.node.host.List() {
-			response.Vm = append(response.Vm, v.tell(m))
-		}
+	if v.node.host == nil {
+		return response, nil
 	}
+	all := v.node.host.List()
+	response.Vm = make([]*wsdl.VirtualMachine, len(all))
+	var asking sync.WaitGroup
+	for i, m := range all {
+		asking.Go(func() { response.Vm[i] = v.tell(ctx, m) })
+	}
+	asking.Wait()
 	return response, nil
 }
 
@@ -224,49 +243,40 @@ func (v *machines) GetVMContext(ctx context.Context, r *wsdl.GetVM) (*wsdl.GetVM
 	if err != nil {
 		return nil, err
 	}
-	return &wsdl.GetVMResponse{Vm: v.tell(m)}, nil
+	return &wsdl.GetVMResponse{Vm: v.tell(ctx, m)}, nil
 }
 
-// CreateVMContext makes a VM, or finds it made. The making goes on when the caller
-// is gone, for whoever calls again with its id; without one it is undone then.
+// CreateVMContext makes a VM, or finds it made.
 func (v *machines) CreateVMContext(ctx context.Context, r *wsdl.CreateVM) (*wsdl.CreateVMResponse, error) {
 	if _, err := v.host(ctx); err != nil {
 		return nil, err
 	}
-	order, err := orderOf(r)
+	order, err := orderOf(r.Id, r.Limits, r.Memory)
 	if err != nil {
 		return nil, err
 	}
-	made, err := v.make(order, r)
+	vm, err := v.make(ctx, order.ID, r.Id == "", fmt.Sprint("create ", r.Image, order.MemoryMiB, order.Limits), r.Suspended, func(m *osvm.Machine) bool {
+		return m.Owner == "" && slices.Contains([]string{m.ImageName, m.ImageDigest, imageName(m.ImageName)}, r.Image) &&
+			(order.MemoryMiB == 0 || order.MemoryMiB == m.MemoryMiB) && order.Limits == m.Limits
+	}, func(ctx context.Context) (*osvm.Machine, error) { return v.create(ctx, order, r.Image) })
 	if err != nil {
 		return nil, err
 	}
-	select {
-	case <-made.done:
-	case <-ctx.Done():
-		if r.Id == "" {
-			go v.forsake(made)
-		}
-		return nil, wsdl.NewFault(wsdl.FaultCodeTimeout, "the caller did not wait for the VM", "call again: with an id it joins what is under way")
-	}
-	if made.err != nil {
-		return nil, made.err
-	}
-	return &wsdl.CreateVMResponse{Vm: v.tell(made.vm)}, nil
+	return &wsdl.CreateVMResponse{Vm: vm}, nil
 }
 
-// orderOf is what a request asks of the machine, all but the image.
-func orderOf(r *wsdl.CreateVM) (osvm.Order, error) {
+// orderOf is what a request asks of a machine, all but what it begins from.
+func orderOf(id string, l *wsdl.VMLimits, memory int64) (osvm.Order, error) {
 	const most = 1 << 40 // of any limit: it then fits wherever it is multiplied
-	order := osvm.Order{ID: r.Id, MemoryMiB: int(r.Memory), Template: true}
+	order := osvm.Order{ID: id, MemoryMiB: int(memory)}
 	if order.ID == "" {
 		order.ID = "vm-" + random(4)
 	}
 	if !osvm.ValidID(order.ID) {
 		return order, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("%.80q cannot be the id of a VM", order.ID), "write a letter or digit, then up to 62 letters, digits, '_', '.' or '-'")
 	}
-	numbers := []int64{r.Memory}
-	if l := r.Limits; l != nil {
+	numbers := []int64{memory}
+	if l != nil {
 		numbers = append(numbers, int64(l.CpuPercent), l.Disk, l.DiskRate, l.NetworkRate)
 		order.Limits = osvm.Limits{CPUs: float64(l.CpuPercent) / 100, DiskMiB: int(l.Disk), DiskBytesPerSecond: l.DiskRate << 10, NetworkBytesPerSecond: l.NetworkRate << 10}
 	}
@@ -278,37 +288,69 @@ func orderOf(r *wsdl.CreateVM) (osvm.Order, error) {
 	return order, nil
 }
 
-// make begins to make a VM unless it is there or being made, which it must be as
-// it is wished now.
-func (v *machines) make(order osvm.Order, r *wsdl.CreateVM) (*making, error) {
+// make has a VM made and started, unless it is there or being made, which it must
+// be as it is wished now: fits says so of one that is there. The making goes on
+// when the caller is gone, for whoever calls again with its id; where the id was
+// given here, it is undone then.
+func (v *machines) make(ctx context.Context, id string, given bool, wish string, suspended bool, fits func(*osvm.Machine) bool, do func(context.Context) (*osvm.Machine, error)) (*wsdl.VirtualMachine, error) {
+	made, err := v.begin(id, wish, suspended, fits, do)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-made.done:
+	case <-ctx.Done():
+		if given {
+			go v.forsake(made)
+		}
+		return nil, wsdl.NewFault(wsdl.FaultCodeTimeout, "the caller did not wait for the VM", "call again: with an id it joins what is under way")
+	}
+	if made.err != nil {
+		return nil, made.err
+	}
+	return v.tell(ctx, made.vm), nil
+}
+
+func (v *machines) begin(id, wish string, suspended bool, fits func(*osvm.Machine) bool, do func(context.Context) (*osvm.Machine, error)) (*making, error) {
 	n := v.node
-	wish := fmt.Sprint(r.Image, order.MemoryMiB, order.Limits)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.living.Err() != nil {
 		return nil, wsdl.NewFault(wsdl.FaultCodeUnavailable, "node "+n.id+" shuts down", "ask another node")
 	}
-	if under := n.makings[order.ID]; under != nil {
+	if under := n.makings[id]; under != nil {
 		if under.wish != wish {
-			return nil, differs(order.ID, n.id)
+			return nil, differs(id, n.id)
 		}
 		return under, nil
 	}
-	if m, err := n.host.Get(order.ID); err == nil {
-		if m.Owner != "" || m.ImageName != r.Image && m.ImageDigest != r.Image && imageName(m.ImageName) != r.Image ||
-			order.MemoryMiB != 0 && order.MemoryMiB != m.MemoryMiB || order.Limits != m.Limits {
-			return nil, differs(order.ID, n.id)
+	if m, err := n.host.Get(id); err == nil {
+		if !fits(m) {
+			return nil, differs(id, n.id)
 		}
 		done := make(chan struct{})
 		close(done)
 		return &making{done: done, vm: m}, nil
 	}
 	made := &making{wish: wish, done: make(chan struct{})}
-	n.makings[order.ID] = made
+	n.makings[id] = made
 	n.running.Go(func() {
-		made.vm, made.err = v.create(order, r)
+		ctx, cancel := context.WithTimeout(n.living, makeLimit)
+		defer cancel()
+		if made.vm, made.err = do(ctx); made.err == nil {
+			n.booked()
+			go n.attend(made.vm)
+			if !suspended {
+				if err := v.start(ctx, made.vm); err != nil {
+					made.err = errors.Join(err, n.destroy(made.vm))
+				}
+			}
+		}
+		if made.err != nil {
+			made.err = v.refusal(id, made.err)
+		}
 		n.mu.Lock()
-		delete(n.makings, order.ID)
+		delete(n.makings, id)
 		n.mu.Unlock()
 		close(made.done)
 	})
@@ -335,42 +377,37 @@ func (v *machines) forsake(made *making) {
 	}
 }
 
-// create makes a VM and starts it, or leaves nothing.
-func (v *machines) create(order osvm.Order, r *wsdl.CreateVM) (_ *osvm.Machine, err error) {
+// create makes a VM out of an image, or leaves nothing.
+func (v *machines) create(ctx context.Context, order osvm.Order, name string) (_ *osvm.Machine, err error) {
 	n := v.node
-	ctx, cancel := context.WithTimeout(n.living, makeLimit)
-	defer cancel()
 	pins := vmPins + order.ID
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.images.Unpin(pins))
-			err = v.refusal(order.ID, err)
 		}
 	}()
-	if order.Image, err = v.image(ctx, r.Image, pins); err != nil {
+	if order.Image, err = v.image(ctx, name, pins); err != nil {
 		return nil, err
 	}
 	if order.MemoryMiB == 0 {
 		order.MemoryMiB = max(order.Image.LeastMemoryMiB, osvm.LeastMemoryMiB)
 	}
-	n.mu.Lock()
-	free := n.ledger.free().Memory
-	n.mu.Unlock()
-	if int64(order.MemoryMiB) > free {
-		return nil, wsdl.NewFault(wsdl.FaultCodeBusy, fmt.Sprintf("node %s has %d MiB of memory free, and the VM is to have %d", n.id, free, order.MemoryMiB), "ask for less, or for another node")
-	}
-	m, err := n.host.Create(ctx, order)
-	if err != nil {
+	if err := v.room(order.MemoryMiB); err != nil {
 		return nil, err
 	}
-	n.booked()
-	go n.attend(m)
-	if !r.Suspended {
-		if err := v.start(ctx, m); err != nil {
-			return nil, errors.Join(err, n.destroy(m))
-		}
+	order.Template = true
+	return n.host.Create(ctx, order)
+}
+
+// room refuses a VM that this machine has no memory for.
+func (v *machines) room(memoryMiB int) error {
+	v.node.mu.Lock()
+	free := v.node.ledger.free().Memory
+	v.node.mu.Unlock()
+	if int64(memoryMiB) > free {
+		return wsdl.NewFault(wsdl.FaultCodeBusy, fmt.Sprintf("node %s has %d MiB of memory free, and the VM is to have %d", v.node.id, free, memoryMiB), "ask for less, or for another node")
 	}
-	return m, nil
+	return nil
 }
 
 // start has a VM begin to run, as a guest of its own.
@@ -407,31 +444,38 @@ func (v *machines) image(ctx context.Context, name, pins string) (osvm.Image, er
 	n.mu.Lock()
 	service := wsdl.NewImageClient(n.caller, n.url+"/services/image")
 	n.mu.Unlock()
-	var of osvm.Image
 	request, err := imageNamed(ctx, service, name)
 	if err != nil {
-		return of, err
+		return osvm.Image{}, err
 	}
 	answer, err := service.GetImageContext(ctx, request)
 	if err != nil {
-		return of, err
+		return osvm.Image{}, err
 	}
 	files, err := n.images.Files(ctx, n.http, answer.Source, answer.Image.Digest, pins)
 	if err != nil {
-		return of, err
+		return osvm.Image{}, err
 	}
-	of = osvm.Image{
-		Name: fmt.Sprintf("%s@%d", answer.Image.Name, answer.Image.Version), Digest: files.Digest, CommandLine: files.Manifest.CommandLine,
-		Kernel: files.Path(image.Kernel), Initrd: files.Path(image.Initrd), LeastMemoryMiB: files.Manifest.LeastMemory,
+	return imageOf(files, fmt.Sprintf("%s@%d", answer.Image.Name, answer.Image.Version)), nil
+}
+
+// imageOf is an image as machines have it.
+func imageOf(files *image.Files, name string) osvm.Image {
+	m := files.Manifest
+	of := osvm.Image{
+		Name: name, Digest: files.Digest, Kernel: files.Path(image.Kernel), Initrd: files.Path(image.Initrd),
+		CommandLine: m.CommandLine, LeastMemoryMiB: m.LeastMemory, Release: m.Release,
 	}
-	if disk, there := files.Manifest.File(image.Disk); there {
-		base, _ := files.Manifest.File(image.Base)
-		of.Disks = append(of.Disks, osvm.Disk{Path: files.Path(image.Disk), Format: disk.Format, Base: files.Path(image.Base), BaseFormat: base.Format})
+	if disk, there := m.File(image.Disk); there {
+		of.Disks = append(of.Disks, osvm.Disk{Path: files.Path(image.Disk), Format: disk.Format})
+		if base, there := m.File(image.Base); there {
+			of.Disks[0].Base, of.Disks[0].BaseFormat = files.Path(image.Base), base.Format
+		}
 	}
-	if seed := files.Path(image.Seed); seed != "" {
-		of.Disks = append(of.Disks, osvm.Disk{Path: seed, Format: osvm.Raw, ReadOnly: true})
+	if seed, there := m.File(image.Seed); there {
+		of.Disks = append(of.Disks, osvm.Disk{Path: files.Path(image.Seed), Format: seed.Format, ReadOnly: true})
 	}
-	return of, nil
+	return of
 }
 
 // imageNamed says which image NAME, NAME@VERSION or a digest is.
@@ -484,7 +528,7 @@ func (v *machines) turn(ctx context.Context, id string, state osvm.State, do fun
 	case now == osvm.Created && state == osvm.Suspended:
 		return nil, wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("the VM %s has not begun to run", m.ID), "`mvm vm resume` starts it")
 	case now == state:
-		return v.tell(m), nil
+		return v.tell(ctx, m), nil
 	}
 	if err := do(ctx, m); err != nil {
 		if m.State() == osvm.Ended {
@@ -492,7 +536,7 @@ func (v *machines) turn(ctx context.Context, id string, state osvm.State, do fun
 		}
 		return nil, v.refusal(id, err)
 	}
-	return v.tell(m), nil
+	return v.tell(ctx, m), nil
 }
 
 func (v *machines) ended(m *osvm.Machine) error {
@@ -542,7 +586,7 @@ func (v *machines) StopVMContext(ctx context.Context, r *wsdl.StopVM) (*wsdl.Sto
 		}
 		v.node.booked()
 	}
-	return &wsdl.StopVMResponse{Vm: v.tell(m)}, nil
+	return &wsdl.StopVMResponse{Vm: v.tell(ctx, m)}, nil
 }
 
 func (v *machines) DestroyVMContext(ctx context.Context, r *wsdl.DestroyVM) (*wsdl.DestroyVMResponse, error) {

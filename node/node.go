@@ -417,6 +417,10 @@ func (n *Node) Run(ctx context.Context) error {
 	watching, stopWatching := context.WithCancel(context.WithoutCancel(ctx))
 	watch.Go(func() { n.watch(watching) })
 
+	if n.host != nil {
+		watch.Go(func() { n.settleDoubts(n.living) })
+	}
+
 	n.keep(ctx)
 
 	n.stopLiving()

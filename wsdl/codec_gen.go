@@ -238,6 +238,76 @@ func (v *ChangeQueueResponse) root() (string, *xml.Name) {
 	return "ChangeQueueResponse", &v.XMLName
 }
 
+func (v *CheckpointVM) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Id, text)
+	}
+	return false
+}
+
+func (v *CheckpointVM) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "CheckpointVM", &v.XMLName
+}
+
+func (v *CheckpointVMResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Checkpoint, record)
+	case 1:
+		return optional(c, &v.PauseMicros, number)
+	case 2:
+		return optional(c, &v.Written, number)
+	}
+	return false
+}
+
+func (v *CheckpointVMResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "CheckpointVMResponse", &v.XMLName
+}
+
+func (v *CloneVM) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Id, text)
+	case 1:
+		return one(c, &v.Clone, text)
+	case 2:
+		return optional(c, &v.Limits, record)
+	case 3:
+		return one(c, &v.Suspended, boolean)
+	}
+	return false
+}
+
+func (v *CloneVM) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "CloneVM", &v.XMLName
+}
+
+func (v *CloneVMResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Vm, record)
+	}
+	return false
+}
+
+func (v *CloneVMResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "CloneVMResponse", &v.XMLName
+}
+
 func (v *CreateVM) visit(c *codec, field int) bool {
 	switch field {
 	case 0:
@@ -949,6 +1019,34 @@ func (v *ListBlobsResponse) root() (string, *xml.Name) {
 	return "ListBlobsResponse", &v.XMLName
 }
 
+func (v *ListCheckpoints) visit(c *codec, field int) bool {
+	switch field {
+	}
+	return false
+}
+
+func (v *ListCheckpoints) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "ListCheckpoints", &v.XMLName
+}
+
+func (v *ListCheckpointsResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return list(c, &v.Checkpoint, record)
+	}
+	return false
+}
+
+func (v *ListCheckpointsResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "ListCheckpointsResponse", &v.XMLName
+}
+
 func (v *ListImages) visit(c *codec, field int) bool {
 	switch field {
 	case 0:
@@ -1209,6 +1307,44 @@ func (v *MakeQueueResponse) root() (string, *xml.Name) {
 		return "", nil
 	}
 	return "MakeQueueResponse", &v.XMLName
+}
+
+func (v *MigrateVM) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Id, text)
+	case 1:
+		return one(c, &v.Node, text)
+	}
+	return false
+}
+
+func (v *MigrateVM) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "MigrateVM", &v.XMLName
+}
+
+func (v *MigrateVMResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Rounds, number)
+	case 1:
+		return optional(c, &v.Bytes, number)
+	case 2:
+		return optional(c, &v.TotalMicros, number)
+	case 3:
+		return optional(c, &v.DownMicros, number)
+	}
+	return false
+}
+
+func (v *MigrateVMResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "MigrateVMResponse", &v.XMLName
 }
 
 func (v *MoveJob) visit(c *codec, field int) bool {
@@ -1583,6 +1719,34 @@ func (v *RegisterResponse) root() (string, *xml.Name) {
 	return "RegisterResponse", &v.XMLName
 }
 
+func (v *RemoveCheckpoint) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Digest, text)
+	}
+	return false
+}
+
+func (v *RemoveCheckpoint) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "RemoveCheckpoint", &v.XMLName
+}
+
+func (v *RemoveCheckpointResponse) visit(c *codec, field int) bool {
+	switch field {
+	}
+	return false
+}
+
+func (v *RemoveCheckpointResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "RemoveCheckpointResponse", &v.XMLName
+}
+
 func (v *RemoveEdge) visit(c *codec, field int) bool {
 	switch field {
 	case 0:
@@ -1723,6 +1887,44 @@ func (v *ReportResponse) root() (string, *xml.Name) {
 	return "ReportResponse", &v.XMLName
 }
 
+func (v *RestoreVM) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Checkpoint, text)
+	case 1:
+		return one(c, &v.Id, text)
+	case 2:
+		return optional(c, &v.Limits, record)
+	case 3:
+		return one(c, &v.Suspended, boolean)
+	case 4:
+		return texts(c, &v.Source, text)
+	}
+	return false
+}
+
+func (v *RestoreVM) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "RestoreVM", &v.XMLName
+}
+
+func (v *RestoreVMResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Vm, record)
+	}
+	return false
+}
+
+func (v *RestoreVMResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "RestoreVMResponse", &v.XMLName
+}
+
 func (v *ResumeVM) visit(c *codec, field int) bool {
 	switch field {
 	case 0:
@@ -1791,6 +1993,38 @@ func (v *RewireEdgeResponse) root() (string, *xml.Name) {
 		return "", nil
 	}
 	return "RewireEdgeResponse", &v.XMLName
+}
+
+func (v *SettleMigration) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Migration, text)
+	case 1:
+		return one(c, &v.Settled, boolean)
+	}
+	return false
+}
+
+func (v *SettleMigration) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "SettleMigration", &v.XMLName
+}
+
+func (v *SettleMigrationResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Here, boolean)
+	}
+	return false
+}
+
+func (v *SettleMigrationResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "SettleMigrationResponse", &v.XMLName
 }
 
 func (v *StatBlob) visit(c *codec, field int) bool {
@@ -3111,6 +3345,26 @@ func (v *Topology) visit(c *codec, field int) bool {
 	return false
 }
 
+func (v *VMCheckpoint) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Digest, text)
+	case 1:
+		return one(c, &v.Node, text)
+	case 2:
+		return one(c, &v.Vm, text)
+	case 3:
+		return one(c, &v.Taken, date)
+	case 4:
+		return one(c, &v.Image, text)
+	case 5:
+		return one(c, &v.Memory, number)
+	case 6:
+		return one(c, &v.Accelerator, text)
+	}
+	return false
+}
+
 func (v *VMLimits) visit(c *codec, field int) bool {
 	switch field {
 	case 0:
@@ -3132,10 +3386,12 @@ func (v *VMStatistics) visit(c *codec, field int) bool {
 	case 1:
 		return optional(c, &v.Memory, number)
 	case 2:
-		return optional(c, &v.Disk, number)
+		return optional(c, &v.DiskRead, number)
 	case 3:
-		return optional(c, &v.Received, number)
+		return optional(c, &v.DiskWritten, number)
 	case 4:
+		return optional(c, &v.Received, number)
+	case 5:
 		return optional(c, &v.Sent, number)
 	}
 	return false

@@ -975,6 +975,20 @@ type VMContext interface {
 	StopVMContext(ctx context.Context, request *StopVM) (*StopVMResponse, error)
 	// End a VM at once and remove all that it had.
 	DestroyVMContext(ctx context.Context, request *DestroyVM) (*DestroyVMResponse, error)
+	// Keep all that a VM is at one moment, its memory, processor and devices, as blobs of this node. The VM goes on.
+	CheckpointVMContext(ctx context.Context, request *CheckpointVM) (*CheckpointVMResponse, error)
+	// The checkpoints that this node keeps.
+	ListCheckpointsContext(ctx context.Context, request *ListCheckpoints) (*ListCheckpointsResponse, error)
+	// Keep a checkpoint no longer.
+	RemoveCheckpointContext(ctx context.Context, request *RemoveCheckpoint) (*RemoveCheckpointResponse, error)
+	// Make a VM that goes on from a checkpoint, of this node or another.
+	RestoreVMContext(ctx context.Context, request *RestoreVM) (*RestoreVMResponse, error)
+	// Make a second VM that goes on from where one is now.
+	CloneVMContext(ctx context.Context, request *CloneVM) (*CloneVMResponse, error)
+	// Move a VM to another node while it runs. Answered when it runs there.
+	MigrateVMContext(ctx context.Context, request *MigrateVM) (*MigrateVMResponse, error)
+	// From nodes: whether a VM that was being sent here is here. When it is not, it never will be.
+	SettleMigrationContext(ctx context.Context, request *SettleMigration) (*SettleMigrationResponse, error)
 }
 
 // VMWithoutContext is the other half of VMPortType, the calls without a context:
@@ -1009,6 +1023,34 @@ func (w VMWithoutContext) DestroyVM(request *DestroyVM) (*DestroyVMResponse, err
 	return w.Server.DestroyVMContext(context.Background(), request)
 }
 
+func (w VMWithoutContext) CheckpointVM(request *CheckpointVM) (*CheckpointVMResponse, error) {
+	return w.Server.CheckpointVMContext(context.Background(), request)
+}
+
+func (w VMWithoutContext) ListCheckpoints(request *ListCheckpoints) (*ListCheckpointsResponse, error) {
+	return w.Server.ListCheckpointsContext(context.Background(), request)
+}
+
+func (w VMWithoutContext) RemoveCheckpoint(request *RemoveCheckpoint) (*RemoveCheckpointResponse, error) {
+	return w.Server.RemoveCheckpointContext(context.Background(), request)
+}
+
+func (w VMWithoutContext) RestoreVM(request *RestoreVM) (*RestoreVMResponse, error) {
+	return w.Server.RestoreVMContext(context.Background(), request)
+}
+
+func (w VMWithoutContext) CloneVM(request *CloneVM) (*CloneVMResponse, error) {
+	return w.Server.CloneVMContext(context.Background(), request)
+}
+
+func (w VMWithoutContext) MigrateVM(request *MigrateVM) (*MigrateVMResponse, error) {
+	return w.Server.MigrateVMContext(context.Background(), request)
+}
+
+func (w VMWithoutContext) SettleMigration(request *SettleMigration) (*SettleMigrationResponse, error) {
+	return w.Server.SettleMigrationContext(context.Background(), request)
+}
+
 // VMContract is the service's dispatch table, bound to a server.
 func VMContract(server VMContext) Contract {
 	return Contract{Name: "vm", Description: "The OS-level VMs of this node: each node manages its own, and the broker's ListNodes tells which nodes can have some.", Operations: []Operation{
@@ -1032,6 +1074,27 @@ func VMContract(server VMContext) Contract {
 		}},
 		{Name: "DestroyVM", Doc: "End a VM at once and remove all that it had.", NewRequest: func() any { return new(DestroyVM) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.DestroyVMContext(ctx, request.(*DestroyVM)))
+		}},
+		{Name: "CheckpointVM", Doc: "Keep all that a VM is at one moment, its memory, processor and devices, as blobs of this node. The VM goes on.", NewRequest: func() any { return new(CheckpointVM) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.CheckpointVMContext(ctx, request.(*CheckpointVM)))
+		}},
+		{Name: "ListCheckpoints", Doc: "The checkpoints that this node keeps.", NewRequest: func() any { return new(ListCheckpoints) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.ListCheckpointsContext(ctx, request.(*ListCheckpoints)))
+		}},
+		{Name: "RemoveCheckpoint", Doc: "Keep a checkpoint no longer.", NewRequest: func() any { return new(RemoveCheckpoint) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.RemoveCheckpointContext(ctx, request.(*RemoveCheckpoint)))
+		}},
+		{Name: "RestoreVM", Doc: "Make a VM that goes on from a checkpoint, of this node or another.", NewRequest: func() any { return new(RestoreVM) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.RestoreVMContext(ctx, request.(*RestoreVM)))
+		}},
+		{Name: "CloneVM", Doc: "Make a second VM that goes on from where one is now.", NewRequest: func() any { return new(CloneVM) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.CloneVMContext(ctx, request.(*CloneVM)))
+		}},
+		{Name: "MigrateVM", Doc: "Move a VM to another node while it runs. Answered when it runs there.", NewRequest: func() any { return new(MigrateVM) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.MigrateVMContext(ctx, request.(*MigrateVM)))
+		}},
+		{Name: "SettleMigration", Doc: "From nodes: whether a VM that was being sent here is here. When it is not, it never will be.", NewRequest: func() any { return new(SettleMigration) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.SettleMigrationContext(ctx, request.(*SettleMigration)))
 		}},
 	}}
 }
@@ -1103,6 +1166,62 @@ func (c *VMClient) StopVMContext(ctx context.Context, request *StopVM) (*StopVMR
 func (c *VMClient) DestroyVMContext(ctx context.Context, request *DestroyVM) (*DestroyVMResponse, error) {
 	response := new(DestroyVMResponse)
 	if err := c.caller.Call(ctx, c.url, "DestroyVM", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *VMClient) CheckpointVMContext(ctx context.Context, request *CheckpointVM) (*CheckpointVMResponse, error) {
+	response := new(CheckpointVMResponse)
+	if err := c.caller.Call(ctx, c.url, "CheckpointVM", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *VMClient) ListCheckpointsContext(ctx context.Context, request *ListCheckpoints) (*ListCheckpointsResponse, error) {
+	response := new(ListCheckpointsResponse)
+	if err := c.caller.Call(ctx, c.url, "ListCheckpoints", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *VMClient) RemoveCheckpointContext(ctx context.Context, request *RemoveCheckpoint) (*RemoveCheckpointResponse, error) {
+	response := new(RemoveCheckpointResponse)
+	if err := c.caller.Call(ctx, c.url, "RemoveCheckpoint", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *VMClient) RestoreVMContext(ctx context.Context, request *RestoreVM) (*RestoreVMResponse, error) {
+	response := new(RestoreVMResponse)
+	if err := c.caller.Call(ctx, c.url, "RestoreVM", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *VMClient) CloneVMContext(ctx context.Context, request *CloneVM) (*CloneVMResponse, error) {
+	response := new(CloneVMResponse)
+	if err := c.caller.Call(ctx, c.url, "CloneVM", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *VMClient) MigrateVMContext(ctx context.Context, request *MigrateVM) (*MigrateVMResponse, error) {
+	response := new(MigrateVMResponse)
+	if err := c.caller.Call(ctx, c.url, "MigrateVM", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *VMClient) SettleMigrationContext(ctx context.Context, request *SettleMigration) (*SettleMigrationResponse, error) {
+	response := new(SettleMigrationResponse)
+	if err := c.caller.Call(ctx, c.url, "SettleMigration", request, response); err != nil {
 		return nil, err
 	}
 	return response, nil

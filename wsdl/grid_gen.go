@@ -1536,6 +1536,126 @@ type DestroyVMResponse struct {
 	XMLName xml.Name `xml:"urn:mvm:1 DestroyVMResponse"`
 }
 
+type CheckpointVM struct {
+	XMLName xml.Name `xml:"urn:mvm:1 CheckpointVM"`
+
+	Id string `xml:"id" json:"id,omitempty"`
+}
+
+type CheckpointVMResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 CheckpointVMResponse"`
+
+	Checkpoint *VMCheckpoint `xml:"checkpoint,omitempty" json:"checkpoint,omitempty"`
+
+	// For which the guest stood still.
+	PauseMicros *int64 `xml:"pauseMicros,omitempty" json:"pauseMicros,omitempty"`
+
+	// Bytes that were not there already.
+	Written *int64 `xml:"written,omitempty" json:"written,omitempty"`
+}
+
+type ListCheckpoints struct {
+	XMLName xml.Name `xml:"urn:mvm:1 ListCheckpoints"`
+}
+
+type ListCheckpointsResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 ListCheckpointsResponse"`
+
+	Checkpoint []*VMCheckpoint `xml:"checkpoint" json:"checkpoint,omitempty"`
+}
+
+type RemoveCheckpoint struct {
+	XMLName xml.Name `xml:"urn:mvm:1 RemoveCheckpoint"`
+
+	Digest string `xml:"digest" json:"digest,omitempty"`
+}
+
+type RemoveCheckpointResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 RemoveCheckpointResponse"`
+}
+
+type RestoreVM struct {
+	XMLName xml.Name `xml:"urn:mvm:1 RestoreVM"`
+
+	// Its digest.
+	Checkpoint string `xml:"checkpoint" json:"checkpoint,omitempty"`
+
+	// As for CreateVM.
+	Id string `xml:"id,omitempty" json:"id,omitempty"`
+
+	Limits *VMLimits `xml:"limits,omitempty" json:"limits,omitempty"`
+
+	// true: it is made, and goes on with ResumeVM.
+	Suspended bool `xml:"suspended,omitempty" json:"suspended,omitempty"`
+
+	// Base addresses of nodes that have its blobs, where this one may not.
+	Source []string `xml:"source" json:"source,omitempty"`
+}
+
+type RestoreVMResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 RestoreVMResponse"`
+
+	Vm *VirtualMachine `xml:"vm,omitempty" json:"vm,omitempty"`
+}
+
+type CloneVM struct {
+	XMLName xml.Name `xml:"urn:mvm:1 CloneVM"`
+
+	Id string `xml:"id" json:"id,omitempty"`
+
+	// The second one's id, as for CreateVM.
+	Clone string `xml:"clone,omitempty" json:"clone,omitempty"`
+
+	Limits *VMLimits `xml:"limits,omitempty" json:"limits,omitempty"`
+
+	// true: it is made, and goes on with ResumeVM.
+	Suspended bool `xml:"suspended,omitempty" json:"suspended,omitempty"`
+}
+
+type CloneVMResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 CloneVMResponse"`
+
+	Vm *VirtualMachine `xml:"vm,omitempty" json:"vm,omitempty"`
+}
+
+type MigrateVM struct {
+	XMLName xml.Name `xml:"urn:mvm:1 MigrateVM"`
+
+	Id string `xml:"id" json:"id,omitempty"`
+
+	// The id of the node that it moves to.
+	Node string `xml:"node" json:"node,omitempty"`
+}
+
+type MigrateVMResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 MigrateVMResponse"`
+
+	// In which changed memory was sent while the guest ran.
+	Rounds *int32 `xml:"rounds,omitempty" json:"rounds,omitempty"`
+
+	Bytes *int64 `xml:"bytes,omitempty" json:"bytes,omitempty"`
+
+	TotalMicros *int64 `xml:"totalMicros,omitempty" json:"totalMicros,omitempty"`
+
+	// For which the guest stood still.
+	DownMicros *int64 `xml:"downMicros,omitempty" json:"downMicros,omitempty"`
+}
+
+type SettleMigration struct {
+	XMLName xml.Name `xml:"urn:mvm:1 SettleMigration"`
+
+	Migration string `xml:"migration" json:"migration,omitempty"`
+
+	// true: the source needs no answer any more.
+	Settled bool `xml:"settled,omitempty" json:"settled,omitempty"`
+}
+
+type SettleMigrationResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 SettleMigrationResponse"`
+
+	Here *bool `xml:"here,omitempty" json:"here,omitempty"`
+}
+
 type Job struct {
 	XMLName xml.Name `xml:"urn:mvm:1 job"`
 
@@ -2748,14 +2868,16 @@ type VMLimits struct {
 
 type VMStatistics struct {
 
-	// Processor time.
+	// Processor time, of the guest and of all that is done for it.
 	CpuMillis *int64 `xml:"cpuMillis,omitempty" json:"cpuMillis,omitempty"`
 
-	// Bytes that are its own alone; clones share the rest.
+	// Bytes; what it shares with other VMs counts by its part.
 	Memory *int64 `xml:"memory,omitempty" json:"memory,omitempty"`
 
-	// Bytes of its folder.
-	Disk *int64 `xml:"disk,omitempty" json:"disk,omitempty"`
+	// Bytes.
+	DiskRead *int64 `xml:"diskRead,omitempty" json:"diskRead,omitempty"`
+
+	DiskWritten *int64 `xml:"diskWritten,omitempty" json:"diskWritten,omitempty"`
 
 	// Bytes that came to the guest.
 	Received *int64 `xml:"received,omitempty" json:"received,omitempty"`
@@ -2799,6 +2921,28 @@ type VirtualMachine struct {
 	Console string `xml:"console,omitempty" json:"console,omitempty"`
 
 	Statistics *VMStatistics `xml:"statistics,omitempty" json:"statistics,omitempty"`
+}
+
+type VMCheckpoint struct {
+
+	// Of its manifest, which names all its blobs: the checkpoint's name everywhere.
+	Digest string `xml:"digest" json:"digest,omitempty"`
+
+	// The id of the node that keeps it.
+	Node string `xml:"node" json:"node,omitempty"`
+
+	// The id of the VM that it is of.
+	Vm string `xml:"vm" json:"vm,omitempty"`
+
+	Taken soap.XSDDateTime `xml:"taken" json:"taken,omitempty"`
+
+	// The digest of its image.
+	Image string `xml:"image,omitempty" json:"image,omitempty"`
+
+	// MiB.
+	Memory int64 `xml:"memory" json:"memory,omitempty"`
+
+	Accelerator string `xml:"accelerator" json:"accelerator,omitempty"`
 }
 
 type BootstrapPortType interface {
@@ -4098,6 +4242,62 @@ type VMPortType interface {
 	DestroyVM(request *DestroyVM) (*DestroyVMResponse, error)
 
 	DestroyVMContext(ctx context.Context, request *DestroyVM) (*DestroyVMResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* Keep all that a VM is at one moment, its memory, processor and devices, as blobs of this node. The VM goes on. */
+	CheckpointVM(request *CheckpointVM) (*CheckpointVMResponse, error)
+
+	CheckpointVMContext(ctx context.Context, request *CheckpointVM) (*CheckpointVMResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* The checkpoints that this node keeps. */
+	ListCheckpoints(request *ListCheckpoints) (*ListCheckpointsResponse, error)
+
+	ListCheckpointsContext(ctx context.Context, request *ListCheckpoints) (*ListCheckpointsResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* Keep a checkpoint no longer. */
+	RemoveCheckpoint(request *RemoveCheckpoint) (*RemoveCheckpointResponse, error)
+
+	RemoveCheckpointContext(ctx context.Context, request *RemoveCheckpoint) (*RemoveCheckpointResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* Make a VM that goes on from a checkpoint, of this node or another. */
+	RestoreVM(request *RestoreVM) (*RestoreVMResponse, error)
+
+	RestoreVMContext(ctx context.Context, request *RestoreVM) (*RestoreVMResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* Make a second VM that goes on from where one is now. */
+	CloneVM(request *CloneVM) (*CloneVMResponse, error)
+
+	CloneVMContext(ctx context.Context, request *CloneVM) (*CloneVMResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* Move a VM to another node while it runs. Answered when it runs there. */
+	MigrateVM(request *MigrateVM) (*MigrateVMResponse, error)
+
+	MigrateVMContext(ctx context.Context, request *MigrateVM) (*MigrateVMResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
+	/* From nodes: whether a VM that was being sent here is here. When it is not, it never will be. */
+	SettleMigration(request *SettleMigration) (*SettleMigrationResponse, error)
+
+	SettleMigrationContext(ctx context.Context, request *SettleMigration) (*SettleMigrationResponse, error)
 }
 
 type vMPortType struct {
@@ -4224,6 +4424,125 @@ func (service *vMPortType) DestroyVMContext(ctx context.Context, request *Destro
 
 func (service *vMPortType) DestroyVM(request *DestroyVM) (*DestroyVMResponse, error) {
 	return service.DestroyVMContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *vMPortType) CheckpointVMContext(ctx context.Context, request *CheckpointVM) (*CheckpointVMResponse, error) {
+	response := new(CheckpointVMResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#CheckpointVM", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *vMPortType) CheckpointVM(request *CheckpointVM) (*CheckpointVMResponse, error) {
+	return service.CheckpointVMContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *vMPortType) ListCheckpointsContext(ctx context.Context, request *ListCheckpoints) (*ListCheckpointsResponse, error) {
+	response := new(ListCheckpointsResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#ListCheckpoints", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *vMPortType) ListCheckpoints(request *ListCheckpoints) (*ListCheckpointsResponse, error) {
+	return service.ListCheckpointsContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *vMPortType) RemoveCheckpointContext(ctx context.Context, request *RemoveCheckpoint) (*RemoveCheckpointResponse, error) {
+	response := new(RemoveCheckpointResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#RemoveCheckpoint", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *vMPortType) RemoveCheckpoint(request *RemoveCheckpoint) (*RemoveCheckpointResponse, error) {
+	return service.RemoveCheckpointContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *vMPortType) RestoreVMContext(ctx context.Context, request *RestoreVM) (*RestoreVMResponse, error) {
+	response := new(RestoreVMResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#RestoreVM", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *vMPortType) RestoreVM(request *RestoreVM) (*RestoreVMResponse, error) {
+	return service.RestoreVMContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *vMPortType) CloneVMContext(ctx context.Context, request *CloneVM) (*CloneVMResponse, error) {
+	response := new(CloneVMResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#CloneVM", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *vMPortType) CloneVM(request *CloneVM) (*CloneVMResponse, error) {
+	return service.CloneVMContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *vMPortType) MigrateVMContext(ctx context.Context, request *MigrateVM) (*MigrateVMResponse, error) {
+	response := new(MigrateVMResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#MigrateVM", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *vMPortType) MigrateVM(request *MigrateVM) (*MigrateVMResponse, error) {
+	return service.MigrateVMContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *vMPortType) SettleMigrationContext(ctx context.Context, request *SettleMigration) (*SettleMigrationResponse, error) {
+	response := new(SettleMigrationResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#SettleMigration", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *vMPortType) SettleMigration(request *SettleMigration) (*SettleMigrationResponse, error) {
+	return service.SettleMigrationContext(
 		context.Background(),
 		request,
 	)

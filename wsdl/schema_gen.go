@@ -11,1071 +11,1133 @@ import (
 // other by their place in it. Nothing writes to it.
 var schemaTypes = [...]schemaType{
 	0: {name: "AddEdge", kind: kindComplex, elements: []schemaElement{
-		{"job", 193, 1, 1, false},
-		{"edge", 125, 1, 1, false},
-		{"queue", 161, 0, 1, false},
-		{"waitMillis", 191, 0, 1, false},
-		{"token", 193, 0, 1, false},
+		{"job", 208, 1, 1, false},
+		{"edge", 139, 1, 1, false},
+		{"queue", 175, 0, 1, false},
+		{"waitMillis", 206, 0, 1, false},
+		{"token", 208, 0, 1, false},
 	}},
 	1: {name: "AddEdgeResponse", kind: kindComplex, elements: []schemaElement{
-		{"change", 117, 1, 1, false},
+		{"change", 131, 1, 1, false},
 	}},
 	2: {name: "ApplyChange", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 110, 1, 1, false},
-		{"number", 192, 1, 1, false},
-		{"step", 191, 1, 1, false},
-		{"build", 114, 0, -1, false},
-		{"peer", 152, 0, -1, false},
-		{"queue", 173, 0, -1, false},
-		{"channel", 118, 0, -1, false},
-		{"resume", 178, 0, -1, false},
-		{"alter", 174, 0, -1, false},
-		{"switch", 178, 0, -1, false},
-		{"queueLimits", 165, 0, 1, false},
-		{"discard", 124, 0, 1, false},
+		{"attempt", 124, 1, 1, false},
+		{"number", 207, 1, 1, false},
+		{"step", 206, 1, 1, false},
+		{"build", 128, 0, -1, false},
+		{"peer", 166, 0, -1, false},
+		{"queue", 187, 0, -1, false},
+		{"channel", 132, 0, -1, false},
+		{"resume", 192, 0, -1, false},
+		{"alter", 188, 0, -1, false},
+		{"switch", 192, 0, -1, false},
+		{"queueLimits", 179, 0, 1, false},
+		{"discard", 138, 0, 1, false},
 	}},
 	3: {name: "ApplyChangeResponse", kind: kindComplex, elements: []schemaElement{
-		{"done", 189, 1, 1, true},
-		{"switch", 179, 0, -1, false},
+		{"done", 204, 1, 1, true},
+		{"switch", 193, 0, -1, false},
 	}},
 	4: {name: "Awaken", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 110, 1, 1, false},
-		{"broker", 193, 1, 1, false},
-		{"image", 193, 1, -1, false},
-		{"slots", 191, 1, 1, false},
-		{"memory", 192, 0, 1, false},
-		{"cores", 191, 0, 1, false},
-		{"proxy", 189, 1, 1, true},
-		{"build", 114, 0, -1, false},
-		{"file", 131, 0, -1, false},
-		{"queueLimits", 165, 0, 1, false},
-		{"vm", 126, 0, 1, false},
+		{"attempt", 124, 1, 1, false},
+		{"broker", 208, 1, 1, false},
+		{"image", 208, 1, -1, false},
+		{"slots", 206, 1, 1, false},
+		{"memory", 207, 0, 1, false},
+		{"cores", 206, 0, 1, false},
+		{"proxy", 204, 1, 1, true},
+		{"build", 128, 0, -1, false},
+		{"file", 145, 0, -1, false},
+		{"queueLimits", 179, 0, 1, false},
+		{"vm", 140, 0, 1, false},
 	}},
 	5: {name: "AwakenResponse", kind: kindComplex, elements: []schemaElement{
-		{"address", 193, 0, 1, false},
-		{"fingerprint", 193, 0, 1, false},
-		{"build", 115, 0, -1, false},
+		{"address", 208, 0, 1, false},
+		{"fingerprint", 208, 0, 1, false},
+		{"build", 129, 0, -1, false},
 	}},
 	6: {name: "CancelJob", kind: kindComplex, elements: []schemaElement{
-		{"id", 193, 1, 1, false},
-		{"reason", 193, 0, 1, false},
+		{"id", 208, 1, 1, false},
+		{"reason", 208, 0, 1, false},
 	}},
 	7: {name: "CancelJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"state", 142, 1, 1, false},
+		{"state", 156, 1, 1, false},
 	}},
 	8: {name: "ChangeQueue", kind: kindComplex, elements: []schemaElement{
-		{"job", 193, 0, 1, false},
-		{"queue", 193, 1, 1, false},
-		{"type", 168, 0, 1, false},
-		{"full", 132, 0, 1, false},
-		{"capacity", 192, 0, 1, true},
-		{"encoders", 128, 0, 1, false},
-		{"rule", 193, 0, 1, true},
-		{"ruleVersion", 191, 0, 1, false},
-		{"link", 145, 0, 1, false},
-		{"served", 189, 0, 1, false},
-		{"weight", 191, 0, 1, false},
-		{"held", 189, 0, 1, true},
-		{"waitMillis", 191, 0, 1, false},
-		{"token", 193, 0, 1, false},
+		{"job", 208, 0, 1, false},
+		{"queue", 208, 1, 1, false},
+		{"type", 182, 0, 1, false},
+		{"full", 146, 0, 1, false},
+		{"capacity", 207, 0, 1, true},
+		{"encoders", 142, 0, 1, false},
+		{"rule", 208, 0, 1, true},
+		{"ruleVersion", 206, 0, 1, false},
+		{"link", 159, 0, 1, false},
+		{"served", 204, 0, 1, false},
+		{"weight", 206, 0, 1, false},
+		{"held", 204, 0, 1, true},
+		{"waitMillis", 206, 0, 1, false},
+		{"token", 208, 0, 1, false},
 	}},
 	9: {name: "ChangeQueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"change", 117, 1, 1, false},
-	}},
-	10: {name: "CreateVM", kind: kindComplex, elements: []schemaElement{
-		{"id", 193, 0, 1, false},
-		{"image", 193, 1, 1, false},
-		{"memory", 192, 0, 1, false},
-		{"limits", 183, 0, 1, false},
-		{"suspended", 189, 0, 1, false},
-	}},
-	11: {name: "CreateVMResponse", kind: kindComplex, elements: []schemaElement{
-		{"vm", 186, 1, 1, false},
-	}},
-	12: {name: "Dequeue", kind: kindComplex, elements: []schemaElement{
-		{"job", 193, 1, 1, false},
-		{"queue", 193, 1, 1, false},
-		{"limit", 191, 0, 1, false},
-		{"timeoutMillis", 191, 0, 1, false},
-	}},
-	13: {name: "DequeueResponse", kind: kindComplex, elements: []schemaElement{
-		{"item", 112, 0, -1, false},
-		{"end", 189, 1, 1, true},
-	}},
-	14: {name: "DestroyVM", kind: kindComplex, elements: []schemaElement{
-		{"id", 193, 1, 1, false},
-		{"force", 189, 0, 1, false},
-	}},
-	15: {name: "DestroyVMResponse", kind: kindComplex},
-	16: {name: "DrainQueue", kind: kindComplex, elements: []schemaElement{
-		{"job", 193, 0, 1, false},
-		{"queue", 193, 1, 1, false},
-		{"limit", 191, 0, 1, false},
-	}},
-	17: {name: "DrainQueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"item", 164, 0, -1, false},
-		{"more", 189, 1, 1, true},
-	}},
-	18: {name: "Enqueue", kind: kindComplex, elements: []schemaElement{
-		{"job", 193, 1, 1, false},
-		{"queue", 193, 1, 1, false},
-		{"item", 112, 0, -1, false},
-		{"priority", 191, 0, 1, false},
-		{"instruction", 189, 0, 1, false},
-		{"end", 189, 0, 1, false},
-		{"timeoutMillis", 191, 0, 1, false},
-	}},
-	19: {name: "EnqueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"accepted", 191, 1, 1, true},
-	}},
-	20: {name: "GetBlob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 193, 1, 1, false},
-		{"offset", 192, 0, 1, false},
-		{"length", 191, 0, 1, false},
-	}},
-	21: {name: "GetBlobResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 113, 1, 1, false},
-		{"data", 112, 0, 1, false},
-	}},
-	22: {name: "GetBroker", kind: kindComplex},
-	23: {name: "GetBrokerResponse", kind: kindComplex, elements: []schemaElement{
-		{"url", 193, 1, 1, false},
-		{"node", 193, 1, 1, false},
-		{"image", 193, 1, 1, false},
-		{"information", 193, 1, 1, false},
-	}},
-	24: {name: "GetChange", kind: kindComplex, elements: []schemaElement{
-		{"job", 193, 1, 1, false},
-		{"number", 192, 1, 1, false},
-		{"waitMillis", 191, 0, 1, false},
-	}},
-	25: {name: "GetChangeResponse", kind: kindComplex, elements: []schemaElement{
-		{"change", 117, 1, 1, false},
-	}},
-	26: {name: "GetImage", kind: kindComplex, elements: []schemaElement{
-		{"name", 193, 1, 1, false},
-		{"version", 191, 0, 1, false},
-	}},
-	27: {name: "GetImageResponse", kind: kindComplex, elements: []schemaElement{
-		{"image", 135, 1, 1, false},
-		{"source", 193, 0, -1, false},
-	}},
-	28: {name: "GetJob", kind: kindComplex, elements: []schemaElement{
-		{"id", 193, 1, 1, false},
-	}},
-	29: {name: "GetJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"job", 143, 1, 1, false},
-	}},
-	30: {name: "GetOutput", kind: kindComplex, elements: []schemaElement{
-		{"id", 193, 1, 1, false},
-		{"process", 191, 0, 1, true},
-		{"name", 193, 1, 1, false},
-		{"offset", 192, 0, 1, false},
-		{"length", 191, 0, 1, false},
-		{"waitMillis", 191, 0, 1, false},
-	}},
-	31: {name: "GetOutputResponse", kind: kindComplex, elements: []schemaElement{
-		{"data", 112, 0, 1, false},
-		{"next", 192, 1, 1, true},
-		{"end", 189, 1, 1, true},
-		{"digest", 193, 0, 1, false},
-	}},
-	32: {name: "GetProfile", kind: kindComplex, elements: []schemaElement{
-		{"kind", 159, 1, 1, false},
-		{"name", 193, 1, 1, false},
-		{"version", 191, 0, 1, false},
-	}},
-	33: {name: "GetProfileResponse", kind: kindComplex, elements: []schemaElement{
-		{"profile", 158, 1, 1, false},
-	}},
-	34: {name: "GetQuiet", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 110, 1, 1, false},
-		{"waits", 189, 0, 1, false},
-	}},
-	35: {name: "GetQuietResponse", kind: kindComplex, elements: []schemaElement{
-		{"quiet", 189, 1, 1, true},
-		{"period", 192, 1, 1, true},
-		{"sent", 192, 1, 1, true},
-		{"received", 192, 1, 1, true},
-		{"wait", 187, 0, -1, false},
-	}},
-	36: {name: "GetVM", kind: kindComplex, elements: []schemaElement{
-		{"id", 193, 1, 1, false},
-	}},
-	37: {name: "GetVMResponse", kind: kindComplex, elements: []schemaElement{
-		{"vm", 186, 1, 1, false},
-	}},
-	38: {name: "GridFault", kind: kindComplex, elements: []schemaElement{
-		{"code", 129, 1, 1, false},
-		{"message", 193, 1, 1, false},
-		{"advice", 193, 0, 1, false},
-		{"address", 193, 0, 1, false},
-		{"output", 193, 0, 1, false},
-		{"problem", 154, 0, -1, false},
-		{"requestId", 193, 0, 1, false},
-	}},
-	39: {name: "Heartbeat", kind: kindComplex, elements: []schemaElement{
-		{"node", 193, 1, 1, false},
-		{"incarnation", 193, 1, 1, false},
-		{"freeSlots", 191, 1, 1, true},
-		{"freeMemory", 192, 0, 1, true},
-		{"freeCores", 191, 0, 1, true},
-		{"attempt", 110, 0, -1, false},
-	}},
-	40: {name: "HeartbeatResponse", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 110, 0, -1, false},
-		{"leaseMillis", 192, 1, 1, false},
-		{"heartbeatMillis", 192, 1, 1, false},
-	}},
-	41: {name: "Inspect", kind: kindComplex, elements: []schemaElement{
-		{"job", 193, 0, 1, false},
-	}},
-	42: {name: "InspectResponse", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 111, 0, -1, false},
-	}},
-	43: {name: "Instantiate", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 110, 1, 1, false},
-		{"wallTimeSeconds", 192, 0, 1, false},
-		{"process", 155, 0, -1, false},
-		{"channel", 118, 0, -1, false},
-		{"queue", 173, 0, -1, false},
-		{"peer", 152, 0, -1, false},
-	}},
-	44: {name: "InstantiateResponse", kind: kindComplex, elements: []schemaElement{
-		{"processes", 191, 1, 1, false},
-	}},
-	45: {name: "Join", kind: kindComplex, elements: []schemaElement{
-		{"node", 146, 1, 1, false},
-	}},
-	46: {name: "JoinResponse", kind: kindComplex, elements: []schemaElement{
-		{"broker", 193, 1, 1, false},
-		{"information", 193, 1, 1, false},
-		{"image", 193, 1, 1, false},
-		{"url", 193, 1, 1, false},
-	}},
-	47: {name: "ListBlobs", kind: kindComplex, elements: []schemaElement{
-		{"after", 193, 0, 1, false},
-		{"limit", 191, 0, 1, false},
-	}},
-	48: {name: "ListBlobsResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 113, 0, -1, false},
-	}},
-	49: {name: "ListImages", kind: kindComplex, elements: []schemaElement{
-		{"search", 193, 0, 1, false},
-	}},
-	50: {name: "ListImagesResponse", kind: kindComplex, elements: []schemaElement{
-		{"image", 135, 0, -1, false},
-	}},
-	51: {name: "ListJobs", kind: kindComplex, elements: []schemaElement{
-		{"state", 142, 0, 1, false},
-		{"name", 193, 0, 1, false},
-		{"limit", 191, 0, 1, false},
-		{"before", 193, 0, 1, false},
-	}},
-	52: {name: "ListJobsResponse", kind: kindComplex, elements: []schemaElement{
-		{"job", 143, 0, -1, false},
-	}},
-	53: {name: "ListNodes", kind: kindComplex},
-	54: {name: "ListNodesResponse", kind: kindComplex, elements: []schemaElement{
-		{"node", 146, 0, -1, false},
-	}},
-	55: {name: "ListProfiles", kind: kindComplex, elements: []schemaElement{
-		{"kind", 159, 0, 1, false},
-		{"search", 193, 0, 1, false},
-	}},
-	56: {name: "ListProfilesResponse", kind: kindComplex, elements: []schemaElement{
-		{"profile", 158, 0, -1, false},
-	}},
-	57: {name: "ListQueues", kind: kindComplex, elements: []schemaElement{
-		{"job", 193, 0, 1, false},
-		{"queue", 193, 0, 1, false},
-		{"sampleMillis", 191, 0, 1, false},
-		{"planned", 189, 0, 1, false},
-	}},
-	58: {name: "ListQueuesResponse", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 191, 0, 1, false},
-		{"queue", 167, 0, -1, false},
-		{"change", 117, 0, -1, false},
-	}},
-	59: {name: "ListServices", kind: kindComplex},
-	60: {name: "ListServicesResponse", kind: kindComplex, elements: []schemaElement{
-		{"service", 175, 0, -1, false},
-	}},
-	61: {name: "ListVMs", kind: kindComplex},
-	62: {name: "ListVMsResponse", kind: kindComplex, elements: []schemaElement{
-		{"vm", 186, 0, -1, false},
-	}},
-	63: {name: "MakeQueue", kind: kindComplex, elements: []schemaElement{
-		{"name", 193, 1, 1, false},
-		{"type", 168, 0, 1, false},
-		{"capacity", 192, 0, 1, false},
-		{"full", 132, 0, 1, false},
-		{"weight", 191, 0, 1, false},
-		{"held", 189, 0, 1, false},
-	}},
-	64: {name: "MakeQueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"queue", 167, 1, 1, false},
-	}},
-	65: {name: "MoveJob", kind: kindComplex, elements: []schemaElement{
-		{"job", 193, 1, 1, false},
-		{"queue", 193, 0, 1, false},
-		{"place", 140, 0, 1, false},
-		{"priority", 191, 0, 1, true},
-	}},
-	66: {name: "MoveJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"queue", 193, 1, 1, false},
-		{"place", 191, 1, 1, false},
-	}},
-	67: {name: "OpenSocket", kind: kindComplex, elements: []schemaElement{
-		{"job", 193, 1, 1, false},
-		{"queue", 193, 1, 1, false},
-		{"ttlMillis", 191, 0, 1, false},
-	}},
-	68: {name: "OpenSocketResponse", kind: kindComplex, elements: []schemaElement{
-		{"address", 193, 1, 1, false},
-		{"token", 193, 1, 1, false},
-	}},
-	69: {name: "PeekQueue", kind: kindComplex, elements: []schemaElement{
-		{"job", 193, 0, 1, false},
-		{"queue", 193, 1, 1, false},
-		{"limit", 191, 0, 1, false},
-		{"bytes", 191, 0, 1, false},
-	}},
-	70: {name: "PeekQueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"item", 164, 0, -1, false},
-	}},
-	71: {name: "PlanJob", kind: kindComplex, elements: []schemaElement{
-		{"job", 139, 0, 1, false},
-		{"profile", 193, 0, 1, false},
-		{"version", 191, 0, 1, false},
-		{"argument", 109, 0, -1, false},
-		{"queue", 193, 0, 1, false},
-	}},
-	72: {name: "PlanJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"fits", 189, 1, 1, true},
-		{"reason", 193, 0, 1, false},
-		{"placement", 153, 0, -1, false},
-		{"rejection", 169, 0, -1, false},
-		{"localChannels", 191, 1, 1, true},
-		{"remoteChannels", 191, 1, 1, true},
-	}},
-	73: {name: "PutBlob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 193, 1, 1, false},
-		{"size", 192, 1, 1, true},
-		{"offset", 192, 0, 1, false},
-		{"data", 112, 0, 1, false},
-	}},
-	74: {name: "PutBlobResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 113, 1, 1, false},
-	}},
-	75: {name: "Query", kind: kindComplex, elements: []schemaElement{
-		{"role", 172, 0, 1, false},
-		{"language", 144, 0, 1, false},
-	}},
-	76: {name: "QueryResponse", kind: kindComplex, elements: []schemaElement{
-		{"node", 146, 0, -1, false},
-	}},
-	77: {name: "ReadStream", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 110, 1, 1, false},
-		{"process", 191, 1, 1, true},
-		{"name", 193, 1, 1, false},
-		{"offset", 192, 0, 1, false},
-		{"length", 191, 0, 1, false},
-		{"waitMillis", 191, 0, 1, false},
-	}},
-	78: {name: "ReadStreamResponse", kind: kindComplex, elements: []schemaElement{
-		{"data", 112, 0, 1, false},
-		{"next", 192, 1, 1, true},
-		{"end", 189, 1, 1, true},
-	}},
-	79: {name: "Register", kind: kindComplex, elements: []schemaElement{
-		{"node", 146, 1, 1, false},
-	}},
-	80: {name: "RegisterImage", kind: kindComplex, elements: []schemaElement{
-		{"name", 193, 0, 1, false},
-		{"digest", 193, 1, 1, false},
-	}},
-	81: {name: "RegisterImageResponse", kind: kindComplex, elements: []schemaElement{
-		{"name", 193, 1, 1, false},
-		{"version", 191, 1, 1, false},
-		{"digest", 193, 1, 1, false},
-	}},
-	82: {name: "RegisterProfile", kind: kindComplex, elements: []schemaElement{
-		{"profile", 158, 1, 1, false},
-	}},
-	83: {name: "RegisterProfileResponse", kind: kindComplex, elements: []schemaElement{
-		{"name", 193, 1, 1, false},
-		{"version", 191, 1, 1, false},
-	}},
-	84: {name: "RegisterResponse", kind: kindComplex, elements: []schemaElement{
-		{"leaseMillis", 192, 1, 1, false},
-		{"heartbeatMillis", 192, 1, 1, false},
-		{"broker", 193, 0, 1, false},
-	}},
-	85: {name: "RemoveEdge", kind: kindComplex, elements: []schemaElement{
-		{"job", 193, 1, 1, false},
-		{"edge", 193, 1, 1, false},
-		{"waitMillis", 191, 0, 1, false},
-		{"token", 193, 0, 1, false},
-	}},
-	86: {name: "RemoveEdgeResponse", kind: kindComplex, elements: []schemaElement{
-		{"change", 117, 1, 1, false},
-	}},
-	87: {name: "RemoveImage", kind: kindComplex, elements: []schemaElement{
-		{"name", 193, 1, 1, false},
-		{"version", 191, 0, 1, false},
-	}},
-	88: {name: "RemoveImageResponse", kind: kindComplex, elements: []schemaElement{
-		{"removed", 193, 0, -1, false},
-	}},
-	89: {name: "RemoveQueue", kind: kindComplex, elements: []schemaElement{
-		{"name", 193, 1, 1, false},
-		{"into", 193, 0, 1, false},
-	}},
-	90: {name: "RemoveQueueResponse", kind: kindComplex},
-	91: {name: "Report", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 110, 1, 1, false},
-		{"sequence", 192, 1, 1, false},
-		{"process", 157, 0, -1, false},
-		{"failure", 193, 0, 1, false},
-		{"proxyBytes", 192, 0, 1, false},
-		{"proxyItems", 192, 0, 1, false},
-		{"quiet", 192, 0, 1, false},
-	}},
-	92: {name: "ReportResponse", kind: kindComplex, elements: []schemaElement{
-		{"acknowledged", 192, 1, 1, false},
-	}},
-	93: {name: "ResumeVM", kind: kindComplex, elements: []schemaElement{
-		{"id", 193, 1, 1, false},
-	}},
-	94: {name: "ResumeVMResponse", kind: kindComplex, elements: []schemaElement{
-		{"vm", 186, 1, 1, false},
-	}},
-	95: {name: "RewireEdge", kind: kindComplex, elements: []schemaElement{
-		{"job", 193, 1, 1, false},
-		{"edge", 193, 1, 1, false},
-		{"from", 193, 0, 1, false},
-		{"to", 193, 0, 1, false},
-		{"waitMillis", 191, 0, 1, false},
-		{"token", 193, 0, 1, false},
-	}},
-	96: {name: "RewireEdgeResponse", kind: kindComplex, elements: []schemaElement{
-		{"change", 117, 1, 1, false},
-	}},
-	97: {name: "StatBlob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 193, 1, 1, false},
-	}},
-	98: {name: "StatBlobResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 113, 1, 1, false},
-	}},
-	99: {name: "StopVM", kind: kindComplex, elements: []schemaElement{
-		{"id", 193, 1, 1, false},
-		{"graceMillis", 192, 0, 1, true},
-		{"force", 189, 0, 1, false},
-	}},
-	100: {name: "StopVMResponse", kind: kindComplex, elements: []schemaElement{
-		{"vm", 186, 1, 1, false},
-	}},
-	101: {name: "SubmitJob", kind: kindComplex, elements: []schemaElement{
-		{"token", 193, 1, 1, false},
-		{"job", 139, 0, 1, false},
-		{"profile", 193, 0, 1, false},
-		{"version", 191, 0, 1, false},
-		{"argument", 109, 0, -1, false},
-		{"queue", 193, 0, 1, false},
-	}},
-	102: {name: "SubmitJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"id", 193, 1, 1, false},
-	}},
-	103: {name: "SuspendVM", kind: kindComplex, elements: []schemaElement{
-		{"id", 193, 1, 1, false},
-	}},
-	104: {name: "SuspendVMResponse", kind: kindComplex, elements: []schemaElement{
-		{"vm", 186, 1, 1, false},
-	}},
-	105: {name: "Terminate", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 110, 1, 1, false},
-		{"graceMillis", 192, 0, 1, false},
-		{"reason", 193, 0, 1, false},
-	}},
-	106: {name: "TerminateResponse", kind: kindComplex, elements: []schemaElement{
-		{"sequence", 192, 1, 1, true},
-	}},
-	107: {name: "WaitJob", kind: kindComplex, elements: []schemaElement{
-		{"id", 193, 1, 1, false},
-		{"revision", 192, 0, 1, false},
-		{"timeoutMillis", 191, 0, 1, false},
-	}},
-	108: {name: "WaitJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"job", 143, 1, 1, false},
-	}},
-	109: {name: "Assignment", kind: kindComplex, attributes: []schemaAttribute{
-		{"name", 193, true},
-		{"value", 193, false},
-	}},
-	110: {name: "Attempt", kind: kindComplex, elements: []schemaElement{
-		{"job", 193, 1, 1, false},
-		{"number", 191, 1, 1, false},
-		{"node", 193, 0, 1, false},
-		{"incarnation", 193, 0, 1, false},
-	}},
-	111: {name: "AttemptState", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 110, 1, 1, false},
-		{"state", 193, 1, 1, false},
-		{"slots", 191, 1, 1, true},
-		{"process", 157, 0, -1, false},
-		{"channel", 120, 0, -1, false},
-		{"queue", 166, 0, -1, false},
-		{"micros", 192, 0, 1, true},
-	}},
-	112: {name: "Binary", kind: kindBase64},
-	113: {name: "Blob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 193, 1, 1, false},
-		{"size", 192, 0, 1, true},
-		{"received", 192, 1, 1, true},
-		{"complete", 189, 1, 1, true},
-		{"url", 193, 0, 1, false},
-	}},
-	114: {name: "Build", kind: kindComplex, elements: []schemaElement{
-		{"source", 193, 1, 1, false},
-		{"language", 144, 1, 1, false},
-		{"flag", 193, 0, -1, false},
-		{"file", 131, 1, -1, false},
-	}},
-	115: {name: "BuildStatus", kind: kindComplex, elements: []schemaElement{
-		{"source", 193, 1, 1, false},
-		{"digest", 193, 1, 1, false},
-		{"node", 193, 0, 1, false},
-		{"cached", 189, 1, 1, true},
-		{"millis", 192, 1, 1, true},
-		{"output", 193, 0, 1, false},
-	}},
-	116: {name: "ChangeState", kind: kindString, values: []string{"pending", "done", "failed"}},
-	117: {name: "ChangeStatus", kind: kindComplex, elements: []schemaElement{
-		{"number", 192, 0, 1, false},
-		{"attempt", 191, 0, 1, false},
-		{"what", 193, 1, 1, false},
-		{"queue", 193, 0, 1, false},
-		{"state", 116, 1, 1, false},
-		{"reason", 193, 0, 1, false},
-	}},
-	118: {name: "Channel", kind: kindComplex, elements: []schemaElement{
-		{"id", 191, 1, 1, true},
-		{"capacity", 191, 1, 1, false},
-		{"from", 119, 1, 1, false},
-		{"to", 119, 1, 1, false},
-		{"label", 193, 0, 1, false},
-		{"afterOut", 191, 0, 1, true},
-		{"afterIn", 191, 0, 1, true},
-		{"forward", 189, 0, 1, false},
-		{"direct", 189, 0, 1, false},
-	}},
-	119: {name: "ChannelEnd", kind: kindComplex, elements: []schemaElement{
-		{"process", 191, 0, 1, true},
-		{"port", 193, 0, 1, false},
-		{"peer", 193, 0, 1, false},
-		{"outside", 193, 0, 1, false},
-		{"queue", 191, 0, 1, false},
-	}},
-	120: {name: "ChannelState", kind: kindComplex, elements: []schemaElement{
-		{"id", 191, 1, 1, true},
-		{"from", 119, 1, 1, false},
-		{"to", 119, 1, 1, false},
-		{"capacity", 192, 1, 1, false},
-		{"depth", 192, 1, 1, true},
-		{"itemsIn", 192, 0, 1, true},
-		{"itemsOut", 192, 0, 1, true},
-		{"bytesIn", 192, 0, 1, true},
-		{"bytesOut", 192, 0, 1, true},
-		{"proxyItems", 192, 0, 1, true},
-		{"proxyBytes", 192, 0, 1, true},
-		{"producerWaits", 189, 1, 1, true},
-		{"consumerWaits", 189, 1, 1, true},
-		{"closed", 189, 1, 1, true},
-		{"takerClosed", 189, 0, 1, true},
-	}},
-	121: {name: "Codec", kind: kindString, values: []string{"raw", "lines", "json", "xml", "xdr", "base64", "zstd"}},
-	122: {name: "Compiler", kind: kindComplex, elements: []schemaElement{
-		{"language", 144, 1, 1, false},
-		{"command", 193, 1, 1, false},
-		{"version", 193, 1, 1, false},
-	}},
-	123: {name: "Direction", kind: kindString, values: []string{"both", "forward"}},
-	124: {name: "Discard", kind: kindComplex, elements: []schemaElement{
-		{"channel", 178, 0, -1, false},
-		{"queue", 174, 0, -1, false},
-	}},
-	125: {name: "Edge", kind: kindComplex, elements: []schemaElement{
-		{"link", 145, 0, 1, false},
+		{"change", 131, 1, 1, false},
+	}},
+	10: {name: "CheckpointVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 208, 1, 1, false},
+	}},
+	11: {name: "CheckpointVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"checkpoint", 197, 1, 1, false},
+		{"pauseMicros", 207, 1, 1, true},
+		{"written", 207, 1, 1, true},
+	}},
+	12: {name: "CloneVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 208, 1, 1, false},
+		{"clone", 208, 0, 1, false},
+		{"limits", 198, 0, 1, false},
+		{"suspended", 204, 0, 1, false},
+	}},
+	13: {name: "CloneVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 201, 1, 1, false},
+	}},
+	14: {name: "CreateVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 208, 0, 1, false},
+		{"image", 208, 1, 1, false},
+		{"memory", 207, 0, 1, false},
+		{"limits", 198, 0, 1, false},
+		{"suspended", 204, 0, 1, false},
+	}},
+	15: {name: "CreateVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 201, 1, 1, false},
+	}},
+	16: {name: "Dequeue", kind: kindComplex, elements: []schemaElement{
+		{"job", 208, 1, 1, false},
+		{"queue", 208, 1, 1, false},
+		{"limit", 206, 0, 1, false},
+		{"timeoutMillis", 206, 0, 1, false},
+	}},
+	17: {name: "DequeueResponse", kind: kindComplex, elements: []schemaElement{
+		{"item", 126, 0, -1, false},
+		{"end", 204, 1, 1, true},
+	}},
+	18: {name: "DestroyVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 208, 1, 1, false},
+		{"force", 204, 0, 1, false},
+	}},
+	19: {name: "DestroyVMResponse", kind: kindComplex},
+	20: {name: "DrainQueue", kind: kindComplex, elements: []schemaElement{
+		{"job", 208, 0, 1, false},
+		{"queue", 208, 1, 1, false},
+		{"limit", 206, 0, 1, false},
+	}},
+	21: {name: "DrainQueueResponse", kind: kindComplex, elements: []schemaElement{
+		{"item", 178, 0, -1, false},
+		{"more", 204, 1, 1, true},
+	}},
+	22: {name: "Enqueue", kind: kindComplex, elements: []schemaElement{
+		{"job", 208, 1, 1, false},
+		{"queue", 208, 1, 1, false},
+		{"item", 126, 0, -1, false},
+		{"priority", 206, 0, 1, false},
+		{"instruction", 204, 0, 1, false},
+		{"end", 204, 0, 1, false},
+		{"timeoutMillis", 206, 0, 1, false},
+	}},
+	23: {name: "EnqueueResponse", kind: kindComplex, elements: []schemaElement{
+		{"accepted", 206, 1, 1, true},
+	}},
+	24: {name: "GetBlob", kind: kindComplex, elements: []schemaElement{
+		{"digest", 208, 1, 1, false},
+		{"offset", 207, 0, 1, false},
+		{"length", 206, 0, 1, false},
+	}},
+	25: {name: "GetBlobResponse", kind: kindComplex, elements: []schemaElement{
+		{"blob", 127, 1, 1, false},
+		{"data", 126, 0, 1, false},
+	}},
+	26: {name: "GetBroker", kind: kindComplex},
+	27: {name: "GetBrokerResponse", kind: kindComplex, elements: []schemaElement{
+		{"url", 208, 1, 1, false},
+		{"node", 208, 1, 1, false},
+		{"image", 208, 1, 1, false},
+		{"information", 208, 1, 1, false},
+	}},
+	28: {name: "GetChange", kind: kindComplex, elements: []schemaElement{
+		{"job", 208, 1, 1, false},
+		{"number", 207, 1, 1, false},
+		{"waitMillis", 206, 0, 1, false},
+	}},
+	29: {name: "GetChangeResponse", kind: kindComplex, elements: []schemaElement{
+		{"change", 131, 1, 1, false},
+	}},
+	30: {name: "GetImage", kind: kindComplex, elements: []schemaElement{
+		{"name", 208, 1, 1, false},
+		{"version", 206, 0, 1, false},
+	}},
+	31: {name: "GetImageResponse", kind: kindComplex, elements: []schemaElement{
+		{"image", 149, 1, 1, false},
+		{"source", 208, 0, -1, false},
+	}},
+	32: {name: "GetJob", kind: kindComplex, elements: []schemaElement{
+		{"id", 208, 1, 1, false},
+	}},
+	33: {name: "GetJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"job", 157, 1, 1, false},
+	}},
+	34: {name: "GetOutput", kind: kindComplex, elements: []schemaElement{
+		{"id", 208, 1, 1, false},
+		{"process", 206, 0, 1, true},
+		{"name", 208, 1, 1, false},
+		{"offset", 207, 0, 1, false},
+		{"length", 206, 0, 1, false},
+		{"waitMillis", 206, 0, 1, false},
+	}},
+	35: {name: "GetOutputResponse", kind: kindComplex, elements: []schemaElement{
+		{"data", 126, 0, 1, false},
+		{"next", 207, 1, 1, true},
+		{"end", 204, 1, 1, true},
+		{"digest", 208, 0, 1, false},
+	}},
+	36: {name: "GetProfile", kind: kindComplex, elements: []schemaElement{
+		{"kind", 173, 1, 1, false},
+		{"name", 208, 1, 1, false},
+		{"version", 206, 0, 1, false},
+	}},
+	37: {name: "GetProfileResponse", kind: kindComplex, elements: []schemaElement{
+		{"profile", 172, 1, 1, false},
+	}},
+	38: {name: "GetQuiet", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 124, 1, 1, false},
+		{"waits", 204, 0, 1, false},
+	}},
+	39: {name: "GetQuietResponse", kind: kindComplex, elements: []schemaElement{
+		{"quiet", 204, 1, 1, true},
+		{"period", 207, 1, 1, true},
+		{"sent", 207, 1, 1, true},
+		{"received", 207, 1, 1, true},
+		{"wait", 202, 0, -1, false},
+	}},
+	40: {name: "GetVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 208, 1, 1, false},
+	}},
+	41: {name: "GetVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 201, 1, 1, false},
+	}},
+	42: {name: "GridFault", kind: kindComplex, elements: []schemaElement{
+		{"code", 143, 1, 1, false},
+		{"message", 208, 1, 1, false},
+		{"advice", 208, 0, 1, false},
+		{"address", 208, 0, 1, false},
+		{"output", 208, 0, 1, false},
+		{"problem", 168, 0, -1, false},
+		{"requestId", 208, 0, 1, false},
+	}},
+	43: {name: "Heartbeat", kind: kindComplex, elements: []schemaElement{
+		{"node", 208, 1, 1, false},
+		{"incarnation", 208, 1, 1, false},
+		{"freeSlots", 206, 1, 1, true},
+		{"freeMemory", 207, 0, 1, true},
+		{"freeCores", 206, 0, 1, true},
+		{"attempt", 124, 0, -1, false},
+	}},
+	44: {name: "HeartbeatResponse", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 124, 0, -1, false},
+		{"leaseMillis", 207, 1, 1, false},
+		{"heartbeatMillis", 207, 1, 1, false},
+	}},
+	45: {name: "Inspect", kind: kindComplex, elements: []schemaElement{
+		{"job", 208, 0, 1, false},
+	}},
+	46: {name: "InspectResponse", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 125, 0, -1, false},
+	}},
+	47: {name: "Instantiate", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 124, 1, 1, false},
+		{"wallTimeSeconds", 207, 0, 1, false},
+		{"process", 169, 0, -1, false},
+		{"channel", 132, 0, -1, false},
+		{"queue", 187, 0, -1, false},
+		{"peer", 166, 0, -1, false},
+	}},
+	48: {name: "InstantiateResponse", kind: kindComplex, elements: []schemaElement{
+		{"processes", 206, 1, 1, false},
+	}},
+	49: {name: "Join", kind: kindComplex, elements: []schemaElement{
+		{"node", 160, 1, 1, false},
+	}},
+	50: {name: "JoinResponse", kind: kindComplex, elements: []schemaElement{
+		{"broker", 208, 1, 1, false},
+		{"information", 208, 1, 1, false},
+		{"image", 208, 1, 1, false},
+		{"url", 208, 1, 1, false},
+	}},
+	51: {name: "ListBlobs", kind: kindComplex, elements: []schemaElement{
+		{"after", 208, 0, 1, false},
+		{"limit", 206, 0, 1, false},
+	}},
+	52: {name: "ListBlobsResponse", kind: kindComplex, elements: []schemaElement{
+		{"blob", 127, 0, -1, false},
+	}},
+	53: {name: "ListCheckpoints", kind: kindComplex},
+	54: {name: "ListCheckpointsResponse", kind: kindComplex, elements: []schemaElement{
+		{"checkpoint", 197, 0, -1, false},
+	}},
+	55: {name: "ListImages", kind: kindComplex, elements: []schemaElement{
+		{"search", 208, 0, 1, false},
+	}},
+	56: {name: "ListImagesResponse", kind: kindComplex, elements: []schemaElement{
+		{"image", 149, 0, -1, false},
+	}},
+	57: {name: "ListJobs", kind: kindComplex, elements: []schemaElement{
+		{"state", 156, 0, 1, false},
+		{"name", 208, 0, 1, false},
+		{"limit", 206, 0, 1, false},
+		{"before", 208, 0, 1, false},
+	}},
+	58: {name: "ListJobsResponse", kind: kindComplex, elements: []schemaElement{
+		{"job", 157, 0, -1, false},
+	}},
+	59: {name: "ListNodes", kind: kindComplex},
+	60: {name: "ListNodesResponse", kind: kindComplex, elements: []schemaElement{
+		{"node", 160, 0, -1, false},
+	}},
+	61: {name: "ListProfiles", kind: kindComplex, elements: []schemaElement{
+		{"kind", 173, 0, 1, false},
+		{"search", 208, 0, 1, false},
+	}},
+	62: {name: "ListProfilesResponse", kind: kindComplex, elements: []schemaElement{
+		{"profile", 172, 0, -1, false},
+	}},
+	63: {name: "ListQueues", kind: kindComplex, elements: []schemaElement{
+		{"job", 208, 0, 1, false},
+		{"queue", 208, 0, 1, false},
+		{"sampleMillis", 206, 0, 1, false},
+		{"planned", 204, 0, 1, false},
+	}},
+	64: {name: "ListQueuesResponse", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 206, 0, 1, false},
+		{"queue", 181, 0, -1, false},
+		{"change", 131, 0, -1, false},
+	}},
+	65: {name: "ListServices", kind: kindComplex},
+	66: {name: "ListServicesResponse", kind: kindComplex, elements: []schemaElement{
+		{"service", 189, 0, -1, false},
+	}},
+	67: {name: "ListVMs", kind: kindComplex},
+	68: {name: "ListVMsResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 201, 0, -1, false},
+	}},
+	69: {name: "MakeQueue", kind: kindComplex, elements: []schemaElement{
+		{"name", 208, 1, 1, false},
+		{"type", 182, 0, 1, false},
+		{"capacity", 207, 0, 1, false},
+		{"full", 146, 0, 1, false},
+		{"weight", 206, 0, 1, false},
+		{"held", 204, 0, 1, false},
+	}},
+	70: {name: "MakeQueueResponse", kind: kindComplex, elements: []schemaElement{
+		{"queue", 181, 1, 1, false},
+	}},
+	71: {name: "MigrateVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 208, 1, 1, false},
+		{"node", 208, 1, 1, false},
+	}},
+	72: {name: "MigrateVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"rounds", 206, 1, 1, true},
+		{"bytes", 207, 1, 1, true},
+		{"totalMicros", 207, 1, 1, true},
+		{"downMicros", 207, 1, 1, true},
+	}},
+	73: {name: "MoveJob", kind: kindComplex, elements: []schemaElement{
+		{"job", 208, 1, 1, false},
+		{"queue", 208, 0, 1, false},
+		{"place", 154, 0, 1, false},
+		{"priority", 206, 0, 1, true},
+	}},
+	74: {name: "MoveJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"queue", 208, 1, 1, false},
+		{"place", 206, 1, 1, false},
+	}},
+	75: {name: "OpenSocket", kind: kindComplex, elements: []schemaElement{
+		{"job", 208, 1, 1, false},
+		{"queue", 208, 1, 1, false},
+		{"ttlMillis", 206, 0, 1, false},
+	}},
+	76: {name: "OpenSocketResponse", kind: kindComplex, elements: []schemaElement{
+		{"address", 208, 1, 1, false},
+		{"token", 208, 1, 1, false},
+	}},
+	77: {name: "PeekQueue", kind: kindComplex, elements: []schemaElement{
+		{"job", 208, 0, 1, false},
+		{"queue", 208, 1, 1, false},
+		{"limit", 206, 0, 1, false},
+		{"bytes", 206, 0, 1, false},
+	}},
+	78: {name: "PeekQueueResponse", kind: kindComplex, elements: []schemaElement{
+		{"item", 178, 0, -1, false},
+	}},
+	79: {name: "PlanJob", kind: kindComplex, elements: []schemaElement{
+		{"job", 153, 0, 1, false},
+		{"profile", 208, 0, 1, false},
+		{"version", 206, 0, 1, false},
+		{"argument", 123, 0, -1, false},
+		{"queue", 208, 0, 1, false},
+	}},
+	80: {name: "PlanJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"fits", 204, 1, 1, true},
+		{"reason", 208, 0, 1, false},
+		{"placement", 167, 0, -1, false},
+		{"rejection", 183, 0, -1, false},
+		{"localChannels", 206, 1, 1, true},
+		{"remoteChannels", 206, 1, 1, true},
+	}},
+	81: {name: "PutBlob", kind: kindComplex, elements: []schemaElement{
+		{"digest", 208, 1, 1, false},
+		{"size", 207, 1, 1, true},
+		{"offset", 207, 0, 1, false},
+		{"data", 126, 0, 1, false},
+	}},
+	82: {name: "PutBlobResponse", kind: kindComplex, elements: []schemaElement{
+		{"blob", 127, 1, 1, false},
+	}},
+	83: {name: "Query", kind: kindComplex, elements: []schemaElement{
+		{"role", 186, 0, 1, false},
+		{"language", 158, 0, 1, false},
+	}},
+	84: {name: "QueryResponse", kind: kindComplex, elements: []schemaElement{
+		{"node", 160, 0, -1, false},
+	}},
+	85: {name: "ReadStream", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 124, 1, 1, false},
+		{"process", 206, 1, 1, true},
+		{"name", 208, 1, 1, false},
+		{"offset", 207, 0, 1, false},
+		{"length", 206, 0, 1, false},
+		{"waitMillis", 206, 0, 1, false},
+	}},
+	86: {name: "ReadStreamResponse", kind: kindComplex, elements: []schemaElement{
+		{"data", 126, 0, 1, false},
+		{"next", 207, 1, 1, true},
+		{"end", 204, 1, 1, true},
+	}},
+	87: {name: "Register", kind: kindComplex, elements: []schemaElement{
+		{"node", 160, 1, 1, false},
+	}},
+	88: {name: "RegisterImage", kind: kindComplex, elements: []schemaElement{
+		{"name", 208, 0, 1, false},
+		{"digest", 208, 1, 1, false},
+	}},
+	89: {name: "RegisterImageResponse", kind: kindComplex, elements: []schemaElement{
+		{"name", 208, 1, 1, false},
+		{"version", 206, 1, 1, false},
+		{"digest", 208, 1, 1, false},
+	}},
+	90: {name: "RegisterProfile", kind: kindComplex, elements: []schemaElement{
+		{"profile", 172, 1, 1, false},
+	}},
+	91: {name: "RegisterProfileResponse", kind: kindComplex, elements: []schemaElement{
+		{"name", 208, 1, 1, false},
+		{"version", 206, 1, 1, false},
+	}},
+	92: {name: "RegisterResponse", kind: kindComplex, elements: []schemaElement{
+		{"leaseMillis", 207, 1, 1, false},
+		{"heartbeatMillis", 207, 1, 1, false},
+		{"broker", 208, 0, 1, false},
+	}},
+	93: {name: "RemoveCheckpoint", kind: kindComplex, elements: []schemaElement{
+		{"digest", 208, 1, 1, false},
+	}},
+	94: {name: "RemoveCheckpointResponse", kind: kindComplex},
+	95: {name: "RemoveEdge", kind: kindComplex, elements: []schemaElement{
+		{"job", 208, 1, 1, false},
+		{"edge", 208, 1, 1, false},
+		{"waitMillis", 206, 0, 1, false},
+		{"token", 208, 0, 1, false},
+	}},
+	96: {name: "RemoveEdgeResponse", kind: kindComplex, elements: []schemaElement{
+		{"change", 131, 1, 1, false},
+	}},
+	97: {name: "RemoveImage", kind: kindComplex, elements: []schemaElement{
+		{"name", 208, 1, 1, false},
+		{"version", 206, 0, 1, false},
+	}},
+	98: {name: "RemoveImageResponse", kind: kindComplex, elements: []schemaElement{
+		{"removed", 208, 0, -1, false},
+	}},
+	99: {name: "RemoveQueue", kind: kindComplex, elements: []schemaElement{
+		{"name", 208, 1, 1, false},
+		{"into", 208, 0, 1, false},
+	}},
+	100: {name: "RemoveQueueResponse", kind: kindComplex},
+	101: {name: "Report", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 124, 1, 1, false},
+		{"sequence", 207, 1, 1, false},
+		{"process", 171, 0, -1, false},
+		{"failure", 208, 0, 1, false},
+		{"proxyBytes", 207, 0, 1, false},
+		{"proxyItems", 207, 0, 1, false},
+		{"quiet", 207, 0, 1, false},
+	}},
+	102: {name: "ReportResponse", kind: kindComplex, elements: []schemaElement{
+		{"acknowledged", 207, 1, 1, false},
+	}},
+	103: {name: "RestoreVM", kind: kindComplex, elements: []schemaElement{
+		{"checkpoint", 208, 1, 1, false},
+		{"id", 208, 0, 1, false},
+		{"limits", 198, 0, 1, false},
+		{"suspended", 204, 0, 1, false},
+		{"source", 208, 0, -1, false},
+	}},
+	104: {name: "RestoreVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 201, 1, 1, false},
+	}},
+	105: {name: "ResumeVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 208, 1, 1, false},
+	}},
+	106: {name: "ResumeVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 201, 1, 1, false},
+	}},
+	107: {name: "RewireEdge", kind: kindComplex, elements: []schemaElement{
+		{"job", 208, 1, 1, false},
+		{"edge", 208, 1, 1, false},
+		{"from", 208, 0, 1, false},
+		{"to", 208, 0, 1, false},
+		{"waitMillis", 206, 0, 1, false},
+		{"token", 208, 0, 1, false},
+	}},
+	108: {name: "RewireEdgeResponse", kind: kindComplex, elements: []schemaElement{
+		{"change", 131, 1, 1, false},
+	}},
+	109: {name: "SettleMigration", kind: kindComplex, elements: []schemaElement{
+		{"migration", 208, 1, 1, false},
+		{"settled", 204, 0, 1, false},
+	}},
+	110: {name: "SettleMigrationResponse", kind: kindComplex, elements: []schemaElement{
+		{"here", 204, 1, 1, true},
+	}},
+	111: {name: "StatBlob", kind: kindComplex, elements: []schemaElement{
+		{"digest", 208, 1, 1, false},
+	}},
+	112: {name: "StatBlobResponse", kind: kindComplex, elements: []schemaElement{
+		{"blob", 127, 1, 1, false},
+	}},
+	113: {name: "StopVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 208, 1, 1, false},
+		{"graceMillis", 207, 0, 1, true},
+		{"force", 204, 0, 1, false},
+	}},
+	114: {name: "StopVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 201, 1, 1, false},
+	}},
+	115: {name: "SubmitJob", kind: kindComplex, elements: []schemaElement{
+		{"token", 208, 1, 1, false},
+		{"job", 153, 0, 1, false},
+		{"profile", 208, 0, 1, false},
+		{"version", 206, 0, 1, false},
+		{"argument", 123, 0, -1, false},
+		{"queue", 208, 0, 1, false},
+	}},
+	116: {name: "SubmitJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"id", 208, 1, 1, false},
+	}},
+	117: {name: "SuspendVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 208, 1, 1, false},
+	}},
+	118: {name: "SuspendVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 201, 1, 1, false},
+	}},
+	119: {name: "Terminate", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 124, 1, 1, false},
+		{"graceMillis", 207, 0, 1, false},
+		{"reason", 208, 0, 1, false},
+	}},
+	120: {name: "TerminateResponse", kind: kindComplex, elements: []schemaElement{
+		{"sequence", 207, 1, 1, true},
+	}},
+	121: {name: "WaitJob", kind: kindComplex, elements: []schemaElement{
+		{"id", 208, 1, 1, false},
+		{"revision", 207, 0, 1, false},
+		{"timeoutMillis", 206, 0, 1, false},
+	}},
+	122: {name: "WaitJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"job", 157, 1, 1, false},
+	}},
+	123: {name: "Assignment", kind: kindComplex, attributes: []schemaAttribute{
+		{"name", 208, true},
+		{"value", 208, false},
+	}},
+	124: {name: "Attempt", kind: kindComplex, elements: []schemaElement{
+		{"job", 208, 1, 1, false},
+		{"number", 206, 1, 1, false},
+		{"node", 208, 0, 1, false},
+		{"incarnation", 208, 0, 1, false},
+	}},
+	125: {name: "AttemptState", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 124, 1, 1, false},
+		{"state", 208, 1, 1, false},
+		{"slots", 206, 1, 1, true},
+		{"process", 171, 0, -1, false},
+		{"channel", 134, 0, -1, false},
+		{"queue", 180, 0, -1, false},
+		{"micros", 207, 0, 1, true},
+	}},
+	126: {name: "Binary", kind: kindBase64},
+	127: {name: "Blob", kind: kindComplex, elements: []schemaElement{
+		{"digest", 208, 1, 1, false},
+		{"size", 207, 0, 1, true},
+		{"received", 207, 1, 1, true},
+		{"complete", 204, 1, 1, true},
+		{"url", 208, 0, 1, false},
+	}},
+	128: {name: "Build", kind: kindComplex, elements: []schemaElement{
+		{"source", 208, 1, 1, false},
+		{"language", 158, 1, 1, false},
+		{"flag", 208, 0, -1, false},
+		{"file", 145, 1, -1, false},
+	}},
+	129: {name: "BuildStatus", kind: kindComplex, elements: []schemaElement{
+		{"source", 208, 1, 1, false},
+		{"digest", 208, 1, 1, false},
+		{"node", 208, 0, 1, false},
+		{"cached", 204, 1, 1, true},
+		{"millis", 207, 1, 1, true},
+		{"output", 208, 0, 1, false},
+	}},
+	130: {name: "ChangeState", kind: kindString, values: []string{"pending", "done", "failed"}},
+	131: {name: "ChangeStatus", kind: kindComplex, elements: []schemaElement{
+		{"number", 207, 0, 1, false},
+		{"attempt", 206, 0, 1, false},
+		{"what", 208, 1, 1, false},
+		{"queue", 208, 0, 1, false},
+		{"state", 130, 1, 1, false},
+		{"reason", 208, 0, 1, false},
+	}},
+	132: {name: "Channel", kind: kindComplex, elements: []schemaElement{
+		{"id", 206, 1, 1, true},
+		{"capacity", 206, 1, 1, false},
+		{"from", 133, 1, 1, false},
+		{"to", 133, 1, 1, false},
+		{"label", 208, 0, 1, false},
+		{"afterOut", 206, 0, 1, true},
+		{"afterIn", 206, 0, 1, true},
+		{"forward", 204, 0, 1, false},
+		{"direct", 204, 0, 1, false},
+	}},
+	133: {name: "ChannelEnd", kind: kindComplex, elements: []schemaElement{
+		{"process", 206, 0, 1, true},
+		{"port", 208, 0, 1, false},
+		{"peer", 208, 0, 1, false},
+		{"outside", 208, 0, 1, false},
+		{"queue", 206, 0, 1, false},
+	}},
+	134: {name: "ChannelState", kind: kindComplex, elements: []schemaElement{
+		{"id", 206, 1, 1, true},
+		{"from", 133, 1, 1, false},
+		{"to", 133, 1, 1, false},
+		{"capacity", 207, 1, 1, false},
+		{"depth", 207, 1, 1, true},
+		{"itemsIn", 207, 0, 1, true},
+		{"itemsOut", 207, 0, 1, true},
+		{"bytesIn", 207, 0, 1, true},
+		{"bytesOut", 207, 0, 1, true},
+		{"proxyItems", 207, 0, 1, true},
+		{"proxyBytes", 207, 0, 1, true},
+		{"producerWaits", 204, 1, 1, true},
+		{"consumerWaits", 204, 1, 1, true},
+		{"closed", 204, 1, 1, true},
+		{"takerClosed", 204, 0, 1, true},
+	}},
+	135: {name: "Codec", kind: kindString, values: []string{"raw", "lines", "json", "xml", "xdr", "base64", "zstd"}},
+	136: {name: "Compiler", kind: kindComplex, elements: []schemaElement{
+		{"language", 158, 1, 1, false},
+		{"command", 208, 1, 1, false},
+		{"version", 208, 1, 1, false},
+	}},
+	137: {name: "Direction", kind: kindString, values: []string{"both", "forward"}},
+	138: {name: "Discard", kind: kindComplex, elements: []schemaElement{
+		{"channel", 192, 0, -1, false},
+		{"queue", 188, 0, -1, false},
+	}},
+	139: {name: "Edge", kind: kindComplex, elements: []schemaElement{
+		{"link", 159, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"from", 193, true},
-		{"to", 193, true},
-		{"queue", 193, false},
-		{"direct", 189, false},
+		{"from", 208, true},
+		{"to", 208, true},
+		{"queue", 208, false},
+		{"direct", 204, false},
 	}},
-	126: {name: "Enclosure", kind: kindComplex, elements: []schemaElement{
-		{"image", 193, 1, 1, false},
-		{"name", 193, 0, 1, false},
-		{"memory", 192, 1, 1, false},
+	140: {name: "Enclosure", kind: kindComplex, elements: []schemaElement{
+		{"image", 208, 1, 1, false},
+		{"name", 208, 0, 1, false},
+		{"memory", 207, 1, 1, false},
 	}},
-	127: {name: "Encoder", kind: kindComplex, attributes: []schemaAttribute{
-		{"codec", 121, false},
-		{"registered", 193, false},
-		{"version", 148, false},
-		{"decode", 189, false},
-		{"type", 193, false},
+	141: {name: "Encoder", kind: kindComplex, attributes: []schemaAttribute{
+		{"codec", 135, false},
+		{"registered", 208, false},
+		{"version", 162, false},
+		{"decode", 204, false},
+		{"type", 208, false},
 	}},
-	128: {name: "EncoderChain", kind: kindComplex, elements: []schemaElement{
-		{"encoder", 127, 0, -1, false},
+	142: {name: "EncoderChain", kind: kindComplex, elements: []schemaElement{
+		{"encoder", 141, 0, -1, false},
 	}},
-	129: {name: "FaultCode", kind: kindString, values: []string{"invalidRequest", "invalidProfile", "unsupported", "notFound", "conflict", "wrongNode", "busy", "stale", "buildFailed", "tooLarge", "timeout", "unauthenticated", "forbidden", "unavailable", "internal"}},
-	130: {name: "File", kind: kindComplex, elements: []schemaElement{
-		{"name", 193, 1, 1, false},
-		{"digest", 193, 1, 1, false},
-		{"size", 192, 1, 1, true},
-		{"dropped", 192, 0, 1, false},
-		{"data", 112, 0, 1, false},
+	143: {name: "FaultCode", kind: kindString, values: []string{"invalidRequest", "invalidProfile", "unsupported", "notFound", "conflict", "wrongNode", "busy", "stale", "buildFailed", "tooLarge", "timeout", "unauthenticated", "forbidden", "unavailable", "internal"}},
+	144: {name: "File", kind: kindComplex, elements: []schemaElement{
+		{"name", 208, 1, 1, false},
+		{"digest", 208, 1, 1, false},
+		{"size", 207, 1, 1, true},
+		{"dropped", 207, 0, 1, false},
+		{"data", 126, 0, 1, false},
 	}},
-	131: {name: "FileRef", kind: kindComplex, elements: []schemaElement{
-		{"name", 193, 1, 1, false},
-		{"digest", 193, 1, 1, false},
+	145: {name: "FileRef", kind: kindComplex, elements: []schemaElement{
+		{"name", 208, 1, 1, false},
+		{"digest", 208, 1, 1, false},
 	}},
-	132: {name: "FullPolicy", kind: kindString, values: []string{"block", "dropNewest", "dropOldest", "fail"}},
-	133: {name: "Graph", kind: kindComplex, elements: []schemaElement{
-		{"text", 193, 0, 1, false},
-		{"content", 112, 0, 1, false},
+	146: {name: "FullPolicy", kind: kindString, values: []string{"block", "dropNewest", "dropOldest", "fail"}},
+	147: {name: "Graph", kind: kindComplex, elements: []schemaElement{
+		{"text", 208, 0, 1, false},
+		{"content", 126, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"format", 134, true},
-		{"path", 193, false},
-		{"digest", 193, false},
+		{"format", 148, true},
+		{"path", 208, false},
+		{"digest", 208, false},
 	}},
-	134: {name: "GraphFormat", kind: kindString, values: []string{"dot", "graphml", "edgeList"}},
-	135: {name: "Image", kind: kindComplex, elements: []schemaElement{
-		{"name", 193, 1, 1, false},
-		{"version", 191, 1, 1, false},
-		{"digest", 193, 1, 1, false},
-		{"registered", 190, 0, 1, true},
-		{"release", 193, 0, 1, false},
-		{"description", 193, 0, 1, false},
-		{"architecture", 193, 1, 1, false},
-		{"commandLine", 193, 0, 1, false},
-		{"leastMemory", 191, 1, 1, false},
-		{"language", 144, 0, -1, false},
-		{"file", 136, 0, -1, false},
+	148: {name: "GraphFormat", kind: kindString, values: []string{"dot", "graphml", "edgeList"}},
+	149: {name: "Image", kind: kindComplex, elements: []schemaElement{
+		{"name", 208, 1, 1, false},
+		{"version", 206, 1, 1, false},
+		{"digest", 208, 1, 1, false},
+		{"registered", 205, 0, 1, true},
+		{"release", 208, 0, 1, false},
+		{"description", 208, 0, 1, false},
+		{"architecture", 208, 1, 1, false},
+		{"commandLine", 208, 0, 1, false},
+		{"leastMemory", 206, 1, 1, false},
+		{"language", 158, 0, -1, false},
+		{"file", 150, 0, -1, false},
 	}},
-	136: {name: "ImageFile", kind: kindComplex, elements: []schemaElement{
-		{"part", 193, 1, 1, false},
-		{"digest", 193, 1, 1, false},
-		{"size", 192, 1, 1, true},
-		{"format", 193, 0, 1, false},
+	150: {name: "ImageFile", kind: kindComplex, elements: []schemaElement{
+		{"part", 208, 1, 1, false},
+		{"digest", 208, 1, 1, false},
+		{"size", 207, 1, 1, true},
+		{"format", 208, 0, 1, false},
 	}},
-	137: {name: "InputFile", kind: kindComplex, elements: []schemaElement{
-		{"text", 193, 0, 1, false},
-		{"content", 112, 0, 1, false},
+	151: {name: "InputFile", kind: kindComplex, elements: []schemaElement{
+		{"text", 208, 0, 1, false},
+		{"content", 126, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 193, false},
-		{"path", 193, false},
-		{"digest", 193, false},
+		{"name", 208, false},
+		{"path", 208, false},
+		{"digest", 208, false},
 	}},
-	138: {name: "Isolation", kind: kindString, values: []string{"process", "vm"}},
-	139: {name: "Job", kind: kindComplex, elements: []schemaElement{
-		{"description", 193, 0, 1, false},
-		{"parameter", 151, 0, -1, false},
-		{"source", 176, 0, -1, false},
-		{"input", 137, 0, -1, false},
-		{"task", 180, 1, -1, false},
-		{"topology", 181, 0, -1, false},
-		{"edge", 125, 0, -1, false},
-		{"queue", 161, 0, -1, false},
-		{"policy", 141, 0, 1, false},
+	152: {name: "Isolation", kind: kindString, values: []string{"process", "vm"}},
+	153: {name: "Job", kind: kindComplex, elements: []schemaElement{
+		{"description", 208, 0, 1, false},
+		{"parameter", 165, 0, -1, false},
+		{"source", 190, 0, -1, false},
+		{"input", 151, 0, -1, false},
+		{"task", 194, 1, -1, false},
+		{"topology", 195, 0, -1, false},
+		{"edge", 139, 0, -1, false},
+		{"queue", 175, 0, -1, false},
+		{"policy", 155, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 193, true},
+		{"name", 208, true},
 	}},
-	140: {name: "JobPlace", kind: kindString, values: []string{"first", "last"}},
-	141: {name: "JobPolicy", kind: kindComplex, attributes: []schemaAttribute{
-		{"wallTime", 148, false},
-		{"retries", 148, false},
-		{"priority", 148, false},
-		{"queue", 193, false},
-		{"isolation", 138, false},
-		{"image", 193, false},
-		{"nodes", 148, false},
+	154: {name: "JobPlace", kind: kindString, values: []string{"first", "last"}},
+	155: {name: "JobPolicy", kind: kindComplex, attributes: []schemaAttribute{
+		{"wallTime", 162, false},
+		{"retries", 162, false},
+		{"priority", 162, false},
+		{"queue", 208, false},
+		{"isolation", 152, false},
+		{"image", 208, false},
+		{"nodes", 162, false},
 	}},
-	142: {name: "JobState", kind: kindString, values: []string{"pending", "awakening", "running", "terminating", "succeeded", "failed", "cancelled"}},
-	143: {name: "JobStatus", kind: kindComplex, elements: []schemaElement{
-		{"id", 193, 1, 1, false},
-		{"name", 193, 1, 1, false},
-		{"state", 142, 1, 1, false},
-		{"revision", 192, 1, 1, false},
-		{"reason", 193, 0, 1, false},
-		{"attempt", 191, 1, 1, true},
-		{"priority", 191, 0, 1, true},
-		{"queue", 193, 0, 1, false},
-		{"submitted", 190, 1, 1, false},
-		{"started", 190, 0, 1, true},
-		{"ended", 190, 0, 1, true},
-		{"argument", 109, 0, -1, false},
-		{"process", 157, 0, -1, false},
-		{"build", 115, 0, -1, false},
-		{"outside", 150, 0, -1, false},
-		{"proxyBytes", 192, 0, 1, true},
-		{"proxyItems", 192, 0, 1, true},
-	}},
-	144: {name: "Language", kind: kindString, values: []string{"c", "cpp", "go", "python", "shell"}},
-	145: {name: "Link", kind: kindComplex, attributes: []schemaAttribute{
-		{"latency", 160, false},
-		{"jitter", 160, false},
-		{"bandwidth", 160, false},
-		{"loss", 160, false},
-		{"seed", 148, false},
-	}},
-	146: {name: "Node", kind: kindComplex, elements: []schemaElement{
-		{"id", 193, 1, 1, false},
-		{"incarnation", 193, 1, 1, false},
-		{"name", 193, 0, 1, false},
-		{"url", 193, 1, 1, false},
-		{"role", 172, 0, -1, false},
-		{"version", 193, 0, 1, false},
-		{"os", 193, 0, 1, false},
-		{"arch", 193, 0, 1, false},
-		{"cores", 191, 1, 1, false},
-		{"memory", 192, 1, 1, false},
-		{"slots", 191, 1, 1, true},
-		{"freeSlots", 191, 1, 1, true},
-		{"freeMemory", 192, 0, 1, true},
-		{"freeCores", 191, 0, 1, true},
-		{"compiler", 122, 0, -1, false},
-		{"qemu", 193, 0, 1, false},
-		{"accelerator", 193, 0, 1, false},
-		{"cleaning", 193, 0, 1, false},
-		{"unconfined", 193, 0, -1, false},
-		{"queueLimits", 165, 0, 1, false},
-		{"state", 193, 0, 1, false},
-	}},
-	147: {name: "NodeProperty", kind: kindString, values: []string{"name", "os", "arch", "cores", "memory", "slots", "compiler", "qemu", "cleaning"}},
-	148: {name: "Number", kind: kindString, pattern: 1},
-	149: {name: "OutputFile", kind: kindComplex, attributes: []schemaAttribute{
-		{"name", 193, true},
-		{"process", 148, false},
-		{"optional", 189, false},
-	}},
-	150: {name: "OutsideQueue", kind: kindComplex, elements: []schemaElement{
-		{"name", 193, 1, 1, false},
-		{"direction", 193, 1, 1, false},
-		{"node", 193, 1, 1, false},
-		{"url", 193, 1, 1, false},
-	}},
-	151: {name: "Parameter", kind: kindComplex, attributes: []schemaAttribute{
-		{"name", 193, true},
-		{"default", 193, false},
-		{"description", 193, false},
-	}},
-	152: {name: "Peer", kind: kindComplex, elements: []schemaElement{
-		{"node", 193, 1, 1, false},
-		{"address", 193, 1, 1, false},
-		{"fingerprint", 193, 1, 1, false},
-	}},
-	153: {name: "Placement", kind: kindComplex, elements: []schemaElement{
-		{"process", 191, 1, 1, true},
-		{"task", 193, 1, 1, false},
-		{"index", 191, 1, 1, true},
-		{"node", 193, 1, 1, false},
-	}},
-	154: {name: "Problem", kind: kindComplex, elements: []schemaElement{
-		{"line", 191, 0, 1, false},
-		{"element", 193, 0, 1, false},
-		{"found", 193, 0, 1, false},
-		{"expected", 193, 0, 1, false},
-		{"message", 193, 1, 1, false},
-	}},
-	155: {name: "ProcessSpec", kind: kindComplex, elements: []schemaElement{
-		{"id", 191, 1, 1, true},
-		{"task", 193, 1, 1, false},
-		{"index", 191, 1, 1, true},
-		{"count", 191, 1, 1, false},
-		{"source", 193, 1, 1, false},
-		{"argument", 193, 0, -1, false},
-		{"environment", 109, 0, -1, false},
-		{"memory", 192, 0, 1, false},
-		{"cores", 191, 0, 1, false},
-		{"input", 131, 0, -1, false},
-		{"output", 149, 0, -1, false},
-	}},
-	156: {name: "ProcessState", kind: kindString, values: []string{"waiting", "running", "exited", "killed", "lost"}},
-	157: {name: "ProcessStatus", kind: kindComplex, elements: []schemaElement{
-		{"id", 191, 1, 1, true},
-		{"task", 193, 1, 1, false},
-		{"index", 191, 1, 1, true},
-		{"node", 193, 0, 1, false},
+	156: {name: "JobState", kind: kindString, values: []string{"pending", "awakening", "running", "terminating", "succeeded", "failed", "cancelled"}},
+	157: {name: "JobStatus", kind: kindComplex, elements: []schemaElement{
+		{"id", 208, 1, 1, false},
+		{"name", 208, 1, 1, false},
 		{"state", 156, 1, 1, false},
-		{"exitCode", 191, 0, 1, true},
-		{"signal", 193, 0, 1, false},
-		{"message", 193, 0, 1, false},
-		{"userMicros", 192, 0, 1, false},
-		{"systemMicros", 192, 0, 1, false},
-		{"maxResidentKiB", 192, 0, 1, false},
-		{"started", 190, 0, 1, true},
-		{"ended", 190, 0, 1, true},
-		{"file", 130, 0, -1, false},
+		{"revision", 207, 1, 1, false},
+		{"reason", 208, 0, 1, false},
+		{"attempt", 206, 1, 1, true},
+		{"priority", 206, 0, 1, true},
+		{"queue", 208, 0, 1, false},
+		{"submitted", 205, 1, 1, false},
+		{"started", 205, 0, 1, true},
+		{"ended", 205, 0, 1, true},
+		{"argument", 123, 0, -1, false},
+		{"process", 171, 0, -1, false},
+		{"build", 129, 0, -1, false},
+		{"outside", 164, 0, -1, false},
+		{"proxyBytes", 207, 0, 1, true},
+		{"proxyItems", 207, 0, 1, true},
 	}},
-	158: {name: "Profile", kind: kindComplex, elements: []schemaElement{
-		{"kind", 159, 1, 1, false},
-		{"name", 193, 1, 1, false},
-		{"version", 191, 0, 1, false},
-		{"description", 193, 0, 1, false},
-		{"registered", 190, 0, 1, true},
-		{"topology", 181, 0, 1, false},
-		{"resources", 171, 0, 1, false},
-		{"job", 139, 0, 1, false},
-		{"codec", 176, 0, 1, false},
-		{"rule", 176, 0, 1, false},
+	158: {name: "Language", kind: kindString, values: []string{"c", "cpp", "go", "python", "shell"}},
+	159: {name: "Link", kind: kindComplex, attributes: []schemaAttribute{
+		{"latency", 174, false},
+		{"jitter", 174, false},
+		{"bandwidth", 174, false},
+		{"loss", 174, false},
+		{"seed", 162, false},
 	}},
-	159: {name: "ProfileKind", kind: kindString, values: []string{"topology", "resources", "job", "codec", "rule"}},
-	160: {name: "Quantity", kind: kindString, pattern: 2},
-	161: {name: "Queue", kind: kindComplex, elements: []schemaElement{
-		{"encoder", 127, 0, -1, false},
+	160: {name: "Node", kind: kindComplex, elements: []schemaElement{
+		{"id", 208, 1, 1, false},
+		{"incarnation", 208, 1, 1, false},
+		{"name", 208, 0, 1, false},
+		{"url", 208, 1, 1, false},
+		{"role", 186, 0, -1, false},
+		{"version", 208, 0, 1, false},
+		{"os", 208, 0, 1, false},
+		{"arch", 208, 0, 1, false},
+		{"cores", 206, 1, 1, false},
+		{"memory", 207, 1, 1, false},
+		{"slots", 206, 1, 1, true},
+		{"freeSlots", 206, 1, 1, true},
+		{"freeMemory", 207, 0, 1, true},
+		{"freeCores", 206, 0, 1, true},
+		{"compiler", 136, 0, -1, false},
+		{"qemu", 208, 0, 1, false},
+		{"accelerator", 208, 0, 1, false},
+		{"cleaning", 208, 0, 1, false},
+		{"unconfined", 208, 0, -1, false},
+		{"queueLimits", 179, 0, 1, false},
+		{"state", 208, 0, 1, false},
+	}},
+	161: {name: "NodeProperty", kind: kindString, values: []string{"name", "os", "arch", "cores", "memory", "slots", "compiler", "qemu", "cleaning"}},
+	162: {name: "Number", kind: kindString, pattern: 1},
+	163: {name: "OutputFile", kind: kindComplex, attributes: []schemaAttribute{
+		{"name", 208, true},
+		{"process", 162, false},
+		{"optional", 204, false},
+	}},
+	164: {name: "OutsideQueue", kind: kindComplex, elements: []schemaElement{
+		{"name", 208, 1, 1, false},
+		{"direction", 208, 1, 1, false},
+		{"node", 208, 1, 1, false},
+		{"url", 208, 1, 1, false},
+	}},
+	165: {name: "Parameter", kind: kindComplex, attributes: []schemaAttribute{
+		{"name", 208, true},
+		{"default", 208, false},
+		{"description", 208, false},
+	}},
+	166: {name: "Peer", kind: kindComplex, elements: []schemaElement{
+		{"node", 208, 1, 1, false},
+		{"address", 208, 1, 1, false},
+		{"fingerprint", 208, 1, 1, false},
+	}},
+	167: {name: "Placement", kind: kindComplex, elements: []schemaElement{
+		{"process", 206, 1, 1, true},
+		{"task", 208, 1, 1, false},
+		{"index", 206, 1, 1, true},
+		{"node", 208, 1, 1, false},
+	}},
+	168: {name: "Problem", kind: kindComplex, elements: []schemaElement{
+		{"line", 206, 0, 1, false},
+		{"element", 208, 0, 1, false},
+		{"found", 208, 0, 1, false},
+		{"expected", 208, 0, 1, false},
+		{"message", 208, 1, 1, false},
+	}},
+	169: {name: "ProcessSpec", kind: kindComplex, elements: []schemaElement{
+		{"id", 206, 1, 1, true},
+		{"task", 208, 1, 1, false},
+		{"index", 206, 1, 1, true},
+		{"count", 206, 1, 1, false},
+		{"source", 208, 1, 1, false},
+		{"argument", 208, 0, -1, false},
+		{"environment", 123, 0, -1, false},
+		{"memory", 207, 0, 1, false},
+		{"cores", 206, 0, 1, false},
+		{"input", 145, 0, -1, false},
+		{"output", 163, 0, -1, false},
+	}},
+	170: {name: "ProcessState", kind: kindString, values: []string{"waiting", "running", "exited", "killed", "lost"}},
+	171: {name: "ProcessStatus", kind: kindComplex, elements: []schemaElement{
+		{"id", 206, 1, 1, true},
+		{"task", 208, 1, 1, false},
+		{"index", 206, 1, 1, true},
+		{"node", 208, 0, 1, false},
+		{"state", 170, 1, 1, false},
+		{"exitCode", 206, 0, 1, true},
+		{"signal", 208, 0, 1, false},
+		{"message", 208, 0, 1, false},
+		{"userMicros", 207, 0, 1, false},
+		{"systemMicros", 207, 0, 1, false},
+		{"maxResidentKiB", 207, 0, 1, false},
+		{"started", 205, 0, 1, true},
+		{"ended", 205, 0, 1, true},
+		{"file", 144, 0, -1, false},
+	}},
+	172: {name: "Profile", kind: kindComplex, elements: []schemaElement{
+		{"kind", 173, 1, 1, false},
+		{"name", 208, 1, 1, false},
+		{"version", 206, 0, 1, false},
+		{"description", 208, 0, 1, false},
+		{"registered", 205, 0, 1, true},
+		{"topology", 195, 0, 1, false},
+		{"resources", 185, 0, 1, false},
+		{"job", 153, 0, 1, false},
+		{"codec", 190, 0, 1, false},
+		{"rule", 190, 0, 1, false},
+	}},
+	173: {name: "ProfileKind", kind: kindString, values: []string{"topology", "resources", "job", "codec", "rule"}},
+	174: {name: "Quantity", kind: kindString, pattern: 2},
+	175: {name: "Queue", kind: kindComplex, elements: []schemaElement{
+		{"encoder", 141, 0, -1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 193, true},
-		{"type", 168, false},
-		{"capacity", 148, false},
-		{"full", 132, false},
-		{"rule", 193, false},
-		{"version", 148, false},
+		{"name", 208, true},
+		{"type", 182, false},
+		{"capacity", 162, false},
+		{"full", 146, false},
+		{"rule", 208, false},
+		{"version", 162, false},
 	}},
-	162: {name: "QueueEnd", kind: kindComplex, elements: []schemaElement{
-		{"name", 193, 1, 1, false},
-		{"channel", 191, 0, 1, true},
-		{"node", 193, 0, 1, false},
-		{"items", 192, 0, 1, true},
-		{"depth", 192, 0, 1, true},
-		{"waits", 189, 0, 1, true},
-		{"closed", 189, 0, 1, true},
+	176: {name: "QueueEnd", kind: kindComplex, elements: []schemaElement{
+		{"name", 208, 1, 1, false},
+		{"channel", 206, 0, 1, true},
+		{"node", 208, 0, 1, false},
+		{"items", 207, 0, 1, true},
+		{"depth", 207, 0, 1, true},
+		{"waits", 204, 0, 1, true},
+		{"closed", 204, 0, 1, true},
 	}},
-	163: {name: "QueueFlow", kind: kindComplex, elements: []schemaElement{
-		{"micros", 192, 1, 1, false},
-		{"itemsIn", 192, 1, 1, true},
-		{"itemsOut", 192, 1, 1, true},
-		{"bytesIn", 192, 1, 1, true},
-		{"bytesOut", 192, 1, 1, true},
+	177: {name: "QueueFlow", kind: kindComplex, elements: []schemaElement{
+		{"micros", 207, 1, 1, false},
+		{"itemsIn", 207, 1, 1, true},
+		{"itemsOut", 207, 1, 1, true},
+		{"bytesIn", 207, 1, 1, true},
+		{"bytesOut", 207, 1, 1, true},
 	}},
-	164: {name: "QueueItem", kind: kindComplex, elements: []schemaElement{
-		{"size", 192, 0, 1, true},
-		{"data", 112, 0, 1, false},
-		{"instruction", 189, 0, 1, false},
-		{"priority", 191, 0, 1, false},
-		{"job", 193, 0, 1, false},
-		{"name", 193, 0, 1, false},
-		{"state", 142, 0, 1, false},
-		{"reason", 193, 0, 1, false},
+	178: {name: "QueueItem", kind: kindComplex, elements: []schemaElement{
+		{"size", 207, 0, 1, true},
+		{"data", 126, 0, 1, false},
+		{"instruction", 204, 0, 1, false},
+		{"priority", 206, 0, 1, false},
+		{"job", 208, 0, 1, false},
+		{"name", 208, 0, 1, false},
+		{"state", 156, 0, 1, false},
+		{"reason", 208, 0, 1, false},
 	}},
-	165: {name: "QueueLimits", kind: kindComplex, attributes: []schemaAttribute{
-		{"types", 193, false},
-		{"codecs", 193, false},
-		{"registered", 193, false},
-		{"rules", 193, false},
-		{"machines", 191, false},
-		{"queues", 191, false},
-		{"channels", 191, false},
-		{"memory", 192, false},
+	179: {name: "QueueLimits", kind: kindComplex, attributes: []schemaAttribute{
+		{"types", 208, false},
+		{"codecs", 208, false},
+		{"registered", 208, false},
+		{"rules", 208, false},
+		{"machines", 206, false},
+		{"queues", 206, false},
+		{"channels", 206, false},
+		{"memory", 207, false},
 	}},
-	166: {name: "QueueState", kind: kindComplex, elements: []schemaElement{
-		{"id", 191, 1, 1, false},
-		{"name", 193, 1, 1, false},
-		{"type", 168, 1, 1, false},
-		{"full", 132, 1, 1, false},
-		{"capacity", 192, 1, 1, false},
-		{"items", 192, 1, 1, true},
-		{"depth", 192, 1, 1, true},
-		{"itemsIn", 192, 1, 1, true},
-		{"itemsOut", 192, 1, 1, true},
-		{"dropped", 192, 1, 1, true},
-		{"refused", 192, 1, 1, true},
-		{"producers", 191, 1, 1, false},
-		{"takers", 191, 1, 1, false},
-		{"producersClosed", 191, 1, 1, true},
-		{"takersClosed", 191, 1, 1, true},
-		{"producersWait", 191, 1, 1, true},
-		{"takersWait", 191, 1, 1, true},
+	180: {name: "QueueState", kind: kindComplex, elements: []schemaElement{
+		{"id", 206, 1, 1, false},
+		{"name", 208, 1, 1, false},
+		{"type", 182, 1, 1, false},
+		{"full", 146, 1, 1, false},
+		{"capacity", 207, 1, 1, false},
+		{"items", 207, 1, 1, true},
+		{"depth", 207, 1, 1, true},
+		{"itemsIn", 207, 1, 1, true},
+		{"itemsOut", 207, 1, 1, true},
+		{"dropped", 207, 1, 1, true},
+		{"refused", 207, 1, 1, true},
+		{"producers", 206, 1, 1, false},
+		{"takers", 206, 1, 1, false},
+		{"producersClosed", 206, 1, 1, true},
+		{"takersClosed", 206, 1, 1, true},
+		{"producersWait", 206, 1, 1, true},
+		{"takersWait", 206, 1, 1, true},
 	}},
-	167: {name: "QueueStatus", kind: kindComplex, elements: []schemaElement{
-		{"name", 193, 1, 1, false},
-		{"id", 193, 0, 1, false},
-		{"served", 189, 1, 1, true},
-		{"type", 168, 1, 1, false},
-		{"full", 132, 1, 1, false},
-		{"capacity", 192, 1, 1, true},
-		{"encoder", 127, 0, -1, false},
-		{"rule", 193, 0, 1, false},
-		{"ruleVersion", 191, 0, 1, false},
-		{"link", 145, 0, 1, false},
-		{"node", 193, 0, 1, false},
-		{"url", 193, 0, 1, false},
-		{"items", 192, 0, 1, true},
-		{"depth", 192, 0, 1, true},
-		{"itemsIn", 192, 0, 1, true},
-		{"itemsOut", 192, 0, 1, true},
-		{"dropped", 192, 0, 1, true},
-		{"refused", 192, 0, 1, true},
-		{"producersWait", 191, 0, 1, true},
-		{"takersWait", 191, 0, 1, true},
-		{"producer", 162, 0, -1, false},
-		{"taker", 162, 0, -1, false},
-		{"weight", 191, 0, 1, false},
-		{"held", 189, 0, 1, true},
-		{"running", 191, 0, 1, true},
-		{"oldestMillis", 192, 0, 1, true},
-		{"flow", 163, 0, 1, false},
+	181: {name: "QueueStatus", kind: kindComplex, elements: []schemaElement{
+		{"name", 208, 1, 1, false},
+		{"id", 208, 0, 1, false},
+		{"served", 204, 1, 1, true},
+		{"type", 182, 1, 1, false},
+		{"full", 146, 1, 1, false},
+		{"capacity", 207, 1, 1, true},
+		{"encoder", 141, 0, -1, false},
+		{"rule", 208, 0, 1, false},
+		{"ruleVersion", 206, 0, 1, false},
+		{"link", 159, 0, 1, false},
+		{"node", 208, 0, 1, false},
+		{"url", 208, 0, 1, false},
+		{"items", 207, 0, 1, true},
+		{"depth", 207, 0, 1, true},
+		{"itemsIn", 207, 0, 1, true},
+		{"itemsOut", 207, 0, 1, true},
+		{"dropped", 207, 0, 1, true},
+		{"refused", 207, 0, 1, true},
+		{"producersWait", 206, 0, 1, true},
+		{"takersWait", 206, 0, 1, true},
+		{"producer", 176, 0, -1, false},
+		{"taker", 176, 0, -1, false},
+		{"weight", 206, 0, 1, false},
+		{"held", 204, 0, 1, true},
+		{"running", 206, 0, 1, true},
+		{"oldestMillis", 207, 0, 1, true},
+		{"flow", 177, 0, 1, false},
 	}},
-	168: {name: "QueueType", kind: kindString, values: []string{"fifo", "priority", "lifo", "latest", "work", "broadcast"}},
-	169: {name: "Rejection", kind: kindComplex, elements: []schemaElement{
-		{"node", 193, 1, 1, false},
-		{"task", 193, 0, 1, false},
-		{"reason", 193, 1, 1, false},
+	182: {name: "QueueType", kind: kindString, values: []string{"fifo", "priority", "lifo", "latest", "work", "broadcast"}},
+	183: {name: "Rejection", kind: kindComplex, elements: []schemaElement{
+		{"node", 208, 1, 1, false},
+		{"task", 208, 0, 1, false},
+		{"reason", 208, 1, 1, false},
 	}},
-	170: {name: "Requirement", kind: kindComplex, attributes: []schemaAttribute{
-		{"property", 147, true},
-		{"equals", 193, false},
-		{"minimum", 148, false},
+	184: {name: "Requirement", kind: kindComplex, attributes: []schemaAttribute{
+		{"property", 161, true},
+		{"equals", 208, false},
+		{"minimum", 162, false},
 	}},
-	171: {name: "Resources", kind: kindComplex, elements: []schemaElement{
-		{"parameter", 151, 0, -1, false},
-		{"set", 109, 0, -1, false},
-		{"require", 170, 0, -1, false},
+	185: {name: "Resources", kind: kindComplex, elements: []schemaElement{
+		{"parameter", 165, 0, -1, false},
+		{"set", 123, 0, -1, false},
+		{"require", 184, 0, -1, false},
 	}, attributes: []schemaAttribute{
-		{"profile", 193, false},
-		{"version", 148, false},
-		{"cores", 148, false},
-		{"memory", 148, false},
+		{"profile", 208, false},
+		{"version", 162, false},
+		{"cores", 162, false},
+		{"memory", 162, false},
 	}},
-	172: {name: "Role", kind: kindString, values: []string{"backend", "frontend", "worker"}},
-	173: {name: "ServedQueue", kind: kindComplex, elements: []schemaElement{
-		{"id", 191, 1, 1, false},
-		{"name", 193, 1, 1, false},
-		{"type", 168, 1, 1, false},
-		{"full", 132, 1, 1, false},
-		{"capacity", 191, 1, 1, false},
-		{"encoder", 127, 0, -1, false},
-		{"link", 145, 0, 1, false},
-		{"rule", 193, 0, 1, false},
+	186: {name: "Role", kind: kindString, values: []string{"backend", "frontend", "worker"}},
+	187: {name: "ServedQueue", kind: kindComplex, elements: []schemaElement{
+		{"id", 206, 1, 1, false},
+		{"name", 208, 1, 1, false},
+		{"type", 182, 1, 1, false},
+		{"full", 146, 1, 1, false},
+		{"capacity", 206, 1, 1, false},
+		{"encoder", 141, 0, -1, false},
+		{"link", 159, 0, 1, false},
+		{"rule", 208, 0, 1, false},
 	}},
-	174: {name: "ServedQueueChange", kind: kindComplex, elements: []schemaElement{
-		{"id", 191, 1, 1, false},
-		{"type", 168, 0, 1, false},
-		{"full", 132, 0, 1, false},
-		{"capacity", 191, 0, 1, false},
-		{"encoders", 128, 0, 1, false},
-		{"rule", 193, 0, 1, true},
-		{"link", 145, 0, 1, false},
+	188: {name: "ServedQueueChange", kind: kindComplex, elements: []schemaElement{
+		{"id", 206, 1, 1, false},
+		{"type", 182, 0, 1, false},
+		{"full", 146, 0, 1, false},
+		{"capacity", 206, 0, 1, false},
+		{"encoders", 142, 0, 1, false},
+		{"rule", 208, 0, 1, true},
+		{"link", 159, 0, 1, false},
 	}},
-	175: {name: "Service", kind: kindComplex, elements: []schemaElement{
-		{"name", 193, 1, 1, false},
-		{"url", 193, 1, 1, false},
-		{"wsdl", 193, 1, 1, false},
-		{"node", 193, 0, 1, false},
-		{"description", 193, 0, 1, false},
+	189: {name: "Service", kind: kindComplex, elements: []schemaElement{
+		{"name", 208, 1, 1, false},
+		{"url", 208, 1, 1, false},
+		{"wsdl", 208, 1, 1, false},
+		{"node", 208, 0, 1, false},
+		{"description", 208, 0, 1, false},
 	}},
-	176: {name: "Source", kind: kindComplex, elements: []schemaElement{
-		{"file", 177, 1, -1, false},
-		{"flag", 193, 0, -1, false},
+	190: {name: "Source", kind: kindComplex, elements: []schemaElement{
+		{"file", 191, 1, -1, false},
+		{"flag", 208, 0, -1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 193, true},
-		{"language", 144, true},
+		{"name", 208, true},
+		{"language", 158, true},
 	}},
-	177: {name: "SourceFile", kind: kindComplex, elements: []schemaElement{
-		{"text", 193, 0, 1, false},
-		{"content", 112, 0, 1, false},
+	191: {name: "SourceFile", kind: kindComplex, elements: []schemaElement{
+		{"text", 208, 0, 1, false},
+		{"content", 126, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 193, false},
-		{"path", 193, false},
-		{"digest", 193, false},
+		{"name", 208, false},
+		{"path", 208, false},
+		{"digest", 208, false},
 	}},
-	178: {name: "Switch", kind: kindComplex, elements: []schemaElement{
-		{"channel", 191, 1, 1, true},
-		{"next", 191, 0, 1, true},
+	192: {name: "Switch", kind: kindComplex, elements: []schemaElement{
+		{"channel", 206, 1, 1, true},
+		{"next", 206, 0, 1, true},
 	}},
-	179: {name: "SwitchState", kind: kindComplex, elements: []schemaElement{
-		{"channel", 191, 1, 1, true},
-		{"written", 189, 1, 1, true},
-		{"read", 189, 1, 1, true},
+	193: {name: "SwitchState", kind: kindComplex, elements: []schemaElement{
+		{"channel", 206, 1, 1, true},
+		{"written", 204, 1, 1, true},
+		{"read", 204, 1, 1, true},
 	}},
-	180: {name: "Task", kind: kindComplex, elements: []schemaElement{
-		{"argument", 193, 0, -1, false},
-		{"environment", 109, 0, -1, false},
-		{"resources", 171, 0, 1, false},
-		{"input", 137, 0, -1, false},
-		{"output", 149, 0, -1, false},
+	194: {name: "Task", kind: kindComplex, elements: []schemaElement{
+		{"argument", 208, 0, -1, false},
+		{"environment", 123, 0, -1, false},
+		{"resources", 185, 0, 1, false},
+		{"input", 151, 0, -1, false},
+		{"output", 163, 0, -1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 193, true},
-		{"source", 193, false},
-		{"count", 148, false},
-		{"processor", 189, false},
+		{"name", 208, true},
+		{"source", 208, false},
+		{"count", 162, false},
+		{"processor", 204, false},
 	}},
-	181: {name: "Topology", kind: kindComplex, elements: []schemaElement{
-		{"parameter", 151, 0, -1, false},
-		{"set", 109, 0, -1, false},
-		{"graph", 133, 0, 1, false},
-		{"link", 145, 0, 1, false},
+	195: {name: "Topology", kind: kindComplex, elements: []schemaElement{
+		{"parameter", 165, 0, -1, false},
+		{"set", 123, 0, -1, false},
+		{"graph", 147, 0, 1, false},
+		{"link", 159, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"kind", 182, false},
-		{"profile", 193, false},
-		{"version", 148, false},
-		{"over", 193, false},
-		{"prefix", 193, false},
-		{"direction", 123, false},
-		{"queue", 193, false},
-		{"columns", 148, false},
-		{"rows", 148, false},
-		{"layers", 148, false},
-		{"dimensions", 148, false},
-		{"arity", 148, false},
-		{"levels", 148, false},
-		{"degree", 148, false},
-		{"probability", 160, false},
-		{"seed", 148, false},
+		{"kind", 196, false},
+		{"profile", 208, false},
+		{"version", 162, false},
+		{"over", 208, false},
+		{"prefix", 208, false},
+		{"direction", 137, false},
+		{"queue", 208, false},
+		{"columns", 162, false},
+		{"rows", 162, false},
+		{"layers", 162, false},
+		{"dimensions", 162, false},
+		{"arity", 162, false},
+		{"levels", 162, false},
+		{"degree", 162, false},
+		{"probability", 174, false},
+		{"seed", 162, false},
 	}},
-	182: {name: "TopologyKind", kind: kindString, values: []string{"line", "ring", "star", "tree", "complete", "mesh", "torus", "hypercube", "butterfly", "fatTree", "random", "smallWorld", "farm", "graph"}},
-	183: {name: "VMLimits", kind: kindComplex, elements: []schemaElement{
-		{"cpuPercent", 191, 0, 1, false},
-		{"disk", 192, 0, 1, false},
-		{"diskRate", 192, 0, 1, false},
-		{"networkRate", 192, 0, 1, false},
+	196: {name: "TopologyKind", kind: kindString, values: []string{"line", "ring", "star", "tree", "complete", "mesh", "torus", "hypercube", "butterfly", "fatTree", "random", "smallWorld", "farm", "graph"}},
+	197: {name: "VMCheckpoint", kind: kindComplex, elements: []schemaElement{
+		{"digest", 208, 1, 1, false},
+		{"node", 208, 1, 1, false},
+		{"vm", 208, 1, 1, false},
+		{"taken", 205, 1, 1, false},
+		{"image", 208, 0, 1, false},
+		{"memory", 207, 1, 1, false},
+		{"accelerator", 208, 1, 1, false},
 	}},
-	184: {name: "VMState", kind: kindString, values: []string{"created", "running", "suspended", "ended"}},
-	185: {name: "VMStatistics", kind: kindComplex, elements: []schemaElement{
-		{"cpuMillis", 192, 1, 1, true},
-		{"memory", 192, 1, 1, true},
-		{"disk", 192, 0, 1, true},
-		{"received", 192, 0, 1, true},
-		{"sent", 192, 0, 1, true},
+	198: {name: "VMLimits", kind: kindComplex, elements: []schemaElement{
+		{"cpuPercent", 206, 0, 1, false},
+		{"disk", 207, 0, 1, false},
+		{"diskRate", 207, 0, 1, false},
+		{"networkRate", 207, 0, 1, false},
 	}},
-	186: {name: "VirtualMachine", kind: kindComplex, elements: []schemaElement{
-		{"id", 193, 1, 1, false},
-		{"node", 193, 1, 1, false},
-		{"state", 184, 1, 1, false},
-		{"reason", 193, 0, 1, false},
-		{"image", 193, 0, 1, false},
-		{"imageName", 193, 0, 1, false},
-		{"accelerator", 193, 1, 1, false},
-		{"memory", 192, 1, 1, false},
-		{"limits", 183, 0, 1, false},
-		{"owner", 193, 0, 1, false},
-		{"created", 190, 0, 1, true},
-		{"console", 193, 0, 1, false},
-		{"statistics", 185, 0, 1, false},
+	199: {name: "VMState", kind: kindString, values: []string{"created", "running", "suspended", "ended"}},
+	200: {name: "VMStatistics", kind: kindComplex, elements: []schemaElement{
+		{"cpuMillis", 207, 1, 1, true},
+		{"memory", 207, 1, 1, true},
+		{"diskRead", 207, 1, 1, true},
+		{"diskWritten", 207, 1, 1, true},
+		{"received", 207, 1, 1, true},
+		{"sent", 207, 1, 1, true},
 	}},
-	187: {name: "Wait", kind: kindComplex, elements: []schemaElement{
-		{"process", 191, 1, 1, true},
-		{"channel", 191, 1, 1, true},
-		{"enqueues", 189, 1, 1, true},
-		{"depth", 192, 1, 1, true},
-		{"capacity", 192, 1, 1, true},
+	201: {name: "VirtualMachine", kind: kindComplex, elements: []schemaElement{
+		{"id", 208, 1, 1, false},
+		{"node", 208, 1, 1, false},
+		{"state", 199, 1, 1, false},
+		{"reason", 208, 0, 1, false},
+		{"image", 208, 0, 1, false},
+		{"imageName", 208, 0, 1, false},
+		{"accelerator", 208, 1, 1, false},
+		{"memory", 207, 1, 1, false},
+		{"limits", 198, 0, 1, false},
+		{"owner", 208, 0, 1, false},
+		{"created", 205, 0, 1, true},
+		{"console", 208, 0, 1, false},
+		{"statistics", 200, 0, 1, false},
 	}},
-	188: {name: "base64Binary", kind: kindBase64},
-	189: {name: "boolean", kind: kindBoolean},
-	190: {name: "dateTime", kind: kindDateTime},
-	191: {name: "int", kind: kindInt},
-	192: {name: "long", kind: kindLong},
-	193: {name: "string", kind: kindString},
+	202: {name: "Wait", kind: kindComplex, elements: []schemaElement{
+		{"process", 206, 1, 1, true},
+		{"channel", 206, 1, 1, true},
+		{"enqueues", 204, 1, 1, true},
+		{"depth", 207, 1, 1, true},
+		{"capacity", 207, 1, 1, true},
+	}},
+	203: {name: "base64Binary", kind: kindBase64},
+	204: {name: "boolean", kind: kindBoolean},
+	205: {name: "dateTime", kind: kindDateTime},
+	206: {name: "int", kind: kindInt},
+	207: {name: "long", kind: kindLong},
+	208: {name: "string", kind: kindString},
 }
 
 // schemaPatterns are compiled when first needed; schemaType.pattern counts
@@ -1112,208 +1174,236 @@ func schemaRoot(name string) (int, bool) {
 		return 8, true
 	case "ChangeQueueResponse":
 		return 9, true
-	case "CreateVM":
+	case "CheckpointVM":
 		return 10, true
-	case "CreateVMResponse":
+	case "CheckpointVMResponse":
 		return 11, true
-	case "Dequeue":
+	case "CloneVM":
 		return 12, true
-	case "DequeueResponse":
+	case "CloneVMResponse":
 		return 13, true
-	case "DestroyVM":
+	case "CreateVM":
 		return 14, true
-	case "DestroyVMResponse":
+	case "CreateVMResponse":
 		return 15, true
-	case "DrainQueue":
+	case "Dequeue":
 		return 16, true
-	case "DrainQueueResponse":
+	case "DequeueResponse":
 		return 17, true
-	case "Enqueue":
+	case "DestroyVM":
 		return 18, true
-	case "EnqueueResponse":
+	case "DestroyVMResponse":
 		return 19, true
-	case "GetBlob":
+	case "DrainQueue":
 		return 20, true
-	case "GetBlobResponse":
+	case "DrainQueueResponse":
 		return 21, true
-	case "GetBroker":
+	case "Enqueue":
 		return 22, true
-	case "GetBrokerResponse":
+	case "EnqueueResponse":
 		return 23, true
-	case "GetChange":
+	case "GetBlob":
 		return 24, true
-	case "GetChangeResponse":
+	case "GetBlobResponse":
 		return 25, true
-	case "GetImage":
+	case "GetBroker":
 		return 26, true
-	case "GetImageResponse":
+	case "GetBrokerResponse":
 		return 27, true
-	case "GetJob":
+	case "GetChange":
 		return 28, true
-	case "GetJobResponse":
+	case "GetChangeResponse":
 		return 29, true
-	case "GetOutput":
+	case "GetImage":
 		return 30, true
-	case "GetOutputResponse":
+	case "GetImageResponse":
 		return 31, true
-	case "GetProfile":
+	case "GetJob":
 		return 32, true
-	case "GetProfileResponse":
+	case "GetJobResponse":
 		return 33, true
-	case "GetQuiet":
+	case "GetOutput":
 		return 34, true
-	case "GetQuietResponse":
+	case "GetOutputResponse":
 		return 35, true
-	case "GetVM":
+	case "GetProfile":
 		return 36, true
-	case "GetVMResponse":
+	case "GetProfileResponse":
 		return 37, true
-	case "GridFault":
+	case "GetQuiet":
 		return 38, true
-	case "Heartbeat":
+	case "GetQuietResponse":
 		return 39, true
-	case "HeartbeatResponse":
+	case "GetVM":
 		return 40, true
-	case "Inspect":
+	case "GetVMResponse":
 		return 41, true
-	case "InspectResponse":
+	case "GridFault":
 		return 42, true
-	case "Instantiate":
+	case "Heartbeat":
 		return 43, true
-	case "InstantiateResponse":
+	case "HeartbeatResponse":
 		return 44, true
-	case "Join":
+	case "Inspect":
 		return 45, true
-	case "JoinResponse":
+	case "InspectResponse":
 		return 46, true
-	case "ListBlobs":
+	case "Instantiate":
 		return 47, true
-	case "ListBlobsResponse":
+	case "InstantiateResponse":
 		return 48, true
-	case "ListImages":
+	case "Join":
 		return 49, true
-	case "ListImagesResponse":
+	case "JoinResponse":
 		return 50, true
-	case "ListJobs":
+	case "ListBlobs":
 		return 51, true
-	case "ListJobsResponse":
+	case "ListBlobsResponse":
 		return 52, true
-	case "ListNodes":
+	case "ListCheckpoints":
 		return 53, true
-	case "ListNodesResponse":
+	case "ListCheckpointsResponse":
 		return 54, true
-	case "ListProfiles":
+	case "ListImages":
 		return 55, true
-	case "ListProfilesResponse":
+	case "ListImagesResponse":
 		return 56, true
-	case "ListQueues":
+	case "ListJobs":
 		return 57, true
-	case "ListQueuesResponse":
+	case "ListJobsResponse":
 		return 58, true
-	case "ListServices":
+	case "ListNodes":
 		return 59, true
-	case "ListServicesResponse":
+	case "ListNodesResponse":
 		return 60, true
-	case "ListVMs":
+	case "ListProfiles":
 		return 61, true
-	case "ListVMsResponse":
+	case "ListProfilesResponse":
 		return 62, true
-	case "MakeQueue":
+	case "ListQueues":
 		return 63, true
-	case "MakeQueueResponse":
+	case "ListQueuesResponse":
 		return 64, true
-	case "MoveJob":
+	case "ListServices":
 		return 65, true
-	case "MoveJobResponse":
+	case "ListServicesResponse":
 		return 66, true
-	case "OpenSocket":
+	case "ListVMs":
 		return 67, true
-	case "OpenSocketResponse":
+	case "ListVMsResponse":
 		return 68, true
-	case "PeekQueue":
+	case "MakeQueue":
 		return 69, true
-	case "PeekQueueResponse":
+	case "MakeQueueResponse":
 		return 70, true
-	case "PlanJob":
+	case "MigrateVM":
 		return 71, true
-	case "PlanJobResponse":
+	case "MigrateVMResponse":
 		return 72, true
-	case "PutBlob":
+	case "MoveJob":
 		return 73, true
-	case "PutBlobResponse":
+	case "MoveJobResponse":
 		return 74, true
-	case "Query":
+	case "OpenSocket":
 		return 75, true
-	case "QueryResponse":
+	case "OpenSocketResponse":
 		return 76, true
-	case "ReadStream":
+	case "PeekQueue":
 		return 77, true
-	case "ReadStreamResponse":
+	case "PeekQueueResponse":
 		return 78, true
-	case "Register":
+	case "PlanJob":
 		return 79, true
-	case "RegisterImage":
+	case "PlanJobResponse":
 		return 80, true
-	case "RegisterImageResponse":
+	case "PutBlob":
 		return 81, true
-	case "RegisterProfile":
+	case "PutBlobResponse":
 		return 82, true
-	case "RegisterProfileResponse":
+	case "Query":
 		return 83, true
-	case "RegisterResponse":
+	case "QueryResponse":
 		return 84, true
-	case "RemoveEdge":
+	case "ReadStream":
 		return 85, true
-	case "RemoveEdgeResponse":
+	case "ReadStreamResponse":
 		return 86, true
-	case "RemoveImage":
+	case "Register":
 		return 87, true
-	case "RemoveImageResponse":
+	case "RegisterImage":
 		return 88, true
-	case "RemoveQueue":
+	case "RegisterImageResponse":
 		return 89, true
-	case "RemoveQueueResponse":
+	case "RegisterProfile":
 		return 90, true
-	case "Report":
+	case "RegisterProfileResponse":
 		return 91, true
-	case "ReportResponse":
+	case "RegisterResponse":
 		return 92, true
-	case "ResumeVM":
+	case "RemoveCheckpoint":
 		return 93, true
-	case "ResumeVMResponse":
+	case "RemoveCheckpointResponse":
 		return 94, true
-	case "RewireEdge":
+	case "RemoveEdge":
 		return 95, true
-	case "RewireEdgeResponse":
+	case "RemoveEdgeResponse":
 		return 96, true
-	case "StatBlob":
+	case "RemoveImage":
 		return 97, true
-	case "StatBlobResponse":
+	case "RemoveImageResponse":
 		return 98, true
-	case "StopVM":
+	case "RemoveQueue":
 		return 99, true
-	case "StopVMResponse":
+	case "RemoveQueueResponse":
 		return 100, true
-	case "SubmitJob":
+	case "Report":
 		return 101, true
-	case "SubmitJobResponse":
+	case "ReportResponse":
 		return 102, true
-	case "SuspendVM":
+	case "RestoreVM":
 		return 103, true
-	case "SuspendVMResponse":
+	case "RestoreVMResponse":
 		return 104, true
-	case "Terminate":
+	case "ResumeVM":
 		return 105, true
-	case "TerminateResponse":
+	case "ResumeVMResponse":
 		return 106, true
-	case "WaitJob":
+	case "RewireEdge":
 		return 107, true
-	case "WaitJobResponse":
+	case "RewireEdgeResponse":
 		return 108, true
+	case "SettleMigration":
+		return 109, true
+	case "SettleMigrationResponse":
+		return 110, true
+	case "StatBlob":
+		return 111, true
+	case "StatBlobResponse":
+		return 112, true
+	case "StopVM":
+		return 113, true
+	case "StopVMResponse":
+		return 114, true
+	case "SubmitJob":
+		return 115, true
+	case "SubmitJobResponse":
+		return 116, true
+	case "SuspendVM":
+		return 117, true
+	case "SuspendVMResponse":
+		return 118, true
+	case "Terminate":
+		return 119, true
+	case "TerminateResponse":
+		return 120, true
+	case "WaitJob":
+		return 121, true
+	case "WaitJobResponse":
+		return 122, true
 	case "job":
-		return 139, true
+		return 153, true
 	case "queueLimits":
-		return 165, true
+		return 179, true
 	}
 	return 0, false
 }

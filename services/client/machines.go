@@ -111,15 +111,31 @@ func (c *Client) CreateVM(ctx context.Context, node string, r *wsdl.CreateVM) (*
 			return nil, err
 		}
 	}
+	return firstOf(c, nodes, func(service *wsdl.VMClient) (*wsdl.VirtualMachine, error) {
+		answer, err := service.CreateVMContext(ctx, r)
+		if err != nil {
+			return nil, err
+		}
+		return answer.Vm, nil
+	})
+}
+
+func noHosts() error {
+	return wsdl.NewFault(wsdl.FaultCodeUnavailable, "no node of the grid can have VMs", "install QEMU on one of them (Debian: qemu-system-x86) and start its node again")
+}
+
+// firstOf has the first node make a VM that is not busy.
+func firstOf(c *Client, nodes []*wsdl.Node, make func(*wsdl.VMClient) (*wsdl.VirtualMachine, error)) (*VM, error) {
 	if len(nodes) == 0 {
-		return nil, wsdl.NewFault(wsdl.FaultCodeUnavailable, "no node of the grid can have VMs", "install QEMU on one of them (Debian: qemu-system-x86) and start its node again")
+		return nil, noHosts()
 	}
 	slices.SortStableFunc(nodes, func(a, b *wsdl.Node) int { return cmp.Compare(wsdl.Or(b.FreeMemory, 0), wsdl.Or(a.FreeMemory, 0)) })
+	var err error
 	for _, n := range nodes {
 		service := c.vmService(n)
-		var answer *wsdl.CreateVMResponse
-		if answer, err = service.CreateVMContext(ctx, r); err == nil {
-			return &VM{answer.Vm, n, service}, nil
+		var vm *wsdl.VirtualMachine
+		if vm, err = make(service); err == nil {
+			return &VM{vm, n, service}, nil
 		}
 		switch wsdl.CodeOf(err) {
 		case wsdl.FaultCodeBusy, wsdl.FaultCodeWrongNode, wsdl.FaultCodeUnavailable:
@@ -223,6 +239,28 @@ func (vm *VM) Destroy(ctx context.Context, force bool) error {
 	return err
 }
 
+// Clone makes a second VM beside it that goes on from where it is.
+func (vm *VM) Clone(ctx context.Context, r *wsdl.CloneVM) (*VM, error) {
+	r.Id = vm.Id
+	answer, err := vm.service.CloneVMContext(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return &VM{answer.Vm, vm.Host, vm.service}, nil
+}
+
+// Migrate moves it, running, to another node that can have VMs.
+func (c *Client) Migrate(ctx context.Context, vm *VM, node string) (*wsdl.MigrateVMResponse, error) {
+	nodes, err := c.vmHosts(ctx)
+	if err == nil {
+		nodes, err = nodesNamed(nodes, node)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return vm.service.MigrateVMContext(ctx, &wsdl.MigrateVM{Id: vm.Id, Node: nodes[0].Id})
+}
+
 // Console connects to its serial port: what is read begins with the last of what
 // the guest wrote before, and ends when the guest does, or when somebody else takes
 // the console with force. who is what others are told of who has it. Only one may.
@@ -272,6 +310,11 @@ func upgrade(conn net.Conn, request *http.Request) (*bufio.Reader, error) {
 	if response.StatusCode == http.StatusSwitchingProtocols && strings.EqualFold(response.Header.Get("Upgrade"), consoleUpgrade) {
 		return reader, nil
 	}
+	return nil, refusedPlainly(response)
+}
+
+// refusedPlainly is the fault in a node's answer that is not SOAP.
+func refusedPlainly(response *http.Response) error {
 	said, _ := io.ReadAll(io.LimitReader(response.Body, 4096))
 	code := wsdl.FaultCodeUnavailable
 	switch response.StatusCode {
@@ -279,11 +322,13 @@ func upgrade(conn net.Conn, request *http.Request) (*bufio.Reader, error) {
 		code = wsdl.FaultCodeNotFound
 	case http.StatusConflict:
 		code = wsdl.FaultCodeConflict
+	case http.StatusBadRequest:
+		code = wsdl.FaultCodeInvalidRequest
 	case http.StatusUnauthorized, http.StatusForbidden:
 		code = wsdl.FaultCodeForbidden
 	}
 	message, advice, _ := strings.Cut(strings.TrimSpace(string(said)), "; ")
-	return nil, wsdl.NewFault(code, cmp.Or(message, "the node answers "+response.Status), advice)
+	return wsdl.NewFault(code, cmp.Or(message, "the node answers "+response.Status), advice)
 }
 
 // console is a connection of which some may have been read ahead.

@@ -26,7 +26,8 @@ attempt fails by that.`,
 		Example: `  mvm vm create minimal --name lab1
   mvm vm ls
   mvm vm console lab1
-  mvm vm suspend lab1
+  mvm vm checkpoint lab1
+  mvm vm migrate lab1 n2
   mvm vm destroy lab1`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -39,7 +40,9 @@ attempt fails by that.`,
 	cmd.AddCommand(vmListCommand(), vmCreateCommand(), vmInspectCommand(), vmConsoleCommand(),
 		vmTurnCommand("suspend", "Stop a VM's processors where they are", func(cmd *cobra.Command, vm *VM) error { return vm.Suspend(cmd.Context()) }),
 		vmTurnCommand("resume", "Let a VM's processors go on", func(cmd *cobra.Command, vm *VM) error { return vm.Resume(cmd.Context()) }),
-		vmStopCommand(), vmDestroyCommand())
+		vmStopCommand(), vmDestroyCommand(),
+		vmCheckpointCommand(), vmCheckpointsCommand(), vmRestoreCommand(), vmExportCommand(), vmImportCommand(), vmForgetCommand(),
+		vmCloneCommand(), vmMigrateCommand())
 	return cmd
 }
 
@@ -119,7 +122,7 @@ func vmCreateCommand() *cobra.Command {
 	var v gridVerb
 	var node string
 	var r wsdl.CreateVM
-	var limits wsdl.VMLimits
+	var limits vmLimits
 	cmd := &cobra.Command{
 		Use:   "create IMAGE",
 		Short: "Make a VM from an image and start it",
@@ -131,13 +134,13 @@ repeated: the VM is made once.`,
   mvm vm create sha256:3f2a... --suspended`,
 		Args: exactly("an IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			for name, value := range map[string]int64{"memory": r.Memory, "cpu": int64(limits.CpuPercent), "disk": limits.Disk, "disk-rate": limits.DiskRate, "network-rate": limits.NetworkRate} {
-				if value < 0 || value == 0 && cmd.Flags().Changed(name) {
-					return usagef("--%s %d: write a number above 0, or leave it out", name, value)
-				}
+			if r.Memory < 0 || r.Memory == 0 && cmd.Flags().Changed("memory") {
+				return usagef("--memory %d: write a number above 0, or leave it out", r.Memory)
 			}
-			if r.Image = args[0]; limits != (wsdl.VMLimits{}) {
-				r.Limits = &limits
+			r.Image = args[0]
+			var err error
+			if r.Limits, err = limits.given(cmd); err != nil {
+				return err
 			}
 			c, err := v.dial(cmd)
 			if err != nil {
@@ -147,23 +150,48 @@ repeated: the VM is made once.`,
 			if err != nil {
 				return err
 			}
-			if v.json {
-				return writeJSON(cmd.OutOrStdout(), vm.VirtualMachine)
-			}
-			fmt.Fprintln(cmd.OutOrStdout(), printable(vm.Id))
-			return nil
+			return v.printNew(cmd, vm)
 		},
 	}
 	v.flags(cmd, true)
 	cmd.Flags().StringVar(&node, "node", "", "make it on this `NODE`, by its name or id")
 	cmd.Flags().StringVar(&r.Id, "name", "", "its `ID` (default: one that the node gives)")
 	cmd.Flags().Int64Var(&r.Memory, "memory", 0, "its memory in `MIB` (default: what the image needs)")
-	cmd.Flags().Int32Var(&limits.CpuPercent, "cpu", 0, "at most so many `PERCENT` of a core (default: all of one)")
-	cmd.Flags().Int64Var(&limits.Disk, "disk", 0, "at most so many `MIB` written beside its image")
-	cmd.Flags().Int64Var(&limits.DiskRate, "disk-rate", 0, "at most so many `KIB` a second from and to its disk")
-	cmd.Flags().Int64Var(&limits.NetworkRate, "network-rate", 0, "at most so many `KIB` a second over its network")
+	limits.flags(cmd)
 	cmd.Flags().BoolVar(&r.Suspended, "suspended", false, "do not start it; `mvm vm resume` does")
 	return cmd
+}
+
+// vmLimits are the flags for what a VM may take.
+type vmLimits struct{ wsdl.VMLimits }
+
+func (l *vmLimits) flags(cmd *cobra.Command) {
+	cmd.Flags().Int32Var(&l.CpuPercent, "cpu", 0, "at most so many `PERCENT` of a core (default: all of one)")
+	cmd.Flags().Int64Var(&l.Disk, "disk", 0, "at most so many `MIB` written beside its image")
+	cmd.Flags().Int64Var(&l.DiskRate, "disk-rate", 0, "at most so many `KIB` a second from and to its disk")
+	cmd.Flags().Int64Var(&l.NetworkRate, "network-rate", 0, "at most so many `KIB` a second over its network")
+}
+
+// given are those that are not left out; nil where all are.
+func (l *vmLimits) given(cmd *cobra.Command) (*wsdl.VMLimits, error) {
+	for name, value := range map[string]int64{"cpu": int64(l.CpuPercent), "disk": l.Disk, "disk-rate": l.DiskRate, "network-rate": l.NetworkRate} {
+		if value < 0 || value == 0 && cmd.Flags().Changed(name) {
+			return nil, usagef("--%s %d: write a number above 0, or leave it out", name, value)
+		}
+	}
+	if l.VMLimits == (wsdl.VMLimits{}) {
+		return nil, nil
+	}
+	return &l.VMLimits, nil
+}
+
+// printNew prints the id of a VM that was made, or all of it.
+func (v *gridVerb) printNew(cmd *cobra.Command, vm *VM) error {
+	if v.json {
+		return writeJSON(cmd.OutOrStdout(), vm.VirtualMachine)
+	}
+	_, err := fmt.Fprintln(cmd.OutOrStdout(), printable(vm.Id))
+	return err
 }
 
 // withVM runs a verb about the VM that its first argument names.
@@ -240,7 +268,7 @@ func (vm *VM) print(w io.Writer) error {
 		for _, bytes := range []struct {
 			name  string
 			value *int64
-		}{{"disk", s.Disk}, {"received", s.Received}, {"sent", s.Sent}} {
+		}{{"disk read", s.DiskRead}, {"disk written", s.DiskWritten}, {"received", s.Received}, {"sent", s.Sent}} {
 			if bytes.value != nil {
 				line(bytes.name, bytesText(*bytes.value))
 			}
