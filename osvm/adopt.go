@@ -57,10 +57,10 @@ func adopt(ctx context.Context, folder string) (*Machine, error) {
 	}
 	p, err := takeProcess(r)
 	if err != nil {
-		return nil, errors.Join(err, removeGroups(r.UUID))
+		return nil, errors.Join(err, removeGroups(r.UUID, r.Groups))
 	}
 	m := newMachine(r.Spec, folder)
-	m.uuid, m.isolation, m.process = r.UUID, r.Isolation, p
+	m.uuid, m.isolation, m.groups, m.process = r.UUID, r.Isolation, r.Groups, p
 	if r.Published != nil {
 		m.published = r.Published
 	}
@@ -78,7 +78,7 @@ func adopt(ctx context.Context, folder string) (*Machine, error) {
 	if err != nil {
 		m.kill()
 		m.letGo()
-		return nil, errors.Join(err, removeGroups(r.UUID))
+		return nil, errors.Join(err, removeGroups(r.UUID, r.Groups))
 	}
 	return m, nil
 }

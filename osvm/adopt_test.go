@@ -1,6 +1,7 @@
 package osvm_test
 
 import (
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -33,6 +34,15 @@ func TestAdoption(t *testing.T) {
 	}
 	_ = node.Process.Kill()
 	_ = node.Wait()
+	groups := map[string][]string{}
+	for id := range pid {
+		var record struct{ Groups []string }
+		text, err := os.ReadFile(filepath.Join(folder, "machines", id, "machine.json"))
+		if err := errors.Join(err, json.Unmarshal(text, &record)); err != nil {
+			t.Fatal(err)
+		}
+		groups[id] = record.Groups
+	}
 	signal := func(id string, number unix.Signal) {
 		if err := unix.Kill(pid[id], number); err != nil {
 			t.Fatal(err)
@@ -74,6 +84,11 @@ func TestAdoption(t *testing.T) {
 	}
 	for _, id := range []string{"hangs", "dies", "lost"} {
 		eventually(t, id+" is gone", func() bool { return gone(pid[id]) })
+		for _, group := range groups[id] {
+			if _, err := os.Stat(group); err == nil {
+				t.Errorf("the control group %s of %s is left", group, id)
+			}
+		}
 	}
 	m, err := h.Get("runs")
 	if err != nil {
@@ -105,6 +120,11 @@ func TestAdoption(t *testing.T) {
 			t.Error(err)
 		}
 		eventually(t, m.ID+" is gone", func() bool { return gone(m.PID()) })
+		for _, group := range groups[m.ID] {
+			if _, err := os.Stat(group); err == nil {
+				t.Errorf("the control group %s of %s is left", group, m.ID)
+			}
+		}
 	}
 }
 

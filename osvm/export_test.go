@@ -44,7 +44,7 @@ func LimitsProcessors() bool {
 }
 
 // Groups are a machine's control groups.
-func (m *Machine) Groups() []string { return groupsOf(m.uuid) }
+func (m *Machine) Groups() []string { return m.groups }
 
 // TemplateKey names the template that an order's machine is a clone of.
 func (h *Host) TemplateKey(order Order) string {

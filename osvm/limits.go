@@ -116,17 +116,18 @@ func settings(spec Spec, unified bool) map[string][]setting {
 	return all
 }
 
-// limit puts a process into control groups with the machine's limits. Where this
-// machine has none for us, its memory is bounded by QEMU alone.
-func limit(pid int, uuid string, spec Spec) error {
+// limit puts a process into control groups with the machine's limits, and says
+// which, also when it fails. Where this machine has none for us, its memory is
+// bounded by QEMU alone.
+func limit(pid int, uuid string, spec Spec) (groups []string, err error) {
 	membership, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
-		return nil // no control groups in this kernel
+		return nil, nil // no control groups in this kernel
 	}
 	return limitIn(groupRoot, string(membership), pid, uuid, spec)
 }
 
-func limitIn(root, membership string, pid int, uuid string, spec Spec) error {
+func limitIn(root, membership string, pid int, uuid string, spec Spec) (groups []string, err error) {
 	for _, controller := range []string{"memory", "cpu"} {
 		parent, unified := groupParent(root, membership, controller)
 		wanted := settings(spec, unified)[controller]
@@ -137,19 +138,23 @@ func limitIn(root, membership string, pid int, uuid string, spec Spec) error {
 		if err := os.Mkdir(group, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			continue // it looked as if we might
 		}
+		if !slices.Contains(groups, group) {
+			groups = append(groups, group)
+		}
 		for _, s := range wanted {
 			if err := os.WriteFile(filepath.Join(group, s.file), []byte(s.value), 0); err != nil {
-				return fmt.Errorf("limit QEMU's %s: %w", controller, err)
+				return groups, fmt.Errorf("limit QEMU's %s: %w", controller, err)
 			}
 		}
 		if err := os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
-			return fmt.Errorf("limit QEMU's %s: %w", controller, err)
+			return groups, fmt.Errorf("limit QEMU's %s: %w", controller, err)
 		}
 	}
-	return nil
+	return groups, nil
 }
 
-// groupsOf are a machine's control groups.
+// groupsOf are where a machine's control groups are if this process has made them:
+// another node may have been in other groups.
 func groupsOf(uuid string) []string {
 	membership, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil || uuid == "" {
@@ -166,10 +171,14 @@ func groupsOf(uuid string) []string {
 	return groups
 }
 
-// removeGroups removes a machine's control groups, once its process is gone.
-func removeGroups(uuid string) error {
+// removeGroups removes a machine's control groups, those that were recorded and
+// those that were not yet, once its process is gone.
+func removeGroups(uuid string, recorded []string) error {
 	var failed error
-	for _, group := range groupsOf(uuid) {
+	for _, group := range append(groupsOf(uuid), recorded...) {
+		if filepath.Base(group) != groupPrefix+uuid || !strings.HasPrefix(group, groupRoot+"/") {
+			continue // it is no group of the machine's
+		}
 		begin := time.Now()
 		err := os.Remove(group)
 		for errors.Is(err, unix.EBUSY) && time.Since(begin) < groupEnd {

@@ -52,11 +52,17 @@ func TestLimitsInGroups(t *testing.T) {
 				fill(t, filepath.Join(folder, "cgroup.procs"), "")
 				fill(t, filepath.Join(folder, "cgroup.subtree_control"), c.enabled)
 			}
-			if err := limitIn(root, c.membership, 77, "u", spec); err != nil {
+			groups, err := limitIn(root, c.membership, 77, "u", spec)
+			if err != nil {
 				t.Fatal(err)
 			}
+			for path := range c.want {
+				if group := filepath.Join(root, filepath.Dir(path)); !slices.Contains(groups, group) {
+					t.Errorf("%s is not among the groups %v", group, groups)
+				}
+			}
 			got := map[string]string{}
-			err := filepath.WalkDir(root, func(path string, entry os.DirEntry, err error) error {
+			err = filepath.WalkDir(root, func(path string, entry os.DirEntry, err error) error {
 				if err == nil && !entry.IsDir() && strings.Contains(path, groupPrefix) {
 					text, err := os.ReadFile(path)
 					got[strings.TrimPrefix(path, root+"/")] = string(text)

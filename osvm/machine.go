@@ -89,6 +89,7 @@ type Machine struct {
 	uuid      string // tells it from all other machines, of all hosts
 	process   *process
 	isolation Isolation
+	groups    []string // control groups
 	monitor   *qmp.Monitor
 	domain    *qemu.Domain
 	console   *Console
@@ -294,7 +295,9 @@ func (m *Machine) letGo() {
 }
 
 // clear removes all that there is of a machine besides its process.
-func (m *Machine) clear() error { return errors.Join(removeGroups(m.uuid), os.RemoveAll(m.folder)) }
+func (m *Machine) clear() error {
+	return errors.Join(removeGroups(m.uuid, m.groups), os.RemoveAll(m.folder))
+}
 
 // Stop asks the guest to end, by its agent and its power button, waits for that as
 // long as ctx allows, and ends it if it does not.

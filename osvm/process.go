@@ -201,7 +201,7 @@ func (m *Machine) start(ctx context.Context, q QEMU) error {
 	inherited.close() // else QEMU's sockets would outlive it
 	m.process, err = childProcess(command)
 	if err == nil {
-		err = limit(m.process.pid, m.uuid, m.Spec)
+		m.groups, err = limit(m.process.pid, m.uuid, m.Spec)
 	}
 	if err != nil {
 		_ = command.Process.Kill()
@@ -407,13 +407,14 @@ type record struct {
 	PID       int            `json:",omitempty"`
 	StartTime uint64         `json:",omitempty"`
 	Isolation Isolation      `json:",omitempty"`
+	Groups    []string       `json:",omitempty"`
 	Published map[int]string `json:",omitempty"`
 }
 
 // write keeps what whoever comes after us needs to find the process again. Who
 // calls it holds mu, or is alone.
 func (m *Machine) write() error {
-	r := record{Spec: m.Spec, UUID: m.uuid, Isolation: m.isolation, Published: m.published}
+	r := record{Spec: m.Spec, UUID: m.uuid, Isolation: m.isolation, Groups: m.groups, Published: m.published}
 	if m.process != nil {
 		r.PID, r.StartTime = m.process.pid, m.process.start
 	}
