@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -66,6 +65,27 @@ func TestMemoryOfAll(t *testing.T) {
 		}
 		l.terminate()
 	})
+}
+
+// A limit of a program's own within that of all, and beside that of tasks: each
+// counts for whom it is.
+func TestLimitsTogether(t *testing.T) {
+	binary := slim(t)
+	l := launchAs(t, LaunchConfig{Binary: binary, Cleaning: Probe(binary), Limits: Limits{MemoryMiB: 400, Tasks: 100}})
+	big := taker(t, 0, 200, 0)
+	big.MemoryMiB = 80
+	small := sh(2, "sleep 2; exit 3") // when the other is over its limit, most likely
+	small.MemoryMiB = 50
+	l.run(big, taker(t, 1, 100, 0), small)
+	if s := l.await(0); findGroups(forMemory).parent != "" && s.Message != "memory limit of 80 MiB exceeded" || s.ExitCode == 0 {
+		t.Errorf("one over its own limit: %+v", s)
+	}
+	for id, want := range map[int]int{1: 0, 2: 3} {
+		if s := l.await(id); s.ExitCode != want || strings.Contains(s.Message, "memory") {
+			t.Errorf("one beside it: %+v", s)
+		}
+	}
+	l.terminate()
 }
 
 // When the whole machine is out of memory, programs go first.
@@ -155,15 +175,15 @@ func TestForkBomb(t *testing.T) {
 		if among > 1 {
 			t.Errorf("%d of the MVM process's %d threads are among those that are limited", among, len(threads))
 		}
-		// Each build waits in the kernel for its source, which takes a thread.
-		// There may be room for its compiler then, or not.
-		var asking sync.WaitGroup
+		// Each build waits in the kernel for its source, which takes a thread, and
+		// ends with the attempt.
+		var building, asking sync.WaitGroup
+		defer building.Wait()
 		for n := range runtime.NumCPU() {
-			asking.Go(func() {
-				_, err := l.call(Request{Build: &build.Request{Source: "late", Language: build.Shell, Files: []build.File{{Name: "late"}}, Dir: l.dir,
-					Out: filepath.Join(l.dir, "out"+strconv.Itoa(n)), Compiler: build.Compiler{Language: build.Shell, Name: "sh", Command: "/bin/sh"}}})
-				if err != nil && !strings.Contains(err.Error(), "limit of tasks") {
-					t.Errorf("a build: %v", err)
+			building.Go(func() {
+				if _, err := l.call(Request{Build: &build.Request{Source: "late", Language: build.Shell, Files: []build.File{{Name: "late"}}, Dir: l.dir,
+					Out: filepath.Join(l.dir, "out"+strconv.Itoa(n)), Compiler: build.Compiler{Language: build.Shell, Name: "sh", Command: "/bin/sh"}}}); err == nil {
+					t.Error("a build without its source")
 				}
 			})
 		}
@@ -188,14 +208,7 @@ func TestForkBomb(t *testing.T) {
 				t.Errorf("it printed %d bytes", len(text))
 			}
 		}
-		var answered atomic.Bool
-		go func() { asking.Wait(); answered.Store(true) }()
-		eventually(t, "all is answered", func() bool {
-			if source, err := os.OpenFile(late, os.O_WRONLY|unix.O_NONBLOCK, 0); err == nil { // for those that wait now
-				source.Close()
-			}
-			return answered.Load()
-		})
+		asking.Wait()
 		l.terminate()
 	})
 }

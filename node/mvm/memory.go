@@ -142,7 +142,13 @@ func (p *process) exceeded(program *program, badly bool) string {
 	if p.start.MemoryGroup == "" || !badly {
 		return ""
 	}
-	if kills := oomKills(p.start.MemoryGroup); kills > p.kills {
+	// In version 2 a group counts those below it too. Once there are any that have a
+	// limit of their own, those without are in one that counts them alone.
+	all := p.start.MemoryGroup
+	if p.groups != nil && p.groups.parent == filepath.Dir(p.start.TaskGroup) {
+		all = p.start.TaskGroup
+	}
+	if kills := oomKills(all); kills > p.kills {
 		p.kills = kills
 		return fmt.Sprintf("memory limit of %d MiB exceeded: that is what a job may take on this node; claim what it needs, or spread it over more nodes", p.start.MemoryMiB)
 	}
@@ -176,7 +182,7 @@ func (p *process) memoryCell(name string, mebibytes int64) *cell {
 }
 
 // memoryGroups is where cells for programs can be made: within the limit of tasks,
-// where that is of version 2 too.
+// where that is of version 2 too. p.mu is held.
 func (p *process) memoryGroups() groups {
 	if p.start.TaskGroup == "" || !p.start.TaskUnified {
 		return findGroups(forMemory)
@@ -185,9 +191,10 @@ func (p *process) memoryGroups() groups {
 	limited := filepath.Dir(p.start.TaskGroup)
 	for _, group := range []string{filepath.Dir(limited), limited} {
 		if os.WriteFile(filepath.Join(group, "cgroup.subtree_control"), []byte("+memory"), 0) != nil {
-			return groups{}
+			return findGroups(forMemory) // which may be of version 1 nevertheless
 		}
 	}
+	p.kills = 0 // see exceeded
 	return groups{parent: limited, unified: true}
 }
 
