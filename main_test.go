@@ -370,6 +370,19 @@ func scripts(t *testing.T, folder string, prepare func(*testscript.Env) error) t
 			env.Setenv("HOME", env.WorkDir)
 			return prepare(env)
 		},
+		Condition: func(name string) (bool, error) {
+			if name != "debian" {
+				return false, fmt.Errorf("there is no condition %q", name)
+			}
+			folder, err := os.MkdirTemp("", "mvm-test-")
+			if err != nil {
+				return false, err
+			}
+			defer os.RemoveAll(folder)
+			try := exec.Command("apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", "busybox-static")
+			try.Dir = folder
+			return try.Run() == nil, nil
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits":  exits,
 			"node":   startNode,

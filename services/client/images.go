@@ -124,27 +124,20 @@ func (c *Client) PullImage(ctx context.Context, name string, version int, folder
 	if err != nil {
 		return nil, err
 	}
-	// The manifest goes first and comes last: a folder with one holds that image.
-	if err := os.Remove(filepath.Join(folder, image.ManifestName)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	for _, part := range image.Parts() {
-		to := filepath.Join(folder, string(part))
-		if err := os.Remove(to); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return nil, err
-		}
-		if path := files.Path(part); path != "" {
-			// Two parts may be one blob.
-			if err := errors.Join(os.Chmod(path, 0o644), os.Link(path, to)); err != nil {
-				return nil, err
-			}
-		}
-	}
-	data, _, err := files.Manifest.Encode()
+	whole, err := os.MkdirTemp(arriving, "whole-")
 	if err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile(filepath.Join(folder, image.ManifestName), data, 0o644); err != nil {
+	for _, f := range files.Manifest.Files {
+		// Two parts may be one blob.
+		if err := errors.Join(os.Chmod(files.Path(f.Part), 0o644), os.Link(files.Path(f.Part), filepath.Join(whole, string(f.Part)))); err != nil {
+			return nil, err
+		}
+	}
+	if digest, err := image.Seal(whole, files.Manifest); err != nil || digest != found.Digest {
+		return nil, errors.Join(err, fmt.Errorf("what was stored in %s is not what was received: its manifest is %s, expected %s", arriving, digest, found.Digest))
+	}
+	if err := image.Install(folder, whole); err != nil {
 		return nil, err
 	}
 	return found, os.RemoveAll(arriving)

@@ -307,13 +307,27 @@ func (m *made) run(cmd *cobra.Command, name string, make func(folder string) (*i
 	} else if err := os.MkdirAll(folder, 0o755); err != nil {
 		return err
 	}
-	manifest, err := make(folder)
+	// Beside what is there, which stays whole until this is.
+	making, err := os.MkdirTemp(folder, ".making-")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		_ = os.RemoveAll(making)
+		if err != nil {
+			_ = os.Remove(folder) // unless it has held something before
+		}
+	}()
+	manifest, err := make(making)
 	if err != nil {
 		return err
 	}
 	manifest.Name = name
-	digest, err := image.Seal(folder, manifest)
+	digest, err := image.Seal(making, manifest)
 	if err != nil {
+		return err
+	}
+	if err := image.Install(folder, making); err != nil {
 		return err
 	}
 	if m.push {

@@ -30,11 +30,7 @@ func Seal(folder string, m *Manifest) (digest string, err error) {
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(folder, ManifestName)
-	if err := os.WriteFile(path+"~", data, 0o644); err != nil {
-		return "", err
-	}
-	return digest, os.Rename(path+"~", path)
+	return digest, os.WriteFile(filepath.Join(folder, ManifestName), data, 0o644)
 }
 
 // ReadFolder reads the manifest of a folder that holds an image, and its digest.
@@ -53,6 +49,32 @@ func ReadFolder(folder string) (m *Manifest, data []byte, digest string, err err
 		return nil, nil, "", fmt.Errorf("%s: %w", path, err)
 	}
 	return m, data, Digest(sha256.Sum256(data)), nil
+}
+
+// Install moves the image in one folder, sealed, into another one on the same
+// disk, in place of what that held. A folder that has a manifest always holds the
+// image that it names.
+func Install(folder, from string) error {
+	if err := remove(filepath.Join(folder, ManifestName)); err != nil {
+		return err
+	}
+	for _, part := range Parts() {
+		err := os.Rename(filepath.Join(from, string(part)), filepath.Join(folder, string(part)))
+		if errors.Is(err, fs.ErrNotExist) {
+			err = remove(filepath.Join(folder, string(part)))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return os.Rename(filepath.Join(from, ManifestName), filepath.Join(folder, ManifestName))
+}
+
+func remove(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // CheckFile says whether the file of a part is still what the manifest says.
