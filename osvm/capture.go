@@ -44,6 +44,10 @@ func (m *Machine) Capture(ctx context.Context) (*Capture, error) {
 }
 
 func (m *Machine) capture(ctx context.Context, c *Capture) (err error) {
+	if err := m.beginTaking(); err != nil {
+		return err
+	}
+	defer m.endTaking()
 	if c.memory, err = m.mapMemory(); err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ var ErrClaimed = errors.New("the VM cannot be changed now")
 // claims is who has a machine for itself. The machine's lock guards it.
 type claims struct {
 	reason  string // why it cannot be changed; "" is nobody
+	taking  int    // checkpoints that are being taken, for which it may stand still
 	severed bool   // nor connected to
 	ports   map[*port]struct{}
 }
@@ -56,8 +57,29 @@ func (m *Machine) claim(reason string) error {
 	if err := m.free(); err != nil {
 		return err
 	}
+	if m.claims.taking > 0 {
+		return fmt.Errorf("VM %s: %w: a checkpoint of it is being taken", m.ID, ErrClaimed)
+	}
 	m.claims.reason = reason
 	return nil
+}
+
+// beginTaking has nobody claim the machine while a checkpoint is taken of it: one
+// that stands still for that would be taken for a suspended one.
+func (m *Machine) beginTaking() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.free(); err != nil {
+		return err
+	}
+	m.claims.taking++
+	return nil
+}
+
+func (m *Machine) endTaking() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.claims.taking--
 }
 
 func (m *Machine) release() {

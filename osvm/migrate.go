@@ -138,7 +138,7 @@ func (h *Host) MigrateTo(ctx context.Context, id string, conn net.Conn, how Migr
 	}
 	var random [16]byte
 	_, _ = rand.Read(random[:])
-	v := &move{ID: hex.EncodeToString(random[:]), Machine: id, Phase: leaving, Running: m.State() == Running, Peer: how.Peer}
+	v := &move{ID: hex.EncodeToString(random[:]), Machine: id, Phase: leaving, Running: m.State() == Running, Peer: how.Peer, under: true}
 	if err := h.begin(v); err != nil {
 		m.release()
 		return Migrated{}, fmt.Errorf("VM %s: migrate it: %w", id, err)
@@ -153,6 +153,9 @@ func (h *Host) MigrateTo(ctx context.Context, id string, conn net.Conn, how Migr
 		}
 		var refused *RefusedError
 		if v.Phase == offered && !errors.As(err, &refused) {
+			h.mu.Lock()
+			v.under = false
+			h.mu.Unlock()
 			return Migrated{}, &DoubtError{Doubt{v.ID, id, v.Peer}, err}
 		}
 		if refused == nil {

@@ -34,6 +34,7 @@ type move struct {
 	Peer    string // how the source finds the target again, in the caller's words
 
 	cancelled bool // an arriving one that may not be taken any more
+	under     bool // way, here: MigrateTo will say how it ended, or that it is in doubt
 }
 
 const movesFolder = "moves"
@@ -197,9 +198,11 @@ const inDoubt = "whether the host that it was sent to has it is not known yet"
 func (h *Host) Doubts() []Doubt {
 	var list []Doubt
 	for _, v := range h.listMoves() {
-		if v.Phase == offered {
+		h.mu.Lock()
+		if v.Phase == offered && !v.under {
 			list = append(list, Doubt{v.ID, v.Machine, v.Peer})
 		}
+		h.mu.Unlock()
 	}
 	slices.SortFunc(list, func(a, b Doubt) int { return strings.Compare(a.ID, b.ID) })
 	return list
@@ -223,8 +226,9 @@ func (h *Host) Outcome(id string) bool {
 func (h *Host) Settle(ctx context.Context, id string, taken bool) error {
 	h.mu.Lock()
 	v := h.moves[id]
+	doubtful := v != nil && v.Phase == offered && !v.under
 	h.mu.Unlock()
-	if v == nil || v.Phase != offered {
+	if !doubtful {
 		return nil
 	}
 	if m, err := h.Get(v.Machine); err == nil {
