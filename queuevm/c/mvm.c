@@ -231,14 +231,19 @@ static int64_t deadline_of(long ms) { return ms < 0 ? -1 : ms == 0 ? 0 : now() +
 
 /* ---- waking and waiting ---- */
 
-static void wake(_Atomic uint32_t *word) {
+/* Rings the daemon's bell, and says for which channel. */
+static void ring_bell(const struct header *h) {
+    uint64_t word = 1 + (((uint64_t)h->channel + 1) << 24);
+    if (write(process.bell, &word, sizeof word) < 0) { /* full: it rings already */ }
+}
+
+static void wake(struct header *h, _Atomic uint32_t *word) {
     uint32_t value = atomic_load_explicit(word, memory_order_relaxed);
     if (value == AWAKE || !atomic_compare_exchange_strong(word, &value, AWAKE)) return;
     if (value != WAITS_DAEMON) {
         syscall(SYS_futex, word, FUTEX_WAKE, 1 << 30, NULL, NULL, 0);
     } else {
-        uint64_t one = 1;
-        if (write(process.bell, &one, sizeof one) < 0) { /* full: it rings already */ }
+        ring_bell(h);
     }
 }
 
@@ -251,7 +256,7 @@ static int state_code(uint32_t state, int plain) {
  * tail. One of the two sees the other. */
 static inline void tell_consumer(struct end *o) {
     atomic_thread_fence(memory_order_seq_cst);
-    if (unlikely(atomic_load_explicit(&o->header->consumer_waits, memory_order_relaxed) != AWAKE)) wake(&o->header->consumer_waits);
+    if (unlikely(atomic_load_explicit(&o->header->consumer_waits, memory_order_relaxed) != AWAKE)) wake(o->header, &o->header->consumer_waits);
 }
 
 /* What a consumer_state that is not 0 means for the producer. */
@@ -272,7 +277,7 @@ static void tell_producer(struct end *i) {
     i->quiet = 0;
     atomic_store_explicit(&i->owes, 0, memory_order_relaxed);
     atomic_thread_fence(memory_order_seq_cst);
-    if (atomic_load_explicit(&i->header->producer_waits, memory_order_relaxed)) wake(&i->header->producer_waits);
+    if (atomic_load_explicit(&i->header->producer_waits, memory_order_relaxed)) wake(i->header, &i->header->producer_waits);
 }
 
 /* Before any sleep: producers that sleep on room we made must not wait for us
@@ -283,7 +288,7 @@ static void settle(void) {
     for (mvm_port *p = process.ports; p; p = p->next)
         if (p->in.header && atomic_exchange(&p->in.owes, 0)) {
             atomic_thread_fence(memory_order_seq_cst);
-            if (atomic_load_explicit(&p->in.header->producer_waits, memory_order_relaxed)) wake(&p->in.header->producer_waits);
+            if (atomic_load_explicit(&p->in.header->producer_waits, memory_order_relaxed)) wake(p->in.header, &p->in.header->producer_waits);
         }
     pthread_mutex_unlock(&lock);
 }
@@ -1328,11 +1333,6 @@ static void resume_in(struct end *i) {
     i->asked = i->served & SERVED_DEMAND && atomic_load(&i->header->tail) != i->mine;
 }
 
-static void ring_bell(void) {
-    uint64_t one = 1;
-    if (write(process.bell, &one, sizeof one) < 0) { /* full: it rings already */ }
-}
-
 /* Goes on with the ring that follows an end's. */
 static int go_on(mvm_port *port, struct end *e, const char *way) {
     char question[300], answer[512];
@@ -1373,8 +1373,8 @@ static int heed(mvm_port *port) {
         o->switched = 1;
         atomic_fetch_or(&o->header->producer_state, STATE_CLOSED | STATE_SWITCHED);
         atomic_thread_fence(memory_order_seq_cst);
-        wake(&o->header->consumer_waits);
-        ring_bell();
+        wake(o->header, &o->header->consumer_waits);
+        ring_bell(o->header);
         if (o->direct) shutdown(o->direct->fd, SHUT_WR);
     }
     if (!(atomic_load(&o->header->next) & NEXT_OUT)) return MVM_CLOSED;
@@ -1491,8 +1491,8 @@ static void finish(struct end *e, _Atomic uint32_t *state, _Atomic uint32_t *oth
     e->finished = 1;
     atomic_fetch_or(state, STATE_CLOSED);
     atomic_thread_fence(memory_order_seq_cst);
-    wake(other);
-    ring_bell(); /* the daemon may hold the other end without sleeping on it */
+    wake(e->header, other);
+    ring_bell(e->header); /* the daemon may hold the other end without sleeping on it */
     if (e->direct) shutdown(e->direct->fd, e->direct->out ? SHUT_WR : SHUT_RDWR);
 }
 

@@ -652,6 +652,6 @@ func (e *end) finish(state, other *uint32) {
 	e.finished = true
 	atomic.OrUint32(state, stateClosed)
 	e.wake(other)
-	ring(e.bell) // the daemon may hold the other end without sleeping on it
+	e.ring() // the daemon may hold the other end without sleeping on it
 	e.direct.shut()
 }

@@ -116,7 +116,7 @@ func (p *Port) heed() error {
 		e.switched = true
 		atomic.OrUint32(&e.header.producerState, stateClosed|switched)
 		e.wake(&e.header.consumerWaits)
-		ring(e.bell)
+		e.ring()
 		e.direct.shut()
 	}
 	if atomic.LoadUint32(&e.header.next)&nextOut == 0 {

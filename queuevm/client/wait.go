@@ -67,13 +67,13 @@ func (e *end) wake(word *uint32) {
 		_, _, _ = syscall.RawSyscall6(syscall.SYS_FUTEX, uintptr(unsafe.Pointer(word)), 1 /* FUTEX_WAKE */, 1<<30, 0, 0, 0)
 		return
 	}
-	ring(e.bell)
+	e.ring()
 }
 
-// ring rings the daemon's bell.
-func ring(bell int) {
-	one := [8]byte{1}
-	_, _, _ = syscall.RawSyscall(syscall.SYS_WRITE, uintptr(bell), uintptr(unsafe.Pointer(&one)), 8)
+// ring rings the daemon's bell, and says for which channel.
+func (e *end) ring() {
+	word := 1 + (uint64(e.channel)+1)<<24
+	_, _, _ = syscall.RawSyscall(syscall.SYS_WRITE, uintptr(e.bell), uintptr(unsafe.Pointer(&word)), 8)
 }
 
 // hasBytes says whether waiting for need published bytes is over.
