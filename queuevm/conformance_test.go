@@ -168,6 +168,16 @@ func (c *child) result() string {
 	return strings.TrimSpace(c.stdout.String())
 }
 
+// gone waits for the program's end, however it ended.
+func (c *child) gone() {
+	c.t.Helper()
+	select {
+	case <-c.done:
+	case <-time.After(60 * time.Second):
+		c.t.Fatalf("%v does not end", c.cmd.Args)
+	}
+}
+
 // path is one way from process 0 to process 1: the suite runs over all.
 type path struct {
 	name string
@@ -297,7 +307,7 @@ func TestKilledGiver(t *testing.T) {
 			s := spawn(t, a, 0, built.c, "send", "next", "100000000", "150000")
 			eventually(t, "a few items are through", func() bool { return state(b, 1).ItemsOut > 200 })
 			must(t, s.cmd.Process.Kill())
-			<-s.done
+			s.gone()
 			if got := r.result(); got == "" || got == "100000000" { // the receiver checked every item and saw END
 				t.Errorf("got %q", got)
 			}

@@ -107,7 +107,7 @@ func TestCutDirectChannel(t *testing.T) {
 					t.Errorf("got %v", lost.Err)
 				}
 				for _, c := range []*child{s, r} {
-					<-c.done
+					c.gone()
 					if out := strings.ToLower(c.stderr.String() + c.stdout.String()); !strings.Contains(out, "lost") {
 						t.Errorf("%v: got %q, not lost", c.cmd.Args, out)
 					}
@@ -136,7 +136,7 @@ func TestLostPeerEndsDirectChannels(t *testing.T) {
 	p.disconnect()
 	b.mu.Unlock()
 	for _, c := range []*child{s, r} {
-		<-c.done
+		c.gone()
 		if out := c.stderr.String() + c.stdout.String(); !strings.Contains(out, "lost") {
 			t.Errorf("%v: got %q, not lost", c.cmd.Args, out)
 		}

@@ -55,7 +55,7 @@ type group struct {
 type answer string
 
 func TestCatalogue(t *testing.T) {
-	groups := []group{xmlGroup(), envelopeGroup(), schemaGroup(), mimeGroup(), httpGroup(), sizeGroup(), namesGroup(), profilesGroup(), outputsGroup(), commandsGroup()}
+	groups := []group{xmlGroup(), envelopeGroup(), schemaGroup(), mimeGroup(), httpGroup(), sizeGroup(), namesGroup(), profilesGroup(), queuesGroup(), outputsGroup(), commandsGroup()}
 	n := startNode(t)
 	others := n.watch()
 	before, err := n.held()
