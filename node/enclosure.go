@@ -47,6 +47,7 @@ const (
 	guestStart  = 90 * time.Second // for a guest to be a node, once its processors run
 	guestSilent = 60 * time.Second // without a heartbeat, and it is given up
 	guestCheck  = 2 * time.Second
+	consoleKept = 2 << 10 // bytes of a console that the log gets with a failure
 )
 
 // enclosed is the runner's VM, nil while there is none.
@@ -307,6 +308,10 @@ func (e *enclosure) reported(report *wsdl.Report) (acknowledged int64) {
 		r.quiet = uint64(report.Quiet)
 	}
 	r.mu.Unlock()
+	if report.Failure != "" {
+		last := e.machine.Console().Last()
+		r.log.WithField("console", string(last[max(0, len(last)-consoleKept):])).Warn("the guest of its VM reports a failure: " + report.Failure)
+	}
 	r.report(changed, report.Failure, durable || report.Failure != "")
 	e.mu.Lock()
 	defer e.mu.Unlock()
