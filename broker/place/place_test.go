@@ -434,6 +434,35 @@ func TestUnknownStrategy(t *testing.T) {
 	}
 }
 
+// A job in VMs goes to nodes that can have some, with memory for one on each, and
+// builds with what is in them.
+func TestVMs(t *testing.T) {
+	job := compile(t, `<task name="p" source="c" count="4"/>`)
+	job.VM = &profile.VM{MemoryMiB: 200, Languages: []string{"c"}}
+	nodes := edit(alike(3, 4), func(i int, n *Node) {
+		n.Accelerator, n.Compilers, n.MemoryMiB, n.FreeMemoryMiB = "tcg", nil, 1000, 1000
+		switch i {
+		case 0:
+			n.Accelerator = ""
+		case 1:
+			n.FreeMemoryMiB = 199
+		}
+	})
+	job.Processes[0].Need.MemoryMiB = 1 // of the whole task
+	plan, ok := Place(job, nodes, "")
+	if !ok || plan.Used != 1 || plan.Node[0] != 2 {
+		t.Errorf("found %+v", plan)
+	}
+	job.VM.Languages = []string{"shell"}
+	if plan, ok := Place(job, nodes, ""); ok || !strings.Contains(plan.Reason, "lack a C compiler") {
+		t.Errorf("found %+v", plan)
+	}
+	job.VM.Languages = []string{"c"}
+	if plan, ok := Place(job, nodes[:1], ""); ok || !plan.Never || !strings.Contains(plan.Reason, "has no OS-level VMs") {
+		t.Errorf("found %+v", plan)
+	}
+}
+
 func BenchmarkPlace(b *testing.B) {
 	for _, c := range []struct{ name, body string }{
 		{"mesh100x100", `<task name="p" source="c" count="10000"/><topology kind="mesh"/>`},

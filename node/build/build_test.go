@@ -132,6 +132,24 @@ func TestDetect(t *testing.T) {
 	}
 }
 
+// tcc is taken where the C client was made ready for it, and only there.
+func TestDetectTCC(t *testing.T) {
+	dir := t.TempDir()
+	script := "#!/bin/sh\ncase $1 in -v) echo tcc version 0.9;; -print-search-dirs) printf 'install: /x\\nlibraries:\\n  /nowhere\\n  " + dir + "\\n';; *) exit 1;; esac\n"
+	if err := os.WriteFile(filepath.Join(dir, "tcc"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if got := NewDetector(dir, "").Compilers(t.Context()); len(got) != 0 {
+		t.Errorf("without the client's library: %v", got)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "libmvm.a"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got := NewDetector(dir, "").Compilers(t.Context()); len(got) != 1 || got[0] != (Compiler{C, TCC, dir + "/tcc", "tcc version 0.9"}) {
+		t.Errorf("with it: %v", got)
+	}
+}
+
 // What was found outlives the detector for as long as nothing of it changes, and
 // nothing that failed does.
 func TestDetectorRemembers(t *testing.T) {
