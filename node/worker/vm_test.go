@@ -1,11 +1,13 @@
 package worker
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -17,7 +19,8 @@ import (
 // lab is a grid of real nodes whose workers have VMs, with the minimal image
 // registered.
 type lab struct {
-	t       *testing.T
+	t       *testing.T // the part that runs
+	outer   *testing.T
 	dir     string
 	front   *launch.Node
 	workers []*launch.Node
@@ -26,10 +29,10 @@ type lab struct {
 func newLab(t *testing.T, workers int) *lab {
 	vmtest.QEMU(t)
 	made := vmtest.Image(t)
-	l := &lab{t: t, dir: t.TempDir()}
+	l := &lab{t: t, outer: t, dir: t.TempDir()}
 	l.front = l.start("front", "--roles", "backend,frontend", "--accelerator", "none")
 	for i := range workers {
-		l.workers = append(l.workers, l.start(fmt.Sprintf("worker%d", i+1), "--join", l.front.URL, "--slots", "2", "--accelerator", "tcg", "--vm-templates", vmtest.Templates(t)))
+		l.workers = append(l.workers, l.worker(fmt.Sprintf("worker%d", i+1), "127.0.0.1:0"))
 	}
 	folder := filepath.Join(l.dir, "minimal")
 	if err := os.Mkdir(folder, 0o755); err != nil {
@@ -48,6 +51,10 @@ func newLab(t *testing.T, workers int) *lab {
 	return l
 }
 
+func (l *lab) worker(name, listen string) *launch.Node {
+	return l.start(name, "--listen", listen, "--join", l.front.URL, "--slots", "2", "--accelerator", "tcg", "--vm-templates", vmtest.Templates(l.t))
+}
+
 func (l *lab) start(name string, args ...string) *launch.Node {
 	l.t.Helper()
 	n, err := launch.Start(launch.Config{Program: program, Log: filepath.Join(l.dir, name+".log"),
@@ -55,12 +62,12 @@ func (l *lab) start(name string, args ...string) *launch.Node {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	l.t.Cleanup(func() {
-		if err := n.Stop(); err != nil && n.Cmd.ProcessState == nil {
-			l.t.Error(err)
+	l.outer.Cleanup(func() {
+		if err := n.Stop(); err != nil {
+			l.outer.Error(err)
 		}
-		if l.t.Failed() {
-			l.t.Logf("the log of %s ends with\n%s", name, n.Tail(3000))
+		if l.outer.Failed() {
+			l.outer.Logf("the log of %s ends with\n%s", name, n.Tail(3000))
 		}
 	})
 	return n
@@ -113,45 +120,24 @@ func (l *lab) clean() {
 	}
 }
 
-// TestJobInVMs has a profile with isolation="vm" get its VMs, compile C in them
-// with what the image brings, and its processes speak to each other between two
-// VMs.
-func TestJobInVMs(t *testing.T) {
+// TestJobsInVMs has profiles with isolation="vm" get their VMs with no other word.
+func TestJobsInVMs(t *testing.T) {
 	l := newLab(t, 2)
-	profile := l.write(map[string]string{
-		"job.xml": `<job xmlns="urn:mvm:1" name="two">
-  <source name="give" language="c"><file path="give.c"/></source>
-  <source name="take" language="c"><file path="take.c"/></source>
-  <task name="give" source="give"/>
-  <task name="take" source="take"><output name="sum.txt"/></task>
-  <edge from="give:numbers" to="take:numbers"/>
-  <policy wallTime="120" nodes="2" isolation="vm" image="minimal"/>
-</job>`,
-		"give.c": `#include <mvm.h>
-#include <stdio.h>
-#include <unistd.h>
-int main(void) {
-	mvm_port *p = mvm_open("numbers");
-	char name[100];
-	for (int i = 1; i <= 2000; i++)
-		if (mvm_enqueue(p, &i, sizeof i) < 0) return 1;
-	gethostname(name, sizeof name);
-	printf("gave all in %s\n", name);
-	return 0;
-}`,
-		"take.c": `#include <mvm.h>
-#include <stdio.h>
-int main(void) {
-	mvm_port *p = mvm_open("numbers");
-	long sum = 0;
-	for (int i; mvm_dequeue(p, &i, sizeof i) == sizeof i;) sum += i;
-	FILE *f = fopen("sum.txt", "w");
-	fprintf(f, "%ld\n", sum);
-	return fclose(f);
-}`,
-	})
+	for name, test := range map[string]func(t *testing.T){"two": l.two, "refused": l.refused, "ended": l.ended, "inside and outside": l.mixed, "host killed": l.hostKilled} {
+		t.Run(name, func(t *testing.T) {
+			defer func(outer *testing.T) { l.t = outer }(l.t)
+			l.t = t
+			test(t)
+		})
+	}
+	l.clean()
+}
+
+// two processes speak to each other from VM to VM, compiled in them with what the
+// image brings.
+func (l *lab) two(t *testing.T) {
 	begin := time.Now()
-	text := l.must("submit", profile, "--wait")
+	text := l.must("submit", example+"enclosed.xml", "--wait")
 	t.Logf("the job took %v", time.Since(begin))
 	job, _, _ := strings.Cut(text, "\n")
 	if sum := l.must("output", job, "sum.txt", "-o", "-"); sum != fmt.Sprintln(2000*2001/2) {
@@ -160,5 +146,134 @@ int main(void) {
 	if said := l.must("logs", job, "--process", "give[0]"); !strings.HasPrefix(said, "gave all in job-") {
 		t.Errorf("mvm logs says %q", said)
 	}
+}
+
+// example has the example of a job in VMs.
+const example = "../../examples/jobs/enclosed/"
+
+// sleeper is a job of one process, which says that it runs and then sleeps.
+func sleeper(language, policy string) map[string]string {
+	return map[string]string{
+		"job.xml": `<job xmlns="urn:mvm:1" name="sleeper">
+  <source name="sleep" language="` + language + `"><file path="sleep.sh"/></source>
+  <task name="sleep" source="sleep"/>
+  <policy ` + policy + `/>
+</job>`,
+		"sleep.sh": "#!/bin/sh\necho runs\nexec sleep 1000\n",
+	}
+}
+
+// eventually waits until a command says that a job is so far.
+func (l *lab) eventually(what, job string, done func(text string) bool, args ...string) {
+	l.t.Helper()
+	for deadline := time.Now().Add(vmtest.Limit); ; time.Sleep(100 * time.Millisecond) {
+		text, _ := l.mvm(args...)
+		if done(text) {
+			return
+		}
+		if time.Now().After(deadline) {
+			l.t.Fatalf("job %s is not %s: mvm %s says\n%s", job, what, strings.Join(args, " "), text)
+		}
+	}
+}
+
+// refused: what cannot be is refused by name, before anything runs.
+func (l *lab) refused(t *testing.T) {
+	for _, c := range []struct{ language, policy, want string }{
+		{"shell", `isolation="vm"`, "no image is named"},
+		{"shell", `isolation="vm" image="maximal"`, `no image "maximal" is registered`},
+		{"shell", `isolation="vm" image="minimal@7"`, `no image "minimal@7" is registered`},
+		{"python", `isolation="vm" image="minimal"`, "can build and run c, shell alone"},
+	} {
+		text, err := l.mvm("submit", l.write(sleeper(c.language, c.policy)))
+		if err == nil || !strings.Contains(text, c.want) {
+			t.Errorf("%s: %v, %s", c.policy, err, text)
+		}
+	}
+}
+
+// ended: however a job ends, its VM is gone and the reason is told.
+func (l *lab) ended(t *testing.T) {
+	run := func(policy string) string {
+		text := l.must("submit", l.write(sleeper("shell", policy+` isolation="vm" image="minimal"`)))
+		job, _, _ := strings.Cut(text, "\n")
+		return job
+	}
+	has := func(word string) func(string) bool {
+		return func(text string) bool { return strings.Contains(text, word) }
+	}
+	cancelled, killed, slow := run(`wallTime="300"`), run(`wallTime="300"`), run(`wallTime="1"`)
+	for _, job := range []string{cancelled, killed} {
+		l.eventually("running", job, has("runs"), "logs", job)
+	}
+	l.must("cancel", cancelled)
+	var machine string
+	records, _ := filepath.Glob(filepath.Join(l.dir, "worker*", "node", "vm", "machines", "job-"+killed+"*", "machine.json"))
+	if len(records) != 1 {
+		t.Fatalf("VMs of job %s: %v", killed, records)
+	}
+	machine = records[0]
+	var record struct{ PID int }
+	if text, err := os.ReadFile(machine); err != nil || json.Unmarshal(text, &record) != nil || record.PID <= 1 {
+		t.Fatalf("%s: %s, %v", machine, text, err)
+	}
+	if err := syscall.Kill(record.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	l.eventually("cancelled", cancelled, has("cancelled"), "job", cancelled)
+	l.eventually("failed for its VM", killed, func(text string) bool { return strings.Contains(text, "failed") && strings.Contains(text, "its VM") }, "job", killed)
+	l.eventually("failed for its wall time", slow, func(text string) bool { return strings.Contains(text, "failed") && strings.Contains(text, "wall time") }, "job", slow)
+}
+
+// hostKilled: a node that was killed removes, when it comes back, the VM of the
+// attempt that ended with its last life.
+func (l *lab) hostKilled(t *testing.T) {
+	text := l.must("submit", l.write(sleeper("shell", `wallTime="300" isolation="vm" image="minimal"`)))
+	job, _, _ := strings.Cut(text, "\n")
+	l.eventually("running", job, func(text string) bool { return strings.Contains(text, "runs") }, "logs", job)
+	found, _ := filepath.Glob(filepath.Join(l.dir, "worker*", "node", "vm", "machines", "job-"+job+"*"))
+	if len(found) != 1 {
+		t.Fatalf("VMs of job %s: %v", job, found)
+	}
+	rest, _ := filepath.Rel(l.dir, found[0])
+	name, _, _ := strings.Cut(rest, "/")
+	host := l.workers[int(name[len(name)-1]-'1')]
+	host.Kill()
+	l.worker(name, strings.TrimPrefix(host.URL, "http://"))
+	l.eventually("failed", job, func(text string) bool { return strings.Contains(text, "failed") }, "job", job)
 	l.clean()
+}
+
+// mixed has a job with one process in a VM that a person made, and one outside.
+func (l *lab) mixed(t *testing.T) {
+	l.must("vm", "create", "minimal", "--name", "free", "--memory", "256", "--node", "worker1")
+	defer l.must("vm", "destroy", "free")
+	for deadline := time.Now().Add(vmtest.Limit); !strings.Contains(l.must("nodes"), "free"); time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the VM is no node: mvm nodes says\n%s", l.must("nodes"))
+		}
+	}
+	files := map[string]string{"job.xml": `<job xmlns="urn:mvm:1" name="mixed">
+  <source name="give" language="c"><file path="give.c"/></source>
+  <source name="take" language="c"><file path="take.c"/></source>
+  <task name="give" source="give"><resources><require property="name" equals="free"/></resources></task>
+  <task name="take" source="take"><resources><require property="name" equals="worker2"/></resources><output name="sum.txt"/></task>
+  <edge from="give:numbers" to="take:numbers"/>
+  <policy wallTime="300"/>
+</job>`}
+	for _, name := range []string{"give.c", "take.c"} {
+		text, err := os.ReadFile(example + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[name] = string(text)
+	}
+	text := l.must("submit", l.write(files), "--wait")
+	job, _, _ := strings.Cut(text, "\n")
+	if sum := l.must("output", job, "sum.txt", "-o", "-"); sum != fmt.Sprintln(2000*2001/2) {
+		t.Errorf("the sum is %q; mvm submit said\n%s", sum, text)
+	}
+	if said := l.must("logs", job, "--process", "give[0]"); said != "gave all in free\n" {
+		t.Errorf("mvm logs says %q", said)
+	}
 }
