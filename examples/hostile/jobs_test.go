@@ -56,6 +56,15 @@ func namesGroup() group {
 		{name: "a blob with the digest ../../etc/passwd", head: "500 invalidRequest: ", says: "not a digest", send: op("image", `<GetBlob xmlns="urn:mvm:1"><digest>../../etc/passwd</digest></GetBlob>`)},
 		{name: "a blob with a digest in upper case", head: "500 invalidRequest: ", says: "not a digest", send: op("image", `<StatBlob xmlns="urn:mvm:1"><digest>sha256:%s</digest></StatBlob>`, strings.Repeat("AB", 32))},
 		{name: "a blob put under sha256:../../x", head: "500 invalidRequest: ", says: "not a digest", send: op("image", `<PutBlob xmlns="urn:mvm:1"><digest>sha256:../../x%s</digest><size>1</size><data>QQ==</data></PutBlob>`, strings.Repeat("0", 57))},
+		{name: "an image named ../../x", head: "500 notFound: ", says: "", send: op("image", `<GetImage xmlns="urn:mvm:1"><name>../../x</name></GetImage>`)},
+		{name: "an image's version -1", head: "500 notFound: ", says: "", send: op("image", `<GetImage xmlns="urn:mvm:1"><name>x</name><version>-1</version></GetImage>`)},
+		{name: "an image with an empty name, to be removed: it would mean all", head: "500 notFound: ", says: "", send: op("image", `<RemoveImage xmlns="urn:mvm:1"><name></name></RemoveImage>`)},
+		{name: "an image registered by the digest ../../etc/passwd", head: "500 invalidRequest: ", says: "not a digest", send: op("image", `<RegisterImage xmlns="urn:mvm:1"><name>x</name><digest>../../etc/passwd</digest></RegisterImage>`)},
+		{name: "an image registered that is not there", head: "500 notFound: ", says: "", send: op("image", `<RegisterImage xmlns="urn:mvm:1"><name>x</name><digest>%s</digest></RegisterImage>`, zero)},
+		{name: "an image whose manifest is any blob", head: "500 invalidRequest: ", says: "the manifest of an image is refused", send: func(n *node) answer {
+			call("image", `<PutBlob xmlns="urn:mvm:1"><digest>sha256:559aead08264d5795d3909718cdd05abd49572e84fe55590eef31a88a08fdffd</digest><size>1</size><data>QQ==</data></PutBlob>`)(n)
+			return call("image", `<RegisterImage xmlns="urn:mvm:1"><digest>sha256:559aead08264d5795d3909718cdd05abd49572e84fe55590eef31a88a08fdffd</digest></RegisterImage>`)(n)
+		}},
 		{name: "the file of a blob with .. in its path", head: "301", says: "", send: get("/services/image/blobs/..%2f..%2f..%2fetc%2fpasswd")},
 		{name: "the file of a blob with a NUL in its name", head: "4", says: "", send: get("/services/image/blobs/" + zero + "%00")},
 		{name: "the file of a blob that is not there", head: "404", says: "", send: get("/services/image/blobs/" + zero)},
