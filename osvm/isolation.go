@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -73,6 +74,9 @@ func newUser(accelerator Accelerator) (*user, error) {
 		return u, nil
 	}
 	lock, err := os.OpenFile(usersFile, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil { // a container's, which is not to be written
+		lock, err = os.OpenFile(filepath.Join(os.TempDir(), filepath.Base(usersFile)), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("choose a user for QEMU: %w", err)
 	}
