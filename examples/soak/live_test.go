@@ -403,24 +403,28 @@ func TestLiveChangeOutlivesTheBroker(t *testing.T) {
 		g.front.await()
 		capacity := int64(8192) << (k % 3)
 		r := &wsdl.ChangeQueue{Job: j.id, Queue: "source[0]:out", Capacity: &capacity, WaitMillis: waitForIt}
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-		_, err := j.c.ChangeQueue(ctx, r)
-		cancel()
+		asked := make(chan error, 1)
+		go func() { // it asks again until a broker is there to answer
+			ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+			defer cancel()
+			_, err := j.c.ChangeQueue(ctx, r)
+			asked <- err
+		}()
 		select {
 		case <-life.gone:
-		case <-time.After(10 * time.Second):
-			t.Fatalf("the broker did not come to %q; the change ended with %v", point, err)
+		case <-time.After(20 * time.Second):
+			t.Fatalf("the broker did not come to %q", point)
 		}
 		g.front.start()
 		g.front.await()
+		if err := <-asked; err != nil {
+			t.Fatalf("a kill %s: %v", point, err)
+		}
 		var c *wsdl.ChangeStatus
 		g.eventually("the change is made after a kill "+point, 30*time.Second, func() (string, bool) {
 			answer, err := j.c.Queues(t.Context(), &wsdl.ListQueues{Job: j.id})
 			if err != nil {
 				return err.Error(), false
-			}
-			if len(answer.Change) == done && point == "before change" {
-				return "", true
 			}
 			if len(answer.Change) != done+1 {
 				return fmt.Sprintf("%d changes after %d", len(answer.Change), done), false
@@ -428,16 +432,11 @@ func TestLiveChangeOutlivesTheBroker(t *testing.T) {
 			c = answer.Change[0]
 			return fmt.Sprintf("change %d is %s: %s", c.Number, wsdl.Or(c.State, ""), c.Reason), wsdl.Or(c.State, "") == wsdl.ChangeStateDone
 		})
-		if c != nil {
-			done++
-			if q := j.queue("source[0]:out"); *q.Capacity != capacity {
-				t.Errorf("after a kill %s the edge has %d bytes, want %d", point, *q.Capacity, capacity)
-			}
+		done++
+		if q := j.queue("source[0]:out"); *q.Capacity != capacity {
+			t.Errorf("after a kill %s the edge has %d bytes, want %d", point, *q.Capacity, capacity)
 		}
 		j.flows("source[0]:out")
-	}
-	if want := len(broker.ChangePoints()) - 1; done != want {
-		t.Errorf("%d changes were made, want %d", done, want)
 	}
 	j.account()
 }
