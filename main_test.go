@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,7 +19,6 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -35,7 +33,6 @@ import (
 	"mvm/broker/profile"
 	"mvm/node/build"
 	"mvm/osvm/vmtest"
-	"mvm/services/image"
 	"mvm/wsdl"
 )
 
@@ -323,33 +320,11 @@ func TestScripts(t *testing.T) {
 // TestVMScripts runs those that need QEMU. They find the minimal image in the
 // folder $IMAGE, and what it has booted to in $TEMPLATES.
 func TestVMScripts(t *testing.T) {
-	files, templates := vmtest.Image(t), vmtest.Templates(t)
+	folder, templates := vmtest.Folder(t), vmtest.Templates(t)
 	testscript.Run(t, scripts(t, "vmscript", func(env *testscript.Env) error {
-		folder := filepath.Join(env.WorkDir, "minimal")
 		env.Setenv("IMAGE", folder)
 		env.Setenv("TEMPLATES", templates)
-		m := image.Manifest{Format: image.ManifestFormat, Name: "minimal", Architecture: runtime.GOARCH, LeastMemory: files.LeastMemoryMiB}
-		if err := os.Mkdir(folder, 0o755); err != nil {
-			return err
-		}
-		for part, path := range map[image.Part]string{image.Kernel: files.Kernel, image.Initrd: files.Initrd} {
-			data, err := os.ReadFile(path)
-			if err != nil {
-				return err
-			}
-			m.Files = append(m.Files, image.File{Part: part, Digest: image.Digest(sha256.Sum256(data)), Size: int64(len(data))})
-			if err := os.Symlink(path, filepath.Join(folder, string(part))); err != nil {
-				return err
-			}
-		}
-		slices.SortFunc(m.Files, func(a, b image.File) int {
-			return slices.Index(image.Parts(), a.Part) - slices.Index(image.Parts(), b.Part)
-		})
-		manifest, _, err := m.Encode()
-		if err != nil {
-			return err
-		}
-		return os.WriteFile(filepath.Join(folder, "manifest.json"), manifest, 0o644)
+		return nil
 	}))
 }
 

@@ -159,6 +159,9 @@ func (n *Node) Arrivals() http.Handler {
 			return
 		}
 		go n.attend(m)
+		if err := n.join(m, nil); err != nil {
+			n.log.WithError(err).Warn("a VM that has arrived is cut off")
+		}
 		n.log.WithField("vm", m.ID).Info("a VM has arrived")
 	})
 }

@@ -63,6 +63,30 @@ func Image(t testing.TB) osvm.Image {
 	return image
 }
 
+// Folder is the minimal image in a folder, as `mvm image push` takes it.
+func Folder(t testing.TB) string {
+	t.Helper()
+	i, folder := Image(t), t.TempDir()
+	var files []string
+	for _, f := range []struct{ part, path string }{{"kernel", i.Kernel}, {"initrd", i.Initrd}} {
+		content, err := os.ReadFile(f.path)
+		if err == nil {
+			err = os.Symlink(f.path, filepath.Join(folder, f.part))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, fmt.Sprintf("    {\n      \"part\": %q,\n      \"digest\": \"sha256:%x\",\n      \"size\": %d\n    }", f.part, sha256.Sum256(content), len(content)))
+	}
+	// Word for word as package services/image writes it: else it would not be taken.
+	manifest := fmt.Sprintf("{\n  \"format\": \"mvm-image-1\",\n  \"name\": \"minimal\",\n  \"architecture\": %q,\n  \"leastMemory\": %d,\n  \"files\": [\n%s\n  ]\n}\n",
+		runtime.GOARCH, i.LeastMemoryMiB, strings.Join(files, ",\n"))
+	if err := os.WriteFile(filepath.Join(folder, "manifest.json"), []byte(manifest), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return folder
+}
+
 // minimal is asked once a process: linking the agent takes longer than a clone.
 var minimal = sync.OnceValues(func() (image osvm.Image, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), Limit)
