@@ -48,7 +48,7 @@ itself: also what its own file lets the queues of jobs have there.`,
 				}
 				return nil
 			}
-			t := newTable(cmd.OutOrStdout(), "NAME", "ID", "STATE", "ROLES", "CORES", "MEMORY", "SLOTS FREE", "LANGUAGES", "URL")
+			t := newTable(cmd.OutOrStdout(), "NAME", "ID", "STATE", "ROLES", "CORES", "MEMORY", "SLOTS FREE", "LANGUAGES", "VMS", "URL")
 			for _, n := range nodes {
 				var roles, languages []string
 				for _, r := range n.Role {
@@ -60,7 +60,7 @@ itself: also what its own file lets the queues of jobs have there.`,
 					}
 				}
 				t.row(n.Name, n.Id, n.State, strings.Join(roles, ","), fmt.Sprint(n.Cores), bytesText(n.Memory<<20),
-					fmt.Sprintf("%d of %d", wsdl.Or(n.FreeSlots, 0), wsdl.Or(n.Slots, 0)), strings.Join(languages, ","), n.Url)
+					fmt.Sprintf("%d of %d", wsdl.Or(n.FreeSlots, 0), wsdl.Or(n.Slots, 0)), strings.Join(languages, ","), offerText(n), n.Url)
 			}
 			return t.flush()
 		},
@@ -134,6 +134,14 @@ func limitsOf(l *wsdl.QueueLimits) (limits []string) {
 		limits = append(limits, fmt.Sprintf("at most %s of one job's queues", bytesText(l.Memory<<20)))
 	}
 	return limits
+}
+
+// offerText is what a node offers for OS-level VMs.
+func offerText(n *wsdl.Node) string {
+	if n.Accelerator == "" {
+		return ""
+	}
+	return n.Accelerator + ", QEMU " + n.Qemu
 }
 
 func servicesCommand() *cobra.Command {
