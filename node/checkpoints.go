@@ -135,15 +135,15 @@ func (v *machines) kept(digest string) error {
 
 // RestoreVMContext makes a VM that goes on from a checkpoint.
 func (v *machines) RestoreVMContext(ctx context.Context, r *wsdl.RestoreVM) (*wsdl.RestoreVMResponse, error) {
-	if _, err := v.host(ctx); err != nil {
-		return nil, err
-	}
 	order, err := orderOf(r.Id, r.Limits, 0)
 	if err != nil {
 		return nil, err
 	}
-	if _, _, err := v.node.images.Open(r.Checkpoint); wsdl.CodeOf(err) == wsdl.FaultCodeInvalidRequest {
+	if _, err := v.node.images.Stat(r.Checkpoint); wsdl.CodeOf(err) == wsdl.FaultCodeInvalidRequest {
 		return nil, err // it is no digest
+	}
+	if _, err := v.host(ctx); err != nil {
+		return nil, err
 	}
 	vm, err := v.make(ctx, order.ID, r.Id == "", fmt.Sprint("restore ", r.Checkpoint, order.Limits), r.Suspended, never, func(ctx context.Context) (*osvm.Machine, error) {
 		return v.restore(ctx, order, v.node.vmBlobs(r.Source), r.Checkpoint)

@@ -248,11 +248,11 @@ func (v *machines) GetVMContext(ctx context.Context, r *wsdl.GetVM) (*wsdl.GetVM
 
 // CreateVMContext makes a VM, or finds it made.
 func (v *machines) CreateVMContext(ctx context.Context, r *wsdl.CreateVM) (*wsdl.CreateVMResponse, error) {
-	if _, err := v.host(ctx); err != nil {
-		return nil, err
-	}
 	order, err := orderOf(r.Id, r.Limits, r.Memory)
 	if err != nil {
+		return nil, err
+	}
+	if _, err := v.host(ctx); err != nil {
 		return nil, err
 	}
 	vm, err := v.make(ctx, order.ID, r.Id == "", fmt.Sprint("create ", r.Image, order.MemoryMiB, order.Limits), r.Suspended, func(m *osvm.Machine) bool {

@@ -86,6 +86,11 @@ func namesGroup() group {
 		{name: "an Awaken of the job ../../../x", head: "500 ", says: "", send: op("queue", `<Awaken xmlns="urn:mvm:1"><attempt><job>../../../x</job><number>1</number><node>n</node><incarnation>i</incarnation></attempt><broker>http://127.0.0.1:1/services/broker</broker><image>http://127.0.0.1:1</image><slots>1</slots><proxy>false</proxy></Awaken>`)},
 		{name: "the stream ../../x of an attempt", head: "500 ", says: "", send: op("queue", `<ReadStream xmlns="urn:mvm:1"><attempt><job>../x</job><number>1</number></attempt><process>0</process><name>../../x</name></ReadStream>`)},
 		{name: "a node with the id ../../x", head: "500 ", says: "", send: op("information", `<Register xmlns="urn:mvm:1"><node><id>../../x</id><incarnation>i</incarnation><url>http://127.0.0.1:1</url><cores>1</cores><memory>1</memory><slots>0</slots><freeSlots>0</freeSlots></node></Register>`)},
+		{name: "a VM with the id ../../x", head: "500 ", says: "", send: op("vm", `<CreateVM xmlns="urn:mvm:1"><id>../../x</id><image>minimal</image></CreateVM>`)},
+		{name: "a VM restored from the checkpoint sha256:../../x", head: "500 ", says: "", send: op("vm", `<RestoreVM xmlns="urn:mvm:1"><checkpoint>sha256:../../x</checkpoint></RestoreVM>`)},
+		{name: "the checkpoint ../../x, removed", head: "500 ", says: "", send: op("vm", `<RemoveCheckpoint xmlns="urn:mvm:1"><digest>../../x</digest></RemoveCheckpoint>`)},
+		{name: "the file of a checkpoint that is not there", head: "404", says: "keeps no checkpoint", send: get("/services/vm/checkpoints/" + zero)},
+		{name: "the console of a VM with .. in its path", head: "", says: "", send: get("/services/vm/..%2f..%2fx/console")},
 		{name: "a heartbeat of the node ../../x", head: "500 ", says: "", send: op("information", `<Heartbeat xmlns="urn:mvm:1"><node>../../x</node><incarnation>i</incarnation><freeSlots>1</freeSlots></Heartbeat>`)},
 	}...)
 	return group{"Names that become files", "Profiles are sent with PlanJob, which judges all of a profile and runs nothing.", list}
