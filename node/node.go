@@ -318,7 +318,11 @@ func (n *Node) measure() error {
 // limits is what one attempt may take whatever its profile claims: so much that
 // no honest job meets it, and so little that the machine outlives the others.
 func (n *Node) limits() mvm.Limits {
-	return mvm.Limits{MemoryMiB: n.total.Memory - max(n.total.Memory/16, 64), Tasks: 4096 + 64*n.total.Slots}
+	l := mvm.Limits{MemoryMiB: n.total.Memory - max(n.total.Memory/16, 64), Tasks: 4096 + 64*n.total.Slots}
+	if n.config.Publish != nil { // a guest's memory is bound by its host, and its kernel ends programs first
+		l.MemoryMiB = 0
+	}
+	return l
 }
 
 // layClients writes the client library's files anew: they may be of another
