@@ -114,7 +114,9 @@ func throughRelay(t testing.TB, config Config, capacity int, filter func(int, bo
 	config.Self = "b"
 	b = start(t, config)
 	r = newRelay(t, b.Address())
+	r.mu.Lock()
 	r.filter = filter
+	r.mu.Unlock()
 	for id, way := range map[uint32][2]*VM{1: {a, b}, 2: {b, a}} {
 		from, to := way[0], way[1]
 		must(t, from.AddChannel(Channel{ID: id, Capacity: capacity, From: Endpoint{Outside: "in"}, To: Endpoint{Peer: to.config.Self}}))
