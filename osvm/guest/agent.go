@@ -1,6 +1,8 @@
 package guest
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -17,9 +19,37 @@ import (
 // Agent is what the host may call, by JSON-RPC (net/rpc/jsonrpc) on any
 // connection of the link that is for it.
 type Agent struct {
-	node   func(identity []byte, uplink *link.Inside) // nil: this guest can be no node
+	node   func(ctx context.Context, identity []byte, uplink *link.Inside) // nil: this guest can be no node
 	uplink *link.Inside
-	once   sync.Once
+
+	mu   sync.Mutex // guards what follows
+	is   []byte     // the node that it is
+	stop context.CancelFunc
+	gone chan struct{} // closed when that node is no more
+}
+
+// become has the guest be another node than it is.
+func (a *Agent) become(identity []byte) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if bytes.Equal(a.is, identity) {
+		return
+	}
+	if a.stop != nil {
+		a.stop()
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	before, gone := a.gone, make(chan struct{})
+	a.is, a.stop, a.gone = bytes.Clone(identity), stop, gone
+	go func() {
+		defer close(gone)
+		if before != nil {
+			<-before
+		}
+		if ctx.Err() == nil {
+			a.node(ctx, identity, a.uplink)
+		}
+	}()
 }
 
 // Nothing is for calls that ask or answer nothing.
@@ -119,7 +149,7 @@ func (a *Agent) Identify(i Identity, _ *Nothing) error {
 		return err
 	}
 	if len(i.Node) > 0 { // only now: what it draws is its own
-		a.once.Do(func() { go a.node(i.Node, a.uplink) })
+		a.become(i.Node)
 	}
 	return nil
 }

@@ -10,6 +10,7 @@
 package guest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -33,10 +34,11 @@ const portLimit = 30 * time.Second
 
 // Config is what else PID 1 does.
 type Config struct {
-	// Node, if given, is called once, when the host has said what node this guest
-	// is to be (Identity.Node), and in a goroutine of its own. uplink is its only
-	// way out.
-	Node func(identity []byte, uplink *link.Inside)
+	// Node, if given, is called when the host has said what node this guest is to be
+	// (Identity.Node), and in a goroutine of its own. uplink is its only way out. When
+	// the host says another, as to a clone of a guest that is a node, ctx ends, and it
+	// is called again once it has returned.
+	Node func(ctx context.Context, identity []byte, uplink *link.Inside)
 }
 
 // Run is the life of PID 1, and of the agent that it starts out of the same

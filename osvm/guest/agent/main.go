@@ -40,14 +40,14 @@ func main() {
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) // with -no-reboot a panic would do as well, and say less
 }
 
-// run is the node, for the guest's life. What ends it is written to the console.
-func run(identity []byte, uplink *link.Inside) {
+// run is the node, until ctx ends. What ends it is written to the console.
+func run(ctx context.Context, identity []byte, uplink *link.Inside) {
 	log := logrus.New()
 	log.SetOutput(io.Writer(os.Stdout))
 	log.SetLevel(logrus.WarnLevel)
 	who, err := node.ReadGuest(identity)
 	if err == nil {
-		err = worker.Run(context.Background(), worker.Config{Guest: who, Dir: data, Uplink: uplink, Log: log})
+		err = worker.Run(ctx, worker.Config{Guest: who, Dir: data, Uplink: uplink, Log: log})
 	}
 	fmt.Println("agent: this guest is no node any more:", err)
 }

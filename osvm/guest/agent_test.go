@@ -1,0 +1,38 @@
+package guest
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"testing"
+
+	"mvm/osvm/link"
+)
+
+// TestBecome: a guest is one node at a time, and the one that it was told last.
+func TestBecome(t *testing.T) {
+	var mu sync.Mutex // guards lived
+	var lived []string
+	running := make(chan string)
+	a := &Agent{node: func(ctx context.Context, identity []byte, _ *link.Inside) {
+		running <- string(identity)
+		<-ctx.Done()
+		mu.Lock()
+		defer mu.Unlock()
+		lived = append(lived, string(identity))
+	}}
+	for _, who := range []string{"first", "second"} {
+		a.become([]byte(who))
+		if got := <-running; got != who {
+			t.Errorf("it is %s, not %s", got, who)
+		}
+		a.become([]byte(who)) // again changes nothing
+	}
+	a.stop()
+	<-a.gone
+	mu.Lock()
+	defer mu.Unlock()
+	if !slices.Equal(lived, []string{"first", "second"}) {
+		t.Errorf("there were %v", lived)
+	}
+}
