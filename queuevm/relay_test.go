@@ -95,6 +95,13 @@ func (r *relay) serve(near net.Conn) {
 	r.mu.Unlock()
 }
 
+// connections is how many there were.
+func (r *relay) connections() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.conns
+}
+
 // cut ends every connection; down refuses new ones too, until it is called again.
 func (r *relay) cut(down bool) {
 	r.mu.Lock()
@@ -233,9 +240,9 @@ func TestLinkCutAtEveryByte(t *testing.T) {
 			r.mu.Unlock()
 			r.cut(false)
 			sent := floods(t, a, b, 1<<30, 50, stop)
-			t.Logf("%d connections, %v items", r.conns, sent)
-			if int64(r.conns) < 4*span/step {
-				t.Errorf("only %d connections: the test proves little", r.conns)
+			t.Logf("%d connections, %v items", r.connections(), sent)
+			if int64(r.connections()) < 4*span/step {
+				t.Errorf("only %d connections: the test proves little", r.connections())
 			}
 		})
 	}
@@ -262,9 +269,9 @@ func TestLinkCutAndRestored(t *testing.T) {
 		}
 	}()
 	sent := floods(t, a, b, 1<<30, 20000, stop)
-	t.Logf("%d connections, %v items", r.conns, sent)
-	if r.conns < 5 {
-		t.Errorf("only %d connections: the test proves little", r.conns)
+	t.Logf("%d connections, %v items", r.connections(), sent)
+	if r.connections() < 5 {
+		t.Errorf("only %d connections: the test proves little", r.connections())
 	}
 }
 
@@ -275,8 +282,8 @@ func TestLinkThatCrawls(t *testing.T) {
 		return piece, false
 	})
 	sent := floods(t, a, b, 300, 100, nil)
-	if sent != [2]int{300, 300} || r.conns != 1 {
-		t.Errorf("%v items over %d connections", sent, r.conns)
+	if sent != [2]int{300, 300} || r.connections() != 1 {
+		t.Errorf("%v items over %d connections", sent, r.connections())
 	}
 }
 
@@ -313,8 +320,8 @@ func TestLinkWithGarbage(t *testing.T) {
 	}
 	t.Run("encrypted", func(t *testing.T) {
 		a, b, r := throughRelay(t, Config{}, 16<<10, garbage(10))
-		if sent := floods(t, a, b, 5000, 500, nil); sent != [2]int{5000, 5000} || r.conns < 10 {
-			t.Errorf("%v items over %d connections", sent, r.conns)
+		if sent := floods(t, a, b, 5000, 500, nil); sent != [2]int{5000, 5000} || r.connections() < 10 {
+			t.Errorf("%v items over %d connections", sent, r.connections())
 		}
 	})
 	t.Run("plain", func(t *testing.T) {
