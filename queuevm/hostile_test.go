@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -283,7 +284,11 @@ func FuzzControlSocket(f *testing.F) {
 	vm := start(f, Config{})
 	processes(f, vm, 0, 1)
 	wire(f, 1, 4096, vm, Endpoint{Process: 0, Port: "x"}, vm, Endpoint{Process: 1, Port: "y"})
-	for _, text := range []string{"open x", "open y", "next out 1 x", "next in 1 y", "next out 99999999999 x", "next", "open", "ports 0", "ports 1", "ports -1", "ports 99999999999999999999", "", " ", "open \x00"} {
+	wire(f, 2, 4096, vm, Endpoint{Process: 1, Port: "v"}, vm, Endpoint{Process: 1, Port: "w"})
+	vm.mu.Lock()
+	own := []int{vm.door, int(vm.channels[1].ring.file.Fd())}
+	vm.mu.Unlock()
+	for _, text := range []string{"open x", "open y", "open v", "next out 1 x", "next out 3 x", "next out 2 v", "next in 1 y", "next out 99999999999 x", "next", "open", "ports 0", "ports 1", "ports -1", "ports 99999999999999999999", "", " ", "open \x00"} {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, question string) {
@@ -293,8 +298,10 @@ func FuzzControlSocket(f *testing.F) {
 		if !strings.HasPrefix(answer, "ok ") && !strings.HasPrefix(answer, "error ") || len(answer) > controlMessage+64 {
 			t.Errorf("%q is answered %q", question, answer)
 		}
-		if len(fds) > 0 && question != "open x" {
-			t.Errorf("%q gets %d descriptors", question, len(fds))
+		for _, fd := range fds {
+			if !slices.Contains(own, fd) {
+				t.Errorf("%q gets a descriptor that is not its process's", question)
+			}
 		}
 	})
 }
