@@ -23,7 +23,7 @@ const (
 const (
 	loopRounds   = 100_000
 	slowestRound = 20 * time.Nanosecond
-	loopLimit    = 2 * time.Second
+	loopLimit    = 5 * loopRounds * slowestRound // of processor time: by then it is slow
 )
 
 // ErrSlow is wrapped by the reason against a KVM that works too slowly.
@@ -31,8 +31,7 @@ var ErrSlow = errors.New("KVM is there, but does not run guests on the processor
 
 // Choose says which accelerator a machine is started with when it is asked for
 // wanted, and why it is not KVM where that was to be tried; the error is that
-// reason where nothing but KVM was wanted. It takes some milliseconds, and
-// loopLimit at most.
+// reason where nothing but KVM was wanted. It takes some milliseconds.
 func Choose(wanted Accelerator) (chosen Accelerator, against error, err error) {
 	switch wanted {
 	case TCG:
