@@ -235,7 +235,7 @@ func TestUnprivileged(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	again := exec.Command(dir+"/test", "-test.v", "-test.run", "^(TestExitCodes|TestMemoryLimit|TestAllOrNone|TestNodeKilled|TestReexec)")
+	again := exec.Command(dir+"/test", "-test.v", "-test.run", "^(TestExitCodes|TestMemoryLimit|TestAllOrNone|TestNodeKilled|TestReexec|TestEncloseUnified)")
 	again.Dir = dir
 	again.Env = []string{"MVM_TEST_DIR=" + dir, "TMPDIR=" + dir + "/tmp", "HOME=" + dir + "/tmp", "PATH=/usr/bin:/bin"}
 	again.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
