@@ -123,7 +123,12 @@ func (q *queue) ApplyChangeContext(ctx context.Context, request *wsdl.ApplyChang
 	if err != nil {
 		return nil, err
 	}
-	if e := r.enclosed(); e != nil {
+	if against := n.queueLimits.against(request.QueueLimits); against != "" { // a guest has no such file
+		return nil, wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("node %s does not let its queues have %s", n.id, against), "choose what it allows")
+	}
+	if e, err := r.guest(); err != nil {
+		return nil, err
+	} else if e != nil {
 		e.meet(request.Peer)
 		passed := *request
 		passed.Attempt = e.attempt()
@@ -188,9 +193,6 @@ func (r *runner) changeOf(ctx context.Context, request *wsdl.ApplyChange) (*mvm.
 			return nil, err
 		}
 		message.Alter = append(message.Alter, alteration)
-	}
-	if against := r.node.queueLimits.against(request.QueueLimits); against != "" {
-		return nil, wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("node %s does not let its queues have %s", r.node.id, against), "choose what it allows")
 	}
 	if d := request.Discard; d != nil {
 		message.Discard = &mvm.Discard{}

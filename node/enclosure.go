@@ -57,6 +57,21 @@ func (r *runner) enclosed() *enclosure {
 	return r.vm
 }
 
+// guest is the enclosure of an attempt in a VM, whose guest can be called; nil where
+// the attempt is in none.
+func (r *runner) guest() (*enclosure, error) {
+	e := r.enclosed()
+	if e == nil {
+		return nil, nil
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.node == nil {
+		return nil, wsdl.NewFault(wsdl.FaultCodeUnavailable, fmt.Sprintf("attempt %s is still awakening on node %s: its VM starts", r.key, r.node.id), "try again in a moment")
+	}
+	return e, nil
+}
+
 // enclose is load for an attempt in a VM.
 func (r *runner) enclose() *wsdl.Fault {
 	n, want := r.node, r.request.Vm

@@ -167,7 +167,9 @@ func (q *queue) ReadStreamContext(ctx context.Context, request *wsdl.ReadStream)
 		if err != nil {
 			return nil, err
 		}
-		if e := r.enclosed(); e != nil {
+		if e, err := r.guest(); err != nil {
+			return nil, err
+		} else if e != nil {
 			passed := *request
 			passed.Attempt = e.attempt()
 			return e.queue().ReadStreamContext(ctx, &passed)
@@ -214,7 +216,9 @@ func (q *queue) GetQuietContext(ctx context.Context, request *wsdl.GetQuiet) (*w
 	if err != nil {
 		return nil, err
 	}
-	if e := r.enclosed(); e != nil {
+	if e, err := r.guest(); err != nil {
+		return nil, err
+	} else if e != nil {
 		passed := *request
 		passed.Attempt = e.attempt()
 		return e.queue().GetQuietContext(ctx, &passed)

@@ -1,0 +1,56 @@
+package node
+
+import (
+	"strings"
+	"testing"
+
+	"mvm/wsdl"
+)
+
+// enclosed is a node with limits that holds an attempt whose VM is still starting.
+func enclosed(t *testing.T, limits string) (*queue, *wsdl.Attempt) {
+	t.Helper()
+	l, err := readLimits(limitsFile(t, limits))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &Node{id: "n", queueLimits: l, ledger: newLedger("n", "i", room{}, 0)}
+	k := key{"j", 1}
+	r := &runner{node: n, key: k}
+	r.vm = &enclosure{runner: r, id: "n.vm", peers: map[string]bool{}}
+	n.runners = map[key]*runner{k: r}
+	return &queue{node: n}, &wsdl.Attempt{Job: "j", Number: 1, Node: "n", Incarnation: "i"}
+}
+
+// TestLimitsOfEnclosedChanges: what a node's file forbids a live change does not
+// bring to an attempt in a VM either, whose guest has no such file.
+func TestLimitsOfEnclosedChanges(t *testing.T) {
+	q, attempt := enclosed(t, `<queueLimits xmlns="urn:mvm:1" types="fifo"/>`)
+	_, err := q.ApplyChangeContext(t.Context(), &wsdl.ApplyChange{Attempt: attempt, Number: 1, Step: 2, QueueLimits: &wsdl.QueueLimits{Types: "lifo"}})
+	if wsdl.CodeOf(err) != wsdl.FaultCodeConflict || !strings.Contains(err.Error(), "does not let its queues have queues of type lifo") {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestCallsBeforeAGuestIsUp: who is early for an attempt in a VM is told so.
+func TestCallsBeforeAGuestIsUp(t *testing.T) {
+	q, attempt := enclosed(t, `<queueLimits xmlns="urn:mvm:1"/>`)
+	for name, call := range map[string]func() error{
+		"a change": func() error {
+			_, err := q.ApplyChangeContext(t.Context(), &wsdl.ApplyChange{Attempt: attempt, Number: 1, Step: 2})
+			return err
+		},
+		"a look whether it is quiet": func() error {
+			_, err := q.GetQuietContext(t.Context(), &wsdl.GetQuiet{Attempt: attempt})
+			return err
+		},
+		"a stream": func() error {
+			_, err := q.ReadStreamContext(t.Context(), &wsdl.ReadStream{Attempt: attempt, Process: wsdl.Of(int32(0)), Name: "stdout"})
+			return err
+		},
+	} {
+		if err := call(); wsdl.CodeOf(err) != wsdl.FaultCodeUnavailable || !strings.Contains(err.Error(), "still awakening") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
