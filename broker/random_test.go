@@ -100,8 +100,7 @@ func playAnyOrder(t *testing.T, seed uint64) {
 		if rng.IntN(60) == 0 && !final(l.Phase) {
 			crash(l)
 			e = recovered{}
-		}
-		if rng.IntN(40) == 0 {
+		} else if rng.IntN(40) == 0 {
 			e = moved{Place: jobqueue.Place{Priority: rng.IntN(3)}, Waiting: rng.IntN(2) == 0}
 		}
 		was := l.Phase
