@@ -304,7 +304,8 @@ func (l *life) reported(now time.Time, e reported) []action {
 }
 
 // longestHold is for how long a report waits for the job's end to make it
-// durable. A node that answers Terminate does so in milliseconds.
+// durable. A node answers Terminate in milliseconds, unless it leaves those outside
+// a moment to take what is left.
 const longestHold = time.Second
 
 // keep makes the held report durable by itself, with what it led to.
