@@ -47,7 +47,7 @@ const (
 	guestStart  = 90 * time.Second // for a guest to be a node, once its processors run
 	guestSilent = 60 * time.Second // without a heartbeat, and it is given up
 	guestCheck  = 2 * time.Second
-	consoleKept = 2 << 10 // bytes of a console that the log gets with a failure
+	consoleKept = 32 << 10 // bytes of a console that the log gets with a failure: a Go program's last words begin with their cause
 )
 
 // enclosed is the runner's VM, nil while there is none.
