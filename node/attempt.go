@@ -52,6 +52,8 @@ type runner struct {
 	unkept    map[int]string // of processes: what of their streams could not be kept
 	specs     map[int]*wsdl.ProcessSpec
 	sequence  int64
+	starting  bool  // load or spawn is at work
+	starved   error // that the disk became nearly full meanwhile, by this attempt
 	traffic   mvm.Traffic
 	untold    bool   // traffic changed since the last report
 	quiet     uint64 // the quiet period that the next report tells of
@@ -98,6 +100,7 @@ func (r *runner) load() *wsdl.Fault {
 	if err := r.node.shelf.take(r.work); err != nil {
 		return r.fault("make its work folder", err)
 	}
+	r.begin()
 	r.node.running.Go(r.guard)
 	// The blobs come while the process starts.
 	fetched := make(chan error, 1)
@@ -131,7 +134,37 @@ func (r *runner) load() *wsdl.Fault {
 	r.mu.Lock()
 	r.answer = answer
 	r.mu.Unlock()
+	return r.begun("load it")
+}
+
+// begin and begun stand around what has the disk's guard fail it, in place of
+// ending the attempt.
+func (r *runner) begin() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.starting = true
+}
+
+func (r *runner) begun(what string) *wsdl.Fault {
+	r.mu.Lock()
+	r.starting = false
+	starved := r.starved
+	r.mu.Unlock()
+	if starved != nil {
+		return r.fault(what, starved)
+	}
 	return nil
+}
+
+// starve fails load or spawn where one is at work.
+func (r *runner) starve(err error) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.starting {
+		r.starved = err
+		r.cancel()
+	}
+	return r.starting
 }
 
 // publish is a proxy's address as others reach it.
@@ -300,6 +333,7 @@ func (r *runner) spawn() *wsdl.Fault {
 	if e := r.enclosed(); e != nil {
 		return e.instantiate()
 	}
+	r.begin()
 	r.mu.Lock()
 	plan, artifacts := r.plan, maps.Clone(r.artifacts)
 	r.mu.Unlock()
@@ -346,7 +380,7 @@ func (r *runner) spawn() *wsdl.Fault {
 	if _, err := r.process.Call(r.ctx, mvm.Request{Instantiate: message, Lease: r.lease()}); err != nil {
 		return r.fault("instantiate it", err)
 	}
-	return nil
+	return r.begun("instantiate it")
 }
 
 // keep tells the MVM process how long the attempt may go on, which is until the
@@ -575,6 +609,15 @@ func (r *runner) noRoom(why error) *wsdl.Fault {
 func (r *runner) fault(what string, err error) *wsdl.Fault {
 	var fault *wsdl.Fault
 	var said *mvm.Error
+	r.mu.Lock()
+	starved := r.starved
+	r.mu.Unlock()
+	if starved != nil {
+		if isFull(err) { // it says more
+			what += ": " + err.Error()
+		}
+		return r.noRoom(fmt.Errorf("it could not %s: %w", what, starved))
+	}
 	if isFull(err) || errors.As(err, &said) && fullWords(said.Output) {
 		return r.noRoom(fmt.Errorf("it could not %s: %w", what, err))
 	}

@@ -83,7 +83,8 @@ func used(dir string) (bytes int64) {
 const guardPause = 200 * time.Millisecond
 
 // guard ends the attempt when the disk is nearly full and it is this attempt
-// that takes most of it.
+// that takes most of it. While it is being started that is a refusal: elsewhere
+// there may be room.
 func (r *runner) guard() {
 	ticker := time.NewTicker(guardPause)
 	defer ticker.Stop()
@@ -101,8 +102,10 @@ func (r *runner) guard() {
 		if mine < d.floor() || mine < r.node.mostUsed(r) {
 			continue
 		}
-		r.node.step(lost{key: r.key, reason: fmt.Sprintf("the disk of node %s is nearly full: %s, and %s must stay so. Attempt %s takes most, %s: let it write less, or place it where there is more room",
-			r.node.id, d, amount(d.floor()), r.key, amount(mine))})
+		most := fmt.Errorf("%s must stay free, and attempt %s takes most, %s: let it write less, or place it where there is more room", amount(d.floor()), r.key, amount(mine))
+		if !r.starve(most) {
+			r.node.step(lost{key: r.key, reason: fmt.Sprintf("the disk of node %s is nearly full: %s, and %v", r.node.id, d, most)})
+		}
 		return
 	}
 }

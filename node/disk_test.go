@@ -109,7 +109,7 @@ func TestAProgramThatFillsTheDisk(t *testing.T) {
 	m.run("j", "dd if=/dev/zero of=big bs=64k count=1215; sleep 1000") // all but some 4 MiB
 	eventually(t, "it is ended", func() bool { return strings.Contains(g.failures("j"), "nearly full") })
 	f := g.failures("j")
-	for _, words := range []string{m.id, "of 80 MiB are free in " + m.folders.work, "4096 KiB must stay so", "Attempt j/1 takes most", "let it write less"} {
+	for _, words := range []string{m.id, "of 80 MiB are free in " + m.folders.work, "4096 KiB must stay free", "attempt j/1 takes most", "let it write less"} {
 		if !strings.Contains(f, words) {
 			t.Errorf("%q is not in: %s", words, f)
 		}
