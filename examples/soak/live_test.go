@@ -339,9 +339,10 @@ func TestLiveChangesLoseNothing(t *testing.T) {
 	j.rewire("source[1]:out", "", "queue:source.0.out")
 	j.flows("source[0]:out")
 	j.remove("source[0]:out")
-	if s := j.queue("queue:source.0.out"); len(s.Producer) != 1 {
-		t.Errorf("the queue has %d producers, want one", len(s.Producer))
-	}
+	j.g.eventually("the queue has one producer", 30*time.Second, func() (string, bool) { // a ring that both ends have left is removed after the change
+		s := j.queue("queue:source.0.out")
+		return fmt.Sprintf("%d producers", len(s.Producer)), len(s.Producer) == 1
+	})
 	for _, c := range j.list(wsdl.ListQueues{}).Change {
 		if wsdl.Or(c.State, "") != wsdl.ChangeStateDone {
 			t.Errorf("change %d, %s, is %s: %s", c.Number, c.What, wsdl.Or(c.State, ""), c.Reason)
@@ -392,6 +393,9 @@ func TestLiveChangeWaitsForItsProducer(t *testing.T) {
 // The broker is killed at each point of a change; the change is made once, or was
 // never taken.
 func TestLiveChangeOutlivesTheBroker(t *testing.T) {
+	if !*longFlag {
+		t.Skip("SKIPPED: make soak runs it: beside other work the broker may be away for longer than the lease, and then the job rightly ends")
+	}
 	together(t)
 	g := newGrid(t, gridOptions{workers: 4, slots: 2})
 	j := newLiveJob(t, g, map[string]string{"pause": "2"})

@@ -269,7 +269,7 @@ func (h *Handle) Call(ctx context.Context, r Request) (Reply, error) {
 		h.mu.Unlock()
 	}()
 	if err := h.wire.send(&r); err != nil {
-		return Reply{}, fmt.Errorf("ask the MVM process: %w", err)
+		return Reply{}, fmt.Errorf("%w: %w", errGone, err)
 	}
 	select {
 	case reply := <-answer:
