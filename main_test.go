@@ -411,6 +411,8 @@ func startNode(ts *testscript.TestScript, neg bool, args []string) {
 		rest, _ := io.ReadAll(stdout)
 		if err := cmd.Wait(); err != nil || len(rest) > 0 {
 			ts.Logf("%s ended with %v; more on stdout: %q; log:\n%s", args[0], err, rest, &log)
+		} else if warned := warnings(log.String()); warned != "" {
+			ts.Logf("%s warned:\n%s", args[0], warned)
 		}
 	})
 	line, err := bufio.NewReader(io.MultiReader(io.LimitReader(stdout, 200))).ReadString('\n')
@@ -419,6 +421,19 @@ func startNode(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	ts.Setenv(args[0], strings.TrimSpace(line))
 	ts.Setenv(args[0]+"_PID", strconv.Itoa(cmd.Process.Pid))
+}
+
+// warnings are those of a node's log, for who looks why a script has failed.
+func warnings(log string) string {
+	const most = 8 << 10
+	var warned strings.Builder
+	for line := range strings.Lines(log) {
+		if strings.Contains(line, "level=warning") || strings.Contains(line, "level=error") {
+			warned.WriteString(line)
+		}
+	}
+	text := warned.String()
+	return text[max(0, len(text)-most):]
 }
 
 // endVMs ends the QEMUs that a script which failed has left in a node's folder.

@@ -131,10 +131,15 @@ func (n *Node) accelerator() string {
 	return string(n.host.Accelerator())
 }
 
-// attend has the memory of a VM be free once it has ended.
+// attend has the memory of a VM be free once it has ended, and notes why one has
+// whose end nobody asked for.
 func (n *Node) attend(m *osvm.Machine) {
 	<-m.Ended()
 	n.booked()
+	if !m.Wanted() {
+		last := m.Console().Last()
+		n.log.WithError(m.Reason()).WithField("vm", m.ID).WithField("console", string(last[max(0, len(last)-consoleKept):])).Warn("a VM has ended by itself")
+	}
 }
 
 // vmMemory is what VMs that no attempt has booked take, in MiB.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -144,9 +145,18 @@ func (c *Console) Last() []byte {
 	return last
 }
 
-// panicked is what the guest's kernel has said of its panic, "" if nothing. It is
-// for after QEMU's end, and waits a moment until what was written is read.
-func (c *Console) panicked() string {
+// failure is how a line begins, after what names the time or the program, in which
+// a kernel or a Go program says why it cannot go on.
+var failure = regexp.MustCompile(`(?m)(Kernel panic - |Out of memory: |panic: |fatal error: |^SIG[A-Z]+: |BUG: |agent: ).*`)
+
+const (
+	failuresMost = 4 // lines that are quoted: the first ones, which the others follow from
+	lineMost     = 300
+)
+
+// failures is what the guest said of its end, "" if nothing. It is for after QEMU's
+// end, and waits a moment until what was written is read.
+func (c *Console) failures() string {
 	for begin := time.Now(); time.Since(begin) < consoleEnd; time.Sleep(time.Millisecond) {
 		c.mu.Lock()
 		read := c.port == nil
@@ -155,9 +165,11 @@ func (c *Console) panicked() string {
 			break
 		}
 	}
-	_, after, _ := strings.Cut(string(c.Last()), "Kernel panic - ")
-	said, _, _ := strings.Cut(after, "\n")
-	return strings.TrimSpace(said)
+	var said []string
+	for _, line := range failure.FindAllString(string(c.Last()), failuresMost) {
+		said = append(said, strings.TrimSpace(line[:min(len(line), lineMost)]))
+	}
+	return strings.Join(said, "; ")
 }
 
 // room is how many bytes may be overwritten. The caller holds mu.

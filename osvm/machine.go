@@ -105,6 +105,7 @@ type Machine struct {
 	mu        sync.Mutex // guards what follows
 	state     State
 	reason    error          // why it is gone
+	wanted    bool           // its end, by who has it
 	shutdown  string         // why it said that it would be
 	told      chan struct{}  // when it says nothing more; nil before it is connected
 	published map[int]string // addresses of the host that lead to ports of the guest
@@ -258,6 +259,19 @@ func (m *Machine) Reason() error {
 	return m.reason
 }
 
+// Wanted says whether Stop or Destroy was called: then it has not ended by itself.
+func (m *Machine) Wanted() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.wanted
+}
+
+func (m *Machine) want() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.wanted = true
+}
+
 // PID is that of the QEMU process.
 func (m *Machine) PID() int { return m.process.pid }
 
@@ -273,6 +287,7 @@ func (m *Machine) kill() {
 // Destroy ends the machine at once and removes its folder. Calling it twice
 // changes nothing.
 func (m *Machine) Destroy() error {
+	m.want()
 	m.kill()
 	m.letGo()
 	if err := m.clear(); err != nil {
@@ -302,6 +317,7 @@ func (m *Machine) clear() error {
 // Stop asks the guest to end, by its agent and its power button, waits for that as
 // long as ctx allows, and ends it if it does not.
 func (m *Machine) Stop(ctx context.Context) error {
+	m.want()
 	if err := m.execute(ctx, "system_powerdown"); err == nil {
 		go m.powerOff(ctx)
 		select {

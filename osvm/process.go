@@ -361,7 +361,7 @@ var ErrPoweredOff = errors.New("the guest has powered off")
 func (m *Machine) watch() {
 	err := m.process.wait()
 	m.mu.Lock()
-	told, console := m.told, m.console
+	told := m.told
 	m.mu.Unlock()
 	if told != nil {
 		select {
@@ -376,15 +376,17 @@ func (m *Machine) watch() {
 		m.reason = ErrPoweredOff
 	case strings.HasPrefix(m.shutdown, "guest-"): // -no-reboot ends what resets itself
 		m.reason = errors.New("the guest has ended by a reset, as its kernel does when it panics")
-		if last := console.panicked(); last != "" {
-			m.reason = fmt.Errorf("the guest's kernel has panicked: %s", last)
-		}
 	case m.shutdown != "":
 		m.reason = fmt.Errorf("QEMU has ended by %s", m.shutdown)
 	case err != nil:
 		m.reason = fmt.Errorf("QEMU has ended: %w", err)
 	default:
 		m.reason = errors.New("QEMU has ended")
+	}
+	if strings.HasPrefix(m.shutdown, "guest-") {
+		if said := m.console.failures(); said != "" {
+			m.reason = fmt.Errorf("%w; its console says %q", m.reason, said)
+		}
 	}
 	m.state = Ended
 	close(m.ended)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -86,9 +87,18 @@ func printVMs(w io.Writer, vms []*VM, asJSON bool) error {
 		}
 		return writeJSON(w, list)
 	}
-	t := newTable(w, "VM", "NODE", "STATE", "IMAGE", "MEMORY", "CPU", "ACCELERATOR", "OWNER", "CREATED")
+	columns := []string{"VM", "NODE", "STATE", "IMAGE", "MEMORY", "CPU", "ACCELERATOR", "OWNER", "CREATED"}
+	ended := slices.ContainsFunc(vms, func(vm *VM) bool { return vm.Reason != "" })
+	if ended {
+		columns = append(columns, "REASON")
+	}
+	t := newTable(w, columns...)
 	for _, vm := range vms {
-		t.row(vm.Id, nodeName(vm.Host), string(wsdl.Or(vm.State, "")), vm.imageText(), vm.memoryText(), vm.cpuText(), vm.Accelerator, vm.Owner, timeText(dateOf(vm.Created)))
+		row := []string{vm.Id, nodeName(vm.Host), string(wsdl.Or(vm.State, "")), vm.imageText(), vm.memoryText(), vm.cpuText(), vm.Accelerator, vm.Owner, timeText(dateOf(vm.Created))}
+		if ended {
+			row = append(row, vm.Reason)
+		}
+		t.row(row...)
 	}
 	return t.flush()
 }
