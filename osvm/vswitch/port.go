@@ -1,0 +1,172 @@
+package vswitch
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// Port is one connection of a switch.
+type Port struct {
+	of     *Switch
+	name   string
+	trunk  bool
+	mac    MAC // a guest's
+	conn   net.Conn
+	floods *rate.Limiter
+	counts counts
+	done   chan struct{}
+
+	mu      sync.Mutex // guards what follows
+	filled  *sync.Cond
+	waiting []byte // frames as they are to be written
+	reason  error  // why the port is no more
+}
+
+// counts are of frames.
+type counts struct{ in, out, dropped, spoofed, stormed, malformed atomic.Int64 }
+
+// Counts is what has passed a port, in frames.
+type Counts struct {
+	In, Out   int64 // from it, and to it
+	Dropped   int64 // that were to go to it, and it did not take in time
+	Spoofed   int64 // from it, by an address that it may not use
+	Stormed   int64 // from it to all, more than it may send
+	Malformed int64 // from it, too short or longer than the network's
+}
+
+// Counts says what has passed so far.
+func (p *Port) Counts() Counts {
+	c := &p.counts
+	return Counts{c.in.Load(), c.out.Load(), c.dropped.Load(), c.spoofed.Load(), c.stormed.Load(), c.malformed.Load()}
+}
+
+// Done is closed when the port is no more; Err then says why.
+func (p *Port) Done() <-chan struct{} { return p.done }
+
+// Err is nil while the port is there.
+func (p *Port) Err() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.reason
+}
+
+// Close ends the port and its connection.
+func (p *Port) Close() { p.cut(ErrClosed) }
+
+// cut ends the port, once.
+func (p *Port) cut(reason error) {
+	p.mu.Lock()
+	first := p.reason == nil
+	if first {
+		p.reason = fmt.Errorf("%s: %w", p.name, reason)
+		p.waiting = nil
+	}
+	p.filled.Broadcast()
+	p.mu.Unlock()
+	if !first {
+		return
+	}
+	_ = p.conn.Close()
+	p.of.remove(p)
+	close(p.done)
+}
+
+// read passes on what comes from the other side, until that ends.
+func (p *Port) read() {
+	p.cut(frames(p.conn, func(frame []byte) {
+		if frame == nil {
+			p.counts.malformed.Add(1)
+			return
+		}
+		p.of.forward(p, frame)
+	}))
+}
+
+// frames reads frame after frame; each is good until take returns. A nil one was
+// too short or too long for the network, and is left out. It never returns nil.
+func frames(from io.Reader, take func(frame []byte)) error {
+	const buffer = 64 << 10 // several frames for one look at the connection
+	reader := bufio.NewReaderSize(from, buffer)
+	for {
+		head, err := reader.Peek(lengthSize)
+		if err != nil {
+			if errors.Is(err, io.EOF) && len(head) > 0 {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
+		}
+		length := int(binary.BigEndian.Uint32(head))
+		switch {
+		case length == 0 || length > lengthMost:
+			return fmt.Errorf("%w: one is said to have %d bytes", ErrGarbage, length)
+		case length < headSize || length > FrameMost:
+			if _, err := reader.Discard(lengthSize + length); err != nil {
+				return within(err)
+			}
+			take(nil)
+			continue
+		}
+		whole, err := reader.Peek(lengthSize + length)
+		if err != nil {
+			return within(err)
+		}
+		take(whole[lengthSize:])
+		_, _ = reader.Discard(lengthSize + length)
+	}
+}
+
+// within is how a connection ends that ends within a frame.
+func within(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// put has a frame wait for the port, or drops it where too many do.
+func (p *Port) put(frame []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.reason != nil || len(p.waiting)+lengthSize+len(frame) > queueMost {
+		p.counts.dropped.Add(1)
+		return
+	}
+	p.waiting = binary.BigEndian.AppendUint32(p.waiting, uint32(len(frame)))
+	p.waiting = append(p.waiting, frame...)
+	p.counts.out.Add(1)
+	p.filled.Signal()
+}
+
+// write sends what waits, all of it at once, until the port ends. A guest may stand
+// still for as long as it likes; a trunk that takes nothing is dead.
+func (p *Port) write() {
+	var out []byte
+	for {
+		p.mu.Lock()
+		for len(p.waiting) == 0 && p.reason == nil {
+			p.filled.Wait()
+		}
+		if p.reason != nil {
+			p.mu.Unlock()
+			return
+		}
+		out, p.waiting = p.waiting, out[:0]
+		p.mu.Unlock()
+		if p.trunk {
+			_ = p.conn.SetWriteDeadline(time.Now().Add(trunkPatience))
+		}
+		if _, err := p.conn.Write(out); err != nil {
+			p.cut(err)
+			return
+		}
+	}
+}
