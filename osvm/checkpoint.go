@@ -54,6 +54,7 @@ type Checkpoint struct {
 	Machine     string      `json:"machine"`         // QEMU's type of machine, with its version
 	Accelerator Accelerator `json:"accelerator"`
 	CommandLine string      `json:"commandLine,omitempty"`
+	Network     bool        `json:"network,omitempty"` // it has a network card
 	MemoryMiB   int         `json:"memoryMiB"`
 	StateBytes  int         `json:"stateBytes"`
 	State       []string    `json:"state"`
@@ -134,7 +135,7 @@ func (c *Capture) save(ctx context.Context, blobs Blobs) (*Saved, error) {
 	state := c.state
 	manifest := &Checkpoint{
 		Format: checkpointFormat, VM: c.Spec.ID, At: c.At.UTC(), Image: c.Spec.ImageDigest, Machine: c.Spec.Machine, Accelerator: c.Spec.Accelerator,
-		CommandLine: c.Spec.CommandLine, MemoryMiB: c.Spec.MemoryMiB, StateBytes: len(state),
+		CommandLine: c.Spec.CommandLine, Network: c.Spec.Network, MemoryMiB: c.Spec.MemoryMiB, StateBytes: len(state),
 	}
 	for at := 0; at < len(state); at += chunkSize {
 		digest, err := k.keep(ctx, state[at:min(at+chunkSize, len(state))])
@@ -436,7 +437,7 @@ func (h *Host) Restore(ctx context.Context, order Order, blobs Blobs, digest str
 	case c.Accelerator != h.accelerator:
 		return nil, fmt.Errorf("VM %s: checkpoint %s is of a machine that %s ran, and this host's run by %s", order.ID, digest, c.Accelerator, h.accelerator)
 	}
-	order.MemoryMiB, order.Image.Digest, order.Image.CommandLine = c.MemoryMiB, c.Image, c.CommandLine
+	order.MemoryMiB, order.Image.Digest, order.Image.CommandLine, order.Network = c.MemoryMiB, c.Image, c.CommandLine, c.Network
 	return h.add(order, func(spec Spec) (*Machine, error) {
 		folder, err := os.MkdirTemp(h.machines, ".restoring-") // swept by the next Host if this one is killed
 		if err != nil {

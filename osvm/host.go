@@ -55,6 +55,7 @@ type Order struct {
 	MemoryMiB int    // 0 is the image's least
 	Owner     string // the attempt that it is for; "" is a person's
 	Limits    Limits
+	Network   bool // it has a network card
 
 	// Template has it begin as a clone of a warm template, which is made first
 	// where there is none. It needs the image's digest.
@@ -111,7 +112,7 @@ func (h *Host) Create(ctx context.Context, order Order) (*Machine, error) {
 func (h *Host) add(order Order, create func(Spec) (*Machine, error)) (*Machine, error) {
 	spec := Spec{
 		ID: order.ID, Kernel: order.Image.Kernel, Initrd: order.Image.Initrd, CommandLine: order.Image.CommandLine, Disks: order.Image.Disks,
-		MemoryMiB: cmp.Or(order.MemoryMiB, order.Image.LeastMemoryMiB, LeastMemoryMiB), Accelerator: h.accelerator, Owner: order.Owner, Limits: order.Limits,
+		MemoryMiB: cmp.Or(order.MemoryMiB, order.Image.LeastMemoryMiB, LeastMemoryMiB), Accelerator: h.accelerator, Owner: order.Owner, Limits: order.Limits, Network: order.Network,
 		ImageName: order.Image.Name, ImageDigest: order.Image.Digest, Created: time.Now().UTC(),
 	}
 	if spec.MemoryMiB < order.Image.LeastMemoryMiB {

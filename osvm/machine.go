@@ -35,6 +35,7 @@ type Spec struct {
 	Machine     string      // QEMU's type of machine with its version; "" is the newest that QEMU has
 	Owner       string      // for whom it is there: a job's attempt; "" is a person's
 	Limits      Limits
+	Network     bool      `json:",omitempty"` // it has a network card, which Network connects
 	ImageName   string    // for people
 	ImageDigest string    // of what it began from
 	Created     time.Time // when it was asked for
@@ -74,6 +75,7 @@ const (
 	monitorSocket = "monitor"
 	agentSocket   = "agent"
 	consoleSocket = "console"
+	networkSocket = "network"
 	recordName    = "machine.json"
 	logName       = "log"    // what QEMU writes
 	memoryName    = "memory" // the guest's memory, while the machine is no clone
@@ -223,6 +225,20 @@ func (m *Machine) execute(ctx context.Context, command string) error {
 // waits, and bytes that nobody reads make the guest wait.
 func (m *Machine) Agent(ctx context.Context) (net.Conn, error) {
 	conn, err := m.dial(ctx, agentSocket)
+	if err != nil {
+		return nil, err
+	}
+	return m.traffic.count(conn), nil
+}
+
+// Network connects to the guest's network card, within the machine's limit for the
+// network: frames as package vswitch has them. It serves one connection at a time.
+// While there is none, what the guest sends is lost.
+func (m *Machine) Network(ctx context.Context) (net.Conn, error) {
+	if !m.Spec.Network {
+		return nil, fmt.Errorf("VM %s: %w: it has no network card", m.ID, ErrOrder)
+	}
+	conn, err := m.dial(ctx, networkSocket)
 	if err != nil {
 		return nil, err
 	}

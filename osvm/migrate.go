@@ -59,6 +59,9 @@ const (
 	roundsFew       = 64 // pages in a round after which the rest is sent with the guest standing still
 )
 
+// errNetwork is why a machine with a network card stays where it is.
+var errNetwork = errors.New("it is on a virtual network, which does not go along: take a checkpoint")
+
 // errDisks is why a machine with disks stays where it is.
 var errDisks = errors.New("it has disks, and those are not migrated: stop it, or take a checkpoint")
 
@@ -126,6 +129,9 @@ func (h *Host) MigrateTo(ctx context.Context, id string, conn net.Conn, how Migr
 	}
 	if len(m.Disks) > 0 {
 		return Migrated{}, fmt.Errorf("VM %s: %w", id, errDisks)
+	}
+	if m.Spec.Network {
+		return Migrated{}, fmt.Errorf("VM %s: %w", id, errNetwork)
 	}
 	if len(how.Extra) > extraMax {
 		return Migrated{}, fmt.Errorf("VM %s: %d bytes are too many to go along with it: at most %d", id, len(how.Extra), extraMax)

@@ -150,6 +150,9 @@ func (m *Machine) start(ctx context.Context, q QEMU) error {
 		agent:   inherited.add(m.listen(agentSocket)),
 		console: inherited.add(m.listen(consoleSocket)),
 	}
+	if m.Spec.Network {
+		fd.network = inherited.add(m.listen(networkSocket))
+	}
 	if m.boots() {
 		if m.Kernel != "" {
 			fd.kernel = inherited.add(user.open(m.Kernel))
@@ -232,8 +235,8 @@ func (m *Machine) start(ctx context.Context, q QEMU) error {
 
 // descriptors are the numbers under which QEMU has what it inherits.
 type descriptors struct {
-	monitor, agent, console, kernel, initrd, memory string
-	disks                                           []string // arguments
+	monitor, agent, console, network, kernel, initrd, memory string
+	disks                                                    []string // arguments
 }
 
 // boots says whether the machine begins with a boot: others begin where one was
@@ -273,7 +276,7 @@ func (s *Spec) hardware(machine string, fd descriptors, share string) []string {
 	if s.Accelerator == TCG {
 		accelerator += ",tb-size=" + strconv.Itoa(translationMiB)
 	}
-	return append([]string{
+	list := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"-S", "-global", "migration.send-configuration=off", "-machine", machine + ",memory-backend=memory", "-accel", accelerator, "-cpu", "max",
@@ -284,8 +287,17 @@ func (s *Spec) hardware(machine string, fd descriptors, share string) []string {
 		"-serial", "chardev:console",
 		"-device", "virtio-serial-pci,romfile=", "-device", "virtserialport,chardev=agent,name=" + AgentPort,
 		"-device", "virtio-rng-pci,romfile=",
-	}, fd.disks...)
+	}
+	if s.Network {
+		list = append(list, "-netdev", "stream,id=network,server=on,addr.type=fd,addr.str="+fd.network,
+			"-device", "virtio-net-pci,romfile=,netdev=network,mac="+templateMAC)
+	}
+	return append(list, fd.disks...)
 }
+
+// templateMAC is the address that every network card begins with: a template's
+// clones have it, too, until their agents hear their own.
+const templateMAC = "02:4d:56:4d:00:00"
 
 var twoNumbers = regexp.MustCompile(`^([0-9]+)\.([0-9]+)`)
 

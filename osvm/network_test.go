@@ -1,0 +1,155 @@
+package osvm_test
+
+import (
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+
+	"mvm/osvm"
+	"mvm/osvm/guest"
+	"mvm/osvm/vmtest"
+	"mvm/osvm/vswitch"
+)
+
+// plug connects a machine's network card with a switch.
+func plug(t *testing.T, s *vswitch.Switch, m *osvm.Machine, mac vswitch.MAC) *vswitch.Port {
+	t.Helper()
+	conn, err := m.Network(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, err := s.Guest(m.ID, mac, conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
+
+// inside runs a command in a guest, which must succeed.
+func inside(t *testing.T, m *osvm.Machine, command string) string {
+	t.Helper()
+	s := session(t, t.Context(), m)
+	defer s.Close()
+	out := shell(t, s, command)
+	if out.Status != 0 {
+		t.Errorf("in %s `%s` ends with %d and says\n%s\nits console says\n%s", m.ID, command, out.Status, out.Said, m.Console().Last())
+	}
+	return out.Said
+}
+
+// trunk joins two switches.
+func trunk(t *testing.T, a, b *vswitch.Switch) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	there, err := net.Dial("tcp", listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	here, err := listener.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for s, conn := range map[*vswitch.Switch]net.Conn{a: here, b: there} {
+		if _, err := s.Trunk("trunk", conn); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestNetwork: clones of one template on two switches with a trunk reach each other
+// by name, one on a third with the same addresses reaches nobody, no guest speaks by
+// another's address, and all go on when their host is adopted.
+func TestNetwork(t *testing.T) {
+	folder := t.TempDir()
+	h := vmtest.HostIn(t, folder)
+	here, there, elsewhere := vswitch.New(vswitch.Config{}), vswitch.New(vswitch.Config{}), vswitch.New(vswitch.Config{})
+	trunk(t, here, there)
+	of := map[string]*vswitch.Switch{"a": here, "b": here, "c": there, "x": elsewhere}
+	index := map[string]int{"a": 0, "b": 1, "c": 2, "x": 0}
+	mac := func(id string) vswitch.MAC { return vswitch.MAC{2, 0, 0, 0, 0, byte(1 + index[id])} }
+	machines := map[string]*osvm.Machine{}
+	ports := map[string]*vswitch.Port{}
+	for _, id := range []string{"a", "b", "c", "x"} {
+		m := vmtest.MachineOf(t, h, osvm.Order{ID: id, Image: vmtest.Image(t), MemoryMiB: 128, Template: true, Network: true})
+		machines[id], ports[id] = m, plug(t, of[id], m, mac(id))
+		s, err := m.Start(t.Context(), guest.Identity{Network: &guest.Network{
+			MAC: mac(id).String(), Address: fmt.Sprintf("10.86.0.%d/16", 1+index[id]),
+			Hosts: []string{"10.86.0.1 vm0", "10.86.0.2 vm1 peer", "10.86.0.3 vm2"},
+		}})
+		if err != nil {
+			t.Fatalf("%v\n%s", err, m.Console().Last())
+		}
+		_ = s.Close()
+	}
+	const ping = "ping -c 1 -W 30 "
+	for _, name := range []string{"vm1", "peer", "vm2"} {
+		inside(t, machines["a"], ping+name)
+	}
+	inside(t, machines["c"], ping+"vm1")
+	for _, none := range []string{"8.8.8.8", "10.87.0.1"} {
+		if said := inside(t, machines["a"], "ping -c 1 -W 1 "+none+" 2>&1 && echo there || true"); strings.Contains(said, "\nthere") {
+			t.Errorf("a guest reaches %s:\n%s", none, said)
+		}
+	}
+	// Another job's guest has nothing of these, nor they of it.
+	before := ports["b"].Counts()
+	inside(t, machines["x"], "ping -c 20 -i 0.01 -b 10.86.255.255 >/dev/null 2>&1 || true")
+	if said := inside(t, machines["x"], "ping -c 1 -W 1 vm2 2>&1 && echo there || true"); strings.Contains(said, "\nthere") {
+		t.Errorf("a guest of another network reaches vm2:\n%s", said)
+	}
+	if after := ports["b"].Counts(); after.Out-before.Out > 5 { // its own network's neighbours may be asked for
+		t.Errorf("%d frames came to b meanwhile", after.Out-before.Out)
+	}
+	// Whoever takes b's address has no network.
+	inside(t, machines["a"], "ip link set eth0 down; ip link set eth0 address "+mac("b").String()+"; ip link set eth0 up; ip address show eth0")
+	if said := inside(t, machines["a"], "ping -c 1 -W 1 vm2 2>&1 && echo there || true"); strings.Contains(said, "\nthere") {
+		t.Errorf("a guest speaks by another's address:\n%s", said)
+	}
+	if ports["a"].Counts().Spoofed == 0 {
+		t.Error("nothing was seen of that")
+	}
+	inside(t, machines["a"], "ip link set eth0 down; ip link set eth0 address "+mac("a").String()+"; ip link set eth0 up; "+ping+"vm1")
+
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	here.Close()
+	there.Close()
+	h = vmtest.HostIn(t, folder)
+	here = vswitch.New(vswitch.Config{})
+	for _, id := range []string{"a", "b", "c"} {
+		m, err := h.Get(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		machines[id] = m
+		plug(t, here, m, mac(id))
+	}
+	inside(t, machines["a"], ping+"vm1")
+	inside(t, machines["b"], ping+"vm2")
+	for _, m := range h.List() {
+		if err := m.Destroy(); err != nil {
+			t.Error(err)
+		}
+	}
+	here.Close()
+	elsewhere.Close()
+}
+
+// TestNoNetwork: a machine without a network card says so.
+func TestNoNetwork(t *testing.T) {
+	m := vmtest.Machine(t, vmtest.Host(t), "alone")
+	if _, err := m.Network(t.Context()); err == nil || !strings.Contains(err.Error(), "no network card") {
+		t.Errorf("%v", err)
+	}
+	s := vmtest.Start(t, m)
+	out := shell(t, s, "ls /sys/class/net")
+	if strings.TrimSpace(out.Said) != "lo" {
+		t.Errorf("it has %s", out.Said)
+	}
+}
