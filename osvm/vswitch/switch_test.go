@@ -151,7 +151,7 @@ func TestOneAddress(t *testing.T) {
 	}
 	a.raw(framed(frame(c.mac, b.mac, "I am b")))
 	a.send(c.mac, "I am a")
-	c.expect("I am a")
+	c.expect("I am a") // the switch has seen all before it
 	c.send(b.mac, "to b")
 	b.expect("to b")
 	if got := a.port.Counts().Spoofed; got != many+1 {
@@ -287,6 +287,8 @@ func TestSlowPort(t *testing.T) {
 			b.expect(fmt.Sprint(i))
 		}
 	}
+	a.send(b.mac, "end") // the switch has seen all before it
+	b.expect("end")
 	got := slow.port.Counts()
 	if got.Dropped == 0 || got.Dropped+got.Out != many {
 		t.Errorf("of %d frames %d were sent on and %d dropped", many, got.Out, got.Dropped)
