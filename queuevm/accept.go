@@ -80,7 +80,7 @@ func (vm *VM) welcome(conn net.Conn, proven func()) {
 		_ = conn.Close()
 		return
 	}
-	secured, theirs, err := vm.key.accept(&replayed{Conn: conn, head: head}, plain, vm.config.Self, vm.mayDial, vm.gaveUp, vm.knows)
+	secured, theirs, err := vm.key.accept(&replayed{Conn: conn, head: head}, plain, vm.config.Self, vm.mayDial, vm.takes, vm.knows)
 	if err == nil {
 		if r, ok := secured.(*replayed); ok {
 			secured = r.Conn // nothing is left of what was read ahead
@@ -126,12 +126,20 @@ func (vm *VM) mayDial(id string) (string, bool) {
 	return p.Fingerprint, true
 }
 
-// gaveUp says whether a peer was reported lost, for good.
-func (vm *VM) gaveUp(id string) bool {
+// takes says what a peer's connection comes to. One that was reported lost is, for
+// good. A direct channel may be known there before it is here; to take the connection
+// and then close it would leave the peer with a dead one.
+func (vm *VM) takes(theirs greeting) byte {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
-	p := vm.peers[id]
-	return p == nil || p.gone
+	p := vm.peers[string(theirs.id)]
+	switch {
+	case p == nil || p.gone:
+		return givenUp
+	case theirs.direct && vm.awaited(p, theirs.channel) != nil:
+		return notNow
+	}
+	return welcomed
 }
 
 func (vm *VM) knows(fingerprint string) bool {

@@ -162,14 +162,7 @@ func (vm *VM) adopt(p *peer, channel uint32, raw, secured net.Conn) error {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
 	c := vm.channels[channel]
-	switch {
-	case vm.closed:
-		err = ErrDown
-	case c == nil || c.direct == nil || c.far() != p.ID:
-		err = fmt.Errorf("channel %d is no direct channel to node %s", channel, p.ID)
-	case c.direct.fd >= 0:
-		err = fmt.Errorf("direct channel %d has its socket", channel)
-	default:
+	if err = vm.awaited(p, channel); err == nil {
 		err = vm.watch(fd, unix.EPOLLRDHUP|unix.EPOLLET, c.direct) // and HUP and ERR
 	}
 	if err != nil {
@@ -182,6 +175,20 @@ func (vm *VM) adopt(p *peer, channel uint32, raw, secured net.Conn) error {
 		a.process.reply(a.process.ports[a.port].sockets(a.process, a.port))
 	}
 	c.direct.asked = nil
+	return nil
+}
+
+// awaited is nil for a direct channel to a peer that has no socket yet. The caller
+// holds VM.mu.
+func (vm *VM) awaited(p *peer, channel uint32) error {
+	switch c := vm.channels[channel]; {
+	case vm.closed:
+		return ErrDown
+	case c == nil || c.direct == nil || c.far() != p.ID:
+		return fmt.Errorf("channel %d is no direct channel to node %s", channel, p.ID)
+	case c.direct.fd >= 0:
+		return fmt.Errorf("direct channel %d has its socket", channel)
+	}
 	return nil
 }
 

@@ -206,14 +206,18 @@ func (k *key) sign(message []byte) ([]byte, error) {
 	return append([]byte{byte(len(signature))}, signature...), nil
 }
 
-// The last byte of the exchange: the link is up, or never will be again.
+// The last byte of the exchange: the connection is taken, or no other ever will be,
+// or this one is not, and another may be later.
 const (
 	welcomed = 1
 	givenUp  = 2
+	notNow   = 3
 )
 
 // errGivenUp: to dial again would not help.
 var errGivenUp = errors.New("it has given this node up for lost")
+
+var errNotNow = errors.New("it has no use for a connection for this channel")
 
 // readField reads a u8 length and as many bytes.
 func readField(r io.Reader) ([]byte, error) {
@@ -266,19 +270,27 @@ func (k *key) dial(raw net.Conn, plain bool, self string, p Peer, purpose greeti
 	if _, err := conn.Write(proof); err != nil {
 		return nil, greeting{}, err
 	}
+	if purpose.direct {
+		// From here on the other side may take it, for good: it has this long.
+		_ = raw.SetDeadline(time.Now().Add(strangersTime))
+	}
 	var welcome [1]byte
 	if _, err := io.ReadFull(conn, welcome[:]); err != nil {
 		return nil, greeting{}, fmt.Errorf("it does not take our key: %w", err)
 	}
-	if welcome[0] != welcomed {
-		return nil, greeting{}, errGivenUp
+	switch welcome[0] {
+	case welcomed:
+		return conn, theirs, nil
+	case notNow:
+		return nil, greeting{}, errNotNow
 	}
-	return conn, theirs, nil
+	return nil, greeting{}, errGivenUp
 }
 
 // accept is the other side of dial. find names the fingerprint of a peer that
-// may dial this node, gone whether that one was given up. It returns the peer's greeting.
-func (k *key) accept(raw net.Conn, plain bool, self string, find func(id string) (fingerprint string, ok bool), gone func(id string) bool, known func(fingerprint string) bool) (net.Conn, greeting, error) {
+// may dial this node, admit the last byte for one who has proven to be it: whoever is
+// welcomed counts on the connection. It returns the peer's greeting.
+func (k *key) accept(raw net.Conn, plain bool, self string, find func(id string) (fingerprint string, ok bool), admit func(greeting) byte, known func(fingerprint string) bool) (net.Conn, greeting, error) {
 	conn := raw
 	if !plain {
 		config, err := k.pinned(known)
@@ -314,12 +326,15 @@ func (k *key) accept(raw net.Conn, plain bool, self string, find func(id string)
 	if !theirs.proves(said("dialer", theirs, mine), signature) {
 		return nil, greeting{}, fmt.Errorf("%q does not hold the key it shows", id)
 	}
-	if gone(id) {
-		_, err := conn.Write([]byte{givenUp})
-		return nil, greeting{}, errors.Join(fmt.Errorf("%q was given up for lost", id), err)
-	}
-	if _, err := conn.Write([]byte{welcomed}); err != nil {
+	answer := admit(theirs)
+	if _, err := conn.Write([]byte{answer}); err != nil {
 		return nil, greeting{}, err
+	}
+	switch answer {
+	case givenUp:
+		return nil, greeting{}, fmt.Errorf("%q was given up for lost", id)
+	case notNow:
+		return nil, greeting{}, fmt.Errorf("%q has no channel %d that waits for a connection", id, theirs.channel)
 	}
 	return conn, theirs, nil
 }

@@ -375,7 +375,7 @@ func TestServedQueueWithoutTakers(t *testing.T) {
 			}
 			select {
 			case <-g.done:
-			case <-time.After(20 * time.Second):
+			case <-time.After(time.Minute):
 				t.Fatal("the producer does not learn that the takers are gone")
 			}
 			if !strings.Contains(g.stderr.String(), "closed") {
