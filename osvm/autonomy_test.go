@@ -2,6 +2,7 @@ package osvm_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -9,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"mvm/osvm"
 	"mvm/osvm/guest"
@@ -179,4 +182,60 @@ func TestTwoAutonomousHosts(t *testing.T) {
 		}
 		t.Errorf("two busy VMs with shares of 3 : 1 use %.2f : 1", ratio)
 	})
+}
+
+// TestProcessorWeights has two busy VMs on one core, whose quotas leave each of them
+// all of it: what divides it is their weights alone.
+func TestProcessorWeights(t *testing.T) {
+	h, image := vmtest.Host(t), vmtest.Image(t)
+	if !osvm.LimitsProcessors() {
+		t.Skip("SKIPPED: weights were not measured: no control group can be made here")
+	}
+	var may, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &may); err != nil {
+		t.Fatal(err)
+	}
+	for core := 0; one.Count() == 0; core++ {
+		if may.IsSet(core) {
+			one.Set(core)
+		}
+	}
+	var machines [2]*osvm.Machine
+	for i, cpus := range []float64{3, 1} {
+		m := vmtest.MachineOf(t, h, osvm.Order{ID: fmt.Sprint("weighs-", cpus), Image: image, MemoryMiB: 128, Limits: osvm.Limits{CPUs: cpus}, Template: true})
+		agent := vmtest.Start(t, m)
+		shell(t, agent, "(while :; do :; done) >/dev/null 2>&1 </dev/null &")
+		threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", m.PID()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, thread := range threads {
+			if number, err := strconv.Atoi(thread.Name()); err == nil {
+				_ = unix.SchedSetaffinity(number, &one) // it may have ended
+			}
+		}
+		machines[i] = m
+	}
+	used := func() (of [2]time.Duration) {
+		for i, m := range machines {
+			s, err := m.Statistics(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			of[i] = s.CPU
+		}
+		return of
+	}
+	const enough = 400 * time.Millisecond // of the lighter one: forty of the kernel's ticks
+	begin, before := time.Now(), used()
+	var ratio float64
+	eventually(t, "the light VM has used enough", func() bool {
+		now := used()
+		ratio = float64(now[0]-before[0]) / float64(now[1]-before[1])
+		return now[1]-before[1] >= enough
+	})
+	t.Logf("in %v one used %.2f times as much as the other", time.Since(begin), ratio)
+	if ratio < 2 || ratio > 4.5 {
+		t.Errorf("two busy VMs of weights 3 : 1 use %.2f : 1", ratio)
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,10 +21,12 @@ func TestMinimalImage(t *testing.T) {
 	const script = `#!/bin/sh
 mount -t devtmpfs none /dev
 mount -t sysfs none /sys
+mount -t proc none /proc
 for name in $(cat /modules/order); do insmod /modules/$name.ko; done
 head -c 9 /dev/vda; echo ", $(cat /sys/block/vda/size) sectors, $(cat /sys/block/vda/serial)"
 echo overlaid | dd of=/dev/vda bs=1 conv=notrunc 2>/dev/null && sync && head -c 8 /dev/vda && echo
 echo "far away" | dd of=/dev/vda bs=1M seek=30 2>/dev/null && sync && dd if=/dev/vda bs=1M skip=30 count=1 2>/dev/null | head -n 1
+begin=$(cut -d ' ' -f 1 /proc/uptime) && dd if=/dev/zero of=/dev/vda bs=1M seek=32 count=8 conv=fsync 2>/dev/null && echo "8 MiB from second $begin to second $(cut -d ' ' -f 1 /proc/uptime)"
 head -c 8 /dev/vdb && echo && echo x >/dev/vdb || echo "vdb is read-only: $(cat /sys/block/vdb/ro)"
 cd /tmp && cat >hello.c <<'EOF'
 #include <math.h>
@@ -64,7 +67,8 @@ poweroff -f
 		}
 	}
 	image.Disks = []osvm.Disk{{Path: disk, Format: osvm.Raw}, {Path: seed, Format: osvm.Raw, ReadOnly: true}}
-	lines := console(t, osvm.Order{ID: "trial", Image: image, MemoryMiB: 128, Limits: osvm.Limits{DiskMiB: 64, DiskBytesPerSecond: 100 << 20}})
+	const perSecond = 4 << 20
+	lines := console(t, osvm.Order{ID: "trial", Image: image, MemoryMiB: 128, Limits: osvm.Limits{DiskMiB: 64, DiskBytesPerSecond: perSecond}})
 	text := strings.Join(lines, "\n")
 	if begin, err := os.ReadFile(disk); err != nil || !strings.HasPrefix(string(begin), "the image\x00") {
 		t.Errorf("the image's own file has become %q, %v", begin[:min(20, len(begin))], err)
@@ -73,6 +77,16 @@ poweroff -f
 		if !strings.Contains(text, want) {
 			t.Errorf("the guest did not say %q, but\n%s", want, text)
 		}
+	}
+	// By the guest's clock, which nothing that holds up the test holds up. A tenth of
+	// a second's bytes may pass at once.
+	var begin, end float64
+	for _, line := range lines {
+		_, _ = fmt.Sscanf(line, "8 MiB from second %f to second %f", &begin, &end)
+	}
+	t.Logf("with a limit of %d bytes a second it wrote 8 MiB in %.2f s", perSecond, end-begin)
+	if least := 8.0*(1<<20)/perSecond - 0.2; begin == 0 || end-begin < least {
+		t.Errorf("it wrote 8 MiB from second %v to second %v, with a limit of %d bytes a second: expected %v at least", begin, end, perSecond, least)
 	}
 }
 
