@@ -49,10 +49,6 @@ const Version = "0.1.0"
 // defaultPort is where a node listens when it is not told.
 const defaultPort = "7480"
 
-// lease is what the information service gives nodes, and the broker counts on:
-// how long after it sent a heartbeat a node may keep what the answer named.
-const lease = 10 * time.Second
-
 func main() {
 	// A node that has no slim MVM process in it starts itself again as one.
 	if mvm.IsProcess(os.Args) {
@@ -152,6 +148,10 @@ type nodeOptions struct {
 	insecure                                   bool
 	logFormat, logLevel                        string
 
+	// lease is what the information service gives nodes, and the broker counts on:
+	// how long after it sent a heartbeat a node may keep what the answer named.
+	lease time.Duration
+
 	// For a parent process that starts nodes, as `mvm lab` does.
 	listenFD       int
 	exitWithParent bool
@@ -206,6 +206,7 @@ there can read and change them. Direct channels exist only there.`,
 	f.StringVar(&o.accelerator, "accelerator", string(osvm.Auto), "what OS-level VMs run with: auto, kvm, tcg, or none for a node without VMs")
 	f.StringVar(&o.vmTemplates, "vm-templates", "", "`DIR` for booted VMs of which others are clones, which the nodes of a machine may share (default: in --data)")
 	f.IntVar(&o.cacheLimit, "cache-limit", 4096, "`MIB` of builds that are kept, and of what Go compiled, each; what was not used for longest goes")
+	f.DurationVar(&o.lease, "lease", 10*time.Second, "`TIME` without an answer to its heartbeats after which a node ends its jobs; then they may go elsewhere (back and front ends, alike)")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warning or error")
 	f.IntVar(&o.listenFD, "listen-fd", 0, "serve on this inherited socket instead of --listen")
@@ -231,6 +232,9 @@ func (o *nodeOptions) run(cmd *cobra.Command) error {
 	}
 	if o.slots < 0 || o.slots == 0 && cmd.Flags().Changed("slots") {
 		return client.Usage(fmt.Errorf("--slots %d: write how many processes run at once, or leave it out for as many as cores; --roles says whether any do", o.slots))
+	}
+	if o.lease < time.Second {
+		return client.Usage(fmt.Errorf("--lease %v: a node must be able to miss a heartbeat; write at least 1s", o.lease))
 	}
 	if o.cacheLimit < 1 {
 		return client.Usage(fmt.Errorf("--cache-limit %d: write how many MiB are kept", o.cacheLimit))
@@ -595,7 +599,7 @@ func (s *server) openState(ctx context.Context) (err error) {
 		return err
 	}
 	if s.has(wsdl.RoleBackend) {
-		if s.info, err = information.New(information.Config{Store: s.store, Lease: lease, BrokerURL: s.brokerURL, Log: s.log}); err != nil {
+		if s.info, err = information.New(information.Config{Store: s.store, Lease: s.options.lease, BrokerURL: s.brokerURL, Log: s.log}); err != nil {
 			return err
 		}
 	}
@@ -607,7 +611,7 @@ func (s *server) openState(ctx context.Context) (err error) {
 			}
 		}
 		s.broker, err = broker.New(broker.Config{
-			Journal: s.store, Blobs: s.images, Caller: s.caller, URL: func() string { return s.url }, Lease: lease, Log: s.log, Pass: pass})
+			Journal: s.store, Blobs: s.images, Caller: s.caller, URL: func() string { return s.url }, Lease: s.options.lease, Log: s.log, Pass: pass})
 	}
 	return err
 }
