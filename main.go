@@ -627,7 +627,7 @@ func killAt(text string) (func(point string), error) {
 			return nil, client.Usage(fmt.Errorf("--kill-at %s: write it as POINT or POINT:N", text))
 		}
 	}
-	if points := append(broker.Points(), broker.ChangePoints()...); !slices.Contains(points, at) {
+	if points := slices.Concat(broker.Points(), broker.ChangePoints(), broker.SetPoints()); !slices.Contains(points, at) {
 		return nil, client.Usage(fmt.Errorf("--kill-at: there is no point %q, but %s", at, strings.Join(points, ", ")))
 	}
 	var passed atomic.Int64

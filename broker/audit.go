@@ -60,7 +60,7 @@ func Audit(ctx context.Context, state *store.Store, blobs Blobs) (*Ledger, error
 	for _, kv := range all {
 		a.values[kv.Key] = kv.Value
 		known := kv.Key == epochKey
-		for _, prefix := range []string{"grid/", jobsPrefix, tokensPrefix, statusPrefix, resultsPrefix, attemptsPrefix, profilesPrefix, queuesPrefix} {
+		for _, prefix := range []string{"grid/", jobsPrefix, tokensPrefix, statusPrefix, resultsPrefix, attemptsPrefix, profilesPrefix, queuesPrefix, setsPrefix} {
 			known = known || strings.HasPrefix(kv.Key, prefix)
 		}
 		if !known {
@@ -158,6 +158,14 @@ func (a *auditor) job(id string, attempts map[int]map[string]string, members map
 		if _, there := a.values[resultsPrefix+id]; there {
 			a.bad("job %s: it has results, and has not ended", id)
 		}
+		if _, there := a.values[setsPrefix+id]; there {
+			var newest set
+			if a.read(setsPrefix+id, &newest) {
+				for _, digest := range newest.Blobs {
+					a.needed[digest] = setsPrefix + id
+				}
+			}
+		}
 		for number, records := range attempts {
 			switch {
 			case number < s.Attempt || number == s.Attempt && s.Gone:
@@ -173,6 +181,9 @@ func (a *auditor) job(id string, attempts map[int]map[string]string, members map
 }
 
 func (a *auditor) ended(id string, s *status, attempts map[int]map[string]string) {
+	if _, there := a.values[setsPrefix+id]; there {
+		a.bad("job %s: it has ended, and has a checkpoint", id)
+	}
 	if len(attempts) > 0 {
 		a.bad("job %s: it has ended, and has records of %d attempts", id, len(attempts))
 	}

@@ -52,7 +52,11 @@ func (j *job) callAwaken(number, i int) {
 		var answer *wsdl.AwakenResponse
 		err := b.insist(ctx, b.config.Patience, b.config.AwakenTimeout, func(ctx context.Context) (err error) {
 			b.pass("before Awaken")
-			answer, err = b.queueOf(&y.members[i]).AwakenContext(ctx, y.awaken(j.id, number, i))
+			request := y.awaken(j.id, number, i)
+			if y.job.Checkpoint > 0 {
+				request.RedialMillis = b.config.redial().Milliseconds()
+			}
+			answer, err = b.queueOf(&y.members[i]).AwakenContext(ctx, request)
 			b.pass("after Awaken")
 			return err
 		})

@@ -94,6 +94,9 @@ func (b *Service) change(ctx context.Context, id string, wait int32, token strin
 	if err != nil {
 		return nil, err
 	}
+	if compiled := j.profile(); compiled != nil && compiled.Checkpoint > 0 {
+		return nil, wsdl.NewFault(wsdl.FaultCodeConflict, "job "+id+" has checkpoints, which would not know of a change of its queues", "submit it without the policy's checkpoint to change it while it runs")
+	}
 	for {
 		w, attempt, err := j.wiring()
 		if err != nil {

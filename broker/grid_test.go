@@ -230,6 +230,8 @@ type fakeAttempt struct {
 	ctx      context.Context
 	end      context.CancelFunc
 	started  bool
+	restored string // what it goes on from
+	taken    int64  // the set that it stands still for
 	work     sync.WaitGroup
 	mu       sync.Mutex // guards all below
 	sequence int64
@@ -263,7 +265,7 @@ func (n *fakeNode) join() {
 	n.cancel = cancel
 	n.mu.Unlock()
 	record, err := json.Marshal(&wsdl.Node{Id: n.id, Incarnation: incarnation, Name: n.id, Url: "http://" + n.id, Cores: int32(n.slots), Memory: 1 << 20,
-		Slots: wsdl.Of(int32(n.slots)), Os: "linux", Role: []*wsdl.Role{wsdl.Of(wsdl.RoleWorker)},
+		Slots: wsdl.Of(int32(n.slots)), Os: "linux", Accelerator: "tcg", Role: []*wsdl.Role{wsdl.Of(wsdl.RoleWorker)},
 		Compiler: []*wsdl.Compiler{{Language: wsdl.Of(wsdl.LanguageShell), Command: "sh", Version: "1"}}})
 	if err != nil {
 		n.grid.t.Fatal(err)
@@ -343,9 +345,12 @@ func (n *fakeNode) call(ctx context.Context, request, response any) error {
 					}
 				}
 			}
+			if r.Restore != "" && !n.grid.images.Has(r.Restore) {
+				return wsdl.Faultf(wsdl.FaultCodeNotFound, "blob %s is nowhere", r.Restore)
+			}
 			n.fenced[r.Attempt.Job] = number
 			n.free -= int(r.Slots)
-			a = &fakeAttempt{number: number, slots: int(r.Slots)}
+			a = &fakeAttempt{number: number, slots: int(r.Slots), restored: r.Restore}
 			a.ctx, a.end = context.WithCancel(context.Background())
 			n.attempts[r.Attempt.Job] = a
 		}
@@ -389,6 +394,35 @@ func (n *fakeNode) call(ctx context.Context, request, response any) error {
 			}
 		}
 		*response.(*wsdl.TerminateResponse) = answer
+	case *wsdl.CheckpointAttempt:
+		if err := n.fence(r.Attempt); err != nil {
+			return err
+		}
+		a := n.attempts[r.Attempt.Job]
+		if a == nil || a.number != int(r.Attempt.Number) {
+			return stale("attempt %d at %s is not here", r.Attempt.Number, r.Attempt.Job)
+		}
+		answer := response.(*wsdl.CheckpointAttemptResponse)
+		switch *r.Step {
+		case wsdl.CheckpointStepTake:
+			a.taken = r.Set
+		case wsdl.CheckpointStepDrop:
+			a.taken = 0
+		default:
+			if a.taken != r.Set {
+				return wsdl.Faultf(wsdl.FaultCodeConflict, "set %d was not taken", r.Set)
+			}
+			a.taken = 0
+			record, _, err := n.grid.images.Put(ctx, strings.NewReader(fmt.Sprint(r.Attempt.Job, a.number, n.id, r.Set)))
+			if err != nil {
+				return err
+			}
+			same, _, err := n.grid.images.Put(ctx, strings.NewReader("what never changes"))
+			if err != nil {
+				return err
+			}
+			*answer = wsdl.CheckpointAttemptResponse{Record: record, Address: n.id + ":1", Blob: []string{record, same}}
+		}
 	case *wsdl.ReadStream:
 		if err := n.fence(r.Attempt); err != nil {
 			return err
@@ -434,6 +468,10 @@ func (n *fakeNode) run(a *fakeAttempt, fence *wsdl.Attempt, p *wsdl.ProcessSpec)
 		case "once": // fails in the first attempt only
 			if a.number == 1 {
 				exit = 7
+			}
+		case "unrestored": // runs until its attempt is one that goes on from a checkpoint
+			if a.restored == "" {
+				<-a.ctx.Done()
 			}
 		case "hang":
 			<-a.ctx.Done()

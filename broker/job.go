@@ -24,6 +24,7 @@ type job struct {
 	compiled *profile.Job // nil once the job has ended, and when it cannot be compiled any more
 	outside  []outside    // its ends outside
 	blobs    *bag         // what it refers to
+	sets     *bag         // and its newest checkpoint; of the goroutine that drains
 	fixed    status       // what never changes of it: name, token, size, submitted, arguments
 
 	explained time.Time // when it was last told why it waits; guarded by scheduler.mu
@@ -39,6 +40,7 @@ type job struct {
 	held     []func(error) // whoever waits until life.Held is durable
 	draining bool
 	dead     bool // the broker ended in the middle; only its successor knows better
+	coming   *bag // what the checkpoint refers to that is made, and not yet journalled
 
 	// The goroutine that drains uses these alone.
 	layout *layout
@@ -207,6 +209,9 @@ func (j *job) perform(actions []action) error {
 				return err
 			}
 			j.tell(a)
+			if a.Set || a.End {
+				j.keepSet()
+			}
 			if a.Go {
 				// What nodes hold matters from now on.
 				b.scheduler.tell(j)
@@ -232,6 +237,8 @@ func (j *job) perform(actions []action) error {
 			j.callTerminate(l.Attempt, a)
 		case ask:
 			j.callQuiet(l.Attempt, a)
+		case snapshot:
+			j.callSnapshot(l.Attempt, a.Number)
 		case alter:
 			if j.calls == nil {
 				j.begin()

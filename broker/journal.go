@@ -59,6 +59,7 @@ type Blobs interface {
 //	broker/attempts/ID/NUMBER/go            the members' proxies, before the first Instantiate
 //	broker/attempts/ID/NUMBER/report/N/SEQ  the terminal reports of member N
 //	broker/attempts/ID/NUMBER/change/N      a live change: before any node hears of it, and how it ended
+//	broker/sets/ID                          the newest checkpoint of the whole job
 //	broker/profiles/KIND/NAME/VERSION       a registered profile; never changes
 //	broker/queues/NAME                      a queue in which jobs wait, but for the
 //	                                        default one as it is at first
@@ -155,8 +156,10 @@ type memberRecord struct {
 	URL         string
 	Processes   []int
 	Slots       int
-	Cores       int   `json:",omitempty"`
-	Memory      int64 `json:",omitempty"`
+	Cores       int    `json:",omitempty"`
+	Memory      int64  `json:",omitempty"`
+	Restore     string `json:",omitempty"`
+	Former      string `json:",omitempty"`
 }
 
 // goRecord is what the same Instantiate needs after a restart.
@@ -406,6 +409,14 @@ func (j *job) ops(c commit) ([]store.Op, error) {
 			return nil, err
 		}
 	}
+	if c.Set && l.Set != nil {
+		if err := add(put(setsPrefix+l.Job, l.Set)); err != nil {
+			return nil, err
+		}
+	}
+	if l.Every > 0 && (c.End || c.Set && l.Set == nil) {
+		ops = append(ops, store.Delete(setsPrefix+l.Job))
+	}
 	for _, i := range c.Drop {
 		ops = append(ops, store.Drop(l.Members[i].Node, l.Job, l.Attempt))
 	}
@@ -432,12 +443,12 @@ func (j *job) ops(c commit) ([]store.Op, error) {
 
 func (m *member) record() memberRecord {
 	return memberRecord{Node: m.Node, Name: m.Name, Incarnation: m.Incarnation, URL: m.URL,
-		Processes: m.Processes, Slots: m.Slots, Cores: m.Cores, Memory: m.Memory}
+		Processes: m.Processes, Slots: m.Slots, Cores: m.Cores, Memory: m.Memory, Restore: m.Restore, Former: m.Former}
 }
 
 func (r memberRecord) member() member {
 	return member{Node: r.Node, Name: r.Name, Incarnation: r.Incarnation, URL: r.URL,
-		Processes: r.Processes, Slots: r.Slots, Cores: r.Cores, Memory: r.Memory}
+		Processes: r.Processes, Slots: r.Slots, Cores: r.Cores, Memory: r.Memory, Restore: r.Restore, Former: r.Former}
 }
 
 // parseAttemptKey splits a key below attemptsPrefix into job, number and what

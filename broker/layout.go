@@ -132,6 +132,10 @@ func (y *layout) awaken(job string, number, i int) *wsdl.Awaken {
 	if vm := y.job.VM; vm != nil {
 		request.Vm = &wsdl.Enclosure{Image: vm.Blobs[0], Name: vm.Name, Memory: m.Memory}
 	}
+	if m.Restore != "" {
+		request.Restore = m.Restore // which has all that is made of sources and inputs
+		return request
+	}
 	sources, inputs := map[string]bool{}, map[profile.File]bool{}
 	for _, id := range m.Processes {
 		p := &y.job.Processes[id]
@@ -263,7 +267,7 @@ func (y *layout) instantiate(job string, number, i int, proxies []proxyRecord) *
 		request.Queue = append(request.Queue, served(q))
 	}
 	for _, peer := range y.peers[i] {
-		request.Peer = append(request.Peer, &wsdl.Peer{Node: y.members[peer].Node, Address: proxies[peer].Address, Fingerprint: proxies[peer].Fingerprint})
+		request.Peer = append(request.Peer, &wsdl.Peer{Node: y.members[peer].Node, Address: proxies[peer].Address, Fingerprint: proxies[peer].Fingerprint, Former: y.members[peer].Former})
 	}
 	return request
 }

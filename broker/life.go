@@ -20,6 +20,7 @@ type life struct {
 	Rules     rules
 	WallTime  time.Duration // of one attempt; 0 = no limit
 	Retries   int           // failed attempts that are followed by another
+	Every     time.Duration // between two checkpoints of the whole job; 0 = none
 	Phase     wsdl.JobState
 	Reason    string // why it is pending, or how it ended
 	Started   time.Time
@@ -44,6 +45,8 @@ type life struct {
 	Probing int      // the round of questions under way that looks for a deadlock; 0 = none
 	Answers []quiet  // of the first round, while the second is under way
 	Changes []change // live ones of the attempt, by number less 1
+	Set     *set     // the newest complete checkpoint of the whole job, of any attempt
+	Sets    int64    // how many the attempt has begun
 
 	changes int // grows when something that a reader sees changed
 }
@@ -80,6 +83,9 @@ type member struct {
 	Slots       int
 	Cores       int
 	Memory      int64 // MiB
+
+	Restore string // what it goes on from, "" where it begins
+	Former  string // and where the others then believe its proxy to be
 
 	Awake       bool
 	Address     string // of its proxy
@@ -148,6 +154,7 @@ type report struct {
 	ProxyBytes int64     `json:",omitempty"`
 	ProxyItems int64     `json:",omitempty"`
 	Quiet      int64     `json:",omitempty"` // it tells of this quiet period
+	Lost       bool      `json:",omitempty"` // Failure is that the node, or the VM, ended under the attempt
 }
 
 // terminal says whether losing the report would lose a result.
@@ -235,6 +242,12 @@ type (
 		Attempt, Round int
 		Answers        []quiet // by member
 	}
+	// saved: a checkpoint of the whole job is complete, or there is none.
+	saved struct {
+		Attempt int
+		Number  int64
+		Set     *set
+	}
 	// elapsed: a timer that the life had set ran out.
 	elapsed struct {
 		Attempt int
@@ -283,6 +296,7 @@ func (e present) attempt() int      { return e.Attempt }
 func (e lost) attempt() int         { return e.Attempt }
 func (e rejoined) attempt() int     { return e.Attempt }
 func (e answered) attempt() int     { return e.Attempt }
+func (e saved) attempt() int        { return e.Attempt }
 func (e elapsed) attempt() int      { return e.Attempt }
 func (e changing) attempt() int     { return e.Attempt }
 func (e changed) attempt() int      { return e.Attempt }
@@ -308,6 +322,7 @@ type (
 		End     bool          // the job is over
 		Change  int64         // a change of this number, 0 for none: before any node hears of it,
 		Changed bool          // or once it is no longer pending
+		Set     bool          // the newest checkpoint of the whole job, or that there is none any more
 	}
 	awaken      struct{ Member int }
 	instantiate struct{ Member int }
@@ -318,6 +333,8 @@ type (
 	}
 	// alter: make a change at the nodes.
 	alter struct{ Number int64 }
+	// snapshot: make a checkpoint of the whole job.
+	snapshot struct{ Number int64 }
 	// ask: ask all members at once whether they are quiet.
 	ask struct{ Round int }
 	// release: the member's slots are free again.
@@ -347,6 +364,7 @@ func (awaken) action()      {}
 func (instantiate) action() {}
 func (terminate) action()   {}
 func (ask) action()         {}
+func (snapshot) action()    {}
 func (alter) action()       {}
 func (release) action()     {}
 func (wait) action()        {}

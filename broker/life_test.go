@@ -132,6 +132,8 @@ func parseLife(t *testing.T, words []string) *life {
 			l.Retries, _ = strconv.Atoi(value)
 		case "wall":
 			l.WallTime, _ = time.ParseDuration(value)
+		case "every":
+			l.Every, _ = time.ParseDuration(value)
 		case "tasks":
 			for _, one := range strings.Split(value, ",") {
 				task, count, _ := strings.Cut(one, "*")
@@ -208,6 +210,10 @@ func parseEvent(t *testing.T, l *life, words []string) event {
 				e.Report.Failure = strings.ReplaceAll(what, "_", " ")
 				continue
 			}
+			if id == "lost" {
+				e.Report.Failure, e.Report.Lost = strings.ReplaceAll(what, "_", " "), true
+				continue
+			}
 			if id == "quiet" {
 				e.Report.Quiet, _ = strconv.ParseInt(what, 10, 64)
 				continue
@@ -255,6 +261,18 @@ func parseEvent(t *testing.T, l *life, words []string) event {
 		return moved{Place: jobqueue.Place{Queue: words[1], Priority: priority}, Waiting: verb == "seated"}
 	case "unreadable":
 		return unreadable{}
+	case "saved": // NUMBER, and the members' records, or nothing
+		e := saved{Attempt: number}
+		e.Number, _ = strconv.ParseInt(words[1], 10, 64)
+		for _, word := range words[2:] {
+			if e.Set == nil {
+				e.Set = &set{Attempt: number, Number: e.Number, Made: time.Unix(0, 0)}
+			}
+			name, record, _ := strings.Cut(word, "=")
+			m := l.Members[slices.IndexFunc(l.Members, func(m member) bool { return m.Node == name })]
+			e.Set.Members = append(e.Set.Members, setMember{Node: name, Processes: m.Processes, Record: record, Address: name + ":9"})
+		}
+		return e
 	case "answered":
 		return parseAnswers(t, l, number, words[1:])
 	}
@@ -323,12 +341,24 @@ func (l *life) print(a action) string {
 		if a.Moved {
 			s += " place=" + l.Place.Queue
 		}
+		if a.Set {
+			s += " set"
+			if l.Set == nil {
+				s += "=none"
+			}
+		}
 		if a.End {
 			s += " end"
 		}
 		return s
+	case snapshot:
+		return fmt.Sprintf("snapshot %d", a.Number)
 	case awaken:
-		return "awaken " + name(a.Member)
+		s := "awaken " + name(a.Member)
+		if m := l.Members[a.Member]; m.Restore != "" {
+			s += " restore=" + m.Restore + " former=" + m.Former
+		}
+		return s
 	case instantiate:
 		return "instantiate " + name(a.Member)
 	case terminate:

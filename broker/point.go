@@ -21,6 +21,15 @@ func ChangePoints() []string {
 	return points
 }
 
+// SetPoints are those that only the checkpoints of a job in VMs pass.
+func SetPoints() []string {
+	var points []string
+	for _, step := range []string{"take", "save", "set"} {
+		points = append(points, "before "+step, "after "+step)
+	}
+	return points
+}
+
 func (b *Service) pass(point string) {
 	if b.config.Pass != nil {
 		b.config.Pass(point)
@@ -42,6 +51,8 @@ func (c commit) point() string {
 		return "attempt"
 	case c.Report != nil:
 		return "report"
+	case c.Set:
+		return "set"
 	case c.Moved:
 		return "move"
 	case c.Changed:

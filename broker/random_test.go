@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -14,10 +15,14 @@ func playAnyOrder(t *testing.T, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 7))
 	l := parseLife(t, []string{"tasks=a*2,b*2", "wall=1m"})
 	l.Retries = rng.IntN(3)
+	if seed%2 == 0 {
+		l.Every = time.Second
+	}
 	// What the world holds, by node: the number of the attempt that may run there.
 	holds := map[string]int{}
 	attempts, ended := 0, 0
 	sequence := map[string]int64{}
+	kept := "" // of the newest checkpoint that is journalled: what its members go on from
 	for range 400 {
 		var e event
 		pick := func() int { return rng.IntN(max(1, len(l.Members))) }
@@ -33,7 +38,7 @@ func playAnyOrder(t *testing.T, seed uint64) {
 			}
 		} else {
 			i := pick()
-			switch rng.IntN(16) {
+			switch rng.IntN(18) {
 			case 0, 1:
 				e = awoke{Attempt: number, Member: i}
 			case 2:
@@ -81,11 +86,26 @@ func playAnyOrder(t *testing.T, seed uint64) {
 					x.Answers[k] = quiet{Failed: rng.IntN(9) == 0, Quiet: rng.IntN(9) > 0, Period: int64(rng.IntN(2)), Waits: []waiting{{Process: k, Other: 1 - k}}}
 				}
 				e = x
+			case 15, 16:
+				x := saved{Attempt: number, Number: l.Sets - int64(rng.IntN(5)/4)}
+				if rng.IntN(3) > 0 {
+					x.Set = &set{Attempt: number, Number: x.Number, Blobs: []string{"x"}}
+					for _, m := range l.Members {
+						x.Set.Members = append(x.Set.Members, setMember{Node: m.Node, Processes: m.Processes, Record: fmt.Sprint(number, x.Number)})
+					}
+				}
+				if x.Number < 1 {
+					continue // none was begun
+				}
+				e = x
 			default:
-				timers := []timer{probeTimer, wallTimer, dropTimer, flushTimer, expireTimer, startTimer, absentTimer, holdTimer}
+				timers := []timer{probeTimer, wallTimer, dropTimer, flushTimer, expireTimer, startTimer, absentTimer, holdTimer, setTimer}
 				x := elapsed{Attempt: number, Timer: timers[rng.IntN(len(timers))], Turn: rng.IntN(3)}
 				if x.Timer == startTimer || x.Timer == absentTimer {
 					x.Members = []int{i}
+				}
+				if x.Timer == setTimer && l.Every == 0 {
+					continue // no such timer was set
 				}
 				if x.Timer == expireTimer {
 					if number != l.Attempt || !l.Members[i].Dropped {
@@ -119,6 +139,11 @@ func playAnyOrder(t *testing.T, seed uint64) {
 					clear(sequence)
 				}
 				durable = durable || a.Go
+				if a.Set {
+					if kept = ""; l.Set != nil {
+						kept = l.Set.Members[0].Record
+					}
+				}
 				if a.Requeue || a.End {
 					for node, n := range holds {
 						if n != 0 {
@@ -126,7 +151,15 @@ func playAnyOrder(t *testing.T, seed uint64) {
 						}
 					}
 				}
+			case snapshot:
+				if l.Every == 0 || !durable {
+					t.Fatalf("seed %d: a checkpoint before the go is durable, or of a job that has none", seed)
+				}
 			case awaken:
+				// What was journalled last is gone on from, by all or by none.
+				if m := l.Members[a.Member]; l.Set == nil && m.Restore != "" || l.Set != nil && m.Restore != kept {
+					t.Fatalf("seed %d: %s goes on from %q, and the journal has %q", seed, m.Node, m.Restore, kept)
+				}
 				if attempts != l.Attempt {
 					t.Fatalf("seed %d: awakened before the attempt is durable", seed)
 				}

@@ -179,6 +179,9 @@ func (b *Service) restore(ctx context.Context, id string, value []byte, attempts
 	if err := b.restoreAttempt(j, s, attempts); err != nil {
 		return nil, fmt.Errorf("job %s: %w", id, err)
 	}
+	if err := b.restoreSet(ctx, j); err != nil {
+		return nil, fmt.Errorf("job %s: %w", id, err)
+	}
 	j.shown = j.record()
 	j.shown.Revision = j.nextRevision()
 	return j, nil

@@ -75,7 +75,7 @@ func (b *Service) ReportContext(ctx context.Context, request *wsdl.Report) (*wsd
 
 // take checks a report and brings its files into the image store.
 func (b *Service) take(ctx context.Context, j *job, request *wsdl.Report, mine []int) (report, error) {
-	r := report{Sequence: request.Sequence, Failure: clip(request.Failure, maxMessage), ProxyBytes: request.ProxyBytes, ProxyItems: request.ProxyItems, Quiet: max(request.Quiet, 0)}
+	r := report{Sequence: request.Sequence, Failure: clip(request.Failure, maxMessage), Lost: request.Lost, ProxyBytes: request.ProxyBytes, ProxyItems: request.ProxyItems, Quiet: max(request.Quiet, 0)}
 	for _, s := range request.Process {
 		if s == nil || s.Id == nil || s.State == nil {
 			return r, wsdl.Faultf(wsdl.FaultCodeInvalidRequest, "a reported process has an id and a state")

@@ -398,7 +398,7 @@ func (s *scheduler) round() {
 		if compiled == nil {
 			return jobqueue.Passed // it ends just now
 		}
-		plan, reason, ok := fit(compiled, views)
+		plan, reason, ok := j.fit(compiled, views)
 		if !ok {
 			told++
 			j.explained = now

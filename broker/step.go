@@ -68,6 +68,8 @@ func (l *life) react(now time.Time, e event) []action {
 		return l.changing(e)
 	case changed:
 		return l.changed(e)
+	case saved:
+		return l.saved(e)
 	case elapsed:
 		return l.elapsed(now, e)
 	case cancelled:
@@ -101,7 +103,8 @@ func (l *life) placed(e placed) []action {
 	l.Gone, l.Running, l.Former, l.Held = false, false, "", nil
 	l.Probing, l.Answers, l.Changes = 0, nil, nil
 	l.Members = e.Members
-	l.Builds = nil
+	l.Builds, l.Sets = nil, 0
+	l.restores()
 	for i := range l.Processes {
 		p := &l.Processes[i]
 		*p = process{ID: p.ID, Task: p.Task, Index: p.Index, Count: p.Count, State: wsdl.ProcessStateWaiting}
@@ -146,7 +149,7 @@ func (l *life) start() []action {
 	if l.WallTime > 0 {
 		actions = append(actions, wait{Timer: wallTimer, For: l.WallTime + l.Rules.Grace + l.Rules.Slack})
 	}
-	return actions
+	return append(actions, l.nextSet()...)
 }
 
 func (l *life) refused(now time.Time, e refused) []action {
@@ -154,6 +157,9 @@ func (l *life) refused(now time.Time, e refused) []action {
 		return nil
 	}
 	m := &l.Members[e.Member]
+	if m.Restore != "" && (e.Code == wsdl.FaultCodeNotFound || e.Code == wsdl.FaultCodeInvalidRequest || e.Code == wsdl.FaultCodeUnsupported) {
+		return l.spoilt(now, fmt.Sprintf("node %s could not restore the job's checkpoint: %s", m.label(), e.Message))
+	}
 	switch e.Code {
 	case wsdl.FaultCodeBuildFailed, wsdl.FaultCodeUnsupported, wsdl.FaultCodeInvalidRequest, wsdl.FaultCodeTooLarge, wsdl.FaultCodeForbidden:
 		// The same source, flags and request would be refused again.
@@ -196,7 +202,10 @@ func (l *life) unstarted(now time.Time, e unstarted) []action {
 		return nil
 	}
 	cause := fmt.Sprintf("node %s did not start its processes: %s", m.label(), e.Message)
-	if e.Code != wsdl.FaultCodeStale {
+	switch {
+	case transient(e.Code):
+		return l.nodeGone(now, cause) // nobody answers there for a whole lease
+	case e.Code != wsdl.FaultCodeStale:
 		return l.failed(now, cause)
 	}
 	// The attempt is over there. It may have ended well while the broker was
@@ -275,9 +284,12 @@ func (l *life) reported(now time.Time, e reported) []action {
 		l.settle(e.Member)
 		actions = l.conclude(now)
 	case cause != "":
-		if l.Phase == wsdl.JobStateAwakening {
+		switch {
+		case l.Phase == wsdl.JobStateAwakening:
 			actions = l.decide(now, requeue, cause)
-		} else {
+		case r.Lost:
+			actions = l.vmGone(now, cause)
+		default:
 			actions = l.failed(now, cause)
 		}
 	case l.allEnded():
@@ -477,7 +489,7 @@ func (l *life) lost(now time.Time, i int) []action {
 	case wsdl.JobStateAwakening:
 		return l.decide(now, requeue, cause)
 	case wsdl.JobStateRunning:
-		return l.failed(now, cause)
+		return l.nodeGone(now, cause)
 	}
 	if m.Dropped {
 		return nil
@@ -498,7 +510,7 @@ func (l *life) rejoined(now time.Time, i int) []action {
 	case wsdl.JobStateAwakening:
 		return append(actions, l.decide(now, requeue, cause)...)
 	case wsdl.JobStateRunning:
-		return append(actions, l.failed(now, cause)...)
+		return append(actions, l.nodeGone(now, cause)...)
 	}
 	return append(actions, l.conclude(now)...)
 }
@@ -510,6 +522,8 @@ func (l *life) elapsed(now time.Time, e elapsed) []action {
 		return l.failed(now, fmt.Sprintf("the wall time of %s is over", l.WallTime))
 	case t == probeTimer:
 		return l.probe()
+	case t == setTimer:
+		return l.snapshot()
 	case t == startTimer && l.Phase == wsdl.JobStateRunning:
 		for _, i := range e.Members {
 			if m := &l.Members[i]; m.Unstarted != "" && !l.complete(m) {

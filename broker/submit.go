@@ -148,7 +148,7 @@ func (b *Service) newJob(id string, compiled *profile.Job, fixed status) *job {
 		Place: jobqueue.Place{Queue: fixed.Queue, Priority: fixed.Priority, Arrival: cmp.Or(fixed.Arrival, bornOf(id))}}
 	if compiled != nil {
 		j.outside = outsideOf(compiled)
-		j.life.WallTime, j.life.Retries = compiled.WallTime, compiled.Retries
+		j.life.WallTime, j.life.Retries, j.life.Every = compiled.WallTime, compiled.Retries, compiled.Checkpoint
 		j.life.Processes = make([]process, len(compiled.Processes))
 		for i, p := range compiled.Processes {
 			j.life.Processes[i] = process{ID: p.ID, Task: p.Task, Index: p.Index, Count: p.Count, State: wsdl.ProcessStateWaiting}

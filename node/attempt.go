@@ -237,6 +237,9 @@ feed:
 	}
 }
 
+// redialMost is the longest that a broker may have a cut link stay down.
+const redialMost = time.Hour
+
 // launch starts the MVM process and listens to it.
 func (r *runner) launch(ctx context.Context) error {
 	n := r.node
@@ -244,6 +247,7 @@ func (r *runner) launch(ctx context.Context) error {
 		Attempt: r.key.String(), Node: cmp.Or(n.config.PeerID, n.id), Uplink: n.config.Uplink, WorkDir: r.work, Plain: n.plain, PlainLinks: n.config.PlainLinks,
 		Library: n.library(ctx), Clients: n.folders.clients, StreamMax: n.streamMax,
 		Confinement: n.launcher.Confinement().Level,
+		Redial:      time.Duration(min(max(r.request.RedialMillis, 0), redialMost.Milliseconds())) * time.Millisecond,
 	}
 	if wsdl.Or(r.request.Proxy, false) {
 		start.Listen = n.proxyListen

@@ -17,7 +17,7 @@ func enclosed(t *testing.T, limits string) (*queue, *wsdl.Attempt) {
 	n := &Node{id: "n", queueLimits: l, ledger: newLedger("n", "i", room{}, 0)}
 	k := key{"j", 1}
 	r := &runner{node: n, key: k}
-	r.vm = &enclosure{runner: r, id: "n.vm", peers: map[string]bool{}}
+	r.vm = &enclosure{runner: r, id: "n.vm", peers: map[string]string{}}
 	n.runners = map[key]*runner{k: r}
 	return &queue{node: n}, &wsdl.Attempt{Job: "j", Number: 1, Node: "n", Incarnation: "i"}
 }

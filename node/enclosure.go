@@ -2,6 +2,7 @@ package node
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,15 +33,24 @@ type enclosure struct {
 	kept    chan struct{} // closed when the uplink's keeper is gone
 	stop    context.CancelFunc
 
+	// What the guest believes, which is otherwise once it was restored elsewhere.
+	number    int            // of its attempt
+	was       *frozen        // what it goes on from, nil where it began
+	published map[int]string // where it was reached, by port
+
+	snapshots snapshots
+
 	reporting sync.Mutex // one report at a time
 	mu        sync.Mutex // guards what follows
 	node      *wsdl.Node // as it registered; nil before
 	up        chan struct{}
-	heard     time.Time       // its last heartbeat
-	peers     map[string]bool // whom its proxy may dial
-	sequence  int64           // of its last report
-	news      chan struct{}   // closed and made anew at each report
-	over      bool            // nothing that it says counts any more
+	heard     time.Time         // its last heartbeat
+	peers     map[string]string // whom its proxy may dial, by the address that it knows, and where they are
+	address   string            // of its proxy, as its peers know it
+	home      string            // of its services, as it registered them
+	sequence  int64             // of its last report
+	news      chan struct{}     // closed and made anew at each report
+	over      bool              // nothing that it says counts any more
 }
 
 const (
@@ -78,11 +88,17 @@ func (r *runner) enclose() *wsdl.Fault {
 	if n.host == nil {
 		return wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("node %s has no VMs: %s", n.id, n.hostless), "place the job on a node that has QEMU")
 	}
+	e := &enclosure{runner: r, id: n.id + "." + r.vmID(), number: r.key.number, up: make(chan struct{}), news: make(chan struct{}), peers: map[string]string{}, kept: make(chan struct{})}
+	if r.request.Restore != "" {
+		if err := e.restore(); err != nil {
+			return e.unrestored(err)
+		}
+		return nil
+	}
 	files, err := n.images.Files(r.ctx, n.http, r.request.Image, want.Image, vmPins+r.vmID())
 	if err != nil {
 		return r.fault("fetch the image "+want.Name, err)
 	}
-	e := &enclosure{runner: r, id: n.id + "." + r.vmID(), up: make(chan struct{}), news: make(chan struct{}), peers: map[string]bool{}, kept: make(chan struct{})}
 	order := osvm.Order{
 		ID: r.vmID(), MemoryMiB: int(want.Memory), Owner: r.key.String(), Template: true,
 		Image: osvm.Image{Name: want.Name, Digest: want.Image, CommandLine: files.Manifest.CommandLine,
@@ -114,6 +130,9 @@ func (r *runner) enclose() *wsdl.Fault {
 	for _, b := range answer.Build {
 		b.Node = n.id
 	}
+	e.mu.Lock()
+	e.address = answer.Address
+	e.mu.Unlock()
 	r.mu.Lock()
 	r.answer = answer
 	r.mu.Unlock()
@@ -129,11 +148,7 @@ func (r *runner) vmID() string {
 // start connects the guest and has it become a node.
 func (e *enclosure) start() error {
 	r, n := e.runner, e.runner.node
-	var err error
-	if e.relay, err = newRelay(e); err != nil {
-		return err
-	}
-	if e.uplink, err = n.connect(e.machine, link.OutsideConfig{Relay: e.relay.take, Dial: e.dial}); err != nil {
+	if err := e.connect(); err != nil {
 		return err
 	}
 	identity, err := json.Marshal(Guest{ID: e.id, Name: e.machine.ID, Version: n.config.Version, Join: relayURL, Slots: int(r.request.Slots), PeerID: n.id})
@@ -146,9 +161,7 @@ func (e *enclosure) start() error {
 	if err != nil {
 		return e.because(err)
 	}
-	living, stop := context.WithCancel(context.Background())
-	e.stop = stop
-	go func() { defer close(e.kept); e.uplink.keep(living, session) }()
+	living := e.live(session)
 	select {
 	case <-e.up:
 		n.running.Go(func() { e.watch(living) })
@@ -158,6 +171,23 @@ func (e *enclosure) start() error {
 	case <-ctx.Done():
 		return e.because(context.Cause(ctx))
 	}
+}
+
+// connect makes the guest's ways out and in.
+func (e *enclosure) connect() (err error) {
+	if e.relay, err = newRelay(e); err != nil {
+		return err
+	}
+	e.uplink, err = e.runner.node.connect(e.machine, link.OutsideConfig{Relay: e.relay.take, Dial: e.dial})
+	return err
+}
+
+// live keeps the guest connected, from its first session on.
+func (e *enclosure) live(session *link.Session) context.Context {
+	living, stop := context.WithCancel(context.Background())
+	e.stop = stop
+	go func() { defer close(e.kept); e.uplink.keep(living, session) }()
+	return living
 }
 
 // because adds to an error what is known of the guest.
@@ -205,12 +235,12 @@ func (e *enclosure) watch(ctx context.Context) {
 // dial is the guest's way out: to its peers in this attempt, and to nobody else.
 func (e *enclosure) dial(ctx context.Context, address string) (net.Conn, error) {
 	e.mu.Lock()
-	may := e.peers[address]
+	there := e.peers[address]
 	e.mu.Unlock()
-	if !may {
+	if there == "" {
 		return nil, fmt.Errorf("the VM of a job is connected to the proxies of that job alone, and %s is none", address)
 	}
-	return dialOut(ctx, address)
+	return dialOut(ctx, there)
 }
 
 func (e *enclosure) meet(peers []*wsdl.Peer) {
@@ -218,7 +248,7 @@ func (e *enclosure) meet(peers []*wsdl.Peer) {
 	defer e.mu.Unlock()
 	for _, p := range peers {
 		if p != nil {
-			e.peers[p.Address] = true
+			e.peers[cmp.Or(p.Former, p.Address)] = p.Address
 		}
 	}
 }
@@ -234,7 +264,7 @@ func (e *enclosure) arrive(node *wsdl.Node) error {
 	if e.node == nil {
 		close(e.up)
 	}
-	e.node = node
+	e.node, e.home = node, node.Url
 	return nil
 }
 
@@ -260,7 +290,7 @@ func (e *enclosure) attempt() *wsdl.Attempt {
 }
 
 func (e *enclosure) attemptLocked() *wsdl.Attempt {
-	a := &wsdl.Attempt{Job: e.runner.key.job, Number: int32(e.runner.key.number), Node: e.id}
+	a := &wsdl.Attempt{Job: e.runner.key.job, Number: int32(e.number), Node: e.id}
 	if e.node != nil {
 		a.Incarnation = e.node.Incarnation
 	}
@@ -286,6 +316,9 @@ func (e *enclosure) instantiate() *wsdl.Fault {
 	}
 	r.mu.Unlock()
 	e.meet(plan.Peer)
+	if e.was != nil {
+		return e.resume()
+	}
 	plan.Attempt = e.attempt()
 	if _, err := e.queue().InstantiateContext(r.ctx, &plan); err != nil {
 		return r.fault("instantiate it in its VM", e.because(err))
@@ -327,7 +360,7 @@ func (e *enclosure) reported(report *wsdl.Report) (acknowledged int64) {
 		last := e.machine.Console().Last()
 		r.log.WithField("console", string(last[max(0, len(last)-consoleKept):])).Warn("the guest of its VM reports a failure: " + report.Failure)
 	}
-	r.report(changed, report.Failure, durable || report.Failure != "")
+	r.reportAll(changed, report.Failure, report.Lost, durable || report.Failure != "")
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.sequence = report.Sequence
@@ -392,6 +425,7 @@ func (e *enclosure) terminate(ctx context.Context, order end) {
 // remove ends the VM and removes all that is left of it. Calling it again tries
 // again.
 func (e *enclosure) remove() error {
+	e.drop()
 	if e.relay != nil {
 		e.relay.close()
 	}
@@ -439,7 +473,7 @@ func (e *enclosure) inspect(ctx context.Context, state *wsdl.AttemptState) {
 		return
 	}
 	i := slices.IndexFunc(answer.Attempt, func(a *wsdl.AttemptState) bool {
-		return a != nil && a.Attempt != nil && int(a.Attempt.Number) == e.runner.key.number
+		return a != nil && a.Attempt != nil && int(a.Attempt.Number) == e.number
 	})
 	if i >= 0 {
 		state.Channel, state.Queue, state.Micros = answer.Attempt[i].Channel, answer.Attempt[i].Queue, answer.Attempt[i].Micros

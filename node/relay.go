@@ -156,7 +156,7 @@ type relayBroker struct {
 
 func (b *relayBroker) ReportContext(_ context.Context, r *wsdl.Report) (*wsdl.ReportResponse, error) {
 	e := b.enclosure
-	if r.Attempt == nil || r.Attempt.Job != e.runner.key.job || int(r.Attempt.Number) != e.runner.key.number || r.Attempt.Node != e.id {
+	if r.Attempt == nil || r.Attempt.Job != e.runner.key.job || int(r.Attempt.Number) != e.number || r.Attempt.Node != e.id {
 		return nil, wsdl.NewFault(wsdl.FaultCodeStale, fmt.Sprintf("this VM is for attempt %s alone", e.runner.key), "")
 	}
 	return &wsdl.ReportResponse{Acknowledged: e.reported(r)}, nil

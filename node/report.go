@@ -219,7 +219,7 @@ func (r *runner) finish(order end) {
 		r.gather(s)
 	}
 	if len(changed) > 0 || failure != "" || untold {
-		r.report(changed, failure, true)
+		r.reportAll(changed, failure, failure != "", true)
 	}
 }
 
@@ -236,10 +236,15 @@ const (
 // much. The first one carries the failure, so that nobody takes the attempt for
 // well before it is told.
 func (r *runner) report(processes []*wsdl.ProcessStatus, failure string, durable bool) {
+	r.reportAll(processes, failure, false, durable)
+}
+
+// reportAll is report; lost is of the failure.
+func (r *runner) reportAll(processes []*wsdl.ProcessStatus, failure string, lost, durable bool) {
 	for first := true; first || len(processes) > 0; first = false {
 		n := portion(processes)
-		r.reportOne(processes[:n], clip(failure), durable)
-		processes, failure = processes[n:], ""
+		r.reportOne(processes[:n], clip(failure), lost, durable)
+		processes, failure, lost = processes[n:], "", false
 	}
 }
 
@@ -262,7 +267,7 @@ func portion(processes []*wsdl.ProcessStatus) int {
 }
 
 // reportOne spools one report.
-func (r *runner) reportOne(processes []*wsdl.ProcessStatus, failure string, durable bool) {
+func (r *runner) reportOne(processes []*wsdl.ProcessStatus, failure string, lost, durable bool) {
 	r.mu.Lock()
 	r.sequence++
 	r.untold = false
@@ -270,7 +275,7 @@ func (r *runner) reportOne(processes []*wsdl.ProcessStatus, failure string, dura
 		Broker: r.request.Broker,
 		Image:  r.request.Image,
 		Report: &wsdl.Report{
-			Attempt: r.attempt(), Sequence: r.sequence, Failure: failure,
+			Attempt: r.attempt(), Sequence: r.sequence, Failure: failure, Lost: lost,
 			ProxyBytes: r.traffic.Bytes, ProxyItems: r.traffic.Items, Quiet: int64(r.quiet),
 		},
 	}

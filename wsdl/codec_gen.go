@@ -120,6 +120,10 @@ func (v *Awaken) visit(c *codec, field int) bool {
 		return optional(c, &v.QueueLimits, rooted)
 	case 10:
 		return optional(c, &v.Vm, record)
+	case 11:
+		return one(c, &v.Restore, text)
+	case 12:
+		return one(c, &v.RedialMillis, number)
 	}
 	return false
 }
@@ -236,6 +240,46 @@ func (v *ChangeQueueResponse) root() (string, *xml.Name) {
 		return "", nil
 	}
 	return "ChangeQueueResponse", &v.XMLName
+}
+
+func (v *CheckpointAttempt) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Attempt, record)
+	case 1:
+		return one(c, &v.Set, number)
+	case 2:
+		return optional(c, &v.Step, text)
+	}
+	return false
+}
+
+func (v *CheckpointAttempt) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "CheckpointAttempt", &v.XMLName
+}
+
+func (v *CheckpointAttemptResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Record, text)
+	case 1:
+		return one(c, &v.Address, text)
+	case 2:
+		return texts(c, &v.Blob, text)
+	case 3:
+		return one(c, &v.PauseMillis, number)
+	}
+	return false
+}
+
+func (v *CheckpointAttemptResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "CheckpointAttemptResponse", &v.XMLName
 }
 
 func (v *CheckpointVM) visit(c *codec, field int) bool {
@@ -1856,10 +1900,12 @@ func (v *Report) visit(c *codec, field int) bool {
 	case 3:
 		return one(c, &v.Failure, text)
 	case 4:
-		return one(c, &v.ProxyBytes, number)
+		return one(c, &v.Lost, boolean)
 	case 5:
-		return one(c, &v.ProxyItems, number)
+		return one(c, &v.ProxyBytes, number)
 	case 6:
+		return one(c, &v.ProxyItems, number)
+	case 7:
 		return one(c, &v.Quiet, number)
 	}
 	return false
@@ -2637,6 +2683,8 @@ func (v *JobPolicy) visit(c *codec, field int) bool {
 	case 5:
 		return one(c, &v.Image, text)
 	case 6:
+		return optional(c, &v.Checkpoint, text)
+	case 7:
 		return optional(c, &v.Nodes, text)
 	}
 	return false
@@ -2792,6 +2840,8 @@ func (v *Peer) visit(c *codec, field int) bool {
 		return one(c, &v.Address, text)
 	case 2:
 		return one(c, &v.Fingerprint, text)
+	case 3:
+		return one(c, &v.Former, text)
 	}
 	return false
 }

@@ -581,6 +581,8 @@ type QueueContext interface {
 	TerminateContext(ctx context.Context, request *Terminate) (*TerminateResponse, error)
 	// Whether anything can still happen in an attempt on this node. Brokers ask, to find deadlocks.
 	GetQuietContext(ctx context.Context, request *GetQuiet) (*GetQuietResponse, error)
+	// Take and store the state of an attempt's OS-level VM on this node. Brokers ask, of all the attempt's nodes.
+	CheckpointAttemptContext(ctx context.Context, request *CheckpointAttempt) (*CheckpointAttemptResponse, error)
 	// What a live process has written so far.
 	ReadStreamContext(ctx context.Context, request *ReadStream) (*ReadStreamResponse, error)
 	// Attempts, processes and channels on this node.
@@ -635,6 +637,10 @@ func (w QueueWithoutContext) Terminate(request *Terminate) (*TerminateResponse, 
 
 func (w QueueWithoutContext) GetQuiet(request *GetQuiet) (*GetQuietResponse, error) {
 	return w.Server.GetQuietContext(context.Background(), request)
+}
+
+func (w QueueWithoutContext) CheckpointAttempt(request *CheckpointAttempt) (*CheckpointAttemptResponse, error) {
+	return w.Server.CheckpointAttemptContext(context.Background(), request)
 }
 
 func (w QueueWithoutContext) ReadStream(request *ReadStream) (*ReadStreamResponse, error) {
@@ -719,6 +725,9 @@ func QueueContract(server QueueContext) Contract {
 		}},
 		{Name: "GetQuiet", Doc: "Whether anything can still happen in an attempt on this node. Brokers ask, to find deadlocks.", NewRequest: func() any { return new(GetQuiet) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.GetQuietContext(ctx, request.(*GetQuiet)))
+		}},
+		{Name: "CheckpointAttempt", Doc: "Take and store the state of an attempt's OS-level VM on this node. Brokers ask, of all the attempt's nodes.", NewRequest: func() any { return new(CheckpointAttempt) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.CheckpointAttemptContext(ctx, request.(*CheckpointAttempt)))
 		}},
 		{Name: "ReadStream", Doc: "What a live process has written so far.", NewRequest: func() any { return new(ReadStream) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.ReadStreamContext(ctx, request.(*ReadStream)))
@@ -817,6 +826,14 @@ func (c *QueueClient) TerminateContext(ctx context.Context, request *Terminate) 
 func (c *QueueClient) GetQuietContext(ctx context.Context, request *GetQuiet) (*GetQuietResponse, error) {
 	response := new(GetQuietResponse)
 	if err := c.caller.Call(ctx, c.url, "GetQuiet", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *QueueClient) CheckpointAttemptContext(ctx context.Context, request *CheckpointAttempt) (*CheckpointAttemptResponse, error) {
+	response := new(CheckpointAttemptResponse)
+	if err := c.caller.Call(ctx, c.url, "CheckpointAttempt", request, response); err != nil {
 		return nil, err
 	}
 	return response, nil

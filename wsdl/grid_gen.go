@@ -334,6 +334,20 @@ const (
 	ProfileKindRule ProfileKind = "rule"
 )
 
+type CheckpointStep string
+
+const (
+
+	// Suspend the attempt's VM and take its state; it stands still until save or drop, or for half a minute at most. That of another checkpoint is given up; asked again for the same one, nothing happens.
+	CheckpointStepTake CheckpointStep = "take"
+
+	// Let it go on at once, and store what was taken.
+	CheckpointStepSave CheckpointStep = "save"
+
+	// Let it go on, and forget what was taken. Nothing to forget is no error.
+	CheckpointStepDrop CheckpointStep = "drop"
+)
+
 type ChangeState string
 
 const (
@@ -736,6 +750,9 @@ type Report struct {
 	// The attempt cannot go on here, and why.
 	Failure string `xml:"failure,omitempty" json:"failure,omitempty"`
 
+	// With failure: what the attempt ran in has ended here, its VM or this node's part in the grid, and it was no program's doing.
+	Lost bool `xml:"lost,omitempty" json:"lost,omitempty"`
+
 	// Sent from this node so far.
 	ProxyBytes int64 `xml:"proxyBytes,omitempty" json:"proxyBytes,omitempty"`
 
@@ -919,6 +936,12 @@ type Awaken struct {
 
 	// Absent: processes of the node itself.
 	Vm *Enclosure `xml:"vm,omitempty" json:"vm,omitempty"`
+
+	// The record of CheckpointAttemptResponse that this part of the attempt goes on from. Its VM stands still until Instantiate; nothing is built.
+	Restore string `xml:"restore,omitempty" json:"restore,omitempty"`
+
+	// For how long a cut link to a peer may stay down before the peer is taken for lost; 0 or absent: as the node likes. At most an hour. Long where a lost node does not fail the job.
+	RedialMillis int64 `xml:"redialMillis,omitempty" json:"redialMillis,omitempty"`
 }
 
 type AwakenResponse struct {
@@ -1001,6 +1024,33 @@ type GetQuietResponse struct {
 	Received *int64 `xml:"received,omitempty" json:"received,omitempty"`
 
 	Wait []*Wait `xml:"wait" json:"wait,omitempty"`
+}
+
+type CheckpointAttempt struct {
+	XMLName xml.Name `xml:"urn:mvm:1 CheckpointAttempt"`
+
+	Attempt *Attempt `xml:"attempt,omitempty" json:"attempt,omitempty"`
+
+	// Tells the checkpoint from all others of the attempt. save is for the one that was taken last.
+	Set int64 `xml:"set" json:"set,omitempty"`
+
+	Step *CheckpointStep `xml:"step" json:"step,omitempty"`
+}
+
+type CheckpointAttemptResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 CheckpointAttemptResponse"`
+
+	// To save: the digest of what Awaken restores this part of the attempt from.
+	Record string `xml:"record,omitempty" json:"record,omitempty"`
+
+	// To save: where the other VMs believe this one's proxy to be.
+	Address string `xml:"address,omitempty" json:"address,omitempty"`
+
+	// To save: every blob that a restore needs, the record too. They are on the node that takes results.
+	Blob []string `xml:"blob" json:"blob,omitempty"`
+
+	// To save: for how long the VM stood still.
+	PauseMillis int64 `xml:"pauseMillis,omitempty" json:"pauseMillis,omitempty"`
 }
 
 type ReadStream struct {
@@ -2078,6 +2128,10 @@ type JobPolicy struct {
 
 	Image string `xml:"image,attr,omitempty" json:"image,omitempty"`
 
+	// Only with isolation="vm": seconds from one checkpoint of the whole job to the next. When a node is lost the job goes on from the newest one, elsewhere. Default 0: none.
+
+	Checkpoint *Number `xml:"checkpoint,attr,omitempty" json:"checkpoint,omitempty"`
+
 	// Spread the processes over at least this many nodes. Default 1.
 
 	Nodes *Number `xml:"nodes,attr,omitempty" json:"nodes,omitempty"`
@@ -2530,6 +2584,9 @@ type Peer struct {
 	Address string `xml:"address" json:"address,omitempty"`
 
 	Fingerprint string `xml:"fingerprint" json:"fingerprint,omitempty"`
+
+	// Where a restored VM believes this peer's proxy to be: its host leads it from there to address.
+	Former string `xml:"former,omitempty" json:"former,omitempty"`
 }
 
 type Wait struct {
@@ -3684,6 +3741,14 @@ type QueuePortType interface {
 	// Error can be either of the following types:
 	//
 	//   - GridFault
+	/* Take and store the state of an attempt's OS-level VM on this node. Brokers ask, of all the attempt's nodes. */
+	CheckpointAttempt(request *CheckpointAttempt) (*CheckpointAttemptResponse, error)
+
+	CheckpointAttemptContext(ctx context.Context, request *CheckpointAttempt) (*CheckpointAttemptResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
 	/* What a live process has written so far. */
 	ReadStream(request *ReadStream) (*ReadStreamResponse, error)
 
@@ -3891,6 +3956,23 @@ func (service *queuePortType) GetQuietContext(ctx context.Context, request *GetQ
 
 func (service *queuePortType) GetQuiet(request *GetQuiet) (*GetQuietResponse, error) {
 	return service.GetQuietContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *queuePortType) CheckpointAttemptContext(ctx context.Context, request *CheckpointAttempt) (*CheckpointAttemptResponse, error) {
+	response := new(CheckpointAttemptResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#CheckpointAttempt", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *queuePortType) CheckpointAttempt(request *CheckpointAttempt) (*CheckpointAttemptResponse, error) {
+	return service.CheckpointAttemptContext(
 		context.Background(),
 		request,
 	)

@@ -11,1133 +11,1150 @@ import (
 // other by their place in it. Nothing writes to it.
 var schemaTypes = [...]schemaType{
 	0: {name: "AddEdge", kind: kindComplex, elements: []schemaElement{
-		{"job", 208, 1, 1, false},
-		{"edge", 139, 1, 1, false},
-		{"queue", 175, 0, 1, false},
-		{"waitMillis", 206, 0, 1, false},
-		{"token", 208, 0, 1, false},
+		{"job", 211, 1, 1, false},
+		{"edge", 142, 1, 1, false},
+		{"queue", 178, 0, 1, false},
+		{"waitMillis", 209, 0, 1, false},
+		{"token", 211, 0, 1, false},
 	}},
 	1: {name: "AddEdgeResponse", kind: kindComplex, elements: []schemaElement{
-		{"change", 131, 1, 1, false},
+		{"change", 133, 1, 1, false},
 	}},
 	2: {name: "ApplyChange", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 124, 1, 1, false},
-		{"number", 207, 1, 1, false},
-		{"step", 206, 1, 1, false},
-		{"build", 128, 0, -1, false},
-		{"peer", 166, 0, -1, false},
-		{"queue", 187, 0, -1, false},
-		{"channel", 132, 0, -1, false},
-		{"resume", 192, 0, -1, false},
-		{"alter", 188, 0, -1, false},
-		{"switch", 192, 0, -1, false},
-		{"queueLimits", 179, 0, 1, false},
-		{"discard", 138, 0, 1, false},
+		{"attempt", 126, 1, 1, false},
+		{"number", 210, 1, 1, false},
+		{"step", 209, 1, 1, false},
+		{"build", 130, 0, -1, false},
+		{"peer", 169, 0, -1, false},
+		{"queue", 190, 0, -1, false},
+		{"channel", 134, 0, -1, false},
+		{"resume", 195, 0, -1, false},
+		{"alter", 191, 0, -1, false},
+		{"switch", 195, 0, -1, false},
+		{"queueLimits", 182, 0, 1, false},
+		{"discard", 141, 0, 1, false},
 	}},
 	3: {name: "ApplyChangeResponse", kind: kindComplex, elements: []schemaElement{
-		{"done", 204, 1, 1, true},
-		{"switch", 193, 0, -1, false},
+		{"done", 207, 1, 1, true},
+		{"switch", 196, 0, -1, false},
 	}},
 	4: {name: "Awaken", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 124, 1, 1, false},
-		{"broker", 208, 1, 1, false},
-		{"image", 208, 1, -1, false},
-		{"slots", 206, 1, 1, false},
-		{"memory", 207, 0, 1, false},
-		{"cores", 206, 0, 1, false},
-		{"proxy", 204, 1, 1, true},
-		{"build", 128, 0, -1, false},
-		{"file", 145, 0, -1, false},
-		{"queueLimits", 179, 0, 1, false},
-		{"vm", 140, 0, 1, false},
+		{"attempt", 126, 1, 1, false},
+		{"broker", 211, 1, 1, false},
+		{"image", 211, 1, -1, false},
+		{"slots", 209, 1, 1, false},
+		{"memory", 210, 0, 1, false},
+		{"cores", 209, 0, 1, false},
+		{"proxy", 207, 1, 1, true},
+		{"build", 130, 0, -1, false},
+		{"file", 148, 0, -1, false},
+		{"queueLimits", 182, 0, 1, false},
+		{"vm", 143, 0, 1, false},
+		{"restore", 211, 0, 1, false},
+		{"redialMillis", 210, 0, 1, false},
 	}},
 	5: {name: "AwakenResponse", kind: kindComplex, elements: []schemaElement{
-		{"address", 208, 0, 1, false},
-		{"fingerprint", 208, 0, 1, false},
-		{"build", 129, 0, -1, false},
+		{"address", 211, 0, 1, false},
+		{"fingerprint", 211, 0, 1, false},
+		{"build", 131, 0, -1, false},
 	}},
 	6: {name: "CancelJob", kind: kindComplex, elements: []schemaElement{
-		{"id", 208, 1, 1, false},
-		{"reason", 208, 0, 1, false},
+		{"id", 211, 1, 1, false},
+		{"reason", 211, 0, 1, false},
 	}},
 	7: {name: "CancelJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"state", 156, 1, 1, false},
+		{"state", 159, 1, 1, false},
 	}},
 	8: {name: "ChangeQueue", kind: kindComplex, elements: []schemaElement{
-		{"job", 208, 0, 1, false},
-		{"queue", 208, 1, 1, false},
-		{"type", 182, 0, 1, false},
-		{"full", 146, 0, 1, false},
-		{"capacity", 207, 0, 1, true},
-		{"encoders", 142, 0, 1, false},
-		{"rule", 208, 0, 1, true},
-		{"ruleVersion", 206, 0, 1, false},
-		{"link", 159, 0, 1, false},
-		{"served", 204, 0, 1, false},
-		{"weight", 206, 0, 1, false},
-		{"held", 204, 0, 1, true},
-		{"waitMillis", 206, 0, 1, false},
-		{"token", 208, 0, 1, false},
+		{"job", 211, 0, 1, false},
+		{"queue", 211, 1, 1, false},
+		{"type", 185, 0, 1, false},
+		{"full", 149, 0, 1, false},
+		{"capacity", 210, 0, 1, true},
+		{"encoders", 145, 0, 1, false},
+		{"rule", 211, 0, 1, true},
+		{"ruleVersion", 209, 0, 1, false},
+		{"link", 162, 0, 1, false},
+		{"served", 207, 0, 1, false},
+		{"weight", 209, 0, 1, false},
+		{"held", 207, 0, 1, true},
+		{"waitMillis", 209, 0, 1, false},
+		{"token", 211, 0, 1, false},
 	}},
 	9: {name: "ChangeQueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"change", 131, 1, 1, false},
-	}},
-	10: {name: "CheckpointVM", kind: kindComplex, elements: []schemaElement{
-		{"id", 208, 1, 1, false},
-	}},
-	11: {name: "CheckpointVMResponse", kind: kindComplex, elements: []schemaElement{
-		{"checkpoint", 197, 1, 1, false},
-		{"pauseMicros", 207, 1, 1, true},
-		{"written", 207, 1, 1, true},
-	}},
-	12: {name: "CloneVM", kind: kindComplex, elements: []schemaElement{
-		{"id", 208, 1, 1, false},
-		{"clone", 208, 0, 1, false},
-		{"limits", 198, 0, 1, false},
-		{"suspended", 204, 0, 1, false},
-	}},
-	13: {name: "CloneVMResponse", kind: kindComplex, elements: []schemaElement{
-		{"vm", 201, 1, 1, false},
-	}},
-	14: {name: "CreateVM", kind: kindComplex, elements: []schemaElement{
-		{"id", 208, 0, 1, false},
-		{"image", 208, 1, 1, false},
-		{"memory", 207, 0, 1, false},
-		{"limits", 198, 0, 1, false},
-		{"suspended", 204, 0, 1, false},
-	}},
-	15: {name: "CreateVMResponse", kind: kindComplex, elements: []schemaElement{
-		{"vm", 201, 1, 1, false},
-	}},
-	16: {name: "Dequeue", kind: kindComplex, elements: []schemaElement{
-		{"job", 208, 1, 1, false},
-		{"queue", 208, 1, 1, false},
-		{"limit", 206, 0, 1, false},
-		{"timeoutMillis", 206, 0, 1, false},
-	}},
-	17: {name: "DequeueResponse", kind: kindComplex, elements: []schemaElement{
-		{"item", 126, 0, -1, false},
-		{"end", 204, 1, 1, true},
-	}},
-	18: {name: "DestroyVM", kind: kindComplex, elements: []schemaElement{
-		{"id", 208, 1, 1, false},
-		{"force", 204, 0, 1, false},
-	}},
-	19: {name: "DestroyVMResponse", kind: kindComplex},
-	20: {name: "DrainQueue", kind: kindComplex, elements: []schemaElement{
-		{"job", 208, 0, 1, false},
-		{"queue", 208, 1, 1, false},
-		{"limit", 206, 0, 1, false},
-	}},
-	21: {name: "DrainQueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"item", 178, 0, -1, false},
-		{"more", 204, 1, 1, true},
-	}},
-	22: {name: "Enqueue", kind: kindComplex, elements: []schemaElement{
-		{"job", 208, 1, 1, false},
-		{"queue", 208, 1, 1, false},
-		{"item", 126, 0, -1, false},
-		{"priority", 206, 0, 1, false},
-		{"instruction", 204, 0, 1, false},
-		{"end", 204, 0, 1, false},
-		{"timeoutMillis", 206, 0, 1, false},
-	}},
-	23: {name: "EnqueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"accepted", 206, 1, 1, true},
-	}},
-	24: {name: "GetBlob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 208, 1, 1, false},
-		{"offset", 207, 0, 1, false},
-		{"length", 206, 0, 1, false},
-	}},
-	25: {name: "GetBlobResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 127, 1, 1, false},
-		{"data", 126, 0, 1, false},
-	}},
-	26: {name: "GetBroker", kind: kindComplex},
-	27: {name: "GetBrokerResponse", kind: kindComplex, elements: []schemaElement{
-		{"url", 208, 1, 1, false},
-		{"node", 208, 1, 1, false},
-		{"image", 208, 1, 1, false},
-		{"information", 208, 1, 1, false},
-	}},
-	28: {name: "GetChange", kind: kindComplex, elements: []schemaElement{
-		{"job", 208, 1, 1, false},
-		{"number", 207, 1, 1, false},
-		{"waitMillis", 206, 0, 1, false},
-	}},
-	29: {name: "GetChangeResponse", kind: kindComplex, elements: []schemaElement{
-		{"change", 131, 1, 1, false},
-	}},
-	30: {name: "GetImage", kind: kindComplex, elements: []schemaElement{
-		{"name", 208, 1, 1, false},
-		{"version", 206, 0, 1, false},
-	}},
-	31: {name: "GetImageResponse", kind: kindComplex, elements: []schemaElement{
-		{"image", 149, 1, 1, false},
-		{"source", 208, 0, -1, false},
-	}},
-	32: {name: "GetJob", kind: kindComplex, elements: []schemaElement{
-		{"id", 208, 1, 1, false},
-	}},
-	33: {name: "GetJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"job", 157, 1, 1, false},
-	}},
-	34: {name: "GetOutput", kind: kindComplex, elements: []schemaElement{
-		{"id", 208, 1, 1, false},
-		{"process", 206, 0, 1, true},
-		{"name", 208, 1, 1, false},
-		{"offset", 207, 0, 1, false},
-		{"length", 206, 0, 1, false},
-		{"waitMillis", 206, 0, 1, false},
-	}},
-	35: {name: "GetOutputResponse", kind: kindComplex, elements: []schemaElement{
-		{"data", 126, 0, 1, false},
-		{"next", 207, 1, 1, true},
-		{"end", 204, 1, 1, true},
-		{"digest", 208, 0, 1, false},
-	}},
-	36: {name: "GetProfile", kind: kindComplex, elements: []schemaElement{
-		{"kind", 173, 1, 1, false},
-		{"name", 208, 1, 1, false},
-		{"version", 206, 0, 1, false},
-	}},
-	37: {name: "GetProfileResponse", kind: kindComplex, elements: []schemaElement{
-		{"profile", 172, 1, 1, false},
-	}},
-	38: {name: "GetQuiet", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 124, 1, 1, false},
-		{"waits", 204, 0, 1, false},
-	}},
-	39: {name: "GetQuietResponse", kind: kindComplex, elements: []schemaElement{
-		{"quiet", 204, 1, 1, true},
-		{"period", 207, 1, 1, true},
-		{"sent", 207, 1, 1, true},
-		{"received", 207, 1, 1, true},
-		{"wait", 202, 0, -1, false},
-	}},
-	40: {name: "GetVM", kind: kindComplex, elements: []schemaElement{
-		{"id", 208, 1, 1, false},
-	}},
-	41: {name: "GetVMResponse", kind: kindComplex, elements: []schemaElement{
-		{"vm", 201, 1, 1, false},
-	}},
-	42: {name: "GridFault", kind: kindComplex, elements: []schemaElement{
-		{"code", 143, 1, 1, false},
-		{"message", 208, 1, 1, false},
-		{"advice", 208, 0, 1, false},
-		{"address", 208, 0, 1, false},
-		{"output", 208, 0, 1, false},
-		{"problem", 168, 0, -1, false},
-		{"requestId", 208, 0, 1, false},
-	}},
-	43: {name: "Heartbeat", kind: kindComplex, elements: []schemaElement{
-		{"node", 208, 1, 1, false},
-		{"incarnation", 208, 1, 1, false},
-		{"freeSlots", 206, 1, 1, true},
-		{"freeMemory", 207, 0, 1, true},
-		{"freeCores", 206, 0, 1, true},
-		{"attempt", 124, 0, -1, false},
-	}},
-	44: {name: "HeartbeatResponse", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 124, 0, -1, false},
-		{"leaseMillis", 207, 1, 1, false},
-		{"heartbeatMillis", 207, 1, 1, false},
-	}},
-	45: {name: "Inspect", kind: kindComplex, elements: []schemaElement{
-		{"job", 208, 0, 1, false},
-	}},
-	46: {name: "InspectResponse", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 125, 0, -1, false},
-	}},
-	47: {name: "Instantiate", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 124, 1, 1, false},
-		{"wallTimeSeconds", 207, 0, 1, false},
-		{"process", 169, 0, -1, false},
-		{"channel", 132, 0, -1, false},
-		{"queue", 187, 0, -1, false},
-		{"peer", 166, 0, -1, false},
-	}},
-	48: {name: "InstantiateResponse", kind: kindComplex, elements: []schemaElement{
-		{"processes", 206, 1, 1, false},
-	}},
-	49: {name: "Join", kind: kindComplex, elements: []schemaElement{
-		{"node", 160, 1, 1, false},
-	}},
-	50: {name: "JoinResponse", kind: kindComplex, elements: []schemaElement{
-		{"broker", 208, 1, 1, false},
-		{"information", 208, 1, 1, false},
-		{"image", 208, 1, 1, false},
-		{"url", 208, 1, 1, false},
-	}},
-	51: {name: "ListBlobs", kind: kindComplex, elements: []schemaElement{
-		{"after", 208, 0, 1, false},
-		{"limit", 206, 0, 1, false},
-	}},
-	52: {name: "ListBlobsResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 127, 0, -1, false},
-	}},
-	53: {name: "ListCheckpoints", kind: kindComplex},
-	54: {name: "ListCheckpointsResponse", kind: kindComplex, elements: []schemaElement{
-		{"checkpoint", 197, 0, -1, false},
-	}},
-	55: {name: "ListImages", kind: kindComplex, elements: []schemaElement{
-		{"search", 208, 0, 1, false},
-	}},
-	56: {name: "ListImagesResponse", kind: kindComplex, elements: []schemaElement{
-		{"image", 149, 0, -1, false},
-	}},
-	57: {name: "ListJobs", kind: kindComplex, elements: []schemaElement{
-		{"state", 156, 0, 1, false},
-		{"name", 208, 0, 1, false},
-		{"limit", 206, 0, 1, false},
-		{"before", 208, 0, 1, false},
-	}},
-	58: {name: "ListJobsResponse", kind: kindComplex, elements: []schemaElement{
-		{"job", 157, 0, -1, false},
-	}},
-	59: {name: "ListNodes", kind: kindComplex},
-	60: {name: "ListNodesResponse", kind: kindComplex, elements: []schemaElement{
-		{"node", 160, 0, -1, false},
-	}},
-	61: {name: "ListProfiles", kind: kindComplex, elements: []schemaElement{
-		{"kind", 173, 0, 1, false},
-		{"search", 208, 0, 1, false},
-	}},
-	62: {name: "ListProfilesResponse", kind: kindComplex, elements: []schemaElement{
-		{"profile", 172, 0, -1, false},
-	}},
-	63: {name: "ListQueues", kind: kindComplex, elements: []schemaElement{
-		{"job", 208, 0, 1, false},
-		{"queue", 208, 0, 1, false},
-		{"sampleMillis", 206, 0, 1, false},
-		{"planned", 204, 0, 1, false},
-	}},
-	64: {name: "ListQueuesResponse", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 206, 0, 1, false},
-		{"queue", 181, 0, -1, false},
-		{"change", 131, 0, -1, false},
-	}},
-	65: {name: "ListServices", kind: kindComplex},
-	66: {name: "ListServicesResponse", kind: kindComplex, elements: []schemaElement{
-		{"service", 189, 0, -1, false},
-	}},
-	67: {name: "ListVMs", kind: kindComplex},
-	68: {name: "ListVMsResponse", kind: kindComplex, elements: []schemaElement{
-		{"vm", 201, 0, -1, false},
-	}},
-	69: {name: "MakeQueue", kind: kindComplex, elements: []schemaElement{
-		{"name", 208, 1, 1, false},
-		{"type", 182, 0, 1, false},
-		{"capacity", 207, 0, 1, false},
-		{"full", 146, 0, 1, false},
-		{"weight", 206, 0, 1, false},
-		{"held", 204, 0, 1, false},
-	}},
-	70: {name: "MakeQueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"queue", 181, 1, 1, false},
-	}},
-	71: {name: "MigrateVM", kind: kindComplex, elements: []schemaElement{
-		{"id", 208, 1, 1, false},
-		{"node", 208, 1, 1, false},
-	}},
-	72: {name: "MigrateVMResponse", kind: kindComplex, elements: []schemaElement{
-		{"rounds", 206, 1, 1, true},
-		{"bytes", 207, 1, 1, true},
-		{"totalMicros", 207, 1, 1, true},
-		{"downMicros", 207, 1, 1, true},
-	}},
-	73: {name: "MoveJob", kind: kindComplex, elements: []schemaElement{
-		{"job", 208, 1, 1, false},
-		{"queue", 208, 0, 1, false},
-		{"place", 154, 0, 1, false},
-		{"priority", 206, 0, 1, true},
-	}},
-	74: {name: "MoveJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"queue", 208, 1, 1, false},
-		{"place", 206, 1, 1, false},
-	}},
-	75: {name: "OpenSocket", kind: kindComplex, elements: []schemaElement{
-		{"job", 208, 1, 1, false},
-		{"queue", 208, 1, 1, false},
-		{"ttlMillis", 206, 0, 1, false},
-	}},
-	76: {name: "OpenSocketResponse", kind: kindComplex, elements: []schemaElement{
-		{"address", 208, 1, 1, false},
-		{"token", 208, 1, 1, false},
-	}},
-	77: {name: "PeekQueue", kind: kindComplex, elements: []schemaElement{
-		{"job", 208, 0, 1, false},
-		{"queue", 208, 1, 1, false},
-		{"limit", 206, 0, 1, false},
-		{"bytes", 206, 0, 1, false},
-	}},
-	78: {name: "PeekQueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"item", 178, 0, -1, false},
-	}},
-	79: {name: "PlanJob", kind: kindComplex, elements: []schemaElement{
-		{"job", 153, 0, 1, false},
-		{"profile", 208, 0, 1, false},
-		{"version", 206, 0, 1, false},
-		{"argument", 123, 0, -1, false},
-		{"queue", 208, 0, 1, false},
-	}},
-	80: {name: "PlanJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"fits", 204, 1, 1, true},
-		{"reason", 208, 0, 1, false},
-		{"placement", 167, 0, -1, false},
-		{"rejection", 183, 0, -1, false},
-		{"localChannels", 206, 1, 1, true},
-		{"remoteChannels", 206, 1, 1, true},
-	}},
-	81: {name: "PutBlob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 208, 1, 1, false},
-		{"size", 207, 1, 1, true},
-		{"offset", 207, 0, 1, false},
-		{"data", 126, 0, 1, false},
-	}},
-	82: {name: "PutBlobResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 127, 1, 1, false},
-	}},
-	83: {name: "Query", kind: kindComplex, elements: []schemaElement{
-		{"role", 186, 0, 1, false},
-		{"language", 158, 0, 1, false},
-	}},
-	84: {name: "QueryResponse", kind: kindComplex, elements: []schemaElement{
-		{"node", 160, 0, -1, false},
-	}},
-	85: {name: "ReadStream", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 124, 1, 1, false},
-		{"process", 206, 1, 1, true},
-		{"name", 208, 1, 1, false},
-		{"offset", 207, 0, 1, false},
-		{"length", 206, 0, 1, false},
-		{"waitMillis", 206, 0, 1, false},
-	}},
-	86: {name: "ReadStreamResponse", kind: kindComplex, elements: []schemaElement{
-		{"data", 126, 0, 1, false},
-		{"next", 207, 1, 1, true},
-		{"end", 204, 1, 1, true},
-	}},
-	87: {name: "Register", kind: kindComplex, elements: []schemaElement{
-		{"node", 160, 1, 1, false},
-	}},
-	88: {name: "RegisterImage", kind: kindComplex, elements: []schemaElement{
-		{"name", 208, 0, 1, false},
-		{"digest", 208, 1, 1, false},
-	}},
-	89: {name: "RegisterImageResponse", kind: kindComplex, elements: []schemaElement{
-		{"name", 208, 1, 1, false},
-		{"version", 206, 1, 1, false},
-		{"digest", 208, 1, 1, false},
-	}},
-	90: {name: "RegisterProfile", kind: kindComplex, elements: []schemaElement{
-		{"profile", 172, 1, 1, false},
-	}},
-	91: {name: "RegisterProfileResponse", kind: kindComplex, elements: []schemaElement{
-		{"name", 208, 1, 1, false},
-		{"version", 206, 1, 1, false},
-	}},
-	92: {name: "RegisterResponse", kind: kindComplex, elements: []schemaElement{
-		{"leaseMillis", 207, 1, 1, false},
-		{"heartbeatMillis", 207, 1, 1, false},
-		{"broker", 208, 0, 1, false},
-	}},
-	93: {name: "RemoveCheckpoint", kind: kindComplex, elements: []schemaElement{
-		{"digest", 208, 1, 1, false},
-	}},
-	94: {name: "RemoveCheckpointResponse", kind: kindComplex},
-	95: {name: "RemoveEdge", kind: kindComplex, elements: []schemaElement{
-		{"job", 208, 1, 1, false},
-		{"edge", 208, 1, 1, false},
-		{"waitMillis", 206, 0, 1, false},
-		{"token", 208, 0, 1, false},
-	}},
-	96: {name: "RemoveEdgeResponse", kind: kindComplex, elements: []schemaElement{
-		{"change", 131, 1, 1, false},
-	}},
-	97: {name: "RemoveImage", kind: kindComplex, elements: []schemaElement{
-		{"name", 208, 1, 1, false},
-		{"version", 206, 0, 1, false},
-	}},
-	98: {name: "RemoveImageResponse", kind: kindComplex, elements: []schemaElement{
-		{"removed", 208, 0, -1, false},
-	}},
-	99: {name: "RemoveQueue", kind: kindComplex, elements: []schemaElement{
-		{"name", 208, 1, 1, false},
-		{"into", 208, 0, 1, false},
-	}},
-	100: {name: "RemoveQueueResponse", kind: kindComplex},
-	101: {name: "Report", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 124, 1, 1, false},
-		{"sequence", 207, 1, 1, false},
-		{"process", 171, 0, -1, false},
-		{"failure", 208, 0, 1, false},
-		{"proxyBytes", 207, 0, 1, false},
-		{"proxyItems", 207, 0, 1, false},
-		{"quiet", 207, 0, 1, false},
-	}},
-	102: {name: "ReportResponse", kind: kindComplex, elements: []schemaElement{
-		{"acknowledged", 207, 1, 1, false},
-	}},
-	103: {name: "RestoreVM", kind: kindComplex, elements: []schemaElement{
-		{"checkpoint", 208, 1, 1, false},
-		{"id", 208, 0, 1, false},
-		{"limits", 198, 0, 1, false},
-		{"suspended", 204, 0, 1, false},
-		{"source", 208, 0, -1, false},
-	}},
-	104: {name: "RestoreVMResponse", kind: kindComplex, elements: []schemaElement{
-		{"vm", 201, 1, 1, false},
-	}},
-	105: {name: "ResumeVM", kind: kindComplex, elements: []schemaElement{
-		{"id", 208, 1, 1, false},
-	}},
-	106: {name: "ResumeVMResponse", kind: kindComplex, elements: []schemaElement{
-		{"vm", 201, 1, 1, false},
-	}},
-	107: {name: "RewireEdge", kind: kindComplex, elements: []schemaElement{
-		{"job", 208, 1, 1, false},
-		{"edge", 208, 1, 1, false},
-		{"from", 208, 0, 1, false},
-		{"to", 208, 0, 1, false},
-		{"waitMillis", 206, 0, 1, false},
-		{"token", 208, 0, 1, false},
-	}},
-	108: {name: "RewireEdgeResponse", kind: kindComplex, elements: []schemaElement{
-		{"change", 131, 1, 1, false},
-	}},
-	109: {name: "SettleMigration", kind: kindComplex, elements: []schemaElement{
-		{"migration", 208, 1, 1, false},
-		{"settled", 204, 0, 1, false},
-	}},
-	110: {name: "SettleMigrationResponse", kind: kindComplex, elements: []schemaElement{
-		{"here", 204, 1, 1, true},
-	}},
-	111: {name: "StatBlob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 208, 1, 1, false},
-	}},
-	112: {name: "StatBlobResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 127, 1, 1, false},
-	}},
-	113: {name: "StopVM", kind: kindComplex, elements: []schemaElement{
-		{"id", 208, 1, 1, false},
-		{"graceMillis", 207, 0, 1, true},
-		{"force", 204, 0, 1, false},
-	}},
-	114: {name: "StopVMResponse", kind: kindComplex, elements: []schemaElement{
-		{"vm", 201, 1, 1, false},
-	}},
-	115: {name: "SubmitJob", kind: kindComplex, elements: []schemaElement{
-		{"token", 208, 1, 1, false},
-		{"job", 153, 0, 1, false},
-		{"profile", 208, 0, 1, false},
-		{"version", 206, 0, 1, false},
-		{"argument", 123, 0, -1, false},
-		{"queue", 208, 0, 1, false},
-	}},
-	116: {name: "SubmitJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"id", 208, 1, 1, false},
-	}},
-	117: {name: "SuspendVM", kind: kindComplex, elements: []schemaElement{
-		{"id", 208, 1, 1, false},
-	}},
-	118: {name: "SuspendVMResponse", kind: kindComplex, elements: []schemaElement{
-		{"vm", 201, 1, 1, false},
-	}},
-	119: {name: "Terminate", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 124, 1, 1, false},
-		{"graceMillis", 207, 0, 1, false},
-		{"reason", 208, 0, 1, false},
-	}},
-	120: {name: "TerminateResponse", kind: kindComplex, elements: []schemaElement{
-		{"sequence", 207, 1, 1, true},
-	}},
-	121: {name: "WaitJob", kind: kindComplex, elements: []schemaElement{
-		{"id", 208, 1, 1, false},
-		{"revision", 207, 0, 1, false},
-		{"timeoutMillis", 206, 0, 1, false},
-	}},
-	122: {name: "WaitJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"job", 157, 1, 1, false},
-	}},
-	123: {name: "Assignment", kind: kindComplex, attributes: []schemaAttribute{
-		{"name", 208, true},
-		{"value", 208, false},
-	}},
-	124: {name: "Attempt", kind: kindComplex, elements: []schemaElement{
-		{"job", 208, 1, 1, false},
-		{"number", 206, 1, 1, false},
-		{"node", 208, 0, 1, false},
-		{"incarnation", 208, 0, 1, false},
-	}},
-	125: {name: "AttemptState", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 124, 1, 1, false},
-		{"state", 208, 1, 1, false},
-		{"slots", 206, 1, 1, true},
-		{"process", 171, 0, -1, false},
+		{"change", 133, 1, 1, false},
+	}},
+	10: {name: "CheckpointAttempt", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 126, 1, 1, false},
+		{"set", 210, 1, 1, false},
+		{"step", 137, 1, 1, false},
+	}},
+	11: {name: "CheckpointAttemptResponse", kind: kindComplex, elements: []schemaElement{
+		{"record", 211, 0, 1, false},
+		{"address", 211, 0, 1, false},
+		{"blob", 211, 0, -1, false},
+		{"pauseMillis", 210, 0, 1, false},
+	}},
+	12: {name: "CheckpointVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 211, 1, 1, false},
+	}},
+	13: {name: "CheckpointVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"checkpoint", 200, 1, 1, false},
+		{"pauseMicros", 210, 1, 1, true},
+		{"written", 210, 1, 1, true},
+	}},
+	14: {name: "CloneVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 211, 1, 1, false},
+		{"clone", 211, 0, 1, false},
+		{"limits", 201, 0, 1, false},
+		{"suspended", 207, 0, 1, false},
+	}},
+	15: {name: "CloneVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 204, 1, 1, false},
+	}},
+	16: {name: "CreateVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 211, 0, 1, false},
+		{"image", 211, 1, 1, false},
+		{"memory", 210, 0, 1, false},
+		{"limits", 201, 0, 1, false},
+		{"suspended", 207, 0, 1, false},
+	}},
+	17: {name: "CreateVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 204, 1, 1, false},
+	}},
+	18: {name: "Dequeue", kind: kindComplex, elements: []schemaElement{
+		{"job", 211, 1, 1, false},
+		{"queue", 211, 1, 1, false},
+		{"limit", 209, 0, 1, false},
+		{"timeoutMillis", 209, 0, 1, false},
+	}},
+	19: {name: "DequeueResponse", kind: kindComplex, elements: []schemaElement{
+		{"item", 128, 0, -1, false},
+		{"end", 207, 1, 1, true},
+	}},
+	20: {name: "DestroyVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 211, 1, 1, false},
+		{"force", 207, 0, 1, false},
+	}},
+	21: {name: "DestroyVMResponse", kind: kindComplex},
+	22: {name: "DrainQueue", kind: kindComplex, elements: []schemaElement{
+		{"job", 211, 0, 1, false},
+		{"queue", 211, 1, 1, false},
+		{"limit", 209, 0, 1, false},
+	}},
+	23: {name: "DrainQueueResponse", kind: kindComplex, elements: []schemaElement{
+		{"item", 181, 0, -1, false},
+		{"more", 207, 1, 1, true},
+	}},
+	24: {name: "Enqueue", kind: kindComplex, elements: []schemaElement{
+		{"job", 211, 1, 1, false},
+		{"queue", 211, 1, 1, false},
+		{"item", 128, 0, -1, false},
+		{"priority", 209, 0, 1, false},
+		{"instruction", 207, 0, 1, false},
+		{"end", 207, 0, 1, false},
+		{"timeoutMillis", 209, 0, 1, false},
+	}},
+	25: {name: "EnqueueResponse", kind: kindComplex, elements: []schemaElement{
+		{"accepted", 209, 1, 1, true},
+	}},
+	26: {name: "GetBlob", kind: kindComplex, elements: []schemaElement{
+		{"digest", 211, 1, 1, false},
+		{"offset", 210, 0, 1, false},
+		{"length", 209, 0, 1, false},
+	}},
+	27: {name: "GetBlobResponse", kind: kindComplex, elements: []schemaElement{
+		{"blob", 129, 1, 1, false},
+		{"data", 128, 0, 1, false},
+	}},
+	28: {name: "GetBroker", kind: kindComplex},
+	29: {name: "GetBrokerResponse", kind: kindComplex, elements: []schemaElement{
+		{"url", 211, 1, 1, false},
+		{"node", 211, 1, 1, false},
+		{"image", 211, 1, 1, false},
+		{"information", 211, 1, 1, false},
+	}},
+	30: {name: "GetChange", kind: kindComplex, elements: []schemaElement{
+		{"job", 211, 1, 1, false},
+		{"number", 210, 1, 1, false},
+		{"waitMillis", 209, 0, 1, false},
+	}},
+	31: {name: "GetChangeResponse", kind: kindComplex, elements: []schemaElement{
+		{"change", 133, 1, 1, false},
+	}},
+	32: {name: "GetImage", kind: kindComplex, elements: []schemaElement{
+		{"name", 211, 1, 1, false},
+		{"version", 209, 0, 1, false},
+	}},
+	33: {name: "GetImageResponse", kind: kindComplex, elements: []schemaElement{
+		{"image", 152, 1, 1, false},
+		{"source", 211, 0, -1, false},
+	}},
+	34: {name: "GetJob", kind: kindComplex, elements: []schemaElement{
+		{"id", 211, 1, 1, false},
+	}},
+	35: {name: "GetJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"job", 160, 1, 1, false},
+	}},
+	36: {name: "GetOutput", kind: kindComplex, elements: []schemaElement{
+		{"id", 211, 1, 1, false},
+		{"process", 209, 0, 1, true},
+		{"name", 211, 1, 1, false},
+		{"offset", 210, 0, 1, false},
+		{"length", 209, 0, 1, false},
+		{"waitMillis", 209, 0, 1, false},
+	}},
+	37: {name: "GetOutputResponse", kind: kindComplex, elements: []schemaElement{
+		{"data", 128, 0, 1, false},
+		{"next", 210, 1, 1, true},
+		{"end", 207, 1, 1, true},
+		{"digest", 211, 0, 1, false},
+	}},
+	38: {name: "GetProfile", kind: kindComplex, elements: []schemaElement{
+		{"kind", 176, 1, 1, false},
+		{"name", 211, 1, 1, false},
+		{"version", 209, 0, 1, false},
+	}},
+	39: {name: "GetProfileResponse", kind: kindComplex, elements: []schemaElement{
+		{"profile", 175, 1, 1, false},
+	}},
+	40: {name: "GetQuiet", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 126, 1, 1, false},
+		{"waits", 207, 0, 1, false},
+	}},
+	41: {name: "GetQuietResponse", kind: kindComplex, elements: []schemaElement{
+		{"quiet", 207, 1, 1, true},
+		{"period", 210, 1, 1, true},
+		{"sent", 210, 1, 1, true},
+		{"received", 210, 1, 1, true},
+		{"wait", 205, 0, -1, false},
+	}},
+	42: {name: "GetVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 211, 1, 1, false},
+	}},
+	43: {name: "GetVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 204, 1, 1, false},
+	}},
+	44: {name: "GridFault", kind: kindComplex, elements: []schemaElement{
+		{"code", 146, 1, 1, false},
+		{"message", 211, 1, 1, false},
+		{"advice", 211, 0, 1, false},
+		{"address", 211, 0, 1, false},
+		{"output", 211, 0, 1, false},
+		{"problem", 171, 0, -1, false},
+		{"requestId", 211, 0, 1, false},
+	}},
+	45: {name: "Heartbeat", kind: kindComplex, elements: []schemaElement{
+		{"node", 211, 1, 1, false},
+		{"incarnation", 211, 1, 1, false},
+		{"freeSlots", 209, 1, 1, true},
+		{"freeMemory", 210, 0, 1, true},
+		{"freeCores", 209, 0, 1, true},
+		{"attempt", 126, 0, -1, false},
+	}},
+	46: {name: "HeartbeatResponse", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 126, 0, -1, false},
+		{"leaseMillis", 210, 1, 1, false},
+		{"heartbeatMillis", 210, 1, 1, false},
+	}},
+	47: {name: "Inspect", kind: kindComplex, elements: []schemaElement{
+		{"job", 211, 0, 1, false},
+	}},
+	48: {name: "InspectResponse", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 127, 0, -1, false},
+	}},
+	49: {name: "Instantiate", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 126, 1, 1, false},
+		{"wallTimeSeconds", 210, 0, 1, false},
+		{"process", 172, 0, -1, false},
 		{"channel", 134, 0, -1, false},
-		{"queue", 180, 0, -1, false},
-		{"micros", 207, 0, 1, true},
+		{"queue", 190, 0, -1, false},
+		{"peer", 169, 0, -1, false},
 	}},
-	126: {name: "Binary", kind: kindBase64},
-	127: {name: "Blob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 208, 1, 1, false},
-		{"size", 207, 0, 1, true},
-		{"received", 207, 1, 1, true},
-		{"complete", 204, 1, 1, true},
-		{"url", 208, 0, 1, false},
+	50: {name: "InstantiateResponse", kind: kindComplex, elements: []schemaElement{
+		{"processes", 209, 1, 1, false},
 	}},
-	128: {name: "Build", kind: kindComplex, elements: []schemaElement{
-		{"source", 208, 1, 1, false},
-		{"language", 158, 1, 1, false},
-		{"flag", 208, 0, -1, false},
-		{"file", 145, 1, -1, false},
+	51: {name: "Join", kind: kindComplex, elements: []schemaElement{
+		{"node", 163, 1, 1, false},
 	}},
-	129: {name: "BuildStatus", kind: kindComplex, elements: []schemaElement{
-		{"source", 208, 1, 1, false},
-		{"digest", 208, 1, 1, false},
-		{"node", 208, 0, 1, false},
-		{"cached", 204, 1, 1, true},
-		{"millis", 207, 1, 1, true},
-		{"output", 208, 0, 1, false},
+	52: {name: "JoinResponse", kind: kindComplex, elements: []schemaElement{
+		{"broker", 211, 1, 1, false},
+		{"information", 211, 1, 1, false},
+		{"image", 211, 1, 1, false},
+		{"url", 211, 1, 1, false},
 	}},
-	130: {name: "ChangeState", kind: kindString, values: []string{"pending", "done", "failed"}},
-	131: {name: "ChangeStatus", kind: kindComplex, elements: []schemaElement{
-		{"number", 207, 0, 1, false},
-		{"attempt", 206, 0, 1, false},
-		{"what", 208, 1, 1, false},
-		{"queue", 208, 0, 1, false},
-		{"state", 130, 1, 1, false},
-		{"reason", 208, 0, 1, false},
+	53: {name: "ListBlobs", kind: kindComplex, elements: []schemaElement{
+		{"after", 211, 0, 1, false},
+		{"limit", 209, 0, 1, false},
 	}},
-	132: {name: "Channel", kind: kindComplex, elements: []schemaElement{
-		{"id", 206, 1, 1, true},
-		{"capacity", 206, 1, 1, false},
-		{"from", 133, 1, 1, false},
-		{"to", 133, 1, 1, false},
-		{"label", 208, 0, 1, false},
-		{"afterOut", 206, 0, 1, true},
-		{"afterIn", 206, 0, 1, true},
-		{"forward", 204, 0, 1, false},
-		{"direct", 204, 0, 1, false},
+	54: {name: "ListBlobsResponse", kind: kindComplex, elements: []schemaElement{
+		{"blob", 129, 0, -1, false},
 	}},
-	133: {name: "ChannelEnd", kind: kindComplex, elements: []schemaElement{
-		{"process", 206, 0, 1, true},
-		{"port", 208, 0, 1, false},
-		{"peer", 208, 0, 1, false},
-		{"outside", 208, 0, 1, false},
-		{"queue", 206, 0, 1, false},
+	55: {name: "ListCheckpoints", kind: kindComplex},
+	56: {name: "ListCheckpointsResponse", kind: kindComplex, elements: []schemaElement{
+		{"checkpoint", 200, 0, -1, false},
 	}},
-	134: {name: "ChannelState", kind: kindComplex, elements: []schemaElement{
-		{"id", 206, 1, 1, true},
-		{"from", 133, 1, 1, false},
-		{"to", 133, 1, 1, false},
-		{"capacity", 207, 1, 1, false},
-		{"depth", 207, 1, 1, true},
-		{"itemsIn", 207, 0, 1, true},
-		{"itemsOut", 207, 0, 1, true},
-		{"bytesIn", 207, 0, 1, true},
-		{"bytesOut", 207, 0, 1, true},
-		{"proxyItems", 207, 0, 1, true},
-		{"proxyBytes", 207, 0, 1, true},
-		{"producerWaits", 204, 1, 1, true},
-		{"consumerWaits", 204, 1, 1, true},
-		{"closed", 204, 1, 1, true},
-		{"takerClosed", 204, 0, 1, true},
+	57: {name: "ListImages", kind: kindComplex, elements: []schemaElement{
+		{"search", 211, 0, 1, false},
 	}},
-	135: {name: "Codec", kind: kindString, values: []string{"raw", "lines", "json", "xml", "xdr", "base64", "zstd"}},
-	136: {name: "Compiler", kind: kindComplex, elements: []schemaElement{
-		{"language", 158, 1, 1, false},
-		{"command", 208, 1, 1, false},
-		{"version", 208, 1, 1, false},
+	58: {name: "ListImagesResponse", kind: kindComplex, elements: []schemaElement{
+		{"image", 152, 0, -1, false},
 	}},
-	137: {name: "Direction", kind: kindString, values: []string{"both", "forward"}},
-	138: {name: "Discard", kind: kindComplex, elements: []schemaElement{
-		{"channel", 192, 0, -1, false},
-		{"queue", 188, 0, -1, false},
+	59: {name: "ListJobs", kind: kindComplex, elements: []schemaElement{
+		{"state", 159, 0, 1, false},
+		{"name", 211, 0, 1, false},
+		{"limit", 209, 0, 1, false},
+		{"before", 211, 0, 1, false},
 	}},
-	139: {name: "Edge", kind: kindComplex, elements: []schemaElement{
-		{"link", 159, 0, 1, false},
+	60: {name: "ListJobsResponse", kind: kindComplex, elements: []schemaElement{
+		{"job", 160, 0, -1, false},
+	}},
+	61: {name: "ListNodes", kind: kindComplex},
+	62: {name: "ListNodesResponse", kind: kindComplex, elements: []schemaElement{
+		{"node", 163, 0, -1, false},
+	}},
+	63: {name: "ListProfiles", kind: kindComplex, elements: []schemaElement{
+		{"kind", 176, 0, 1, false},
+		{"search", 211, 0, 1, false},
+	}},
+	64: {name: "ListProfilesResponse", kind: kindComplex, elements: []schemaElement{
+		{"profile", 175, 0, -1, false},
+	}},
+	65: {name: "ListQueues", kind: kindComplex, elements: []schemaElement{
+		{"job", 211, 0, 1, false},
+		{"queue", 211, 0, 1, false},
+		{"sampleMillis", 209, 0, 1, false},
+		{"planned", 207, 0, 1, false},
+	}},
+	66: {name: "ListQueuesResponse", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 209, 0, 1, false},
+		{"queue", 184, 0, -1, false},
+		{"change", 133, 0, -1, false},
+	}},
+	67: {name: "ListServices", kind: kindComplex},
+	68: {name: "ListServicesResponse", kind: kindComplex, elements: []schemaElement{
+		{"service", 192, 0, -1, false},
+	}},
+	69: {name: "ListVMs", kind: kindComplex},
+	70: {name: "ListVMsResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 204, 0, -1, false},
+	}},
+	71: {name: "MakeQueue", kind: kindComplex, elements: []schemaElement{
+		{"name", 211, 1, 1, false},
+		{"type", 185, 0, 1, false},
+		{"capacity", 210, 0, 1, false},
+		{"full", 149, 0, 1, false},
+		{"weight", 209, 0, 1, false},
+		{"held", 207, 0, 1, false},
+	}},
+	72: {name: "MakeQueueResponse", kind: kindComplex, elements: []schemaElement{
+		{"queue", 184, 1, 1, false},
+	}},
+	73: {name: "MigrateVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 211, 1, 1, false},
+		{"node", 211, 1, 1, false},
+	}},
+	74: {name: "MigrateVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"rounds", 209, 1, 1, true},
+		{"bytes", 210, 1, 1, true},
+		{"totalMicros", 210, 1, 1, true},
+		{"downMicros", 210, 1, 1, true},
+	}},
+	75: {name: "MoveJob", kind: kindComplex, elements: []schemaElement{
+		{"job", 211, 1, 1, false},
+		{"queue", 211, 0, 1, false},
+		{"place", 157, 0, 1, false},
+		{"priority", 209, 0, 1, true},
+	}},
+	76: {name: "MoveJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"queue", 211, 1, 1, false},
+		{"place", 209, 1, 1, false},
+	}},
+	77: {name: "OpenSocket", kind: kindComplex, elements: []schemaElement{
+		{"job", 211, 1, 1, false},
+		{"queue", 211, 1, 1, false},
+		{"ttlMillis", 209, 0, 1, false},
+	}},
+	78: {name: "OpenSocketResponse", kind: kindComplex, elements: []schemaElement{
+		{"address", 211, 1, 1, false},
+		{"token", 211, 1, 1, false},
+	}},
+	79: {name: "PeekQueue", kind: kindComplex, elements: []schemaElement{
+		{"job", 211, 0, 1, false},
+		{"queue", 211, 1, 1, false},
+		{"limit", 209, 0, 1, false},
+		{"bytes", 209, 0, 1, false},
+	}},
+	80: {name: "PeekQueueResponse", kind: kindComplex, elements: []schemaElement{
+		{"item", 181, 0, -1, false},
+	}},
+	81: {name: "PlanJob", kind: kindComplex, elements: []schemaElement{
+		{"job", 156, 0, 1, false},
+		{"profile", 211, 0, 1, false},
+		{"version", 209, 0, 1, false},
+		{"argument", 125, 0, -1, false},
+		{"queue", 211, 0, 1, false},
+	}},
+	82: {name: "PlanJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"fits", 207, 1, 1, true},
+		{"reason", 211, 0, 1, false},
+		{"placement", 170, 0, -1, false},
+		{"rejection", 186, 0, -1, false},
+		{"localChannels", 209, 1, 1, true},
+		{"remoteChannels", 209, 1, 1, true},
+	}},
+	83: {name: "PutBlob", kind: kindComplex, elements: []schemaElement{
+		{"digest", 211, 1, 1, false},
+		{"size", 210, 1, 1, true},
+		{"offset", 210, 0, 1, false},
+		{"data", 128, 0, 1, false},
+	}},
+	84: {name: "PutBlobResponse", kind: kindComplex, elements: []schemaElement{
+		{"blob", 129, 1, 1, false},
+	}},
+	85: {name: "Query", kind: kindComplex, elements: []schemaElement{
+		{"role", 189, 0, 1, false},
+		{"language", 161, 0, 1, false},
+	}},
+	86: {name: "QueryResponse", kind: kindComplex, elements: []schemaElement{
+		{"node", 163, 0, -1, false},
+	}},
+	87: {name: "ReadStream", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 126, 1, 1, false},
+		{"process", 209, 1, 1, true},
+		{"name", 211, 1, 1, false},
+		{"offset", 210, 0, 1, false},
+		{"length", 209, 0, 1, false},
+		{"waitMillis", 209, 0, 1, false},
+	}},
+	88: {name: "ReadStreamResponse", kind: kindComplex, elements: []schemaElement{
+		{"data", 128, 0, 1, false},
+		{"next", 210, 1, 1, true},
+		{"end", 207, 1, 1, true},
+	}},
+	89: {name: "Register", kind: kindComplex, elements: []schemaElement{
+		{"node", 163, 1, 1, false},
+	}},
+	90: {name: "RegisterImage", kind: kindComplex, elements: []schemaElement{
+		{"name", 211, 0, 1, false},
+		{"digest", 211, 1, 1, false},
+	}},
+	91: {name: "RegisterImageResponse", kind: kindComplex, elements: []schemaElement{
+		{"name", 211, 1, 1, false},
+		{"version", 209, 1, 1, false},
+		{"digest", 211, 1, 1, false},
+	}},
+	92: {name: "RegisterProfile", kind: kindComplex, elements: []schemaElement{
+		{"profile", 175, 1, 1, false},
+	}},
+	93: {name: "RegisterProfileResponse", kind: kindComplex, elements: []schemaElement{
+		{"name", 211, 1, 1, false},
+		{"version", 209, 1, 1, false},
+	}},
+	94: {name: "RegisterResponse", kind: kindComplex, elements: []schemaElement{
+		{"leaseMillis", 210, 1, 1, false},
+		{"heartbeatMillis", 210, 1, 1, false},
+		{"broker", 211, 0, 1, false},
+	}},
+	95: {name: "RemoveCheckpoint", kind: kindComplex, elements: []schemaElement{
+		{"digest", 211, 1, 1, false},
+	}},
+	96: {name: "RemoveCheckpointResponse", kind: kindComplex},
+	97: {name: "RemoveEdge", kind: kindComplex, elements: []schemaElement{
+		{"job", 211, 1, 1, false},
+		{"edge", 211, 1, 1, false},
+		{"waitMillis", 209, 0, 1, false},
+		{"token", 211, 0, 1, false},
+	}},
+	98: {name: "RemoveEdgeResponse", kind: kindComplex, elements: []schemaElement{
+		{"change", 133, 1, 1, false},
+	}},
+	99: {name: "RemoveImage", kind: kindComplex, elements: []schemaElement{
+		{"name", 211, 1, 1, false},
+		{"version", 209, 0, 1, false},
+	}},
+	100: {name: "RemoveImageResponse", kind: kindComplex, elements: []schemaElement{
+		{"removed", 211, 0, -1, false},
+	}},
+	101: {name: "RemoveQueue", kind: kindComplex, elements: []schemaElement{
+		{"name", 211, 1, 1, false},
+		{"into", 211, 0, 1, false},
+	}},
+	102: {name: "RemoveQueueResponse", kind: kindComplex},
+	103: {name: "Report", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 126, 1, 1, false},
+		{"sequence", 210, 1, 1, false},
+		{"process", 174, 0, -1, false},
+		{"failure", 211, 0, 1, false},
+		{"lost", 207, 0, 1, false},
+		{"proxyBytes", 210, 0, 1, false},
+		{"proxyItems", 210, 0, 1, false},
+		{"quiet", 210, 0, 1, false},
+	}},
+	104: {name: "ReportResponse", kind: kindComplex, elements: []schemaElement{
+		{"acknowledged", 210, 1, 1, false},
+	}},
+	105: {name: "RestoreVM", kind: kindComplex, elements: []schemaElement{
+		{"checkpoint", 211, 1, 1, false},
+		{"id", 211, 0, 1, false},
+		{"limits", 201, 0, 1, false},
+		{"suspended", 207, 0, 1, false},
+		{"source", 211, 0, -1, false},
+	}},
+	106: {name: "RestoreVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 204, 1, 1, false},
+	}},
+	107: {name: "ResumeVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 211, 1, 1, false},
+	}},
+	108: {name: "ResumeVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 204, 1, 1, false},
+	}},
+	109: {name: "RewireEdge", kind: kindComplex, elements: []schemaElement{
+		{"job", 211, 1, 1, false},
+		{"edge", 211, 1, 1, false},
+		{"from", 211, 0, 1, false},
+		{"to", 211, 0, 1, false},
+		{"waitMillis", 209, 0, 1, false},
+		{"token", 211, 0, 1, false},
+	}},
+	110: {name: "RewireEdgeResponse", kind: kindComplex, elements: []schemaElement{
+		{"change", 133, 1, 1, false},
+	}},
+	111: {name: "SettleMigration", kind: kindComplex, elements: []schemaElement{
+		{"migration", 211, 1, 1, false},
+		{"settled", 207, 0, 1, false},
+	}},
+	112: {name: "SettleMigrationResponse", kind: kindComplex, elements: []schemaElement{
+		{"here", 207, 1, 1, true},
+	}},
+	113: {name: "StatBlob", kind: kindComplex, elements: []schemaElement{
+		{"digest", 211, 1, 1, false},
+	}},
+	114: {name: "StatBlobResponse", kind: kindComplex, elements: []schemaElement{
+		{"blob", 129, 1, 1, false},
+	}},
+	115: {name: "StopVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 211, 1, 1, false},
+		{"graceMillis", 210, 0, 1, true},
+		{"force", 207, 0, 1, false},
+	}},
+	116: {name: "StopVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 204, 1, 1, false},
+	}},
+	117: {name: "SubmitJob", kind: kindComplex, elements: []schemaElement{
+		{"token", 211, 1, 1, false},
+		{"job", 156, 0, 1, false},
+		{"profile", 211, 0, 1, false},
+		{"version", 209, 0, 1, false},
+		{"argument", 125, 0, -1, false},
+		{"queue", 211, 0, 1, false},
+	}},
+	118: {name: "SubmitJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"id", 211, 1, 1, false},
+	}},
+	119: {name: "SuspendVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 211, 1, 1, false},
+	}},
+	120: {name: "SuspendVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 204, 1, 1, false},
+	}},
+	121: {name: "Terminate", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 126, 1, 1, false},
+		{"graceMillis", 210, 0, 1, false},
+		{"reason", 211, 0, 1, false},
+	}},
+	122: {name: "TerminateResponse", kind: kindComplex, elements: []schemaElement{
+		{"sequence", 210, 1, 1, true},
+	}},
+	123: {name: "WaitJob", kind: kindComplex, elements: []schemaElement{
+		{"id", 211, 1, 1, false},
+		{"revision", 210, 0, 1, false},
+		{"timeoutMillis", 209, 0, 1, false},
+	}},
+	124: {name: "WaitJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"job", 160, 1, 1, false},
+	}},
+	125: {name: "Assignment", kind: kindComplex, attributes: []schemaAttribute{
+		{"name", 211, true},
+		{"value", 211, false},
+	}},
+	126: {name: "Attempt", kind: kindComplex, elements: []schemaElement{
+		{"job", 211, 1, 1, false},
+		{"number", 209, 1, 1, false},
+		{"node", 211, 0, 1, false},
+		{"incarnation", 211, 0, 1, false},
+	}},
+	127: {name: "AttemptState", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 126, 1, 1, false},
+		{"state", 211, 1, 1, false},
+		{"slots", 209, 1, 1, true},
+		{"process", 174, 0, -1, false},
+		{"channel", 136, 0, -1, false},
+		{"queue", 183, 0, -1, false},
+		{"micros", 210, 0, 1, true},
+	}},
+	128: {name: "Binary", kind: kindBase64},
+	129: {name: "Blob", kind: kindComplex, elements: []schemaElement{
+		{"digest", 211, 1, 1, false},
+		{"size", 210, 0, 1, true},
+		{"received", 210, 1, 1, true},
+		{"complete", 207, 1, 1, true},
+		{"url", 211, 0, 1, false},
+	}},
+	130: {name: "Build", kind: kindComplex, elements: []schemaElement{
+		{"source", 211, 1, 1, false},
+		{"language", 161, 1, 1, false},
+		{"flag", 211, 0, -1, false},
+		{"file", 148, 1, -1, false},
+	}},
+	131: {name: "BuildStatus", kind: kindComplex, elements: []schemaElement{
+		{"source", 211, 1, 1, false},
+		{"digest", 211, 1, 1, false},
+		{"node", 211, 0, 1, false},
+		{"cached", 207, 1, 1, true},
+		{"millis", 210, 1, 1, true},
+		{"output", 211, 0, 1, false},
+	}},
+	132: {name: "ChangeState", kind: kindString, values: []string{"pending", "done", "failed"}},
+	133: {name: "ChangeStatus", kind: kindComplex, elements: []schemaElement{
+		{"number", 210, 0, 1, false},
+		{"attempt", 209, 0, 1, false},
+		{"what", 211, 1, 1, false},
+		{"queue", 211, 0, 1, false},
+		{"state", 132, 1, 1, false},
+		{"reason", 211, 0, 1, false},
+	}},
+	134: {name: "Channel", kind: kindComplex, elements: []schemaElement{
+		{"id", 209, 1, 1, true},
+		{"capacity", 209, 1, 1, false},
+		{"from", 135, 1, 1, false},
+		{"to", 135, 1, 1, false},
+		{"label", 211, 0, 1, false},
+		{"afterOut", 209, 0, 1, true},
+		{"afterIn", 209, 0, 1, true},
+		{"forward", 207, 0, 1, false},
+		{"direct", 207, 0, 1, false},
+	}},
+	135: {name: "ChannelEnd", kind: kindComplex, elements: []schemaElement{
+		{"process", 209, 0, 1, true},
+		{"port", 211, 0, 1, false},
+		{"peer", 211, 0, 1, false},
+		{"outside", 211, 0, 1, false},
+		{"queue", 209, 0, 1, false},
+	}},
+	136: {name: "ChannelState", kind: kindComplex, elements: []schemaElement{
+		{"id", 209, 1, 1, true},
+		{"from", 135, 1, 1, false},
+		{"to", 135, 1, 1, false},
+		{"capacity", 210, 1, 1, false},
+		{"depth", 210, 1, 1, true},
+		{"itemsIn", 210, 0, 1, true},
+		{"itemsOut", 210, 0, 1, true},
+		{"bytesIn", 210, 0, 1, true},
+		{"bytesOut", 210, 0, 1, true},
+		{"proxyItems", 210, 0, 1, true},
+		{"proxyBytes", 210, 0, 1, true},
+		{"producerWaits", 207, 1, 1, true},
+		{"consumerWaits", 207, 1, 1, true},
+		{"closed", 207, 1, 1, true},
+		{"takerClosed", 207, 0, 1, true},
+	}},
+	137: {name: "CheckpointStep", kind: kindString, values: []string{"take", "save", "drop"}},
+	138: {name: "Codec", kind: kindString, values: []string{"raw", "lines", "json", "xml", "xdr", "base64", "zstd"}},
+	139: {name: "Compiler", kind: kindComplex, elements: []schemaElement{
+		{"language", 161, 1, 1, false},
+		{"command", 211, 1, 1, false},
+		{"version", 211, 1, 1, false},
+	}},
+	140: {name: "Direction", kind: kindString, values: []string{"both", "forward"}},
+	141: {name: "Discard", kind: kindComplex, elements: []schemaElement{
+		{"channel", 195, 0, -1, false},
+		{"queue", 191, 0, -1, false},
+	}},
+	142: {name: "Edge", kind: kindComplex, elements: []schemaElement{
+		{"link", 162, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"from", 208, true},
-		{"to", 208, true},
-		{"queue", 208, false},
-		{"direct", 204, false},
+		{"from", 211, true},
+		{"to", 211, true},
+		{"queue", 211, false},
+		{"direct", 207, false},
 	}},
-	140: {name: "Enclosure", kind: kindComplex, elements: []schemaElement{
-		{"image", 208, 1, 1, false},
-		{"name", 208, 0, 1, false},
-		{"memory", 207, 1, 1, false},
+	143: {name: "Enclosure", kind: kindComplex, elements: []schemaElement{
+		{"image", 211, 1, 1, false},
+		{"name", 211, 0, 1, false},
+		{"memory", 210, 1, 1, false},
 	}},
-	141: {name: "Encoder", kind: kindComplex, attributes: []schemaAttribute{
-		{"codec", 135, false},
-		{"registered", 208, false},
-		{"version", 162, false},
-		{"decode", 204, false},
-		{"type", 208, false},
+	144: {name: "Encoder", kind: kindComplex, attributes: []schemaAttribute{
+		{"codec", 138, false},
+		{"registered", 211, false},
+		{"version", 165, false},
+		{"decode", 207, false},
+		{"type", 211, false},
 	}},
-	142: {name: "EncoderChain", kind: kindComplex, elements: []schemaElement{
-		{"encoder", 141, 0, -1, false},
+	145: {name: "EncoderChain", kind: kindComplex, elements: []schemaElement{
+		{"encoder", 144, 0, -1, false},
 	}},
-	143: {name: "FaultCode", kind: kindString, values: []string{"invalidRequest", "invalidProfile", "unsupported", "notFound", "conflict", "wrongNode", "busy", "stale", "buildFailed", "tooLarge", "timeout", "unauthenticated", "forbidden", "unavailable", "internal"}},
-	144: {name: "File", kind: kindComplex, elements: []schemaElement{
-		{"name", 208, 1, 1, false},
-		{"digest", 208, 1, 1, false},
-		{"size", 207, 1, 1, true},
-		{"dropped", 207, 0, 1, false},
-		{"data", 126, 0, 1, false},
+	146: {name: "FaultCode", kind: kindString, values: []string{"invalidRequest", "invalidProfile", "unsupported", "notFound", "conflict", "wrongNode", "busy", "stale", "buildFailed", "tooLarge", "timeout", "unauthenticated", "forbidden", "unavailable", "internal"}},
+	147: {name: "File", kind: kindComplex, elements: []schemaElement{
+		{"name", 211, 1, 1, false},
+		{"digest", 211, 1, 1, false},
+		{"size", 210, 1, 1, true},
+		{"dropped", 210, 0, 1, false},
+		{"data", 128, 0, 1, false},
 	}},
-	145: {name: "FileRef", kind: kindComplex, elements: []schemaElement{
-		{"name", 208, 1, 1, false},
-		{"digest", 208, 1, 1, false},
+	148: {name: "FileRef", kind: kindComplex, elements: []schemaElement{
+		{"name", 211, 1, 1, false},
+		{"digest", 211, 1, 1, false},
 	}},
-	146: {name: "FullPolicy", kind: kindString, values: []string{"block", "dropNewest", "dropOldest", "fail"}},
-	147: {name: "Graph", kind: kindComplex, elements: []schemaElement{
-		{"text", 208, 0, 1, false},
-		{"content", 126, 0, 1, false},
+	149: {name: "FullPolicy", kind: kindString, values: []string{"block", "dropNewest", "dropOldest", "fail"}},
+	150: {name: "Graph", kind: kindComplex, elements: []schemaElement{
+		{"text", 211, 0, 1, false},
+		{"content", 128, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"format", 148, true},
-		{"path", 208, false},
-		{"digest", 208, false},
+		{"format", 151, true},
+		{"path", 211, false},
+		{"digest", 211, false},
 	}},
-	148: {name: "GraphFormat", kind: kindString, values: []string{"dot", "graphml", "edgeList"}},
-	149: {name: "Image", kind: kindComplex, elements: []schemaElement{
-		{"name", 208, 1, 1, false},
-		{"version", 206, 1, 1, false},
-		{"digest", 208, 1, 1, false},
-		{"registered", 205, 0, 1, true},
-		{"release", 208, 0, 1, false},
-		{"description", 208, 0, 1, false},
-		{"architecture", 208, 1, 1, false},
-		{"commandLine", 208, 0, 1, false},
-		{"leastMemory", 206, 1, 1, false},
-		{"language", 158, 0, -1, false},
-		{"file", 150, 0, -1, false},
+	151: {name: "GraphFormat", kind: kindString, values: []string{"dot", "graphml", "edgeList"}},
+	152: {name: "Image", kind: kindComplex, elements: []schemaElement{
+		{"name", 211, 1, 1, false},
+		{"version", 209, 1, 1, false},
+		{"digest", 211, 1, 1, false},
+		{"registered", 208, 0, 1, true},
+		{"release", 211, 0, 1, false},
+		{"description", 211, 0, 1, false},
+		{"architecture", 211, 1, 1, false},
+		{"commandLine", 211, 0, 1, false},
+		{"leastMemory", 209, 1, 1, false},
+		{"language", 161, 0, -1, false},
+		{"file", 153, 0, -1, false},
 	}},
-	150: {name: "ImageFile", kind: kindComplex, elements: []schemaElement{
-		{"part", 208, 1, 1, false},
-		{"digest", 208, 1, 1, false},
-		{"size", 207, 1, 1, true},
-		{"format", 208, 0, 1, false},
+	153: {name: "ImageFile", kind: kindComplex, elements: []schemaElement{
+		{"part", 211, 1, 1, false},
+		{"digest", 211, 1, 1, false},
+		{"size", 210, 1, 1, true},
+		{"format", 211, 0, 1, false},
 	}},
-	151: {name: "InputFile", kind: kindComplex, elements: []schemaElement{
-		{"text", 208, 0, 1, false},
-		{"content", 126, 0, 1, false},
+	154: {name: "InputFile", kind: kindComplex, elements: []schemaElement{
+		{"text", 211, 0, 1, false},
+		{"content", 128, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 208, false},
-		{"path", 208, false},
-		{"digest", 208, false},
+		{"name", 211, false},
+		{"path", 211, false},
+		{"digest", 211, false},
 	}},
-	152: {name: "Isolation", kind: kindString, values: []string{"process", "vm"}},
-	153: {name: "Job", kind: kindComplex, elements: []schemaElement{
-		{"description", 208, 0, 1, false},
-		{"parameter", 165, 0, -1, false},
-		{"source", 190, 0, -1, false},
-		{"input", 151, 0, -1, false},
-		{"task", 194, 1, -1, false},
-		{"topology", 195, 0, -1, false},
-		{"edge", 139, 0, -1, false},
-		{"queue", 175, 0, -1, false},
-		{"policy", 155, 0, 1, false},
+	155: {name: "Isolation", kind: kindString, values: []string{"process", "vm"}},
+	156: {name: "Job", kind: kindComplex, elements: []schemaElement{
+		{"description", 211, 0, 1, false},
+		{"parameter", 168, 0, -1, false},
+		{"source", 193, 0, -1, false},
+		{"input", 154, 0, -1, false},
+		{"task", 197, 1, -1, false},
+		{"topology", 198, 0, -1, false},
+		{"edge", 142, 0, -1, false},
+		{"queue", 178, 0, -1, false},
+		{"policy", 158, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 208, true},
+		{"name", 211, true},
 	}},
-	154: {name: "JobPlace", kind: kindString, values: []string{"first", "last"}},
-	155: {name: "JobPolicy", kind: kindComplex, attributes: []schemaAttribute{
-		{"wallTime", 162, false},
-		{"retries", 162, false},
-		{"priority", 162, false},
-		{"queue", 208, false},
-		{"isolation", 152, false},
-		{"image", 208, false},
-		{"nodes", 162, false},
+	157: {name: "JobPlace", kind: kindString, values: []string{"first", "last"}},
+	158: {name: "JobPolicy", kind: kindComplex, attributes: []schemaAttribute{
+		{"wallTime", 165, false},
+		{"retries", 165, false},
+		{"priority", 165, false},
+		{"queue", 211, false},
+		{"isolation", 155, false},
+		{"image", 211, false},
+		{"checkpoint", 165, false},
+		{"nodes", 165, false},
 	}},
-	156: {name: "JobState", kind: kindString, values: []string{"pending", "awakening", "running", "terminating", "succeeded", "failed", "cancelled"}},
-	157: {name: "JobStatus", kind: kindComplex, elements: []schemaElement{
-		{"id", 208, 1, 1, false},
-		{"name", 208, 1, 1, false},
-		{"state", 156, 1, 1, false},
-		{"revision", 207, 1, 1, false},
-		{"reason", 208, 0, 1, false},
-		{"attempt", 206, 1, 1, true},
-		{"priority", 206, 0, 1, true},
-		{"queue", 208, 0, 1, false},
-		{"submitted", 205, 1, 1, false},
-		{"started", 205, 0, 1, true},
-		{"ended", 205, 0, 1, true},
-		{"argument", 123, 0, -1, false},
-		{"process", 171, 0, -1, false},
-		{"build", 129, 0, -1, false},
-		{"outside", 164, 0, -1, false},
-		{"proxyBytes", 207, 0, 1, true},
-		{"proxyItems", 207, 0, 1, true},
+	159: {name: "JobState", kind: kindString, values: []string{"pending", "awakening", "running", "terminating", "succeeded", "failed", "cancelled"}},
+	160: {name: "JobStatus", kind: kindComplex, elements: []schemaElement{
+		{"id", 211, 1, 1, false},
+		{"name", 211, 1, 1, false},
+		{"state", 159, 1, 1, false},
+		{"revision", 210, 1, 1, false},
+		{"reason", 211, 0, 1, false},
+		{"attempt", 209, 1, 1, true},
+		{"priority", 209, 0, 1, true},
+		{"queue", 211, 0, 1, false},
+		{"submitted", 208, 1, 1, false},
+		{"started", 208, 0, 1, true},
+		{"ended", 208, 0, 1, true},
+		{"argument", 125, 0, -1, false},
+		{"process", 174, 0, -1, false},
+		{"build", 131, 0, -1, false},
+		{"outside", 167, 0, -1, false},
+		{"proxyBytes", 210, 0, 1, true},
+		{"proxyItems", 210, 0, 1, true},
 	}},
-	158: {name: "Language", kind: kindString, values: []string{"c", "cpp", "go", "python", "shell"}},
-	159: {name: "Link", kind: kindComplex, attributes: []schemaAttribute{
-		{"latency", 174, false},
-		{"jitter", 174, false},
-		{"bandwidth", 174, false},
-		{"loss", 174, false},
-		{"seed", 162, false},
+	161: {name: "Language", kind: kindString, values: []string{"c", "cpp", "go", "python", "shell"}},
+	162: {name: "Link", kind: kindComplex, attributes: []schemaAttribute{
+		{"latency", 177, false},
+		{"jitter", 177, false},
+		{"bandwidth", 177, false},
+		{"loss", 177, false},
+		{"seed", 165, false},
 	}},
-	160: {name: "Node", kind: kindComplex, elements: []schemaElement{
-		{"id", 208, 1, 1, false},
-		{"incarnation", 208, 1, 1, false},
-		{"name", 208, 0, 1, false},
-		{"url", 208, 1, 1, false},
-		{"role", 186, 0, -1, false},
-		{"version", 208, 0, 1, false},
-		{"os", 208, 0, 1, false},
-		{"arch", 208, 0, 1, false},
-		{"cores", 206, 1, 1, false},
-		{"memory", 207, 1, 1, false},
-		{"slots", 206, 1, 1, true},
-		{"freeSlots", 206, 1, 1, true},
-		{"freeMemory", 207, 0, 1, true},
-		{"freeCores", 206, 0, 1, true},
-		{"compiler", 136, 0, -1, false},
-		{"qemu", 208, 0, 1, false},
-		{"accelerator", 208, 0, 1, false},
-		{"cleaning", 208, 0, 1, false},
-		{"unconfined", 208, 0, -1, false},
-		{"queueLimits", 179, 0, 1, false},
-		{"state", 208, 0, 1, false},
+	163: {name: "Node", kind: kindComplex, elements: []schemaElement{
+		{"id", 211, 1, 1, false},
+		{"incarnation", 211, 1, 1, false},
+		{"name", 211, 0, 1, false},
+		{"url", 211, 1, 1, false},
+		{"role", 189, 0, -1, false},
+		{"version", 211, 0, 1, false},
+		{"os", 211, 0, 1, false},
+		{"arch", 211, 0, 1, false},
+		{"cores", 209, 1, 1, false},
+		{"memory", 210, 1, 1, false},
+		{"slots", 209, 1, 1, true},
+		{"freeSlots", 209, 1, 1, true},
+		{"freeMemory", 210, 0, 1, true},
+		{"freeCores", 209, 0, 1, true},
+		{"compiler", 139, 0, -1, false},
+		{"qemu", 211, 0, 1, false},
+		{"accelerator", 211, 0, 1, false},
+		{"cleaning", 211, 0, 1, false},
+		{"unconfined", 211, 0, -1, false},
+		{"queueLimits", 182, 0, 1, false},
+		{"state", 211, 0, 1, false},
 	}},
-	161: {name: "NodeProperty", kind: kindString, values: []string{"name", "os", "arch", "cores", "memory", "slots", "compiler", "qemu", "cleaning"}},
-	162: {name: "Number", kind: kindString, pattern: 1},
-	163: {name: "OutputFile", kind: kindComplex, attributes: []schemaAttribute{
-		{"name", 208, true},
-		{"process", 162, false},
-		{"optional", 204, false},
+	164: {name: "NodeProperty", kind: kindString, values: []string{"name", "os", "arch", "cores", "memory", "slots", "compiler", "qemu", "cleaning"}},
+	165: {name: "Number", kind: kindString, pattern: 1},
+	166: {name: "OutputFile", kind: kindComplex, attributes: []schemaAttribute{
+		{"name", 211, true},
+		{"process", 165, false},
+		{"optional", 207, false},
 	}},
-	164: {name: "OutsideQueue", kind: kindComplex, elements: []schemaElement{
-		{"name", 208, 1, 1, false},
-		{"direction", 208, 1, 1, false},
-		{"node", 208, 1, 1, false},
-		{"url", 208, 1, 1, false},
+	167: {name: "OutsideQueue", kind: kindComplex, elements: []schemaElement{
+		{"name", 211, 1, 1, false},
+		{"direction", 211, 1, 1, false},
+		{"node", 211, 1, 1, false},
+		{"url", 211, 1, 1, false},
 	}},
-	165: {name: "Parameter", kind: kindComplex, attributes: []schemaAttribute{
-		{"name", 208, true},
-		{"default", 208, false},
-		{"description", 208, false},
+	168: {name: "Parameter", kind: kindComplex, attributes: []schemaAttribute{
+		{"name", 211, true},
+		{"default", 211, false},
+		{"description", 211, false},
 	}},
-	166: {name: "Peer", kind: kindComplex, elements: []schemaElement{
-		{"node", 208, 1, 1, false},
-		{"address", 208, 1, 1, false},
-		{"fingerprint", 208, 1, 1, false},
+	169: {name: "Peer", kind: kindComplex, elements: []schemaElement{
+		{"node", 211, 1, 1, false},
+		{"address", 211, 1, 1, false},
+		{"fingerprint", 211, 1, 1, false},
+		{"former", 211, 0, 1, false},
 	}},
-	167: {name: "Placement", kind: kindComplex, elements: []schemaElement{
-		{"process", 206, 1, 1, true},
-		{"task", 208, 1, 1, false},
-		{"index", 206, 1, 1, true},
-		{"node", 208, 1, 1, false},
+	170: {name: "Placement", kind: kindComplex, elements: []schemaElement{
+		{"process", 209, 1, 1, true},
+		{"task", 211, 1, 1, false},
+		{"index", 209, 1, 1, true},
+		{"node", 211, 1, 1, false},
 	}},
-	168: {name: "Problem", kind: kindComplex, elements: []schemaElement{
-		{"line", 206, 0, 1, false},
-		{"element", 208, 0, 1, false},
-		{"found", 208, 0, 1, false},
-		{"expected", 208, 0, 1, false},
-		{"message", 208, 1, 1, false},
+	171: {name: "Problem", kind: kindComplex, elements: []schemaElement{
+		{"line", 209, 0, 1, false},
+		{"element", 211, 0, 1, false},
+		{"found", 211, 0, 1, false},
+		{"expected", 211, 0, 1, false},
+		{"message", 211, 1, 1, false},
 	}},
-	169: {name: "ProcessSpec", kind: kindComplex, elements: []schemaElement{
-		{"id", 206, 1, 1, true},
-		{"task", 208, 1, 1, false},
-		{"index", 206, 1, 1, true},
-		{"count", 206, 1, 1, false},
-		{"source", 208, 1, 1, false},
-		{"argument", 208, 0, -1, false},
-		{"environment", 123, 0, -1, false},
-		{"memory", 207, 0, 1, false},
-		{"cores", 206, 0, 1, false},
-		{"input", 145, 0, -1, false},
-		{"output", 163, 0, -1, false},
+	172: {name: "ProcessSpec", kind: kindComplex, elements: []schemaElement{
+		{"id", 209, 1, 1, true},
+		{"task", 211, 1, 1, false},
+		{"index", 209, 1, 1, true},
+		{"count", 209, 1, 1, false},
+		{"source", 211, 1, 1, false},
+		{"argument", 211, 0, -1, false},
+		{"environment", 125, 0, -1, false},
+		{"memory", 210, 0, 1, false},
+		{"cores", 209, 0, 1, false},
+		{"input", 148, 0, -1, false},
+		{"output", 166, 0, -1, false},
 	}},
-	170: {name: "ProcessState", kind: kindString, values: []string{"waiting", "running", "exited", "killed", "lost"}},
-	171: {name: "ProcessStatus", kind: kindComplex, elements: []schemaElement{
-		{"id", 206, 1, 1, true},
-		{"task", 208, 1, 1, false},
-		{"index", 206, 1, 1, true},
-		{"node", 208, 0, 1, false},
-		{"state", 170, 1, 1, false},
-		{"exitCode", 206, 0, 1, true},
-		{"signal", 208, 0, 1, false},
-		{"message", 208, 0, 1, false},
-		{"userMicros", 207, 0, 1, false},
-		{"systemMicros", 207, 0, 1, false},
-		{"maxResidentKiB", 207, 0, 1, false},
-		{"started", 205, 0, 1, true},
-		{"ended", 205, 0, 1, true},
-		{"file", 144, 0, -1, false},
+	173: {name: "ProcessState", kind: kindString, values: []string{"waiting", "running", "exited", "killed", "lost"}},
+	174: {name: "ProcessStatus", kind: kindComplex, elements: []schemaElement{
+		{"id", 209, 1, 1, true},
+		{"task", 211, 1, 1, false},
+		{"index", 209, 1, 1, true},
+		{"node", 211, 0, 1, false},
+		{"state", 173, 1, 1, false},
+		{"exitCode", 209, 0, 1, true},
+		{"signal", 211, 0, 1, false},
+		{"message", 211, 0, 1, false},
+		{"userMicros", 210, 0, 1, false},
+		{"systemMicros", 210, 0, 1, false},
+		{"maxResidentKiB", 210, 0, 1, false},
+		{"started", 208, 0, 1, true},
+		{"ended", 208, 0, 1, true},
+		{"file", 147, 0, -1, false},
 	}},
-	172: {name: "Profile", kind: kindComplex, elements: []schemaElement{
-		{"kind", 173, 1, 1, false},
-		{"name", 208, 1, 1, false},
-		{"version", 206, 0, 1, false},
-		{"description", 208, 0, 1, false},
-		{"registered", 205, 0, 1, true},
-		{"topology", 195, 0, 1, false},
-		{"resources", 185, 0, 1, false},
-		{"job", 153, 0, 1, false},
-		{"codec", 190, 0, 1, false},
-		{"rule", 190, 0, 1, false},
+	175: {name: "Profile", kind: kindComplex, elements: []schemaElement{
+		{"kind", 176, 1, 1, false},
+		{"name", 211, 1, 1, false},
+		{"version", 209, 0, 1, false},
+		{"description", 211, 0, 1, false},
+		{"registered", 208, 0, 1, true},
+		{"topology", 198, 0, 1, false},
+		{"resources", 188, 0, 1, false},
+		{"job", 156, 0, 1, false},
+		{"codec", 193, 0, 1, false},
+		{"rule", 193, 0, 1, false},
 	}},
-	173: {name: "ProfileKind", kind: kindString, values: []string{"topology", "resources", "job", "codec", "rule"}},
-	174: {name: "Quantity", kind: kindString, pattern: 2},
-	175: {name: "Queue", kind: kindComplex, elements: []schemaElement{
-		{"encoder", 141, 0, -1, false},
+	176: {name: "ProfileKind", kind: kindString, values: []string{"topology", "resources", "job", "codec", "rule"}},
+	177: {name: "Quantity", kind: kindString, pattern: 2},
+	178: {name: "Queue", kind: kindComplex, elements: []schemaElement{
+		{"encoder", 144, 0, -1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 208, true},
-		{"type", 182, false},
-		{"capacity", 162, false},
-		{"full", 146, false},
-		{"rule", 208, false},
-		{"version", 162, false},
+		{"name", 211, true},
+		{"type", 185, false},
+		{"capacity", 165, false},
+		{"full", 149, false},
+		{"rule", 211, false},
+		{"version", 165, false},
 	}},
-	176: {name: "QueueEnd", kind: kindComplex, elements: []schemaElement{
-		{"name", 208, 1, 1, false},
-		{"channel", 206, 0, 1, true},
-		{"node", 208, 0, 1, false},
-		{"items", 207, 0, 1, true},
-		{"depth", 207, 0, 1, true},
-		{"waits", 204, 0, 1, true},
-		{"closed", 204, 0, 1, true},
+	179: {name: "QueueEnd", kind: kindComplex, elements: []schemaElement{
+		{"name", 211, 1, 1, false},
+		{"channel", 209, 0, 1, true},
+		{"node", 211, 0, 1, false},
+		{"items", 210, 0, 1, true},
+		{"depth", 210, 0, 1, true},
+		{"waits", 207, 0, 1, true},
+		{"closed", 207, 0, 1, true},
 	}},
-	177: {name: "QueueFlow", kind: kindComplex, elements: []schemaElement{
-		{"micros", 207, 1, 1, false},
-		{"itemsIn", 207, 1, 1, true},
-		{"itemsOut", 207, 1, 1, true},
-		{"bytesIn", 207, 1, 1, true},
-		{"bytesOut", 207, 1, 1, true},
+	180: {name: "QueueFlow", kind: kindComplex, elements: []schemaElement{
+		{"micros", 210, 1, 1, false},
+		{"itemsIn", 210, 1, 1, true},
+		{"itemsOut", 210, 1, 1, true},
+		{"bytesIn", 210, 1, 1, true},
+		{"bytesOut", 210, 1, 1, true},
 	}},
-	178: {name: "QueueItem", kind: kindComplex, elements: []schemaElement{
-		{"size", 207, 0, 1, true},
-		{"data", 126, 0, 1, false},
-		{"instruction", 204, 0, 1, false},
-		{"priority", 206, 0, 1, false},
-		{"job", 208, 0, 1, false},
-		{"name", 208, 0, 1, false},
-		{"state", 156, 0, 1, false},
-		{"reason", 208, 0, 1, false},
+	181: {name: "QueueItem", kind: kindComplex, elements: []schemaElement{
+		{"size", 210, 0, 1, true},
+		{"data", 128, 0, 1, false},
+		{"instruction", 207, 0, 1, false},
+		{"priority", 209, 0, 1, false},
+		{"job", 211, 0, 1, false},
+		{"name", 211, 0, 1, false},
+		{"state", 159, 0, 1, false},
+		{"reason", 211, 0, 1, false},
 	}},
-	179: {name: "QueueLimits", kind: kindComplex, attributes: []schemaAttribute{
-		{"types", 208, false},
-		{"codecs", 208, false},
-		{"registered", 208, false},
-		{"rules", 208, false},
-		{"machines", 206, false},
-		{"queues", 206, false},
-		{"channels", 206, false},
-		{"memory", 207, false},
+	182: {name: "QueueLimits", kind: kindComplex, attributes: []schemaAttribute{
+		{"types", 211, false},
+		{"codecs", 211, false},
+		{"registered", 211, false},
+		{"rules", 211, false},
+		{"machines", 209, false},
+		{"queues", 209, false},
+		{"channels", 209, false},
+		{"memory", 210, false},
 	}},
-	180: {name: "QueueState", kind: kindComplex, elements: []schemaElement{
-		{"id", 206, 1, 1, false},
-		{"name", 208, 1, 1, false},
-		{"type", 182, 1, 1, false},
-		{"full", 146, 1, 1, false},
-		{"capacity", 207, 1, 1, false},
-		{"items", 207, 1, 1, true},
-		{"depth", 207, 1, 1, true},
-		{"itemsIn", 207, 1, 1, true},
-		{"itemsOut", 207, 1, 1, true},
-		{"dropped", 207, 1, 1, true},
-		{"refused", 207, 1, 1, true},
-		{"producers", 206, 1, 1, false},
-		{"takers", 206, 1, 1, false},
-		{"producersClosed", 206, 1, 1, true},
-		{"takersClosed", 206, 1, 1, true},
-		{"producersWait", 206, 1, 1, true},
-		{"takersWait", 206, 1, 1, true},
+	183: {name: "QueueState", kind: kindComplex, elements: []schemaElement{
+		{"id", 209, 1, 1, false},
+		{"name", 211, 1, 1, false},
+		{"type", 185, 1, 1, false},
+		{"full", 149, 1, 1, false},
+		{"capacity", 210, 1, 1, false},
+		{"items", 210, 1, 1, true},
+		{"depth", 210, 1, 1, true},
+		{"itemsIn", 210, 1, 1, true},
+		{"itemsOut", 210, 1, 1, true},
+		{"dropped", 210, 1, 1, true},
+		{"refused", 210, 1, 1, true},
+		{"producers", 209, 1, 1, false},
+		{"takers", 209, 1, 1, false},
+		{"producersClosed", 209, 1, 1, true},
+		{"takersClosed", 209, 1, 1, true},
+		{"producersWait", 209, 1, 1, true},
+		{"takersWait", 209, 1, 1, true},
 	}},
-	181: {name: "QueueStatus", kind: kindComplex, elements: []schemaElement{
-		{"name", 208, 1, 1, false},
-		{"id", 208, 0, 1, false},
-		{"served", 204, 1, 1, true},
-		{"type", 182, 1, 1, false},
-		{"full", 146, 1, 1, false},
-		{"capacity", 207, 1, 1, true},
-		{"encoder", 141, 0, -1, false},
-		{"rule", 208, 0, 1, false},
-		{"ruleVersion", 206, 0, 1, false},
-		{"link", 159, 0, 1, false},
-		{"node", 208, 0, 1, false},
-		{"url", 208, 0, 1, false},
-		{"items", 207, 0, 1, true},
-		{"depth", 207, 0, 1, true},
-		{"itemsIn", 207, 0, 1, true},
-		{"itemsOut", 207, 0, 1, true},
-		{"dropped", 207, 0, 1, true},
-		{"refused", 207, 0, 1, true},
-		{"producersWait", 206, 0, 1, true},
-		{"takersWait", 206, 0, 1, true},
-		{"producer", 176, 0, -1, false},
-		{"taker", 176, 0, -1, false},
-		{"weight", 206, 0, 1, false},
-		{"held", 204, 0, 1, true},
-		{"running", 206, 0, 1, true},
-		{"oldestMillis", 207, 0, 1, true},
-		{"flow", 177, 0, 1, false},
+	184: {name: "QueueStatus", kind: kindComplex, elements: []schemaElement{
+		{"name", 211, 1, 1, false},
+		{"id", 211, 0, 1, false},
+		{"served", 207, 1, 1, true},
+		{"type", 185, 1, 1, false},
+		{"full", 149, 1, 1, false},
+		{"capacity", 210, 1, 1, true},
+		{"encoder", 144, 0, -1, false},
+		{"rule", 211, 0, 1, false},
+		{"ruleVersion", 209, 0, 1, false},
+		{"link", 162, 0, 1, false},
+		{"node", 211, 0, 1, false},
+		{"url", 211, 0, 1, false},
+		{"items", 210, 0, 1, true},
+		{"depth", 210, 0, 1, true},
+		{"itemsIn", 210, 0, 1, true},
+		{"itemsOut", 210, 0, 1, true},
+		{"dropped", 210, 0, 1, true},
+		{"refused", 210, 0, 1, true},
+		{"producersWait", 209, 0, 1, true},
+		{"takersWait", 209, 0, 1, true},
+		{"producer", 179, 0, -1, false},
+		{"taker", 179, 0, -1, false},
+		{"weight", 209, 0, 1, false},
+		{"held", 207, 0, 1, true},
+		{"running", 209, 0, 1, true},
+		{"oldestMillis", 210, 0, 1, true},
+		{"flow", 180, 0, 1, false},
 	}},
-	182: {name: "QueueType", kind: kindString, values: []string{"fifo", "priority", "lifo", "latest", "work", "broadcast"}},
-	183: {name: "Rejection", kind: kindComplex, elements: []schemaElement{
-		{"node", 208, 1, 1, false},
-		{"task", 208, 0, 1, false},
-		{"reason", 208, 1, 1, false},
+	185: {name: "QueueType", kind: kindString, values: []string{"fifo", "priority", "lifo", "latest", "work", "broadcast"}},
+	186: {name: "Rejection", kind: kindComplex, elements: []schemaElement{
+		{"node", 211, 1, 1, false},
+		{"task", 211, 0, 1, false},
+		{"reason", 211, 1, 1, false},
 	}},
-	184: {name: "Requirement", kind: kindComplex, attributes: []schemaAttribute{
-		{"property", 161, true},
-		{"equals", 208, false},
-		{"minimum", 162, false},
+	187: {name: "Requirement", kind: kindComplex, attributes: []schemaAttribute{
+		{"property", 164, true},
+		{"equals", 211, false},
+		{"minimum", 165, false},
 	}},
-	185: {name: "Resources", kind: kindComplex, elements: []schemaElement{
-		{"parameter", 165, 0, -1, false},
-		{"set", 123, 0, -1, false},
-		{"require", 184, 0, -1, false},
+	188: {name: "Resources", kind: kindComplex, elements: []schemaElement{
+		{"parameter", 168, 0, -1, false},
+		{"set", 125, 0, -1, false},
+		{"require", 187, 0, -1, false},
 	}, attributes: []schemaAttribute{
-		{"profile", 208, false},
-		{"version", 162, false},
-		{"cores", 162, false},
-		{"memory", 162, false},
+		{"profile", 211, false},
+		{"version", 165, false},
+		{"cores", 165, false},
+		{"memory", 165, false},
 	}},
-	186: {name: "Role", kind: kindString, values: []string{"backend", "frontend", "worker"}},
-	187: {name: "ServedQueue", kind: kindComplex, elements: []schemaElement{
-		{"id", 206, 1, 1, false},
-		{"name", 208, 1, 1, false},
-		{"type", 182, 1, 1, false},
-		{"full", 146, 1, 1, false},
-		{"capacity", 206, 1, 1, false},
-		{"encoder", 141, 0, -1, false},
-		{"link", 159, 0, 1, false},
-		{"rule", 208, 0, 1, false},
+	189: {name: "Role", kind: kindString, values: []string{"backend", "frontend", "worker"}},
+	190: {name: "ServedQueue", kind: kindComplex, elements: []schemaElement{
+		{"id", 209, 1, 1, false},
+		{"name", 211, 1, 1, false},
+		{"type", 185, 1, 1, false},
+		{"full", 149, 1, 1, false},
+		{"capacity", 209, 1, 1, false},
+		{"encoder", 144, 0, -1, false},
+		{"link", 162, 0, 1, false},
+		{"rule", 211, 0, 1, false},
 	}},
-	188: {name: "ServedQueueChange", kind: kindComplex, elements: []schemaElement{
-		{"id", 206, 1, 1, false},
-		{"type", 182, 0, 1, false},
-		{"full", 146, 0, 1, false},
-		{"capacity", 206, 0, 1, false},
-		{"encoders", 142, 0, 1, false},
-		{"rule", 208, 0, 1, true},
-		{"link", 159, 0, 1, false},
+	191: {name: "ServedQueueChange", kind: kindComplex, elements: []schemaElement{
+		{"id", 209, 1, 1, false},
+		{"type", 185, 0, 1, false},
+		{"full", 149, 0, 1, false},
+		{"capacity", 209, 0, 1, false},
+		{"encoders", 145, 0, 1, false},
+		{"rule", 211, 0, 1, true},
+		{"link", 162, 0, 1, false},
 	}},
-	189: {name: "Service", kind: kindComplex, elements: []schemaElement{
-		{"name", 208, 1, 1, false},
-		{"url", 208, 1, 1, false},
-		{"wsdl", 208, 1, 1, false},
-		{"node", 208, 0, 1, false},
-		{"description", 208, 0, 1, false},
+	192: {name: "Service", kind: kindComplex, elements: []schemaElement{
+		{"name", 211, 1, 1, false},
+		{"url", 211, 1, 1, false},
+		{"wsdl", 211, 1, 1, false},
+		{"node", 211, 0, 1, false},
+		{"description", 211, 0, 1, false},
 	}},
-	190: {name: "Source", kind: kindComplex, elements: []schemaElement{
-		{"file", 191, 1, -1, false},
-		{"flag", 208, 0, -1, false},
+	193: {name: "Source", kind: kindComplex, elements: []schemaElement{
+		{"file", 194, 1, -1, false},
+		{"flag", 211, 0, -1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 208, true},
-		{"language", 158, true},
+		{"name", 211, true},
+		{"language", 161, true},
 	}},
-	191: {name: "SourceFile", kind: kindComplex, elements: []schemaElement{
-		{"text", 208, 0, 1, false},
-		{"content", 126, 0, 1, false},
+	194: {name: "SourceFile", kind: kindComplex, elements: []schemaElement{
+		{"text", 211, 0, 1, false},
+		{"content", 128, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 208, false},
-		{"path", 208, false},
-		{"digest", 208, false},
+		{"name", 211, false},
+		{"path", 211, false},
+		{"digest", 211, false},
 	}},
-	192: {name: "Switch", kind: kindComplex, elements: []schemaElement{
-		{"channel", 206, 1, 1, true},
-		{"next", 206, 0, 1, true},
+	195: {name: "Switch", kind: kindComplex, elements: []schemaElement{
+		{"channel", 209, 1, 1, true},
+		{"next", 209, 0, 1, true},
 	}},
-	193: {name: "SwitchState", kind: kindComplex, elements: []schemaElement{
-		{"channel", 206, 1, 1, true},
-		{"written", 204, 1, 1, true},
-		{"read", 204, 1, 1, true},
+	196: {name: "SwitchState", kind: kindComplex, elements: []schemaElement{
+		{"channel", 209, 1, 1, true},
+		{"written", 207, 1, 1, true},
+		{"read", 207, 1, 1, true},
 	}},
-	194: {name: "Task", kind: kindComplex, elements: []schemaElement{
-		{"argument", 208, 0, -1, false},
-		{"environment", 123, 0, -1, false},
-		{"resources", 185, 0, 1, false},
-		{"input", 151, 0, -1, false},
-		{"output", 163, 0, -1, false},
+	197: {name: "Task", kind: kindComplex, elements: []schemaElement{
+		{"argument", 211, 0, -1, false},
+		{"environment", 125, 0, -1, false},
+		{"resources", 188, 0, 1, false},
+		{"input", 154, 0, -1, false},
+		{"output", 166, 0, -1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 208, true},
-		{"source", 208, false},
-		{"count", 162, false},
-		{"processor", 204, false},
+		{"name", 211, true},
+		{"source", 211, false},
+		{"count", 165, false},
+		{"processor", 207, false},
 	}},
-	195: {name: "Topology", kind: kindComplex, elements: []schemaElement{
-		{"parameter", 165, 0, -1, false},
-		{"set", 123, 0, -1, false},
-		{"graph", 147, 0, 1, false},
-		{"link", 159, 0, 1, false},
+	198: {name: "Topology", kind: kindComplex, elements: []schemaElement{
+		{"parameter", 168, 0, -1, false},
+		{"set", 125, 0, -1, false},
+		{"graph", 150, 0, 1, false},
+		{"link", 162, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"kind", 196, false},
-		{"profile", 208, false},
-		{"version", 162, false},
-		{"over", 208, false},
-		{"prefix", 208, false},
-		{"direction", 137, false},
-		{"queue", 208, false},
-		{"columns", 162, false},
-		{"rows", 162, false},
-		{"layers", 162, false},
-		{"dimensions", 162, false},
-		{"arity", 162, false},
-		{"levels", 162, false},
-		{"degree", 162, false},
-		{"probability", 174, false},
-		{"seed", 162, false},
+		{"kind", 199, false},
+		{"profile", 211, false},
+		{"version", 165, false},
+		{"over", 211, false},
+		{"prefix", 211, false},
+		{"direction", 140, false},
+		{"queue", 211, false},
+		{"columns", 165, false},
+		{"rows", 165, false},
+		{"layers", 165, false},
+		{"dimensions", 165, false},
+		{"arity", 165, false},
+		{"levels", 165, false},
+		{"degree", 165, false},
+		{"probability", 177, false},
+		{"seed", 165, false},
 	}},
-	196: {name: "TopologyKind", kind: kindString, values: []string{"line", "ring", "star", "tree", "complete", "mesh", "torus", "hypercube", "butterfly", "fatTree", "random", "smallWorld", "farm", "graph"}},
-	197: {name: "VMCheckpoint", kind: kindComplex, elements: []schemaElement{
-		{"digest", 208, 1, 1, false},
-		{"node", 208, 1, 1, false},
-		{"vm", 208, 1, 1, false},
-		{"taken", 205, 1, 1, false},
-		{"image", 208, 0, 1, false},
-		{"memory", 207, 1, 1, false},
-		{"accelerator", 208, 1, 1, false},
+	199: {name: "TopologyKind", kind: kindString, values: []string{"line", "ring", "star", "tree", "complete", "mesh", "torus", "hypercube", "butterfly", "fatTree", "random", "smallWorld", "farm", "graph"}},
+	200: {name: "VMCheckpoint", kind: kindComplex, elements: []schemaElement{
+		{"digest", 211, 1, 1, false},
+		{"node", 211, 1, 1, false},
+		{"vm", 211, 1, 1, false},
+		{"taken", 208, 1, 1, false},
+		{"image", 211, 0, 1, false},
+		{"memory", 210, 1, 1, false},
+		{"accelerator", 211, 1, 1, false},
 	}},
-	198: {name: "VMLimits", kind: kindComplex, elements: []schemaElement{
-		{"cpuPercent", 206, 0, 1, false},
-		{"disk", 207, 0, 1, false},
-		{"diskRate", 207, 0, 1, false},
-		{"networkRate", 207, 0, 1, false},
+	201: {name: "VMLimits", kind: kindComplex, elements: []schemaElement{
+		{"cpuPercent", 209, 0, 1, false},
+		{"disk", 210, 0, 1, false},
+		{"diskRate", 210, 0, 1, false},
+		{"networkRate", 210, 0, 1, false},
 	}},
-	199: {name: "VMState", kind: kindString, values: []string{"created", "running", "suspended", "ended"}},
-	200: {name: "VMStatistics", kind: kindComplex, elements: []schemaElement{
-		{"cpuMillis", 207, 1, 1, true},
-		{"memory", 207, 1, 1, true},
-		{"diskRead", 207, 1, 1, true},
-		{"diskWritten", 207, 1, 1, true},
-		{"received", 207, 1, 1, true},
-		{"sent", 207, 1, 1, true},
+	202: {name: "VMState", kind: kindString, values: []string{"created", "running", "suspended", "ended"}},
+	203: {name: "VMStatistics", kind: kindComplex, elements: []schemaElement{
+		{"cpuMillis", 210, 1, 1, true},
+		{"memory", 210, 1, 1, true},
+		{"diskRead", 210, 1, 1, true},
+		{"diskWritten", 210, 1, 1, true},
+		{"received", 210, 1, 1, true},
+		{"sent", 210, 1, 1, true},
 	}},
-	201: {name: "VirtualMachine", kind: kindComplex, elements: []schemaElement{
-		{"id", 208, 1, 1, false},
-		{"node", 208, 1, 1, false},
-		{"state", 199, 1, 1, false},
-		{"reason", 208, 0, 1, false},
-		{"image", 208, 0, 1, false},
-		{"imageName", 208, 0, 1, false},
-		{"accelerator", 208, 1, 1, false},
-		{"memory", 207, 1, 1, false},
-		{"limits", 198, 0, 1, false},
-		{"owner", 208, 0, 1, false},
-		{"created", 205, 0, 1, true},
-		{"console", 208, 0, 1, false},
-		{"statistics", 200, 0, 1, false},
+	204: {name: "VirtualMachine", kind: kindComplex, elements: []schemaElement{
+		{"id", 211, 1, 1, false},
+		{"node", 211, 1, 1, false},
+		{"state", 202, 1, 1, false},
+		{"reason", 211, 0, 1, false},
+		{"image", 211, 0, 1, false},
+		{"imageName", 211, 0, 1, false},
+		{"accelerator", 211, 1, 1, false},
+		{"memory", 210, 1, 1, false},
+		{"limits", 201, 0, 1, false},
+		{"owner", 211, 0, 1, false},
+		{"created", 208, 0, 1, true},
+		{"console", 211, 0, 1, false},
+		{"statistics", 203, 0, 1, false},
 	}},
-	202: {name: "Wait", kind: kindComplex, elements: []schemaElement{
-		{"process", 206, 1, 1, true},
-		{"channel", 206, 1, 1, true},
-		{"enqueues", 204, 1, 1, true},
-		{"depth", 207, 1, 1, true},
-		{"capacity", 207, 1, 1, true},
+	205: {name: "Wait", kind: kindComplex, elements: []schemaElement{
+		{"process", 209, 1, 1, true},
+		{"channel", 209, 1, 1, true},
+		{"enqueues", 207, 1, 1, true},
+		{"depth", 210, 1, 1, true},
+		{"capacity", 210, 1, 1, true},
 	}},
-	203: {name: "base64Binary", kind: kindBase64},
-	204: {name: "boolean", kind: kindBoolean},
-	205: {name: "dateTime", kind: kindDateTime},
-	206: {name: "int", kind: kindInt},
-	207: {name: "long", kind: kindLong},
-	208: {name: "string", kind: kindString},
+	206: {name: "base64Binary", kind: kindBase64},
+	207: {name: "boolean", kind: kindBoolean},
+	208: {name: "dateTime", kind: kindDateTime},
+	209: {name: "int", kind: kindInt},
+	210: {name: "long", kind: kindLong},
+	211: {name: "string", kind: kindString},
 }
 
 // schemaPatterns are compiled when first needed; schemaType.pattern counts
@@ -1174,236 +1191,240 @@ func schemaRoot(name string) (int, bool) {
 		return 8, true
 	case "ChangeQueueResponse":
 		return 9, true
-	case "CheckpointVM":
+	case "CheckpointAttempt":
 		return 10, true
-	case "CheckpointVMResponse":
+	case "CheckpointAttemptResponse":
 		return 11, true
-	case "CloneVM":
+	case "CheckpointVM":
 		return 12, true
-	case "CloneVMResponse":
+	case "CheckpointVMResponse":
 		return 13, true
-	case "CreateVM":
+	case "CloneVM":
 		return 14, true
-	case "CreateVMResponse":
+	case "CloneVMResponse":
 		return 15, true
-	case "Dequeue":
+	case "CreateVM":
 		return 16, true
-	case "DequeueResponse":
+	case "CreateVMResponse":
 		return 17, true
-	case "DestroyVM":
+	case "Dequeue":
 		return 18, true
-	case "DestroyVMResponse":
+	case "DequeueResponse":
 		return 19, true
-	case "DrainQueue":
+	case "DestroyVM":
 		return 20, true
-	case "DrainQueueResponse":
+	case "DestroyVMResponse":
 		return 21, true
-	case "Enqueue":
+	case "DrainQueue":
 		return 22, true
-	case "EnqueueResponse":
+	case "DrainQueueResponse":
 		return 23, true
-	case "GetBlob":
+	case "Enqueue":
 		return 24, true
-	case "GetBlobResponse":
+	case "EnqueueResponse":
 		return 25, true
-	case "GetBroker":
+	case "GetBlob":
 		return 26, true
-	case "GetBrokerResponse":
+	case "GetBlobResponse":
 		return 27, true
-	case "GetChange":
+	case "GetBroker":
 		return 28, true
-	case "GetChangeResponse":
+	case "GetBrokerResponse":
 		return 29, true
-	case "GetImage":
+	case "GetChange":
 		return 30, true
-	case "GetImageResponse":
+	case "GetChangeResponse":
 		return 31, true
-	case "GetJob":
+	case "GetImage":
 		return 32, true
-	case "GetJobResponse":
+	case "GetImageResponse":
 		return 33, true
-	case "GetOutput":
+	case "GetJob":
 		return 34, true
-	case "GetOutputResponse":
+	case "GetJobResponse":
 		return 35, true
-	case "GetProfile":
+	case "GetOutput":
 		return 36, true
-	case "GetProfileResponse":
+	case "GetOutputResponse":
 		return 37, true
-	case "GetQuiet":
+	case "GetProfile":
 		return 38, true
-	case "GetQuietResponse":
+	case "GetProfileResponse":
 		return 39, true
-	case "GetVM":
+	case "GetQuiet":
 		return 40, true
-	case "GetVMResponse":
+	case "GetQuietResponse":
 		return 41, true
-	case "GridFault":
+	case "GetVM":
 		return 42, true
-	case "Heartbeat":
+	case "GetVMResponse":
 		return 43, true
-	case "HeartbeatResponse":
+	case "GridFault":
 		return 44, true
-	case "Inspect":
+	case "Heartbeat":
 		return 45, true
-	case "InspectResponse":
+	case "HeartbeatResponse":
 		return 46, true
-	case "Instantiate":
+	case "Inspect":
 		return 47, true
-	case "InstantiateResponse":
+	case "InspectResponse":
 		return 48, true
-	case "Join":
+	case "Instantiate":
 		return 49, true
-	case "JoinResponse":
+	case "InstantiateResponse":
 		return 50, true
-	case "ListBlobs":
+	case "Join":
 		return 51, true
-	case "ListBlobsResponse":
+	case "JoinResponse":
 		return 52, true
-	case "ListCheckpoints":
+	case "ListBlobs":
 		return 53, true
-	case "ListCheckpointsResponse":
+	case "ListBlobsResponse":
 		return 54, true
-	case "ListImages":
+	case "ListCheckpoints":
 		return 55, true
-	case "ListImagesResponse":
+	case "ListCheckpointsResponse":
 		return 56, true
-	case "ListJobs":
+	case "ListImages":
 		return 57, true
-	case "ListJobsResponse":
+	case "ListImagesResponse":
 		return 58, true
-	case "ListNodes":
+	case "ListJobs":
 		return 59, true
-	case "ListNodesResponse":
+	case "ListJobsResponse":
 		return 60, true
-	case "ListProfiles":
+	case "ListNodes":
 		return 61, true
-	case "ListProfilesResponse":
+	case "ListNodesResponse":
 		return 62, true
-	case "ListQueues":
+	case "ListProfiles":
 		return 63, true
-	case "ListQueuesResponse":
+	case "ListProfilesResponse":
 		return 64, true
-	case "ListServices":
+	case "ListQueues":
 		return 65, true
-	case "ListServicesResponse":
+	case "ListQueuesResponse":
 		return 66, true
-	case "ListVMs":
+	case "ListServices":
 		return 67, true
-	case "ListVMsResponse":
+	case "ListServicesResponse":
 		return 68, true
-	case "MakeQueue":
+	case "ListVMs":
 		return 69, true
-	case "MakeQueueResponse":
+	case "ListVMsResponse":
 		return 70, true
-	case "MigrateVM":
+	case "MakeQueue":
 		return 71, true
-	case "MigrateVMResponse":
+	case "MakeQueueResponse":
 		return 72, true
-	case "MoveJob":
+	case "MigrateVM":
 		return 73, true
-	case "MoveJobResponse":
+	case "MigrateVMResponse":
 		return 74, true
-	case "OpenSocket":
+	case "MoveJob":
 		return 75, true
-	case "OpenSocketResponse":
+	case "MoveJobResponse":
 		return 76, true
-	case "PeekQueue":
+	case "OpenSocket":
 		return 77, true
-	case "PeekQueueResponse":
+	case "OpenSocketResponse":
 		return 78, true
-	case "PlanJob":
+	case "PeekQueue":
 		return 79, true
-	case "PlanJobResponse":
+	case "PeekQueueResponse":
 		return 80, true
-	case "PutBlob":
+	case "PlanJob":
 		return 81, true
-	case "PutBlobResponse":
+	case "PlanJobResponse":
 		return 82, true
-	case "Query":
+	case "PutBlob":
 		return 83, true
-	case "QueryResponse":
+	case "PutBlobResponse":
 		return 84, true
-	case "ReadStream":
+	case "Query":
 		return 85, true
-	case "ReadStreamResponse":
+	case "QueryResponse":
 		return 86, true
-	case "Register":
+	case "ReadStream":
 		return 87, true
-	case "RegisterImage":
+	case "ReadStreamResponse":
 		return 88, true
-	case "RegisterImageResponse":
+	case "Register":
 		return 89, true
-	case "RegisterProfile":
+	case "RegisterImage":
 		return 90, true
-	case "RegisterProfileResponse":
+	case "RegisterImageResponse":
 		return 91, true
-	case "RegisterResponse":
+	case "RegisterProfile":
 		return 92, true
-	case "RemoveCheckpoint":
+	case "RegisterProfileResponse":
 		return 93, true
-	case "RemoveCheckpointResponse":
+	case "RegisterResponse":
 		return 94, true
-	case "RemoveEdge":
+	case "RemoveCheckpoint":
 		return 95, true
-	case "RemoveEdgeResponse":
+	case "RemoveCheckpointResponse":
 		return 96, true
-	case "RemoveImage":
+	case "RemoveEdge":
 		return 97, true
-	case "RemoveImageResponse":
+	case "RemoveEdgeResponse":
 		return 98, true
-	case "RemoveQueue":
+	case "RemoveImage":
 		return 99, true
-	case "RemoveQueueResponse":
+	case "RemoveImageResponse":
 		return 100, true
-	case "Report":
+	case "RemoveQueue":
 		return 101, true
-	case "ReportResponse":
+	case "RemoveQueueResponse":
 		return 102, true
-	case "RestoreVM":
+	case "Report":
 		return 103, true
-	case "RestoreVMResponse":
+	case "ReportResponse":
 		return 104, true
-	case "ResumeVM":
+	case "RestoreVM":
 		return 105, true
-	case "ResumeVMResponse":
+	case "RestoreVMResponse":
 		return 106, true
-	case "RewireEdge":
+	case "ResumeVM":
 		return 107, true
-	case "RewireEdgeResponse":
+	case "ResumeVMResponse":
 		return 108, true
-	case "SettleMigration":
+	case "RewireEdge":
 		return 109, true
-	case "SettleMigrationResponse":
+	case "RewireEdgeResponse":
 		return 110, true
-	case "StatBlob":
+	case "SettleMigration":
 		return 111, true
-	case "StatBlobResponse":
+	case "SettleMigrationResponse":
 		return 112, true
-	case "StopVM":
+	case "StatBlob":
 		return 113, true
-	case "StopVMResponse":
+	case "StatBlobResponse":
 		return 114, true
-	case "SubmitJob":
+	case "StopVM":
 		return 115, true
-	case "SubmitJobResponse":
+	case "StopVMResponse":
 		return 116, true
-	case "SuspendVM":
+	case "SubmitJob":
 		return 117, true
-	case "SuspendVMResponse":
+	case "SubmitJobResponse":
 		return 118, true
-	case "Terminate":
+	case "SuspendVM":
 		return 119, true
-	case "TerminateResponse":
+	case "SuspendVMResponse":
 		return 120, true
-	case "WaitJob":
+	case "Terminate":
 		return 121, true
-	case "WaitJobResponse":
+	case "TerminateResponse":
 		return 122, true
+	case "WaitJob":
+		return 123, true
+	case "WaitJobResponse":
+		return 124, true
 	case "job":
-		return 153, true
+		return 156, true
 	case "queueLimits":
-		return 179, true
+		return 182, true
 	}
 	return 0, false
 }

@@ -432,6 +432,10 @@ func (c *compiler) compilePolicy(at place, policy *wsdl.JobPolicy) {
 		c.add(at.attribute("nodes"), fmt.Sprint(out.Nodes), fmt.Sprintf("at most %d", len(out.Processes)),
 			"the policy wants at least %d nodes, but the job has only %d to put on them", out.Nodes, len(out.Processes))
 	}
+	out.Checkpoint = time.Duration(number("checkpoint", policy.Checkpoint, 0, maxWallTime, 0)) * time.Second
+	if out.Checkpoint > 0 {
+		c.compileCheckpoint(at.attribute("checkpoint"), policy)
+	}
 	switch isolation := wsdl.Or(policy.Isolation, wsdl.IsolationProcess); isolation {
 	case wsdl.IsolationProcess:
 	case wsdl.IsolationVm:
@@ -458,6 +462,25 @@ func (c *compiler) compileVM(at place, policy *wsdl.JobPolicy) {
 		if channel := &c.out.Channels[i]; channel.Direct {
 			c.add(at.attribute("isolation"), "vm", "no direct channels", "an edge from %s is direct, and the policy's isolation is vm: nothing but its node's proxies leads into a VM; leave the edge to them", c.out.Label(channel.From, nil))
 			return
+		}
+	}
+}
+
+// compileCheckpoint refuses checkpoints that could not be gone on from: all that a
+// job is must be in its VMs.
+func (c *compiler) compileCheckpoint(at place, policy *wsdl.JobPolicy) {
+	value := fmt.Sprint(int(c.out.Checkpoint / time.Second))
+	if wsdl.Or(policy.Isolation, wsdl.IsolationProcess) != wsdl.IsolationVm {
+		c.add(at, value, `0, or isolation="vm"`, "checkpoints are of OS-level VMs, and this job's processes are in none")
+		return
+	}
+	for i := range c.out.Channels {
+		for _, end := range []End{c.out.Channels[i].From, c.out.Channels[i].To} {
+			if end.Outside != "" {
+				c.add(at, value, "0, or no edge outside the job",
+					"the queue %s leads outside the job: what went through it since a checkpoint cannot be taken back", quote(end.Outside))
+				return
+			}
 		}
 	}
 }

@@ -168,6 +168,23 @@ func TestIsolationInVMs(t *testing.T) {
 	}
 }
 
+// Checkpoints are of jobs that are whole in their VMs.
+func TestCheckpointPolicy(t *testing.T) {
+	pair := task
+	job, err := parse(t, pair+`<policy isolation="vm" image="minimal" checkpoint="30"/>`)
+	if err != nil || job.Checkpoint != 30*time.Second {
+		t.Fatalf("found %+v, %v", job, err)
+	}
+	for _, c := range []struct{ body, want string }{
+		{pair + `<policy checkpoint="30"/>`, "this job's processes are in none"},
+		{pair + `<edge from="p[0]:x" to="outside:o"/><policy isolation="vm" image="minimal" checkpoint="30"/>`, "leads outside the job"},
+	} {
+		if _, err := parse(t, c.body); wsdl.CodeOf(err) != wsdl.FaultCodeInvalidProfile || !strings.Contains(messagesOf(err), c.want) {
+			t.Errorf("%s: found %v: %s, expected %s", c.body, err, messagesOf(err), c.want)
+		}
+	}
+}
+
 func messagesOf(err error) string {
 	var fault *wsdl.Fault
 	text := fmt.Sprint(err)

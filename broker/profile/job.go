@@ -58,6 +58,8 @@ type Job struct {
 	Queue       string // of the broker's, in which it waits; "" where the profile names none
 	Nodes       int    // spread over at least so many nodes
 	VM          *VM    // the OS-level VMs in which all processes run, one on each node; nil = the nodes themselves
+
+	Checkpoint time.Duration // from one checkpoint of the whole job in VMs to the next; 0 = none
 }
 
 // VM is what a job's VMs are begun from. Compile knows only what the profile

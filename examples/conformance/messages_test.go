@@ -346,6 +346,8 @@ func exercise(t *testing.T, g *grid, soap12 bool) {
 		for _, a := range held.Attempt {
 			_, err = queue.GetQuietContext(ctx, &wsdl.GetQuiet{Attempt: a.Attempt})
 			must(err)
+			_, err = queue.CheckpointAttemptContext(ctx, &wsdl.CheckpointAttempt{Attempt: a.Attempt, Set: 1, Step: wsdl.Of(wsdl.CheckpointStepDrop)})
+			must(err)
 		}
 		_, err = queue.OpenSocketContext(ctx, &wsdl.OpenSocket{Job: id, Queue: q.Name})
 		must(err)

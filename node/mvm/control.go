@@ -23,16 +23,17 @@ const (
 
 // Start is the first message: what this MVM process is for.
 type Start struct {
-	Attempt    string   // for logs: job/number
-	Node       string   // this node's id, and its name among the proxies
-	WorkDir    string   // made by the node, private to the attempt; the process may write below it only
-	Listen     string   // proxy address to listen on, "" for no proxy
-	Plain      bool     // raw TCP between proxies (all on loopback)
-	PlainLinks []string // networks, as CIDR, within which it is raw TCP too
-	Uplink     string   // the socket through which peers are dialled, "" for the network itself
-	Library    string   // libmvm.so for Python programs, "" if there is none
-	Clients    string   // folder with the client files (queuevm.ClientFiles), read-only
-	StreamMax  int64    // bytes kept of each stdout and stderr (half head, half tail)
+	Attempt    string        // for logs: job/number
+	Node       string        // this node's id, and its name among the proxies
+	WorkDir    string        // made by the node, private to the attempt; the process may write below it only
+	Listen     string        // proxy address to listen on, "" for no proxy
+	Plain      bool          // raw TCP between proxies (all on loopback)
+	PlainLinks []string      // networks, as CIDR, within which it is raw TCP too
+	Uplink     string        // the socket through which peers are dialled, "" for the network itself
+	Redial     time.Duration // queuevm.Config.Redial
+	Library    string        // libmvm.so for Python programs, "" if there is none
+	Clients    string        // folder with the client files (queuevm.ClientFiles), read-only
+	StreamMax  int64         // bytes kept of each stdout and stderr (half head, half tail)
 
 	// Launch sets these: what LaunchConfig.Limits said of memory, the control group
 	// that has that limit, "" where there can be none; the one that limits tasks,

@@ -174,7 +174,7 @@ func newProcess(start Start, w *wire, cleaning string) (*process, error) {
 	if start.Uplink != "" {
 		dial = uplink(start.Uplink).dial
 	}
-	vm, err := queuevm.New(queuevm.Config{Listen: start.Listen, Dial: dial, Self: start.Node, Plain: start.Plain, PlainLinks: plain, MaxItem: itemMax, Reaper: true,
+	vm, err := queuevm.New(queuevm.Config{Listen: start.Listen, Dial: dial, Redial: start.Redial, Self: start.Node, Plain: start.Plain, PlainLinks: plain, MaxItem: itemMax, Reaper: true,
 		Logf: func(format string, args ...any) {
 			fmt.Fprintf(os.Stderr, "%s %s: %s\n", ProcessName, start.Attempt, fmt.Sprintf(format, args...))
 		}})

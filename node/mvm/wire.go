@@ -233,6 +233,7 @@ func (s *Start) visit(c *fields) {
 	integer(c, &s.Threads)
 	integer(c, &s.Confinement)
 	integer(c, &s.LogicTime)
+	integer(c, &s.Redial)
 }
 
 func (r *Ready) visit(c *fields) {

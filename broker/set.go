@@ -1,0 +1,293 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"mvm/broker/place"
+	"mvm/broker/profile"
+	"mvm/services/store"
+	"mvm/wsdl"
+)
+
+// A set is a checkpoint of a whole job in OS-level VMs: one state of each member's
+// VM, all of one consistent cut. Every VM stands still from when its state is taken
+// until all have been taken, so nothing that one has received was not yet sent by
+// another; what was on its way is sent again, since a ring's head moves only by its
+// peer's acknowledgement (LAYOUT.md). Sets are journalled only when they are
+// complete; the newest is kept, and an attempt that follows a lost node goes on
+// from it.
+type set struct {
+	Attempt int
+	Number  int64 // in the attempt
+	Made    time.Time
+	Members []setMember
+	Blobs   []string `json:",omitempty"` // all that a restore needs
+}
+
+// setMember is one VM of a set.
+type setMember struct {
+	Node      string // that it was on
+	Processes []int
+	Record    string // digest of what the node made of it
+	Address   string // where the others believe its proxy to be
+}
+
+// setTimer is when the next set is due.
+const setTimer timer = "set"
+
+// nextSet is when the next set is due, nil for never.
+func (l *life) nextSet() []action {
+	if l.Every == 0 {
+		return nil
+	}
+	return []action{wait{Timer: setTimer, For: l.Every}}
+}
+
+// snapshot begins a set, unless something is under way that it would tear.
+func (l *life) snapshot() []action {
+	if l.Phase != wsdl.JobStateRunning {
+		return nil
+	}
+	for i := range l.Processes {
+		if l.Processes[i].State == wsdl.ProcessStateWaiting {
+			return l.nextSet() // not all have heard of Instantiate
+		}
+	}
+	l.Sets++
+	return []action{snapshot{Number: l.Sets}}
+}
+
+// saved takes a set, or why there is none: then the older one stays.
+func (l *life) saved(e saved) []action {
+	if l.Phase != wsdl.JobStateRunning || e.Number != l.Sets {
+		return nil
+	}
+	if e.Set == nil {
+		return l.nextSet()
+	}
+	l.changes++
+	l.Set = e.Set
+	return append([]action{commit{Set: true}}, l.nextSet()...)
+}
+
+// restores gives each member what it goes on from. A plan for a set has its
+// members; any other begins the job anew.
+func (l *life) restores() {
+	if l.Set == nil || len(l.Set.Members) != len(l.Members) {
+		return
+	}
+	of := make([]*setMember, len(l.Members))
+	for i := range l.Members {
+		k := slices.IndexFunc(l.Set.Members, func(m setMember) bool { return slices.Equal(m.Processes, l.Members[i].Processes) })
+		if k < 0 {
+			return
+		}
+		of[i] = &l.Set.Members[k]
+	}
+	for i, m := range of {
+		l.Members[i].Restore, l.Members[i].Former = m.Record, m.Address
+	}
+}
+
+// nodeGone decides what the loss of a node leads to: a job with a set goes on from
+// it, however often.
+func (l *life) nodeGone(now time.Time, cause string) []action {
+	if l.Set == nil {
+		return l.failed(now, cause)
+	}
+	return l.decide(now, retry, cause+"; the job goes on from its checkpoint of "+l.Set.Made.UTC().Format(time.RFC3339))
+}
+
+// vmGone is nodeGone for a VM whose node is there. It may have been what runs in it
+// that ended it, and would again.
+func (l *life) vmGone(now time.Time, cause string) []action {
+	if l.Set == nil || l.Attempt >= l.Set.Attempt+mostFromSet {
+		return l.failed(now, cause)
+	}
+	return l.nodeGone(now, cause)
+}
+
+// mostFromSet is how many attempts may follow one that made a set, and be lost with
+// one of their VMs before they make another, until that is a failed attempt.
+const mostFromSet = 3
+
+// spoilt is a member's refusal of what it is to go on from: the job begins anew.
+func (l *life) spoilt(now time.Time, cause string) []action {
+	l.changes++
+	l.Set = nil
+	return append([]action{commit{Set: true}}, l.decide(now, requeue, cause+"; the job begins anew")...)
+}
+
+const setsPrefix = "broker/sets/"
+
+// callSnapshot has all members take their state, and once all have, save it. A
+// node that hears nothing more goes on by itself.
+func (j *job) callSnapshot(number int, of int64) {
+	b, ctx, y := j.broker, j.calls, j.layout
+	if y == nil || ctx == nil {
+		return // the attempt is over already
+	}
+	b.spawn(func() {
+		made, err := b.snapshot(ctx, y, j.id, number, of)
+		if ctx.Err() != nil {
+			return
+		}
+		e := saved{Attempt: number, Number: of, Set: made}
+		line := b.log.WithFields(map[string]any{"job": j.id, "attempt": number, "set": of})
+		if err != nil {
+			line.WithError(err).Warn("a checkpoint of the job could not be made; the one before stays")
+		} else {
+			held := &bag{pins: b.pins}
+			if err := held.add(made.Blobs...); err != nil {
+				line.WithError(err).Warn("a checkpoint of the job could not be kept; the one before stays")
+				_ = held.drop()
+				e.Set = nil
+			} else {
+				j.mu.Lock()
+				if j.life.Attempt == number && !final(j.life.Phase) { // else it is dropped, as is what an older attempt's was
+					held, j.coming = j.coming, held
+				}
+				j.mu.Unlock()
+				if held != nil {
+					_ = held.drop()
+				}
+				line.WithField("blobs", len(made.Blobs)).Info("checkpoint of the job is made")
+			}
+		}
+		j.post(e, nil)
+	})
+}
+
+// snapshot makes a set.
+func (b *Service) snapshot(ctx context.Context, y *layout, id string, number int, of int64) (*set, error) {
+	made := &set{Attempt: number, Number: of, Made: b.clock.Now(), Members: make([]setMember, len(y.members))}
+	// A broker started anew counts from 1 again: what an earlier life asked for must not
+	// be taken for this.
+	token := 1 + rand.Int64N(math.MaxInt64)
+	var mu sync.Mutex // guards made.Blobs
+	each := func(step wsdl.CheckpointStep, timeout time.Duration) error {
+		failed := make([]error, len(y.members))
+		var all sync.WaitGroup
+		for i := range y.members {
+			all.Go(func() {
+				m := &y.members[i]
+				b.pass("before " + string(step))
+				try, cancel := context.WithTimeout(ctx, timeout)
+				defer cancel()
+				answer, err := b.queueOf(m).CheckpointAttemptContext(try, &wsdl.CheckpointAttempt{Attempt: y.fence(id, number, i), Set: token, Step: &step})
+				b.pass("after " + string(step))
+				switch {
+				case err != nil:
+					failed[i] = fmt.Errorf("node %s, asked to %s: %w", m.label(), step, err)
+				case step == wsdl.CheckpointStepSave && answer.Record == "":
+					failed[i] = fmt.Errorf("node %s saved nothing", m.label())
+				case step == wsdl.CheckpointStepSave:
+					made.Members[i] = setMember{Node: m.Node, Processes: m.Processes, Record: answer.Record, Address: answer.Address}
+					mu.Lock()
+					defer mu.Unlock()
+					made.Blobs = append(append(made.Blobs, answer.Record), answer.Blob...)
+				}
+			})
+		}
+		all.Wait()
+		return errors.Join(failed...)
+	}
+	err := each(wsdl.CheckpointStepTake, b.config.InstantiateTimeout)
+	if err == nil {
+		err = each(wsdl.CheckpointStepSave, saveTimeout)
+	}
+	if err != nil {
+		if ctx.Err() == nil {
+			_ = each(wsdl.CheckpointStepDrop, b.config.InstantiateTimeout) // who does not hear it goes on by itself
+		}
+		return nil, err
+	}
+	slices.Sort(made.Blobs)
+	made.Blobs = slices.Compact(made.Blobs)
+	return made, nil
+}
+
+// restoreSet brings back the newest checkpoint that the journal has.
+func (b *Service) restoreSet(ctx context.Context, j *job) error {
+	if j.life.Every == 0 {
+		return nil
+	}
+	value, _, err := b.journal.Get(ctx, setsPrefix+j.id)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	s := new(set)
+	if err := b.unpack(value, s); err != nil {
+		return err
+	}
+	j.life.Set, j.sets = s, &bag{pins: b.pins}
+	b.again(j.sets, nil, s.Blobs...)
+	return nil
+}
+
+// keepSet lets go of the checkpoint before the one that the journal has now.
+func (j *job) keepSet() {
+	old := j.sets
+	j.mu.Lock()
+	j.sets, j.coming = j.coming, nil
+	j.mu.Unlock()
+	if j.life.Set == nil || final(j.life.Phase) {
+		if j.sets != nil {
+			_ = j.sets.drop() // what is pinned in vain goes when the broker starts again
+		}
+		j.sets = nil
+	}
+	if old != nil {
+		_ = old.drop()
+	}
+}
+
+// redial is for how long the links of a job that goes on from its sets may stay
+// down: well beyond the time in which the loss of a node at their other end is
+// known here, because a link that is given up before fails the job.
+func (c *Config) redial() time.Duration { return 6 * (c.Lease + c.Grace + c.Drift) }
+
+// saveTimeout is what a node may take to store a VM's state.
+const saveTimeout = 5 * time.Minute
+
+// fit plans the job's next attempt: anew, or where its checkpoint goes on.
+func (j *job) fit(compiled *profile.Job, nodes []place.Node) ([]int, string, bool) {
+	j.mu.Lock()
+	s := j.life.Set
+	j.mu.Unlock()
+	if s == nil {
+		return fit(compiled, nodes)
+	}
+	return fitSet(compiled, s, nodes)
+}
+
+// fitSet plans a job's set onto nodes: each of its VMs on a node of its own, the
+// former one where that can be.
+func fitSet(j *profile.Job, s *set, nodes []place.Node) ([]int, string, bool) {
+	var groups []place.Group
+	for _, m := range s.Members {
+		groups = append(groups, place.Group{Processes: m.Processes, Prefer: m.Node})
+	}
+	plan, ok := place.Groups(j, groups, nodes)
+	if !ok {
+		plan.Reason = "its checkpoint has " + plural(len(groups), "VM") + ", each of which goes on on a node of its own: " + plan.Reason
+	}
+	return plan.Node, plan.Reason, ok
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}

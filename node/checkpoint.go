@@ -1,0 +1,371 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"mvm/osvm"
+	"mvm/osvm/guest"
+	"mvm/services/image"
+	"mvm/wsdl"
+)
+
+// frozen is one VM of a checkpoint of a whole job: what a node makes another
+// enclosure of. The guest in it believes to be where it was: its own names, its
+// attempt's number and its peers' addresses stay, and its host translates.
+type frozen struct {
+	Checkpoint  string // of the VM
+	Guest       string // its id as a node
+	Incarnation string
+	URL         string // of its services, as it was published
+	Image, Name string
+	MemoryMiB   int
+	Number      int    // of the attempt, in the guest
+	Address     string // of its proxy, as its peers know it
+	Fingerprint string
+	Published   map[int]string // by port of the guest: addresses at the host that it had
+	Sequence    int64          // of its last report that was heard
+	Processes   []*wsdl.ProcessStatus
+	Build       []*wsdl.BuildStatus
+	Bytes       int64 // that its proxy had carried
+	Items       int64
+}
+
+const (
+	frozenMost = 64 << 20         // bytes of one
+	takenLimit = 30 * time.Second // for which a VM stands still when nobody says what follows
+	blobLease  = 20 * time.Minute // for which a blob on the node that takes results is not asked for again; well below its lease there
+)
+
+// snapshots are an enclosure's part in the checkpoints of its job.
+type snapshots struct {
+	mu     sync.Mutex // one step at a time; guards what follows
+	taken  *taken
+	pushed map[string]time.Time // blobs that are on the node that takes results, and since when that is known
+}
+
+// taken is a state that was taken and is not saved yet.
+type taken struct {
+	set     int64
+	capture *osvm.Capture
+	record  frozen
+	begun   time.Time
+	release *time.Timer // has the VM go on when nobody says what follows
+}
+
+// CheckpointAttemptContext is this node's part in a checkpoint of a job in VMs.
+func (q *queue) CheckpointAttemptContext(ctx context.Context, request *wsdl.CheckpointAttempt) (*wsdl.CheckpointAttemptResponse, error) {
+	n, f := q.node, fenceOf(request.Attempt)
+	n.mu.Lock()
+	fault := n.ledger.refuse(f)
+	n.mu.Unlock()
+	if fault != nil {
+		return nil, fault
+	}
+	r, err := n.runner(f.key)
+	if err != nil {
+		return nil, err
+	}
+	step := wsdl.Or(request.Step, "")
+	e := r.enclosed()
+	switch {
+	case e == nil && step == wsdl.CheckpointStepDrop:
+		return &wsdl.CheckpointAttemptResponse{}, nil
+	case e == nil:
+		return nil, wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("attempt %s on node %s is in no OS-level VM", f.key, n.id), `checkpoints are of jobs with isolation="vm"`)
+	}
+	switch step {
+	case wsdl.CheckpointStepTake:
+		return &wsdl.CheckpointAttemptResponse{}, e.take(ctx, request.Set)
+	case wsdl.CheckpointStepSave:
+		return e.save(ctx, request.Set)
+	}
+	e.snapshots.mu.Lock()
+	defer e.snapshots.mu.Unlock()
+	e.letGo()
+	return &wsdl.CheckpointAttemptResponse{}, nil
+}
+
+// take suspends the VM and takes its state, and what is known of it here: of one
+// moment, for nothing that the guest says is heard meanwhile.
+func (e *enclosure) take(ctx context.Context, set int64) error {
+	s, r := &e.snapshots, e.runner
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.taken != nil && s.taken.set == set {
+		return nil // asked twice: another state would not be of the same moment as the other VMs'
+	}
+	e.letGo()
+	if state := e.machine.State(); state != osvm.Running {
+		return wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("VM %s is %s", e.machine.ID, state), "resume it: a checkpoint is of a job that runs")
+	}
+	t := &taken{set: set, begun: time.Now()}
+	e.reporting.Lock()
+	defer e.reporting.Unlock()
+	err := e.machine.Suspend(ctx)
+	if err == nil {
+		t.capture, err = e.machine.Capture(ctx)
+	}
+	if err != nil {
+		e.goOn()
+		return r.fault("take its VM's state", e.because(err))
+	}
+	s.taken = t
+	e.mu.Lock()
+	t.record = frozen{Guest: e.id, Incarnation: e.node.Incarnation, URL: e.home, Image: e.machine.ImageDigest, Name: e.machine.ImageName, MemoryMiB: e.machine.MemoryMiB,
+		Number: e.number, Address: e.address, Published: maps.Clone(e.published), Sequence: e.sequence}
+	e.mu.Unlock()
+	for port, address := range e.uplink.outside.Published() {
+		if _, known := t.record.Published[port]; !known {
+			if t.record.Published == nil {
+				t.record.Published = map[int]string{}
+			}
+			t.record.Published[port] = address
+		}
+	}
+	r.mu.Lock()
+	t.record.Fingerprint, t.record.Build, t.record.Bytes, t.record.Items = r.answer.Fingerprint, r.answer.Build, r.traffic.Bytes, r.traffic.Items
+	for _, p := range r.statuses {
+		copied := *p
+		t.record.Processes = append(t.record.Processes, &copied)
+	}
+	r.mu.Unlock()
+	t.release = time.AfterFunc(takenLimit, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.taken == t {
+			r.log.Warn("nobody says what follows on the VM's state that was taken: it goes on, and the state is forgotten")
+			e.letGo()
+		}
+	})
+	return nil
+}
+
+// letGo has the VM go on and forgets what was taken of it. snapshots.mu is held.
+func (e *enclosure) letGo() {
+	t := e.snapshots.taken
+	if t == nil {
+		return
+	}
+	e.snapshots.taken = nil
+	t.release.Stop()
+	e.goOn()
+	t.capture.Close()
+}
+
+func (e *enclosure) goOn() {
+	ctx, cancel := context.WithTimeout(context.Background(), takenLimit)
+	defer cancel()
+	if err := e.machine.Resume(ctx); err != nil {
+		e.runner.log.WithError(err).Warn("the VM does not go on") // its watcher sees why
+	}
+}
+
+// save has the VM go on at once and stores what was taken on the node that takes
+// results.
+func (e *enclosure) save(ctx context.Context, set int64) (*wsdl.CheckpointAttemptResponse, error) {
+	s, r := &e.snapshots, e.runner
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.taken
+	if t == nil || t.set != set {
+		return nil, wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("of attempt %s no state for set %d was taken on node %s, or it was given up", r.key, set, r.node.id), "begin with another set")
+	}
+	s.taken = nil
+	t.release.Stop()
+	defer t.capture.Close()
+	e.goOn()
+	pause := time.Since(t.begun)
+	blobs := &stored{enclosure: e, named: map[string]bool{}}
+	saved, err := t.capture.Save(ctx, blobs)
+	if err != nil {
+		return nil, r.fault("save its VM's state", err)
+	}
+	t.record.Checkpoint = saved.Digest
+	text, err := json.Marshal(t.record)
+	if err != nil {
+		return nil, r.internal("save its VM's state", err)
+	}
+	record := image.Digest(sha256.Sum256(text))
+	if err := blobs.Put(ctx, record, text); err != nil {
+		return nil, r.fault("save its VM's state", err)
+	}
+	for _, p := range t.record.Processes {
+		for _, f := range p.File {
+			if f != nil && f.Digest != "" {
+				blobs.named[f.Digest] = true
+			}
+		}
+	}
+	maps.DeleteFunc(s.pushed, func(digest string, _ time.Time) bool { return !blobs.named[digest] })
+	r.log.WithField("bytes", saved.Bytes).WithField("chunks", saved.Written).WithField("pause", pause).Info("checkpoint of the VM is stored")
+	return &wsdl.CheckpointAttemptResponse{Record: record, Address: t.record.Address, Blob: slices.Sorted(maps.Keys(blobs.named)), PauseMillis: pause.Milliseconds()}, nil
+}
+
+// drop forgets what was taken, of a VM that ends.
+func (e *enclosure) drop() {
+	e.snapshots.mu.Lock()
+	defer e.snapshots.mu.Unlock()
+	if t := e.snapshots.taken; t != nil {
+		e.snapshots.taken = nil
+		t.release.Stop()
+		t.capture.Close()
+	}
+}
+
+// stored is the store of the node that takes an attempt's results, as checkpoints
+// use it. snapshots.mu is held while it is used to save.
+type stored struct {
+	enclosure *enclosure
+	named     map[string]bool // all that was asked about
+}
+
+func (s *stored) Has(digest string) bool {
+	s.named[digest] = true
+	at, known := s.enclosure.snapshots.pushed[digest]
+	return known && time.Since(at) < blobLease
+}
+
+func (s *stored) Put(ctx context.Context, digest string, content []byte) error {
+	s.named[digest] = true
+	e := s.enclosure
+	n := e.runner.node
+	client := wsdl.NewImageClient(n.caller, e.runner.request.Image[0]+"/services/image")
+	was, err := client.StatBlobContext(ctx, &wsdl.StatBlob{Digest: digest})
+	if err != nil {
+		return err
+	}
+	if !wsdl.Or(was.Blob.Complete, false) {
+		data := wsdl.Binary(content)
+		if _, err := client.PutBlobContext(ctx, &wsdl.PutBlob{Digest: digest, Size: wsdl.Of(int64(len(content))), Offset: 0, Data: &data}); err != nil {
+			return err
+		}
+	}
+	if e.snapshots.pushed == nil {
+		e.snapshots.pushed = map[string]time.Time{}
+	}
+	e.snapshots.pushed[digest] = time.Now()
+	return nil
+}
+
+func (s *stored) Get(ctx context.Context, digest string, most int) ([]byte, error) {
+	r := s.enclosure.runner
+	if err := r.node.images.Fetch(ctx, r.node.http, r.request.Image, digest); err != nil {
+		return nil, err
+	}
+	file, size, err := r.node.images.Open(digest)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	if size > int64(most) {
+		return nil, fmt.Errorf("blob %s has %d bytes, and may have %d: %w", digest, size, most, osvm.ErrCorrupt)
+	}
+	return io.ReadAll(file)
+}
+
+// restore is load for an attempt that goes on from a checkpoint: the VM is there,
+// and stands still until Instantiate says where its peers are.
+func (e *enclosure) restore() (err error) {
+	r, n := e.runner, e.runner.node
+	blobs := &stored{enclosure: e, named: map[string]bool{}}
+	text, err := blobs.Get(r.ctx, r.request.Restore, frozenMost)
+	if err != nil {
+		return err
+	}
+	was := &frozen{}
+	if err := json.NewDecoder(bytes.NewReader(text)).Decode(was); err != nil || was.Guest == "" || was.Number < 1 {
+		return fmt.Errorf("%w: its record %s cannot be read: %w", osvm.ErrCorrupt, r.request.Restore, errors.Join(err, errors.New("it names no guest")))
+	}
+	e.was, e.id, e.number, e.address, e.home, e.published, e.sequence = was, was.Guest, was.Number, was.Address, was.URL, was.Published, was.Sequence
+	order := osvm.Order{ID: r.vmID(), Owner: r.key.String(), Image: osvm.Image{Name: was.Name, Digest: was.Image}}
+	if e.machine, err = n.host.Restore(r.ctx, order, blobs, was.Checkpoint); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.vm = e // from here on its end is the runner's
+	r.mu.Unlock()
+	for port, address := range was.Published {
+		if err := e.machine.Publish(port, address); err != nil {
+			return err
+		}
+	}
+	if err := e.connect(); err != nil {
+		return err
+	}
+	now := e.uplink.outside.Published()
+	answer := &wsdl.AwakenResponse{Fingerprint: was.Fingerprint, Build: was.Build}
+	for port, address := range was.Published {
+		if address == was.Address {
+			answer.Address = now[port]
+		}
+		if "http://"+address == was.URL {
+			e.node = &wsdl.Node{Id: was.Guest, Incarnation: was.Incarnation, Url: "http://" + now[port]}
+		}
+	}
+	if e.node == nil || answer.Address == "" && was.Address != "" {
+		return fmt.Errorf("%w: its record says nothing of where its services were", osvm.ErrCorrupt)
+	}
+	close(e.up)
+	for _, b := range answer.Build {
+		b.Node = n.id
+	}
+	r.mu.Lock()
+	r.answer = answer
+	r.traffic.Bytes, r.traffic.Items = was.Bytes, was.Items
+	r.mu.Unlock()
+	return nil
+}
+
+// unrestored is the fault about what cannot be gone on from: what is damaged or
+// missing will be so again, and the job begins anew.
+func (e *enclosure) unrestored(err error) *wsdl.Fault {
+	r := e.runner
+	fault := r.fault("restore its VM", err)
+	if errors.Is(err, osvm.ErrCorrupt) {
+		fault = wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("node %s could not restore the VM of attempt %s: %v", r.node.id, r.key, err), "begin the job anew")
+	}
+	return fault
+}
+
+// resume is spawn for such an attempt. What had ended before is told again: the
+// broker has not heard of it in this attempt.
+func (e *enclosure) resume() *wsdl.Fault {
+	r := e.runner
+	var ended []*wsdl.ProcessStatus
+	e.mu.Lock()
+	e.heard = time.Now()
+	e.mu.Unlock()
+	r.mu.Lock()
+	for _, p := range e.was.Processes {
+		if s := r.statuses[int(wsdl.Or(p.Id, -1))]; s != nil {
+			*s = *p
+			s.Node = r.node.id
+			if terminal(s) {
+				ended = append(ended, s)
+			}
+		}
+	}
+	r.mu.Unlock()
+	ctx, cancel := context.WithTimeout(r.ctx, guestStart)
+	defer cancel()
+	session, err := e.machine.Start(ctx, guest.Identity{})
+	if err != nil {
+		return r.fault("have its VM go on", e.because(err))
+	}
+	living := e.live(session)
+	r.node.running.Go(func() { e.watch(living) })
+	if len(ended) > 0 {
+		r.report(ended, "", true)
+	}
+	return nil
+}
