@@ -13,6 +13,15 @@ type Converter interface {
 	Convert(item []byte) ([]byte, error)
 }
 
+// SeveralConverter is a Converter to which several items are given at once where
+// they are there: each by itself costs it a trip to somewhere else. ConvertAll
+// answers those before the first that it cannot convert, and why not that one; what
+// it answers is not overwritten.
+type SeveralConverter interface {
+	Converter
+	ConvertAll(items [][]byte) ([][]byte, error)
+}
+
 // ConvertedMax is the largest item, in bytes, that a queue with a Converter
 // takes or makes, whatever its capacity.
 const ConvertedMax = 64 << 20
@@ -48,14 +57,16 @@ func (b *batch) add(it item) int {
 
 // run converts until the batch or what may be made of it at once is through.
 func (b *batch) run(most uint64) {
-	for made := 0; b.next < len(b.items) && made < convertBatch; b.next++ {
-		it := b.items[b.next]
-		if b.failed = b.by.apply(&it, most); b.failed != nil {
-			break
+	for made := 0; b.next < len(b.items) && made < convertBatch && b.failed == nil; {
+		next := b.items[b.next:][:b.by.many(len(b.items)-b.next)]
+		n := 0
+		n, b.failed = b.by.apply(next, most)
+		for k := range n {
+			b.ready = append(b.ready, next[k])
+			made += len(next[k].data)
+			next[k].data = nil
 		}
-		b.items[b.next].data = nil
-		b.ready = append(b.ready, it)
-		made += len(it.data)
+		b.next += n
 	}
 	b.done.Store(true)
 }

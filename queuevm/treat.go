@@ -14,6 +14,18 @@ type Rule interface {
 	Rank(item Item) (rank int64, drop bool, err error)
 }
 
+// SeveralRule is to Rule what SeveralConverter is to Converter.
+type SeveralRule interface {
+	Rule
+	RankAll(items []Item) ([]Place, error)
+}
+
+// Place is what a rule says of an item.
+type Place struct {
+	Rank int64
+	Drop bool
+}
+
 // ruled says whether a type leaves the order to a Rule.
 func (t QueueType) ruled() bool { return t == QueueFifo || t == QueueWork || t == QueueBroadcast }
 
@@ -33,7 +45,11 @@ type treatment struct {
 	closers   []*closer
 	batches   int // that are on their way through it
 	retired   bool
+	width     int // of the items given at once, so that what they become is no more than a batch; for who treats them
 }
+
+// severalMost is how many items are given to a SeveralConverter or SeveralRule at once.
+const severalMost = 64
 
 // closer is a Converter or Rule to be closed once no treatment uses it.
 type closer struct {
@@ -101,27 +117,103 @@ func (q *queue) newBatch(first uint64) *batch {
 	return &batch{first: first, by: q.treatment}
 }
 
-// apply treats one item; it is called without VM.mu.
-func (t *treatment) apply(it *item, most uint64) error {
+// many says how many of the items that are there are treated at once. Nobody knows
+// before what they become: so it begins with one, and takes more as that proves small.
+func (t *treatment) many(there int) int {
 	if t == nil {
-		return nil
+		return there
 	}
-	if t.converter != nil && !it.instructs() { // program text is no value of the channel's type
-		data, err := t.converter.Convert(it.data)
-		if err == nil && uint64(len(data)) > most {
-			err = fmt.Errorf("it becomes %d bytes, over the %d that the queue can hold", len(data), most)
-		}
-		if err != nil {
-			return err
-		}
-		it.data = append([]byte{}, data...)
+	_, converts := t.converter.(SeveralConverter)
+	_, ranks := t.rule.(SeveralRule)
+	if !converts && !ranks {
+		return 1
+	}
+	return min(there, max(t.width, 1))
+}
+
+// apply treats items up to the first that it cannot treat, and says how many these
+// are and why not that one. It is called without VM.mu.
+func (t *treatment) apply(items []item, most uint64) (n int, err error) {
+	if t == nil {
+		return len(items), nil
+	}
+	if t.converter != nil {
+		n, err = t.convert(items, most)
+		items = items[:n]
 	}
 	if t.rule != nil {
-		rank, drop, err := t.rule.Rank(outsideItems([]item{*it})[0])
-		if err != nil {
-			return fmt.Errorf("its rule: %w", err)
+		ranked, wrong := t.rank(items)
+		if wrong != nil {
+			err = fmt.Errorf("its rule: %w", wrong)
 		}
-		it.rank, it.drop = uint64(rank)^1<<63, drop
+		items = items[:ranked]
 	}
-	return nil
+	made := 0
+	for k := range items {
+		made += len(items[k].data)
+	}
+	switch {
+	case made > convertBatch:
+		t.width = max(1, len(items)*convertBatch/made)
+	case made <= convertBatch/2 && len(items) >= t.width:
+		t.width = min(2*max(t.width, 1), severalMost)
+	}
+	return len(items), err
+}
+
+// convert is apply's first part. Instructions stay as they are: program text is no
+// value of the channel's type.
+func (t *treatment) convert(items []item, most uint64) (int, error) {
+	var data [][]byte
+	var at []int
+	for k := range items {
+		if !items[k].instructs() {
+			data, at = append(data, items[k].data), append(at, k)
+		}
+	}
+	var err error
+	if several, ok := t.converter.(SeveralConverter); ok {
+		data, err = several.ConvertAll(data)
+	} else {
+		for k := range data {
+			var made []byte
+			if made, err = t.converter.Convert(data[k]); err != nil {
+				data = data[:k]
+				break
+			}
+			data[k] = append([]byte{}, made...)
+		}
+	}
+	for k := range data {
+		if uint64(len(data[k])) > most {
+			return at[k], fmt.Errorf("it becomes %d bytes, over the %d that the queue can hold", len(data[k]), most)
+		}
+		items[at[k]].data = data[k]
+	}
+	if len(data) < len(at) {
+		return at[len(data)], err
+	}
+	return len(items), nil
+}
+
+// rank is apply's second part.
+func (t *treatment) rank(items []item) (int, error) {
+	var places []Place
+	var err error
+	seen := outsideItems(items)
+	if several, ok := t.rule.(SeveralRule); ok {
+		places, err = several.RankAll(seen)
+	} else {
+		for k := range seen {
+			var p Place
+			if p.Rank, p.Drop, err = t.rule.Rank(seen[k]); err != nil {
+				break
+			}
+			places = append(places, p)
+		}
+	}
+	for k, p := range places {
+		items[k].rank, items[k].drop = uint64(p.Rank)^1<<63, p.Drop
+	}
+	return len(places), err
 }

@@ -61,23 +61,41 @@ type ranker struct{ *registered }
 
 // Rank asks the program for an item's place.
 func (r *ranker) Rank(item queuevm.Item) (rank int64, drop bool, err error) {
-	kind := byte(0)
-	if item.Instruction {
-		kind = 1
+	places, err := r.RankAll([]queuevm.Item{item})
+	if err != nil {
+		return 0, false, err
 	}
-	status, answer, err := r.ask([]byte{kind, item.Priority}, item.Data)
-	switch {
-	case err != nil:
-		return 0, false, fmt.Errorf("%s: %w", r.name, err)
-	case status == answersRefused:
-		return 0, false, fmt.Errorf("%s: %s", r.name, strings.ToValidUTF8(string(answer), "\uFFFD"))
-	case status == answersDropped:
-		return 0, true, nil
-	case len(answer) != 8:
-		r.end()
-		return 0, false, fmt.Errorf("%s: it answers with a rank of %d bytes, expected 8", r.name, len(answer))
+	return places[0].Rank, places[0].Drop, nil
+}
+
+// RankAll asks it for those of several.
+func (r *ranker) RankAll(items []queuevm.Item) (places []queuevm.Place, err error) {
+	questions := make([]question, len(items))
+	for k, item := range items {
+		kind := byte(0)
+		if item.Instruction {
+			kind = 1
+		}
+		questions[k] = question{[]byte{kind, item.Priority}, item.Data}
 	}
-	return int64(binary.BigEndian.Uint64(answer)), false, nil
+	answers, err := r.ask(questions)
+	for _, a := range answers {
+		switch {
+		case a.status == answersRefused:
+			return places, fmt.Errorf("%s: %s", r.name, strings.ToValidUTF8(string(a.data), "\uFFFD"))
+		case a.status == answersDropped:
+			places = append(places, queuevm.Place{Drop: true})
+		case len(a.data) != 8:
+			r.end()
+			return places, fmt.Errorf("%s: it answers with a rank of %d bytes, expected 8", r.name, len(a.data))
+		default:
+			places = append(places, queuevm.Place{Rank: int64(binary.BigEndian.Uint64(a.data))})
+		}
+	}
+	if err != nil {
+		err = fmt.Errorf("%s: %w", r.name, err)
+	}
+	return places, err
 }
 
 // Close ends the program.
@@ -120,7 +138,7 @@ func (p *process) converter(q Queue) (queuevm.Converter, error) {
 		return nil, nil
 	}
 	most := min(max(q.Capacity, 1), queuevm.ConvertedMax)
-	c := &chain{}
+	var c chain
 	made, err := codec.New(q.Steps, codec.Limits{Item: most}, func(s Step) (codec.Conversion, error) {
 		way := "encode"
 		if s.Decode {
@@ -130,19 +148,25 @@ func (p *process) converter(q Queue) (queuevm.Converter, error) {
 		c.programs = append(c.programs, r)
 		return r.convert, nil
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
+	case len(c.programs) == 0:
+		return made, nil
 	}
 	c.Chain = made
-	return c, nil
+	return &c, nil
 }
 
-// chain is a queue's converter, with the programs that it has started. The queue
-// closes it when it uses it no more.
+// chain is a queue's converter that has registered codecs in it. The queue closes it
+// when it uses it no more.
 type chain struct {
 	*codec.Chain
 	programs []*registered
 }
+
+// ConvertAll spares each of the programs a switch to it and back for every item.
+func (c *chain) ConvertAll(items [][]byte) ([][]byte, error) { return c.All(items) }
 
 func (c *chain) Close() error {
 	for _, r := range c.programs {
@@ -165,7 +189,6 @@ type registered struct {
 	answers   *bufio.Reader
 	deadline  func(time.Time) // for both
 	question  []byte
-	answer    []byte
 
 	mu     sync.Mutex // guards what follows
 	begun  bool
@@ -315,41 +338,82 @@ const (
 	answersDropped = 2
 )
 
-// ask sends one item, with what stands before it, and reads the answer, which is
-// good until the next call. Any error is the end of the program.
-func (r *registered) ask(before, item []byte) (status byte, answer []byte, err error) {
+// question is an item, and what stands before it.
+type question struct{ before, item []byte }
+
+// answer is what a program says to it.
+type answer struct {
+	status byte
+	data   []byte
+}
+
+// pipeFree is how many bytes of questions surely have room in the pipe.
+const pipeFree = 32 << 10
+
+// ask sends items, one after the other, and reads the answers, which come in the same
+// order: all of them, so that those to the next questions are these. Any error is the
+// end of the program, which has answered those before.
+func (r *registered) ask(questions []question) (answers []answer, err error) {
 	if err := r.begin(); err != nil {
-		return 0, nil, err
+		return nil, err
 	}
-	r.question = binary.BigEndian.AppendUint32(r.question[:0], uint32(len(before)+len(item)))
-	r.question = append(append(r.question, before...), item...)
-	r.deadline(time.Now().Add(r.limit))
+	r.question = r.question[:0]
+	for _, q := range questions {
+		r.question = binary.BigEndian.AppendUint32(r.question, uint32(len(q.before)+len(q.item)))
+		r.question = append(append(r.question, q.before...), q.item...)
+	}
+	began := time.Now()
+	r.deadline(began.Add(r.limit))
 	defer r.deadline(time.Time{})
-	_, err = r.questions.Write(r.question)
-	var head [5]byte
-	if _, failed := io.ReadFull(r.answers, head[:]); failed != nil {
-		return 0, nil, r.explain(cmp.Or(err, failed))
+	sent := make(chan error, 1)
+	send := func() {
+		_, err := r.questions.Write(r.question)
+		sent <- err
 	}
-	if err != nil { // it has answered before it had read
-		return 0, nil, r.explain(err)
+	if len(r.question) <= pipeFree {
+		send()
+	} else { // the program may answer the first before it has read the last
+		go send()
+	}
+	for len(answers) < len(questions) {
+		a, err := r.read()
+		if err != nil {
+			// Both pipes end with it, so nobody writes any more.
+			<-sent
+			return answers, err
+		}
+		answers = append(answers, a)
+		if now := time.Now(); now.Sub(began) > r.limit/16 { // the limit is each item's
+			began = now
+			r.deadline(began.Add(r.limit))
+		}
+	}
+	if err := <-sent; err != nil { // it has answered before it had read
+		return answers[:len(answers)-1], r.explain(err)
+	}
+	return answers, nil
+}
+
+// read reads one answer.
+func (r *registered) read() (answer, error) {
+	var head [5]byte
+	if _, err := io.ReadFull(r.answers, head[:]); err != nil {
+		return answer{}, r.explain(err)
 	}
 	size := binary.BigEndian.Uint32(head[1:])
 	if head[0] > answersDropped {
 		r.end()
-		return 0, nil, fmt.Errorf("it answers with the status %d: an answer begins with 0, 1 or 2", head[0])
+		return answer{}, fmt.Errorf("it answers with the status %d: an answer begins with 0, 1 or 2", head[0])
 	}
 	if uint64(size) > uint64(r.most) {
 		r.end()
-		return 0, nil, fmt.Errorf("it answers with %d bytes, over the limit of %d", size, r.most)
+		return answer{}, fmt.Errorf("it answers with %d bytes, over the limit of %d", size, r.most)
 	}
-	if cap(r.answer) < int(size) {
-		r.answer = make([]byte, size)
+	data := make([]byte, size)
+	if _, err := io.ReadFull(r.answers, data); err != nil {
+		return answer{}, r.explain(err)
 	}
-	r.answer = r.answer[:size]
-	if _, err := io.ReadFull(r.answers, r.answer); err != nil {
-		return 0, nil, r.explain(err)
-	}
-	return head[0], r.answer, nil
+	return answer{head[0], data}, nil
 }
 
 // explain says why there is no answer, and ends the program.
@@ -386,19 +450,24 @@ func (r *registered) said() string {
 	return "; it printed last: " + text
 }
 
-// convert is what a registered codec does to an item.
-func (r *registered) convert(item []byte) ([]byte, error) {
-	status, answer, err := r.ask(nil, item)
-	switch {
-	case err != nil:
-		return nil, err
-	case status == answersRefused:
-		return nil, errors.New(strings.ToValidUTF8(string(answer), "\uFFFD"))
-	case status == answersDropped:
-		r.end()
-		return nil, errors.New("it drops the item: only a rule may")
+// convert is what a registered codec does to items.
+func (r *registered) convert(items [][]byte) (converted [][]byte, err error) {
+	questions := make([]question, len(items))
+	for k, item := range items {
+		questions[k].item = item
 	}
-	return answer, nil
+	answers, err := r.ask(questions)
+	for _, a := range answers {
+		switch a.status {
+		case answersRefused:
+			return converted, errors.New(strings.ToValidUTF8(string(a.data), "\uFFFD"))
+		case answersDropped:
+			r.end()
+			return converted, errors.New("it drops the item: only a rule may")
+		}
+		converted = append(converted, a.data)
+	}
+	return converted, err
 }
 
 // confinedWord is the first argument of this program when it is to confine itself

@@ -91,14 +91,14 @@ func levels(t *testing.T, test func(t *testing.T, binary *os.File, cleaning stri
 
 type launched struct {
 	*Handle
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	mark  string
 	ended map[int]ProcessState
 	other []Event
 }
 
-func launch(t *testing.T, binary *os.File, cleaning string, change func(*Start)) *launched {
+func launch(t testing.TB, binary *os.File, cleaning string, change func(*Start)) *launched {
 	t.Helper()
 	config := LaunchConfig{Binary: binary, Cleaning: cleaning}
 	if change != nil {
@@ -107,7 +107,7 @@ func launch(t *testing.T, binary *os.File, cleaning string, change func(*Start))
 	return launchAs(t, config)
 }
 
-func launchAs(t *testing.T, config LaunchConfig) *launched {
+func launchAs(t testing.TB, config LaunchConfig) *launched {
 	t.Helper()
 	l := &launched{t: t, dir: t.TempDir(), mark: fmt.Sprintf("test-%d-%s-%d", os.Getpid(), t.Name(), time.Now().UnixNano()), ended: map[int]ProcessState{}}
 	config.Mark, config.Start.Attempt, config.Start.WorkDir = l.mark, t.Name()+"/1", l.dir
@@ -201,7 +201,7 @@ func (l *launched) terminate() {
 
 // nothingLeft looks for what carries the mark in its environment or in its
 // command line.
-func nothingLeft(t *testing.T, mark string) {
+func nothingLeft(t testing.TB, mark string) {
 	t.Helper()
 	if left := withMark(mark); len(left) > 0 {
 		t.Fatalf("left behind: %v", left)
@@ -220,9 +220,9 @@ func withMark(mark string) (left []string) {
 	return left
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("does not come true: %s", what)
 		}

@@ -44,9 +44,9 @@ type Step struct {
 	Program string
 }
 
-// Conversion is what a registered codec does to one item, as Converter.Convert
-// of package queuevm does.
-type Conversion func(item []byte) ([]byte, error)
+// Conversion is what a registered codec does to items, as
+// SeveralConverter.ConvertAll of package queuevm does.
+type Conversion func(items [][]byte) ([][]byte, error)
 
 func (s Step) String() string {
 	way := "encode "
@@ -111,7 +111,8 @@ func (b *budget) enter() error {
 // goroutine.
 type Chain struct {
 	steps       []Step
-	conversions []conversion
+	conversions []conversion // nil where programs has one
+	programs    []Conversion
 	limits      Limits
 }
 
@@ -175,11 +176,11 @@ func New(steps []Step, limits Limits, open func(Step) (Conversion, error)) (*Cha
 	c := &Chain{steps: steps, limits: limits}
 	at := isBytes
 	for i, s := range steps {
-		step, next, err := ready(s, at, limits, open)
+		step, program, next, err := ready(s, at, limits, open)
 		if err != nil {
 			return nil, &StepError{i + 1, s, err}
 		}
-		c.conversions = append(c.conversions, step)
+		c.conversions, c.programs = append(c.conversions, step), append(c.programs, program)
 		at = next
 	}
 	if at == isValue {
@@ -188,19 +189,20 @@ func New(steps []Step, limits Limits, open func(Step) (Conversion, error)) (*Cha
 	return c, nil
 }
 
-// ready makes one step's conversion and says what an item is after it.
-func ready(s Step, at state, limits Limits, open func(Step) (Conversion, error)) (conversion, state, error) {
+// ready makes one step's conversion, or the program's in its place, and says what an
+// item is after it.
+func ready(s Step, at state, limits Limits, open func(Step) (Conversion, error)) (conversion, Conversion, state, error) {
 	f, known := formOf(s.Codec)
 	switch {
 	case s.Program != "" && s.Codec != "":
-		return nil, 0, fmt.Errorf("it is both %s and the registered codec %s", s.Codec, s.Program)
+		return nil, nil, 0, fmt.Errorf("it is both %s and the registered codec %s", s.Codec, s.Program)
 	case s.Program != "":
-		f = form{typed: true, encode: registered(s, open), decode: registered(s, open)}
+		f = form{typed: true}
 	case !known:
-		return nil, 0, fmt.Errorf("there is no codec %q; there are %s", s.Codec, strings.Join(Names(), ", "))
+		return nil, nil, 0, fmt.Errorf("there is no codec %q; there are %s", s.Codec, strings.Join(Names(), ", "))
 	}
 	if s.Type != "" && !f.typed {
-		return nil, 0, fmt.Errorf("%s takes no type", s.Codec)
+		return nil, nil, 0, fmt.Errorf("%s takes no type", s.Codec)
 	}
 	before, after := isBytes, isBytes
 	make := f.encode
@@ -212,44 +214,132 @@ func ready(s Step, at state, limits Limits, open func(Step) (Conversion, error))
 	}
 	switch {
 	case before == isValue && at == isBytes:
-		return nil, 0, fmt.Errorf("%s writes values, and here are bytes: decode them first, with raw if they are to stay as they are", s.Codec)
+		return nil, nil, 0, fmt.Errorf("%s writes values, and here are bytes: decode them first, with raw if they are to stay as they are", s.Codec)
 	case before == isBytes && at == isValue:
-		return nil, 0, fmt.Errorf("this takes bytes, and here are decoded values: encode them first")
+		return nil, nil, 0, fmt.Errorf("this takes bytes, and here are decoded values: encode them first")
+	}
+	if s.Program != "" {
+		program, err := registered(s, open)
+		return nil, program, after, err
 	}
 	step, err := make(s.Type, limits)
-	return step, after, err
+	return step, nil, after, err
 }
 
 // registered makes the conversion of a step that is a program.
-func registered(s Step, open func(Step) (Conversion, error)) func(string, Limits) (conversion, error) {
-	return func(string, Limits) (conversion, error) {
-		if open == nil {
-			return func(Value) (Value, error) { return nil, errors.New("this chain was only checked") }, nil
-		}
-		convert, err := open(s)
-		if err != nil {
-			return nil, err
-		}
-		return func(v Value) (Value, error) { return convert(v.([]byte)) }, nil
+func registered(s Step, open func(Step) (Conversion, error)) (Conversion, error) {
+	if open == nil {
+		return func([][]byte) ([][]byte, error) { return nil, errors.New("this chain was only checked") }, nil
 	}
+	return open(s)
 }
 
 // Convert takes an item through the chain. What it answers may share memory
 // with the item and is good until the next call. An error says which step could
 // not go on, where in the item, and why.
 func (c *Chain) Convert(item []byte) ([]byte, error) {
-	if len(item) > c.limits.Item {
-		return nil, fmt.Errorf("an item of %d bytes is over the limit of %d for a channel with codecs", len(item), c.limits.Item)
+	if err := c.fits(item); err != nil {
+		return nil, err
 	}
-	var v Value = item
-	for i, convert := range c.conversions {
+	for from := 0; from < len(c.steps); {
 		var err error
-		if v, err = convert(v); err != nil {
-			return nil, &StepError{i + 1, c.steps[i], err}
+		if item, from, err = c.convert(item, from); err != nil {
+			return nil, err
 		}
-		if b, ok := v.([]byte); ok && len(b) > c.limits.Item {
-			return nil, fmt.Errorf("step %d, %s: gives %d bytes, over the limit of %d", i+1, c.steps[i], len(b), c.limits.Item)
+		if from < len(c.steps) {
+			made, err := c.run(from, [][]byte{item})
+			if err != nil {
+				return nil, err
+			}
+			item = made[0]
+			from++
 		}
 	}
-	return v.([]byte), nil // New saw to it that a chain ends with bytes
+	return item, nil
+}
+
+// All takes items through the chain, where that is worth it: each of its registered
+// codecs gets all of them before the next step does. It answers those before the first that is refused, and
+// why that one is; all of them are good for ever.
+func (c *Chain) All(items [][]byte) (converted [][]byte, err error) {
+	for _, item := range items {
+		if err = c.fits(item); err != nil {
+			break
+		}
+		converted = append(converted, item)
+	}
+	for from := 0; from < len(c.steps); from++ {
+		next := from
+		for k, item := range converted {
+			var wrong error
+			if item, next, wrong = c.convert(item, from); wrong != nil {
+				converted, err = converted[:k], wrong
+				break
+			}
+			if next > from { // it may lie in a buffer of the chain's
+				item = append([]byte{}, item...)
+			}
+			converted[k] = item
+		}
+		for next < len(c.steps) && c.programs[next] == nil {
+			next++ // where nothing is left
+		}
+		if from = next; from < len(c.steps) {
+			var wrong error
+			if converted, wrong = c.run(from, converted); wrong != nil {
+				err = wrong
+			}
+		}
+	}
+	return converted, err
+}
+
+func (c *Chain) fits(item []byte) error {
+	if len(item) > c.limits.Item {
+		return fmt.Errorf("an item of %d bytes is over the limit of %d for a channel with codecs", len(item), c.limits.Item)
+	}
+	return nil
+}
+
+// convert takes an item through the steps from one on, up to the next program, and
+// says which that is. A chain's programs stand where an item is bytes.
+func (c *Chain) convert(item []byte, from int) ([]byte, int, error) {
+	var v Value = item
+	for ; from < len(c.steps) && c.programs[from] == nil; from++ {
+		var err error
+		if v, err = c.conversions[from](v); err != nil {
+			return nil, from, &StepError{from + 1, c.steps[from], err}
+		}
+		if b, ok := v.([]byte); ok {
+			if err := c.gave(from, b); err != nil {
+				return nil, from, err
+			}
+		}
+	}
+	return v.([]byte), from, nil // New saw to it that a chain ends with bytes
+}
+
+// run gives items to the program of a step.
+func (c *Chain) run(step int, items [][]byte) ([][]byte, error) {
+	if len(items) == 0 {
+		return nil, nil
+	}
+	made, err := c.programs[step](items)
+	if err != nil {
+		err = &StepError{step + 1, c.steps[step], err}
+	}
+	for k, item := range made {
+		if err := c.gave(step, item); err != nil {
+			return made[:k], err
+		}
+	}
+	return made, err
+}
+
+// gave refuses what a step made of an item where it is too much.
+func (c *Chain) gave(step int, item []byte) error {
+	if len(item) > c.limits.Item {
+		return fmt.Errorf("step %d, %s: gives %d bytes, over the limit of %d", step+1, c.steps[step], len(item), c.limits.Item)
+	}
+	return nil
 }

@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
+	"fmt"
 	"math"
 	"os/exec"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -404,5 +407,55 @@ func BenchmarkDoublesToJSON(b *testing.B) {
 		if _, err := c.Convert(numbers); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// Several items go through a chain as one by one, whatever stands between its programs,
+// and up to the first that some step refuses.
+func TestAll(t *testing.T) {
+	program := func(s Step) (Conversion, error) {
+		return func(items [][]byte) (made [][]byte, err error) {
+			for _, item := range items {
+				if strings.Contains(string(item), s.Type) {
+					return made, errors.New("not this one")
+				}
+				made = append(made, append([]byte(s.Program+":"), item...))
+			}
+			return made, nil
+		}, nil
+	}
+	here, there := Step{Program: "here@1", Type: "never"}, Step{Program: "there@2", Type: "b3"}
+	text := []Step{{Codec: Lines, Decode: true}, {Codec: JSON}, {Codec: JSON, Decode: true}, {Codec: Lines}}
+	for name, steps := range map[string][]Step{
+		"none": nil, "no program": text, "first": append([]Step{here}, text...), "last": append(slices.Clone(text), there),
+		"both": append(append([]Step{here}, text...), there), "in a row": {here, there}, "refuses before": {there, {Codec: XDR, Type: "string<3>", Decode: true}, {Codec: JSON}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var items [][]byte
+			for k := range 6 {
+				items = append(items, fmt.Appendf(nil, "a%d\nb%d\n", k, k))
+			}
+			all, err := New(steps, Limits{}, program)
+			if err != nil {
+				t.Fatal(err)
+			}
+			single, _ := New(steps, Limits{}, program)
+			got, failed := all.All(items)
+			for k, item := range items {
+				want, refused := single.Convert(item)
+				if refused != nil {
+					if k != len(got) || failed == nil || failed.Error() != refused.Error() {
+						t.Errorf("item %d: %v, and %d of all with %v", k, refused, len(got), failed)
+					}
+					return
+				}
+				if k >= len(got) || string(got[k]) != string(want) {
+					t.Fatalf("item %d is %q of %d, %v", k, want, len(got), failed)
+				}
+			}
+			if failed != nil {
+				t.Error(failed)
+			}
+		})
 	}
 }
