@@ -234,6 +234,7 @@ func (n *node) size() (s size, err error) {
 		return s, err
 	}
 	defer response.Body.Close()
+	var goal, percent float64
 	for lines := bufio.NewScanner(response.Body); lines.Scan(); {
 		name, text, _ := strings.Cut(lines.Text(), " ")
 		value, err := strconv.ParseFloat(text, 64)
@@ -245,10 +246,15 @@ func (n *node) size() (s size, err error) {
 			s.files = int(value)
 		case "go_goroutines":
 			s.goroutines = int(value)
-		case "go_memstats_heap_alloc_bytes":
-			s.heap = int64(value)
+		case "go_memstats_next_gc_bytes":
+			goal = value
+		case "go_gc_gogc_percent":
+			percent = value
 		}
 	}
+	// The goal of the collector tells what it last found alive; what is allocated
+	// tells only when it last came.
+	s.heap = int64(goal / (1 + percent/100))
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", n.pid()))
 	for line := range strings.Lines(string(status)) {
 		if rest, ok := strings.CutPrefix(line, "RssAnon:"); ok {

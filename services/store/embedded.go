@@ -68,7 +68,7 @@ func startEmbedded(ctx context.Context, dir string, quota int64, log *zap.Logger
 	c.QuotaBackendBytes = quota
 	c.MaxRequestBytes = maxRequest
 	c.MaxTxnOps = maxOps
-	c.SnapshotCount, c.SnapshotCatchUpEntries = 5000, 100
+	c.SnapshotCount, c.SnapshotCatchUpEntries = 1000, 100
 	c.AutoCompactionMode, c.AutoCompactionRetention = embed.CompactorModePeriodic, "5m"
 	c.BootstrapDefragThresholdMegabytes = 64
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(log)
