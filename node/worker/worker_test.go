@@ -82,7 +82,7 @@ func newUplink(t *testing.T, relay string) *uplink {
 		t.Fatal(err)
 	}
 	var both sync.WaitGroup
-	both.Go(func() { _ = link.Serve(ends[0], u.inside.Serve) })
+	both.Go(func() { _ = link.Serve(ends[0], nil, u.inside.Serve) })
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	s, err := link.Begin(ctx, ends[1])

@@ -3,8 +3,10 @@ package guest
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"strings"
 	"sync"
@@ -127,6 +129,47 @@ type Identity struct {
 	// Node says what node of the grid the guest is to be from now on, in words that
 	// this package does not read; nothing is none, or the one that it is.
 	Node []byte `json:",omitempty"`
+}
+
+// Word is the identity as the first word of a session (package link): short, and
+// quickly read by a guest that has read none before. An i64 of nanoseconds, then
+// hostname, randomness and node, each after its u16 length; numbers are big-endian.
+func (i Identity) Word() ([]byte, error) {
+	word := binary.BigEndian.AppendUint64(nil, uint64(i.Time.UnixNano()))
+	for _, part := range [][]byte{[]byte(i.Hostname), i.Randomness, i.Node} {
+		if len(part) > math.MaxUint16 {
+			return nil, fmt.Errorf("a part of the guest's identity has %d bytes, and may have %d", len(part), math.MaxUint16)
+		}
+		word = append(binary.BigEndian.AppendUint16(word, uint16(len(part))), part...)
+	}
+	return word, nil
+}
+
+// readIdentity is Word read.
+func readIdentity(word []byte) (Identity, error) {
+	if len(word) < 8 {
+		return Identity{}, errors.New("an identity is cut off")
+	}
+	at := time.Unix(0, int64(binary.BigEndian.Uint64(word)))
+	word = word[8:]
+	var parts [3][]byte
+	for n := range parts {
+		if len(word) < 2 || len(word)-2 < int(binary.BigEndian.Uint16(word)) {
+			return Identity{}, errors.New("an identity is cut off")
+		}
+		end := 2 + int(binary.BigEndian.Uint16(word))
+		parts[n], word = word[2:end], word[end:]
+	}
+	return Identity{Hostname: string(parts[0]), Time: at, Randomness: parts[1], Node: parts[2]}, nil
+}
+
+// first takes an identity as a session's first word.
+func (a *Agent) first(word []byte) error {
+	i, err := readIdentity(word)
+	if err != nil {
+		return err
+	}
+	return a.Identify(i, nil)
 }
 
 // leastRandomness is what a guest's random numbers are seeded with.

@@ -1,10 +1,12 @@
 package guest
 
 import (
+	"bytes"
 	"context"
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"mvm/osvm/link"
 )
@@ -35,4 +37,25 @@ func TestBecome(t *testing.T) {
 	if !slices.Equal(lived, []string{"first", "second"}) {
 		t.Errorf("there were %v", lived)
 	}
+}
+
+// FuzzIdentity reads first words: what is read says the same again.
+func FuzzIdentity(f *testing.F) {
+	word, err := Identity{Hostname: "one", Time: time.Now(), Randomness: make([]byte, 64), Node: []byte("a node")}.Word()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(word)
+	f.Add(word[:len(word)-1])
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, word []byte) {
+		read, err := readIdentity(word)
+		if err != nil {
+			return
+		}
+		again, err := read.Word()
+		if err != nil || !bytes.HasPrefix(word, again) {
+			t.Errorf("% x is read as %+v, which is % x, %v", word, read, again, err)
+		}
+	})
 }

@@ -68,7 +68,7 @@ func Run(config Config) error {
 		return err
 	}
 	agent.uplink = link.NewInside(func(conn net.Conn) { server.ServeCodec(jsonrpc.NewServerCodec(conn)) })
-	return link.Serve(port, agent.uplink.Serve)
+	return link.Serve(port, agent.first, agent.uplink.Serve)
 }
 
 // Client calls an agent over a connection of its link; close it when done.

@@ -32,9 +32,20 @@ import (
 // with echo and the number; what the host reads before that is an old session's.
 // After it, either side sends frames: mark, u16 length, u32 session, payload;
 // numbers are big-endian.
+//
+// A host may have something to say before all else, which the guest is to take
+// while there is no session yet: in a clone whose instructions are translated, all
+// that it does for the first time costs it much, and a connection with a call on it
+// is long. Such a hail is greet, the number, u16 length, and the first word; the
+// answer is heard, the number, u16 length, and what the guest has against it. The
+// same number's plain hail follows, for guests that know of no first word; to the
+// others it is the session that they have.
 const (
 	hail     = "\xd3MVM-LINK-HAIL\x9a\x01"
 	echo     = "\xd3MVM-LINK-ECHO\x9a\x01"
+	greet    = "\xd3MVM-LINK-HAIL\x9a\x02"
+	heard    = "\xd3MVM-LINK-ECHO\x9a\x02"
+	firstMax = 16 << 10 // bytes of a first word
 	mark     = "ML"
 	frameMax = 32 << 10
 	headSize = 8
@@ -122,53 +133,97 @@ func newSession(f *framed, host bool) (*Session, error) {
 // Begin begins a session from the host's side. The pipe is closed with the
 // session, and when ctx ends before the guest has answered.
 func Begin(ctx context.Context, pipe io.ReadWriteCloser) (*Session, error) {
+	s, _, err := meet(ctx, pipe, nil)
+	return s, err
+}
+
+// BeginWith is Begin with a first word, which must be something. taken is false
+// for a guest that knows of none: it has not got it. The error is a *RefusedError
+// where the guest has got it and has something against it.
+func BeginWith(ctx context.Context, pipe io.ReadWriteCloser, first []byte) (s *Session, taken bool, err error) {
+	if len(first) == 0 || len(first) > firstMax {
+		_ = pipe.Close()
+		return nil, false, fmt.Errorf("begin a session on the guest's link: a first word of %d bytes: it has 1 to %d", len(first), firstMax)
+	}
+	return meet(ctx, pipe, first)
+}
+
+func meet(ctx context.Context, pipe io.ReadWriteCloser, first []byte) (s *Session, taken bool, err error) {
 	var number [4]byte
 	_, _ = rand.Read(number[:])
+	opening := make([]byte, frameMax)
+	if first != nil {
+		opening = append(append(opening, greet...), number[:]...)
+		opening = append(binary.BigEndian.AppendUint16(opening, uint16(len(first))), first...)
+	}
+	opening = append(append(opening, hail...), number[:]...)
 	stop := context.AfterFunc(ctx, func() { _ = pipe.Close() })
 	defer stop()
 	reader := bufio.NewReaderSize(pipe, frameMax+headSize)
 	failed := make(chan error, 1)
 	go func() { // beside the reading: a guest in the middle of a word reads when it was heard
-		_, err := pipe.Write(append(append(make([]byte, frameMax), hail...), number[:]...))
+		_, err := pipe.Write(opening)
 		failed <- err
 	}()
-	err := find(reader, append([]byte(echo), number[:]...))
+	which, err := find(reader, append([]byte(echo), number[:]...), append([]byte(heard), number[:]...))
+	taken = which == 1
+	if err == nil && taken {
+		err = objection(reader)
+	}
+	var refused *RefusedError
 	if err == nil {
 		err = <-failed
 	}
-	if !stop() {
-		return nil, fmt.Errorf("the guest does not answer on its link: %w", context.Cause(ctx))
+	if !stop() && !errors.As(err, &refused) {
+		return nil, false, fmt.Errorf("the guest does not answer on its link: %w", context.Cause(ctx))
 	}
 	if err != nil {
 		_ = pipe.Close()
-		return nil, fmt.Errorf("begin a session on the guest's link: %w", err)
+		return nil, taken, fmt.Errorf("begin a session on the guest's link: %w", err)
 	}
-	return newSession(&framed{pipe: pipe, reader: reader, session: binary.BigEndian.Uint32(number[:]), host: true}, true)
+	s, err = newSession(&framed{pipe: pipe, reader: reader, session: binary.BigEndian.Uint32(number[:]), host: true}, true)
+	return s, taken, err
 }
 
-// find reads up to and with the word.
-func find(reader *bufio.Reader, word []byte) error {
+// find reads up to and with one of two words of the same length, and says which.
+func find(reader *bufio.Reader, words ...[]byte) (which int, err error) {
 	var window []byte
 	for range staleMax {
 		b, err := reader.ReadByte()
 		if err != nil {
-			return err
+			return 0, err
 		}
-		if window = append(window, b); len(window) > len(word) {
+		if window = append(window, b); len(window) > len(words[0]) {
 			window = window[1:]
 		}
-		if bytes.Equal(window, word) {
-			return nil
+		for which, word := range words {
+			if bytes.Equal(window, word) {
+				return which, nil
+			}
 		}
 	}
-	return fmt.Errorf("the guest sent %d bytes and no answer", staleMax)
+	return 0, fmt.Errorf("the guest sent %d bytes and no answer", staleMax)
+}
+
+// objection reads what the guest has against the first word.
+func objection(reader io.Reader) error {
+	var length [2]byte
+	if _, err := io.ReadFull(reader, length[:]); err != nil {
+		return err
+	}
+	text := make([]byte, min(int(binary.BigEndian.Uint16(length[:])), wordMax))
+	if _, err := io.ReadFull(reader, text); err != nil || len(text) == 0 {
+		return err
+	}
+	return &RefusedError{string(text)}
 }
 
 // Serve takes part in one session after another from the guest's side: each is
 // handed to handle, in a goroutine of its own, and closed when the next begins.
-// It returns when the pipe fails.
-func Serve(pipe io.ReadWriteCloser, handle func(*Session)) error {
-	g := &guest{pipe: pipe, reader: bufio.NewReaderSize(pipe, frameMax+headSize)}
+// first takes the first words of those that have one, or says what is against it;
+// nil takes none. It returns when the pipe fails.
+func Serve(pipe io.ReadWriteCloser, first func([]byte) error, handle func(*Session)) error {
+	g := &guest{pipe: pipe, first: first, reader: bufio.NewReaderSize(pipe, frameMax+headSize)}
 	defer g.over(io.ErrClosedPipe)
 	for {
 		word, err := g.reader.Peek(len(mark))
@@ -193,8 +248,10 @@ func Serve(pipe io.ReadWriteCloser, handle func(*Session)) error {
 type guest struct {
 	pipe    io.ReadWriteCloser
 	reader  *bufio.Reader
+	first   func([]byte) error
 	current *framed
 	session *Session
+	greeted bool // current has begun with a first word, and its plain hail is to come
 }
 
 // frame takes one frame of the current session; false: what is there is none.
@@ -228,20 +285,55 @@ func (g *guest) hailed() (*Session, error) {
 			return nil, err
 		}
 	}
-	if len(word) < syncSize || string(word[:len(hail)]) != hail {
+	var kind string
+	if len(word) == syncSize {
+		kind = string(word[:len(hail)])
+	}
+	if kind != hail && (kind != greet || g.first == nil) {
 		here, _ := g.reader.Peek(g.reader.Buffered())
 		_, err := g.reader.Discard(1 + nothing(here[1:]))
 		return nil, err
 	}
 	number := bytes.Clone(word[len(hail):])
 	_, _ = g.reader.Discard(syncSize)
+	if kind == hail && g.current != nil && g.greeted && g.current.session == binary.BigEndian.Uint32(number) {
+		g.greeted = false
+		return nil, nil
+	}
 	g.over(ErrOver)
-	if _, err := g.pipe.Write(append([]byte(echo), number...)); err != nil {
+	g.greeted = kind == greet
+	answer := append([]byte(echo), number...)
+	if kind == greet {
+		against, err := g.hear()
+		if err != nil {
+			return nil, err
+		}
+		answer = append(append([]byte(heard), number...), against...)
+	}
+	if _, err := g.pipe.Write(answer); err != nil {
 		return nil, err
 	}
 	g.current = newFed(g.pipe, binary.BigEndian.Uint32(number))
 	g.session, err = newSession(g.current, false)
 	return g.session, err
+}
+
+// hear takes a first word, and gives the end of the answer.
+func (g *guest) hear() ([]byte, error) {
+	var length [2]byte
+	if _, err := io.ReadFull(g.reader, length[:]); err != nil {
+		return nil, err
+	}
+	first := make([]byte, min(int(binary.BigEndian.Uint16(length[:])), firstMax))
+	if _, err := io.ReadFull(g.reader, first); err != nil {
+		return nil, err
+	}
+	against := ""
+	if err := g.first(first); err != nil {
+		against = err.Error()
+		against = against[:min(len(against), wordMax)]
+	}
+	return append(binary.BigEndian.AppendUint16(nil, uint16(len(against))), against...), nil
 }
 
 // nothing counts the bytes before the first at which a hail or a frame may begin.

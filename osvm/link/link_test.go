@@ -109,12 +109,14 @@ func echoes(s *Session) {
 	}
 }
 
-func serve(t *testing.T, handle func(*Session)) *port {
+func serve(t *testing.T, handle func(*Session)) *port { return serveWith(t, nil, handle) }
+
+func serveWith(t *testing.T, first func([]byte) error, handle func(*Session)) *port {
 	p := newPort()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = Serve(p, handle)
+		_ = Serve(p, first, handle)
 	}()
 	t.Cleanup(func() { _ = p.Close(); <-done })
 	return p
@@ -242,7 +244,7 @@ func FuzzGuest(f *testing.F) {
 	f.Fuzz(func(t *testing.T, before []byte) {
 		p := newPort()
 		done := make(chan struct{})
-		go func() { defer close(done); _ = Serve(p, echoes) }()
+		go func() { defer close(done); _ = Serve(p, nil, echoes) }()
 		defer func() { _ = p.Close(); <-done }()
 		first := &host{p: p}
 		if _, err := first.Write(before); err != nil {
@@ -264,4 +266,66 @@ func FuzzGuest(f *testing.F) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// TestFirstWords has hosts say something before all else: to a guest that takes
+// it, to the same in the middle of another's frame, to one that is against it, and
+// to one that knows of no first word.
+func TestFirstWords(t *testing.T) {
+	took := make(chan string, 1)
+	takes := serveWith(t, func(word []byte) error {
+		if len(word) == 3 {
+			return errors.New("it has three bytes")
+		}
+		took <- string(word)
+		return nil
+	}, echoes)
+	knows := serve(t, echoes)
+	for round := range 10 {
+		for _, c := range []struct {
+			p     *port
+			word  string
+			taken bool
+		}{{takes, "a word", true}, {takes, "the longest" + string(make([]byte, firstMax-11)), true}, {takes, "one", true}, {knows, "a word", false}} {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			h := &host{p: c.p}
+			s, taken, err := BeginWith(ctx, h, []byte(c.word))
+			var refused *RefusedError
+			switch {
+			case taken != c.taken:
+				t.Errorf("a first word is taken: %v, expected %v", taken, c.taken)
+			case c.word == "one":
+				if !errors.As(err, &refused) || refused.Message != "it has three bytes" {
+					t.Errorf("one that the guest is against: %v", err)
+				}
+			case err != nil:
+				t.Fatal(err)
+			case taken && <-took != c.word:
+				t.Error("the guest has another word than was said")
+			default:
+				conn, err := s.Open()
+				if err == nil {
+					err = roundTrip(conn, 100_000)
+				}
+				if err != nil {
+					t.Error(err)
+				}
+				if conn, err = s.Open(); err != nil {
+					t.Fatal(err)
+				}
+				go func() { _, _ = conn.Write(make([]byte, 1<<20)) }()
+				if round%2 == 0 {
+					_, _ = io.ReadFull(conn, make([]byte, 10_000)) // it is in the middle of a frame
+				}
+				_ = h.Close()
+				_ = s.Close()
+			}
+			cancel()
+		}
+	}
+	for _, word := range [][]byte{nil, make([]byte, firstMax+1)} {
+		if _, _, err := BeginWith(t.Context(), &host{p: takes}, word); err == nil {
+			t.Errorf("a first word of %d bytes was said", len(word))
+		}
+	}
 }
