@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -36,6 +37,7 @@ type Host struct {
 	lock        *os.File // of the folder
 	machines    string   // folder
 	templates   *templates
+	places      chan struct{} // of those that are being created
 
 	mu    sync.Mutex          // guards what follows
 	all   map[string]*Machine // by id; nil while it is being created
@@ -75,7 +77,8 @@ func NewHost(ctx context.Context, config HostConfig) (*Host, error) {
 	if against != nil {
 		config.Log.Infof("VMs run by translation: %v", against)
 	}
-	h := &Host{config: config, accelerator: accelerator, machines: filepath.Join(config.Dir, "machines"), all: map[string]*Machine{}, moves: map[string]*move{}}
+	h := &Host{config: config, accelerator: accelerator, machines: filepath.Join(config.Dir, "machines"), all: map[string]*Machine{}, moves: map[string]*move{},
+		places: make(chan struct{}, runtime.GOMAXPROCS(0))}
 	if err := os.MkdirAll(h.machines, 0o700); err != nil {
 		return nil, err
 	}
@@ -102,10 +105,23 @@ func (h *Host) Create(ctx context.Context, order Order) (*Machine, error) {
 	}
 	return h.add(order, func(spec Spec) (*Machine, error) {
 		if !order.Template {
-			return Create(ctx, h.config.QEMU, h.machines, spec)
+			return h.create(ctx, spec)
 		}
 		return h.templates.clone(ctx, spec, order.Image.Digest)
 	})
+}
+
+// create is Create in its turn: QEMU's start is processor time alone, and of twenty
+// that share the cores all are ready when the last is. One after the other, the half
+// of them are in half the time.
+func (h *Host) create(ctx context.Context, spec Spec) (*Machine, error) {
+	select {
+	case h.places <- struct{}{}:
+		defer func() { <-h.places }()
+		return Create(ctx, h.config.QEMU, h.machines, spec)
+	case <-ctx.Done():
+		return nil, fmt.Errorf("VM %s: wait for its turn to be created: %w", spec.ID, context.Cause(ctx))
+	}
 }
 
 // add puts the machine that create makes on the list.

@@ -16,13 +16,16 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"mvm/osvm/guest"
 )
 
 // Bounds of what is kept warm: templates, and the bytes that they have on disk.
 const (
 	templatesMax      = 16
 	templatesMaxSize  = 4 << 30
-	templateBoot      = 2 * time.Minute // to the agent's answer, on a busy machine
+	templateBoot      = 2 * time.Minute        // to the agent's answer, on a busy machine
+	templateRest      = 100 * time.Millisecond // its agent looks for a host often for twice as long
 	templatesInMemory = 4
 	lockPoll          = 5 * time.Millisecond
 )
@@ -95,7 +98,7 @@ func (t *templates) clone(ctx context.Context, spec Spec, digest string) (*Machi
 		generation := template.generation()
 		clone := spec
 		clone.Template = template
-		m, err := Create(ctx, t.host.config.QEMU, t.host.machines, clone)
+		m, err := t.host.create(ctx, clone)
 		if err == nil {
 			return m, nil
 		}
@@ -160,14 +163,18 @@ func (t *templates) make(ctx context.Context, template *Template, key string, sp
 		return err
 	}
 	defer m.Destroy()
-	if err := m.Resume(ctx); err != nil {
-		return err
-	}
-	session, _, err := m.Session(ctx)
+	// What the guest has done before, its clones do not do for the first time: it gets
+	// an identity, as they will, and is left until it is at rest again.
+	session, err := m.Start(ctx, guest.Identity{})
 	if err != nil {
 		return err
 	}
 	_ = session.Close()
+	select {
+	case <-time.After(templateRest):
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	if _, err := m.Freeze(ctx, scratch); err != nil {
 		return err
 	}
