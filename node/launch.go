@@ -126,10 +126,11 @@ func (s *starter) Confinement() mvm.Confinement { return s.confines() }
 
 // slim puts the slim program into memory.
 func slim() (*os.File, error) {
-	program, err := embedded.ReadFile(slimProgram)
+	program, err := embedded.Open(slimProgram)
 	if err != nil {
 		return nil, err
 	}
+	defer program.Close()
 	return mvm.Executable(program)
 }
 

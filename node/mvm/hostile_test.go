@@ -121,10 +121,10 @@ func TestBadStarts(t *testing.T) {
 			t.Errorf("%s: %v", want, err)
 		}
 	}
-	if _, err := Executable(nil); err == nil {
+	if _, err := Executable(strings.NewReader("")); err == nil {
 		t.Error("an empty program")
 	}
-	broken, err := Executable([]byte("no program"))
+	broken, err := Executable(strings.NewReader("no program"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"runtime"
 	"sync"
@@ -37,11 +38,9 @@ type LaunchConfig struct {
 }
 
 // Executable puts a program into memory and gives a file to run it from, as
-// often as one likes; closing it removes it.
-func Executable(program []byte) (*os.File, error) {
-	if len(program) == 0 {
-		return nil, errors.New("run a program from memory: it is empty")
-	}
+// often as one likes; closing it removes it. The program is read piece by piece: a
+// small machine has no room for it twice.
+func Executable(program io.Reader) (*os.File, error) {
 	fd, err := unix.MemfdCreate(ProcessName, unix.MFD_CLOEXEC|unix.MFD_EXEC)
 	if errors.Is(err, unix.EINVAL) { // a kernel older than 6.3
 		fd, err = unix.MemfdCreate(ProcessName, unix.MFD_CLOEXEC)
@@ -51,8 +50,11 @@ func Executable(program []byte) (*os.File, error) {
 	}
 	writer := os.NewFile(uintptr(fd), ProcessName)
 	defer writer.Close()
-	if _, err := writer.Write(program); err != nil {
-		return nil, fmt.Errorf("put a program of %d bytes into memory: %w", len(program), err)
+	switch size, err := io.Copy(writer, program); {
+	case err != nil:
+		return nil, fmt.Errorf("put a program into memory, after %d bytes: %w", size, err)
+	case size == 0:
+		return nil, errors.New("run a program from memory: it is empty")
 	}
 	// What is open for writing cannot be run.
 	return os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))

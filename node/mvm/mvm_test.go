@@ -57,10 +57,11 @@ func raced() bool {
 
 func slim(t testing.TB) *os.File {
 	t.Helper()
-	program, err := os.ReadFile(filepath.Join(os.Getenv("MVM_TEST_DIR"), "slim"))
+	program, err := os.Open(filepath.Join(os.Getenv("MVM_TEST_DIR"), "slim"))
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer program.Close()
 	f, err := Executable(program)
 	if err != nil {
 		t.Fatal(err)
