@@ -30,6 +30,8 @@ import (
 
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
 	"mvm/broker/profile"
 	"mvm/node/build"
 	"mvm/osvm/vmtest"
@@ -456,6 +458,8 @@ func killNode(ts *testscript.TestScript, neg bool, args []string) {
 	pid, err := strconv.Atoi(ts.Getenv(args[0] + "_PID"))
 	ts.Check(err)
 	ts.Check(syscall.Kill(pid, syscall.SIGKILL))
+	// Its last thread may hold the folder's lock for a while.
+	ts.Check(unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil))
 }
 
 // waitFor polls until ok, or fails the test after a while.
