@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -63,6 +64,16 @@ func Limited(pid int) error {
 	return errors.Join(problems...)
 }
 
+// RankForKilling has the kernel end a program first when the whole machine is out of
+// memory, not the node or an MVM process.
+func RankForKilling(pid int) {
+	// Only that it must not be done at all could keep it from working.
+	if file, err := os.OpenFile("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", os.O_WRONLY, 0); err == nil {
+		_, _ = file.WriteString("1000")
+		_ = file.Close()
+	}
+}
+
 // ended forgives that a short program is over before its limits are set.
 func ended(err error) error {
 	if errors.Is(err, unix.ESRCH) {
@@ -94,6 +105,7 @@ func (Alone) Run(ctx context.Context, s Step) (int, error) {
 	if err := cmd.Start(); err != nil {
 		return 0, err
 	}
+	RankForKilling(cmd.Process.Pid)
 	limits := Limited(cmd.Process.Pid)
 	if limits != nil {
 		group()

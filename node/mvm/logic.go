@@ -279,7 +279,7 @@ func (r *registered) start(logic Logic, files []*os.File) error {
 	barred := p.spawner.do(cell != nil, func() {
 		begin := func() error {
 			return p.spawner.start(c, func(pid, pidfd int) {
-				rankForKilling(pid)
+				build.RankForKilling(pid)
 				if fd, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, 0); err == nil {
 					r.pidfd = fd
 				}

@@ -155,16 +155,6 @@ func (p *process) exceeded(program *program, badly bool) string {
 	return ""
 }
 
-// rankForKilling has the kernel end programs first when the whole machine is
-// out of memory, not the node or an MVM process.
-func rankForKilling(pid int) {
-	// Only that it must not be done at all could keep it from working.
-	if fd, err := unix.Open("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", unix.O_WRONLY|unix.O_CLOEXEC, 0); err == nil {
-		_, _ = unix.Write(fd, []byte("1000"))
-		_ = unix.Close(fd)
-	}
-}
-
 // memoryCell makes the cell for a program with a limit in MiB, 0 being none. It
 // is nil where there can be none. p.mu is held.
 func (p *process) memoryCell(name string, mebibytes int64) *cell {

@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -14,6 +15,19 @@ const (
 	withModules    = "1"
 	withoutModules = "2"
 )
+
+// What the kernel goes by when it is out of memory (proc(5), oom_score_adj). Children
+// have their parent's, until they are told otherwise.
+const (
+	unkillable = "-1000"
+	killable   = "0"
+)
+
+func rank(pid int, as string) {
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(as), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+		fmt.Println("agent:", err)
+	}
+}
 
 // Inside says whether this process is one of the first two of a guest, which Run
 // is for. Elsewhere Run would mount and load what it must not.
@@ -46,6 +60,7 @@ func first() error {
 	if err != nil {
 		return fmt.Errorf("start the agent: %w", err)
 	}
+	rank(agent.Pid, unkillable) // out of memory, the kernel ends what the guest runs: without the agent the VM is over
 	for {
 		var status unix.WaitStatus
 		if pid, err := unix.Wait4(-1, &status, 0, nil); err == nil && pid == agent.Pid {

@@ -48,7 +48,11 @@ func (*Agent) Run(c Command, out *Output) error {
 	command.Stdout, command.Stderr = said, said
 	command.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: &syscall.Credential{Uid: c.User, Gid: c.User}}
 	command.WaitDelay = time.Second // for what it has left behind, with its output
-	err := command.Run()
+	err := command.Start()
+	if err == nil {
+		rank(command.Process.Pid, killable)
+		err = command.Wait()
+	}
 	out.Said = said.text.String()
 	var failed *exec.ExitError
 	switch {
