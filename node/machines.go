@@ -40,6 +40,7 @@ func (n *Node) Machines() wsdl.VMContext {
 const (
 	vmPins       = "vm:"            // before the id: who pins an image's blobs for a VM
 	makeLimit    = 10 * time.Minute // for a VM to be made, its image's way here included
+	roomInVM     = 64               // MiB beside what the image starts in, where nobody says: for its being a node, as broker gives it to a job's
 	defaultGrace = 10 * time.Second
 	longestGrace = time.Minute
 
@@ -395,7 +396,7 @@ func (v *machines) create(ctx context.Context, order osvm.Order, name string) (_
 		return nil, err
 	}
 	if order.MemoryMiB == 0 {
-		order.MemoryMiB = max(order.Image.LeastMemoryMiB, osvm.LeastMemoryMiB)
+		order.MemoryMiB = max(order.Image.LeastMemoryMiB+roomInVM, osvm.LeastMemoryMiB)
 	}
 	if err := v.room(order.MemoryMiB); err != nil {
 		return nil, err

@@ -1516,7 +1516,7 @@ type CreateVM struct {
 	// NAME, NAME@VERSION or digest of an image that is registered.
 	Image string `xml:"image" json:"image,omitempty"`
 
-	// MiB; absent: what the image needs.
+	// MiB; absent: what the image starts in, and 64 for the node in it.
 	Memory int64 `xml:"memory,omitempty" json:"memory,omitempty"`
 
 	Limits *VMLimits `xml:"limits,omitempty" json:"limits,omitempty"`

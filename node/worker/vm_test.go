@@ -260,7 +260,7 @@ func (l *lab) mixed(t *testing.T) {
   <task name="give" source="give"><resources><require property="name" equals="free"/></resources></task>
   <task name="take" source="take"><resources><require property="name" equals="worker2"/></resources><output name="sum.txt"/></task>
   <edge from="give:numbers" to="take:numbers"/>
-  <policy wallTime="300" retries="3"/>
+  <policy wallTime="300"/>
 </job>`}
 	for _, name := range []string{"give.c", "take.c"} {
 		text, err := os.ReadFile(example + name)
