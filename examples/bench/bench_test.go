@@ -106,3 +106,27 @@ func TestParsePlace(t *testing.T) {
 		t.Error("a kind that was not measured is not missed")
 	}
 }
+
+func TestParseVM(t *testing.T) {
+	out := `BenchmarkClone-2         1    115.1 clone-ms    2500 cold-ms
+BenchmarkClone-2         1    125.0 clone-ms    2600 cold-ms
+BenchmarkTwentyClones-2  1    24.32 MiB    144.0 cpu-ms    600 median-ms
+BenchmarkTwentyClones-2  1    24.19 MiB    192.0 cpu-ms    700 median-ms
+BenchmarkCheckpoint-2    1    86.5 booted-ms    14.9 clone-ms
+BenchmarkCheckpoint-2    1    90.0 booted-ms    28.0 clone-ms
+BenchmarkMigration-2     1    54.0 live-ms    0.09 ratio    583.0 stop-and-copy-ms
+BenchmarkMigration-2     1    64.9 live-ms    0.05 ratio    1277 stop-and-copy-ms
+PASS
+`
+	all, err := parseVM(out, 2, "cold boot", "stop-and-copy")
+	if err != nil || all[ours][1]["answer"] != 125 || all[ours][0]["memory"] != 24.32 || all[ours][1]["pause, clone"] != 28 ||
+		all["cold boot"][0]["answer"] != 2500 || all["stop-and-copy"][1]["down"] != 1277 {
+		t.Errorf("%v, %v", all, err)
+	}
+	if _, err := parseVM(out, 3, "cold boot", "stop-and-copy"); err == nil {
+		t.Error("a round that was not measured is not missed")
+	}
+	if _, err := parseVM(strings.ReplaceAll(out, "cpu-ms", "ms"), 2, "cold boot", "stop-and-copy"); err == nil {
+		t.Error("a figure that was not told is not missed")
+	}
+}

@@ -28,7 +28,7 @@ var programs embed.FS
 
 // cases are all of them, in the order of the report.
 func cases() []*contest {
-	return []*contest{launchCase(), jobsCase(), blobCase(), sizeCase(), startCase(), placeCase(), soapCase(), messageCase(), hostsCase(), crowdCase(), hogCase()}
+	return []*contest{launchCase(), jobsCase(), blobCase(), sizeCase(), startCase(), placeCase(), soapCase(), messageCase(), hostsCase(), crowdCase(), hogCase(), vmCase()}
 }
 
 func main() {
