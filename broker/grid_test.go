@@ -219,6 +219,7 @@ type fakeNode struct {
 	attempts    map[string]*fakeAttempt // by job
 	fenced      map[string]int          // job -> highest attempt that ended or is here
 	free        int
+	vms         int64              // MiB that VMs have which are no attempt's
 	cancel      context.CancelFunc // ends its heartbeats
 	dead        bool
 	calls       map[string]int
@@ -280,6 +281,7 @@ func (n *fakeNode) join() {
 			case <-time.After(100 * time.Millisecond):
 				beat := &wsdl.Heartbeat{Node: n.id, Incarnation: incarnation}
 				n.mu.Lock()
+				beat.VmMemory = n.vms
 				for job, a := range n.attempts {
 					beat.Attempt = append(beat.Attempt, &wsdl.Attempt{Job: job, Number: int32(a.number), Node: n.id, Incarnation: incarnation})
 				}

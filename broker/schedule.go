@@ -55,6 +55,13 @@ type node struct {
 	record                     *wsdl.Node
 	raw, load                  []byte
 	held                       map[store.Attempt]bool // nil: not told
+	vms                        int64                  // MiB that VMs have which are no attempt's
+}
+
+// view is the node as placement sees it, less what is held of it.
+func (n *node) view(held booking) place.Node {
+	held.memory += n.vms
+	return viewOf(n.record, held)
 }
 
 // holds says whether an attempt is among those that the node's last heartbeat
@@ -256,9 +263,10 @@ func (s *scheduler) refresh(ctx context.Context) error {
 			continue
 		}
 		if there && was.alive && n.alive && was.incarnation == n.incarnation && bytes.Equal(was.load, r.Load) {
-			n.held = was.held
+			n.held, n.vms = was.held, was.vms
 		} else {
-			n.held = heldBy(r)
+			n.held, n.vms = heldBy(r), information.VMMemory(r)
+			changed = changed || n.vms < was.vms // there is room
 			moved = moved || (was.held == nil) != (n.held == nil) || !maps.Equal(was.held, n.held)
 		}
 		n.name, n.url = cmp.Or(n.record.Name, r.ID), n.record.Url
@@ -349,7 +357,7 @@ func (s *scheduler) free() ([]node, []place.Node) {
 	var nodes []node
 	var views []place.Node
 	for _, n := range s.nodes {
-		v := viewOf(n.record, held[n.id])
+		v := n.view(held[n.id])
 		if r, there := s.avoided[n.id]; there && now.Before(r.until) {
 			// It is known all the same: a reason must not say otherwise.
 			v.Shunned, v.FreeSlots = fmt.Sprintf("left alone for %v after a refusal", r.pause), 0

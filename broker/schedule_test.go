@@ -77,3 +77,41 @@ func TestReasonKnowsRefusers(t *testing.T) {
 		t.Errorf("a dry run now: %+v, %v", plan, err)
 	}
 }
+
+// TestVMsTakeMemory: what a node's VMs take that are no attempt's is not given away,
+// and waited for.
+func TestVMsTakeMemory(t *testing.T) {
+	g := newGrid(t, nil)
+	n := g.node("n1", 2)
+	const all = 1 << 20 // MiB that it has
+	take := func(memory int64) {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.vms = memory
+	}
+	take(all - 100)
+	b := g.start()
+	free := func() int64 {
+		answer, err := b.ListNodesContext(context.Background(), &wsdl.ListNodes{})
+		if err != nil || len(answer.Node) != 1 {
+			t.Fatalf("the nodes: %+v, %v", answer, err)
+		}
+		return wsdl.Or(answer.Node[0].FreeMemory, -1)
+	}
+	until(t, "the VMs to be known", func() bool { return free() == 100 })
+	of := func(name string, memory string) *wsdl.Job {
+		job := task(name, 1)
+		job.Resources = &wsdl.Resources{Memory: wsdl.Of(wsdl.Number(memory))}
+		return profileOf(name, job)
+	}
+	big, small := g.submit(b, "big", of("big", "200")), g.submit(b, "small", of("small", "100"))
+	if s := g.wait(b, small); *s.State != wsdl.JobStateSucceeded {
+		t.Errorf("the small one is %s: %s", *s.State, s.Reason)
+	}
+	until(t, "a reason", func() bool { return strings.Contains(g.get(b, big).Reason, "100 MiB of free memory") })
+	take(0)
+	if s := g.wait(b, big); *s.State != wsdl.JobStateSucceeded {
+		t.Errorf("the big one is %s: %s", *s.State, s.Reason)
+	}
+	until(t, "all to be free", func() bool { return free() == all })
+}

@@ -292,7 +292,11 @@ func (l *ledger) step(event any) []any {
 	case tick:
 		return l.tick(e.now)
 	case vmsTake:
+		if l.vms == e.memory {
+			return nil
+		}
 		l.vms = e.memory
+		return []any{beat{}} // the broker must not give away what is taken
 	case leave:
 		l.leaving = true
 		var actions []any

@@ -371,3 +371,17 @@ func TestOldJobsAreForgotten(t *testing.T) {
 		t.Errorf("%d jobs are remembered, at most %d should be", len(l.jobs), remembered)
 	}
 }
+
+// TestVMsTakeMemory: what VMs take that are no attempt's is not free, and the grid
+// hears of each change at once.
+func TestVMsTakeMemory(t *testing.T) {
+	l := newLedger("n1", "i1", room{Slots: 1, Memory: 1000}, time.Second)
+	for _, c := range []struct {
+		take, free int64
+		beats      int
+	}{{300, 700, 1}, {300, 700, 0}, {0, 1000, 1}} {
+		if actions := l.step(vmsTake{c.take}); len(actions) != c.beats || l.free().Memory != c.free {
+			t.Errorf("VMs take %d MiB: %d are free, with %v to be done", c.take, l.free().Memory, actions)
+		}
+	}
+}

@@ -553,13 +553,13 @@ func (n *Node) describe(ctx context.Context) *wsdl.Node {
 		name, _ = os.Hostname()
 	}
 	n.mu.Lock()
-	free, base := n.ledger.free(), n.url
+	free, vms, base := n.ledger.free(), n.ledger.vms, n.url
 	n.mu.Unlock()
 	d := &wsdl.Node{
 		Id: n.id, Incarnation: n.incarnation, Name: name, Url: base, Version: n.config.Version,
 		Os: runtime.GOOS, Arch: runtime.GOARCH, Cores: int32(n.total.Cores), Memory: n.total.Memory,
 		Slots: wsdl.Of(int32(n.total.Slots)), FreeSlots: wsdl.Of(int32(free.Slots)),
-		FreeMemory: wsdl.Of(free.Memory), FreeCores: wsdl.Of(int32(free.Cores)),
+		FreeMemory: wsdl.Of(free.Memory), FreeCores: wsdl.Of(int32(free.Cores)), VmMemory: vms,
 		Qemu: n.qemu, Accelerator: n.accelerator(), Cleaning: n.launcher.Cleaning(),
 	}
 	d.Unconfined = n.launcher.Confinement().Missing

@@ -894,6 +894,8 @@ func (v *Heartbeat) visit(c *codec, field int) bool {
 	case 4:
 		return optional(c, &v.FreeCores, number)
 	case 5:
+		return one(c, &v.VmMemory, number)
+	case 6:
 		return list(c, &v.Attempt, record)
 	}
 	return false
@@ -2777,18 +2779,20 @@ func (v *Node) visit(c *codec, field int) bool {
 	case 13:
 		return optional(c, &v.FreeCores, number)
 	case 14:
-		return list(c, &v.Compiler, record)
+		return one(c, &v.VmMemory, number)
 	case 15:
-		return one(c, &v.Qemu, text)
+		return list(c, &v.Compiler, record)
 	case 16:
-		return one(c, &v.Accelerator, text)
+		return one(c, &v.Qemu, text)
 	case 17:
-		return one(c, &v.Cleaning, text)
+		return one(c, &v.Accelerator, text)
 	case 18:
-		return texts(c, &v.Unconfined, text)
+		return one(c, &v.Cleaning, text)
 	case 19:
-		return optional(c, &v.QueueLimits, rooted)
+		return texts(c, &v.Unconfined, text)
 	case 20:
+		return optional(c, &v.QueueLimits, rooted)
+	case 21:
 		return one(c, &v.State, text)
 	}
 	return false

@@ -490,6 +490,9 @@ type Heartbeat struct {
 
 	FreeCores *int32 `xml:"freeCores,omitempty" json:"freeCores,omitempty"`
 
+	// MiB that VMs have which are no attempt's.
+	VmMemory int64 `xml:"vmMemory,omitempty" json:"vmMemory,omitempty"`
+
 	// What the node holds.
 	Attempt []*Attempt `xml:"attempt" json:"attempt,omitempty"`
 }
@@ -2204,11 +2207,14 @@ type Node struct {
 
 	FreeSlots *int32 `xml:"freeSlots,omitempty" json:"freeSlots,omitempty"`
 
-	// MiB not claimed by attempts.
+	// MiB claimed neither by attempts nor by VMs.
 	FreeMemory *int64 `xml:"freeMemory,omitempty" json:"freeMemory,omitempty"`
 
 	// Cores not kept for processes alone.
 	FreeCores *int32 `xml:"freeCores,omitempty" json:"freeCores,omitempty"`
+
+	// MiB that VMs have which are no attempt's.
+	VmMemory int64 `xml:"vmMemory,omitempty" json:"vmMemory,omitempty"`
 
 	Compiler []*Compiler `xml:"compiler" json:"compiler,omitempty"`
 

@@ -250,6 +250,7 @@ var schemaTypes = [...]schemaType{
 		{"freeSlots", 209, 1, 1, true},
 		{"freeMemory", 210, 0, 1, true},
 		{"freeCores", 209, 0, 1, true},
+		{"vmMemory", 210, 0, 1, false},
 		{"attempt", 126, 0, -1, false},
 	}},
 	46: {name: "HeartbeatResponse", kind: kindComplex, elements: []schemaElement{
@@ -812,6 +813,7 @@ var schemaTypes = [...]schemaType{
 		{"freeSlots", 209, 1, 1, true},
 		{"freeMemory", 210, 0, 1, true},
 		{"freeCores", 209, 0, 1, true},
+		{"vmMemory", 210, 0, 1, false},
 		{"compiler", 139, 0, -1, false},
 		{"qemu", 211, 0, 1, false},
 		{"accelerator", 211, 0, 1, false},

@@ -113,7 +113,8 @@ type load struct {
 	Slots  *int32 `json:"slots,omitempty"`
 	Memory *int64 `json:"memory,omitempty"`
 	Cores  *int32 `json:"cores,omitempty"`
-	Held   []held `json:"held"` // null: no heartbeat has told yet
+	VMs    int64  `json:"vms,omitempty"` // MiB
+	Held   []held `json:"held"`          // null: no heartbeat has told yet
 }
 
 // held is an attempt that a node holds.
@@ -145,7 +146,7 @@ func (s *Service) RegisterContext(ctx context.Context, request *wsdl.Register) (
 		return nil, err
 	}
 	record := *n
-	record.State, record.FreeSlots, record.FreeMemory, record.FreeCores = "", nil, nil, nil
+	record.State, record.FreeSlots, record.FreeMemory, record.FreeCores, record.VmMemory = "", nil, nil, nil, 0
 	value, err := json.Marshal(&record)
 	if err != nil {
 		return nil, fmt.Errorf("node %s: %w", n.Id, err)
@@ -153,7 +154,7 @@ func (s *Service) RegisterContext(ctx context.Context, request *wsdl.Register) (
 	if len(value) > recordLimit {
 		return nil, wsdl.Faultf(wsdl.FaultCodeTooLarge, "node %s describes itself in %d bytes, more than %d", n.Id, len(value), recordLimit)
 	}
-	l := load{Slots: n.FreeSlots, Memory: n.FreeMemory, Cores: n.FreeCores}
+	l := load{Slots: n.FreeSlots, Memory: n.FreeMemory, Cores: n.FreeCores, VMs: n.VmMemory}
 	if err := s.c.Store.PutNode(ctx, n.Id, n.Incarnation, value, l.encode(), s.c.Lease+s.c.Margin); err != nil {
 		return nil, fault("register node "+n.Id, err,
 			"another node has registered under this id since; if that was not a later start of this one, give this node another data folder")
@@ -184,6 +185,8 @@ func check(n *wsdl.Node) error {
 		return bad("cores", fmt.Sprint(n.Cores), "a count")
 	case n.Memory < 0:
 		return bad("memory", fmt.Sprint(n.Memory), "MiB")
+	case n.VmMemory < 0:
+		return bad("vmMemory", fmt.Sprint(n.VmMemory), "MiB")
 	case wsdl.Or(n.Slots, 0) < 0:
 		return bad("slots", fmt.Sprint(*n.Slots), "a count")
 	}
@@ -196,7 +199,7 @@ func check(n *wsdl.Node) error {
 
 // HeartbeatContext keeps a node's lease, then says what is live on it.
 func (s *Service) HeartbeatContext(ctx context.Context, request *wsdl.Heartbeat) (*wsdl.HeartbeatResponse, error) {
-	l := load{Slots: request.FreeSlots, Memory: request.FreeMemory, Cores: request.FreeCores, Held: []held{}}
+	l := load{Slots: request.FreeSlots, Memory: request.FreeMemory, Cores: request.FreeCores, VMs: max(0, request.VmMemory), Held: []held{}}
 	for _, a := range request.Attempt {
 		if a != nil && a.Incarnation == request.Incarnation {
 			l.Held = append(l.Held, held{a.Job, int(a.Number)})
@@ -263,7 +266,7 @@ func Decode(r store.NodeRecord) (*wsdl.Node, error) {
 		if err := json.Unmarshal(r.Load, &l); err != nil {
 			return nil, fmt.Errorf("the load of node %s cannot be read: %w", r.ID, err)
 		}
-		n.FreeSlots, n.FreeMemory, n.FreeCores = l.Slots, l.Memory, l.Cores
+		n.FreeSlots, n.FreeMemory, n.FreeCores, n.VmMemory = l.Slots, l.Memory, l.Cores, l.VMs
 	}
 	return n, nil
 }
@@ -281,6 +284,16 @@ func Held(r store.NodeRecord) ([]store.Attempt, bool) {
 		all = append(all, store.Attempt{Job: h.Job, Number: h.Number, Node: r.ID, Incarnation: r.Incarnation})
 	}
 	return all, true
+}
+
+// VMMemory reads from a node's record how many MiB its last heartbeat said VMs have
+// which are no attempt's.
+func VMMemory(r store.NodeRecord) int64 {
+	var l load
+	if !r.Alive || json.Unmarshal(r.Load, &l) != nil {
+		return 0
+	}
+	return l.VMs
 }
 
 // fault gives a store's error its code.
