@@ -16,7 +16,6 @@ import (
 	"mvm/osvm"
 	"mvm/osvm/guest"
 	"mvm/osvm/link"
-	"mvm/services/image"
 	"mvm/wsdl"
 )
 
@@ -101,8 +100,7 @@ func (r *runner) enclose() *wsdl.Fault {
 	}
 	order := osvm.Order{
 		ID: r.vmID(), MemoryMiB: int(want.Memory), Owner: r.key.String(), Template: true,
-		Image: osvm.Image{Name: want.Name, Digest: want.Image, CommandLine: files.Manifest.CommandLine,
-			Kernel: files.Path(image.Kernel), Initrd: files.Path(image.Initrd), LeastMemoryMiB: files.Manifest.LeastMemory},
+		Image: imageOf(files, want.Name),
 	}
 	if order.Image.Kernel == "" || order.Image.Initrd == "" {
 		_ = n.images.Unpin(vmPins + order.ID)

@@ -35,21 +35,36 @@ func newLab(t *testing.T, workers int, args ...string) *lab {
 	for i := range workers {
 		l.workers = append(l.workers, l.worker(fmt.Sprintf("worker%d", i+1), "127.0.0.1:0"))
 	}
-	folder := filepath.Join(l.dir, "minimal")
+	l.push("minimal", image.Manifest{}, map[image.Part]string{image.Kernel: made.Kernel, image.Initrd: made.Initrd})
+	return l
+}
+
+// push registers an image of files. A manifest says what else there is to it.
+func (l *lab) push(name string, m image.Manifest, files map[image.Part]string) {
+	l.t.Helper()
+	folder := filepath.Join(l.dir, name)
 	if err := os.Mkdir(folder, 0o755); err != nil {
-		t.Fatal(err)
+		l.t.Fatal(err)
 	}
-	for part, path := range map[image.Part]string{image.Kernel: made.Kernel, image.Initrd: made.Initrd} {
-		if err := os.Symlink(path, filepath.Join(folder, string(part))); err != nil {
-			t.Fatal(err)
+	m.Name, m.Architecture, m.LeastMemory, m.Languages = name, "amd64", 128, []string{"c", "shell"}
+	for _, part := range image.Parts() {
+		path := files[part]
+		if path == "" {
+			continue
 		}
+		if err := os.Symlink(path, filepath.Join(folder, string(part))); err != nil {
+			l.t.Fatal(err)
+		}
+		file := image.File{Part: part}
+		if part == image.Disk {
+			file.Format = image.Raw
+		}
+		m.Files = append(m.Files, file)
 	}
-	if _, err := image.Seal(folder, &image.Manifest{Name: "minimal", Architecture: "amd64", LeastMemory: made.LeastMemoryMiB, Languages: []string{"c", "shell"},
-		Files: []image.File{{Part: image.Kernel}, {Part: image.Initrd}}}); err != nil {
-		t.Fatal(err)
+	if _, err := image.Seal(folder, &m); err != nil {
+		l.t.Fatal(err)
 	}
 	l.must("image", "push", folder)
-	return l
 }
 
 func (l *lab) worker(name, listen string) *launch.Node {
@@ -124,7 +139,7 @@ func (l *lab) clean() {
 // TestJobsInVMs has profiles with isolation="vm" get their VMs with no other word.
 func TestJobsInVMs(t *testing.T) {
 	l := newLab(t, 2)
-	for name, test := range map[string]func(t *testing.T){"two": l.two, "refused": l.refused, "ended": l.ended, "inside and outside": l.mixed, "host killed": l.hostKilled} {
+	for name, test := range map[string]func(t *testing.T){"two": l.two, "on a disk": l.onDisk, "refused": l.refused, "ended": l.ended, "inside and outside": l.mixed, "host killed": l.hostKilled} {
 		t.Run(name, func(t *testing.T) {
 			defer func(outer *testing.T) { l.t = outer }(l.t)
 			l.t = t
