@@ -207,7 +207,7 @@ func (e *enclosure) at(g groups, mark string) (*cell, error) {
 // MVM process may be to be born there too: then each of them has a group below it,
 // and that of the programs one more, because there may be others beside that for
 // programs with a limit of memory.
-func (e *enclosure) limitTasks(c *cell, most int) error {
+func (e *enclosure) limitTasks(c *cell, most int) (err error) {
 	limit := func(group string) error {
 		return os.WriteFile(filepath.Join(group, "pids.max"), []byte(strconv.Itoa(most)), 0)
 	}
@@ -220,12 +220,23 @@ func (e *enclosure) limitTasks(c *cell, most int) error {
 	}
 	self, tasks := filepath.Join(c.path, "self"), filepath.Join(c.path, "tasks")
 	rest := filepath.Join(tasks, "rest")
+	control := filepath.Join(c.path, "cgroup.subtree_control")
+	defer func() {
+		if err == nil {
+			return
+		}
+		// Nothing could be born in c itself while it shares out what it has.
+		for _, group := range []string{rest, tasks, self} {
+			_ = os.Remove(group)
+		}
+		_ = os.WriteFile(control, []byte("-pids"), 0)
+	}()
 	for _, group := range []string{self, tasks, rest} {
 		if err := os.Mkdir(group, 0o755); err != nil {
 			return err
 		}
 	}
-	if err := os.WriteFile(filepath.Join(c.path, "cgroup.subtree_control"), []byte("+pids"), 0); err != nil {
+	if err := os.WriteFile(control, []byte("+pids"), 0); err != nil {
 		return err
 	}
 	if err := limit(tasks); err != nil {

@@ -143,3 +143,23 @@ func TestEncloseUnified(t *testing.T) {
 		}
 	}
 }
+
+// Where tasks cannot be limited in version 2, what was made for it goes again: a group
+// that shares its controllers out can have no process, and the MVM process is to be
+// born there.
+func TestTasksThatCannotBeLimited(t *testing.T) {
+	c := &cell{groups: groups{parent: t.TempDir(), unified: true}}
+	c.path = filepath.Join(c.parent, "all")
+	if err := os.MkdirAll(filepath.Join(c.path, "cgroup.subtree_control"), 0o755); err != nil { // nobody can write to it
+		t.Fatal(err)
+	}
+	e := &enclosure{birth: []*cell{c}}
+	if err := e.limitTasks(c, 10); err == nil || e.tasks != nil || len(e.birth) != 1 || e.birth[0] != c {
+		t.Errorf("%v, %+v", err, e)
+	}
+	for _, group := range []string{"self", "tasks"} {
+		if _, err := os.Stat(filepath.Join(c.path, group)); err == nil {
+			t.Errorf("%s is left", group)
+		}
+	}
+}

@@ -181,7 +181,11 @@ func (p *process) memoryGroups() groups {
 	limited := filepath.Dir(p.start.TaskGroup)
 	for _, group := range []string{filepath.Dir(limited), limited} {
 		if os.WriteFile(filepath.Join(group, "cgroup.subtree_control"), []byte("+memory"), 0) != nil {
-			return findGroups(forMemory) // which may be of version 1 nevertheless
+			found := findGroups(forMemory) // which may be of version 1 nevertheless
+			if found.unified {
+				return groups{} // a process is in one group of version 2, and that limits tasks: limitData is the other way
+			}
+			return found
 		}
 	}
 	p.kills = 0 // see exceeded
