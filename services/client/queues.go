@@ -100,7 +100,7 @@ func (c *Client) change(ctx context.Context, token *string, ask func() (*wsdl.Ch
 		return err
 	})
 	if err != nil && transient(err) {
-		err = fmt.Errorf("nobody answered what became of the change: if it was journalled it is made, or will be; `mvm queue ls JOB` lists the changes of a job: %w", err)
+		err = fmt.Errorf("nobody answered what became of the change: if it was journalled the broker goes on with it until it is made or a node refuses it; `mvm queue ls JOB` lists the changes of a job, and says which: %w", err)
 	}
 	return change, err
 }

@@ -125,7 +125,7 @@ func TestChangesAreWaitedForAndAskedForAgain(t *testing.T) {
 		"long":        {150 * time.Second, time.Hour, 0, []time.Duration{time.Minute, time.Minute, 30 * time.Second}, wsdl.ChangeStatePending, ""},
 		"long enough": {150 * time.Second, 70 * time.Second, 0, []time.Duration{time.Minute, time.Minute}, wsdl.ChangeStateDone, ""},
 		"a restart":   {10 * time.Second, 0, 3, []time.Duration{10 * time.Second}, wsdl.ChangeStateDone, ""},
-		"no broker":   {10 * time.Second, 0, 1000, nil, "", "if it was journalled it is made, or will be; `mvm queue ls JOB` lists the changes of a job"},
+		"no broker":   {10 * time.Second, 0, 1000, nil, "", "if it was journalled the broker goes on with it until it is made or a node refuses it; `mvm queue ls JOB` lists the changes of a job"},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			g := &fakeGrid{down: c.down}
