@@ -179,7 +179,8 @@ func (w *wiring) planned(t target, edges []int) *wsdl.QueueStatus {
 		s.Name, s.Type_, s.Full, s.Capacity = w.name(t.channel), wsdl.Of(wsdl.QueueTypeFifo), wsdl.Of(wsdl.FullPolicyBlock), wsdl.Of(int64(w.channels[t.channel].Capacity))
 	}
 	end := func(id int, e, other profile.End) *wsdl.QueueEnd {
-		return &wsdl.QueueEnd{Name: w.label(e), Channel: wsdl.Of(int32(id)), Node: w.plan.members[w.holder(e, other)].Node}
+		m := &w.plan.members[w.holder(e, other)]
+		return &wsdl.QueueEnd{Name: w.label(e), Channel: wsdl.Of(int32(id)), Node: m.Node, Url: m.URL + "/services/queue"}
 	}
 	for _, id := range edges {
 		c := &w.channels[id]

@@ -67,11 +67,52 @@ func (q *queue) peek(ctx context.Context, name string, r *wsdl.PeekQueue) (*wsdl
 		message.Channel = uint32(channel)
 	}
 	message.Bytes = min(message.Bytes, max(1, mvm.MaxMessage/4/message.Limit))
+	if r.After != nil {
+		message.After = wsdl.Of(uint64(*r.After))
+	}
 	reply, err := q.outside(ctx, r.Job, 0, mvm.Request{Peek: message})
 	if err != nil {
 		return nil, err
 	}
-	return &wsdl.PeekQueueResponse{Item: itemsOf(reply)}, nil
+	answer := &wsdl.PeekQueueResponse{Item: itemsOf(reply)}
+	if reply.Next != nil {
+		answer.Next = wsdl.Of(int64(*reply.Next))
+	}
+	return answer, nil
+}
+
+// peekTries is how often a channel is looked at again because items went from one
+// node to the other meanwhile.
+const peekTries = 4
+
+// peekAll is peek, and what waits of a channel at its producer's node behind it: from
+// there on, so that nothing is seen twice.
+func (q *queue) peekAll(ctx context.Context, name string, r *wsdl.PeekQueue) (*wsdl.PeekQueueResponse, error) {
+	limit := int(r.Limit)
+	if limit <= 0 {
+		limit = defaultPeek
+	}
+	limit = min(limit, mostItems)
+	for try := 1; ; try++ {
+		answer, err := q.peek(ctx, name, r)
+		if err != nil || answer.Next == nil || r.After != nil || len(answer.Item) >= limit {
+			return answer, err
+		}
+		found, err := q.locate(ctx, r.Job, name)
+		if err != nil || len(found.Producer) != 1 || found.Producer[0].Url == "" {
+			return answer, nil
+		}
+		rest := *r
+		rest.Queue, rest.Limit, rest.After = found.Id, int32(limit-len(answer.Item)), answer.Next
+		more, err := wsdl.NewQueueClient(q.node.caller, found.Producer[0].Url).PeekQueueContext(ctx, &rest)
+		switch {
+		case err == nil:
+			answer.Item, answer.Next = append(answer.Item, more.Item...), nil
+			return answer, nil
+		case wsdl.CodeOf(err) != wsdl.FaultCodeConflict || try == peekTries:
+			return answer, nil
+		}
+	}
 }
 
 func (q *queue) drain(ctx context.Context, name string, r *wsdl.DrainQueue) (*wsdl.DrainQueueResponse, error) {

@@ -169,8 +169,11 @@ func (q *queue) PeekQueueContext(ctx context.Context, r *wsdl.PeekQueue) (*wsdl.
 	if r.Job == "" {
 		return forward(ctx, q, (*wsdl.QueueClient).PeekQueueContext, r)
 	}
+	if r.After != nil { // asked of this node
+		return q.peek(ctx, r.Queue, r)
+	}
 	return route(ctx, q, r.Job, r.Queue, false,
-		func(name string) (*wsdl.PeekQueueResponse, error) { return q.peek(ctx, name, r) },
+		func(name string) (*wsdl.PeekQueueResponse, error) { return q.peekAll(ctx, name, r) },
 		func(node *wsdl.QueueClient, name string) (*wsdl.PeekQueueResponse, error) {
 			passed := *r
 			passed.Queue = name

@@ -1,6 +1,7 @@
 package queuevm
 
 import (
+	"errors"
 	"fmt"
 	"sync/atomic"
 )
@@ -140,52 +141,94 @@ func (vm *VM) DrainQueue(id int, limit int) ([]Item, error) {
 	return outsideItems(all), nil
 }
 
-// PeekChannel copies the first items that wait in a bare channel's ring on this
-// node, the next to be taken first; ask the node of its taker. Of an item that
-// has not come whole nothing is given. Nothing moves; what the taker takes
-// meanwhile is left out.
-func (vm *VM) PeekChannel(id uint32, limit int) ([]Item, error) {
+// PeekChannel copies the first items that wait in a bare channel's ring on the node
+// of its taker, the next to be taken first. Of an item that has not come whole
+// nothing is given. Nothing moves; what the taker takes meanwhile is left out. Of a
+// channel from a peer next is the ring offset from which on items may wait there,
+// and nil when there are more here.
+func (vm *VM) PeekChannel(id uint32, limit int) (items []Item, next *uint64, err error) {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	c := vm.channels[id]
+	switch {
+	case vm.closed:
+		return nil, nil, ErrDown
+	case c == nil:
+		return nil, nil, fmt.Errorf("channel %d: %w", id, ErrUnknown)
+	case c.To.Peer != "":
+		return nil, nil, fmt.Errorf("channel %d: its items wait at node %s: %w here", id, c.To.Peer, ErrUnknown)
+	}
+	h := c.ring.header
+	from := atomic.LoadUint64(&h.head)
+	if begun := atomic.LoadUint64(&h.begun); begun > from && begun-from <= c.ring.capacity && begun&7 == 0 {
+		from = begun // the taker is copying a record out
+	}
+	items, starts, end, err := c.ring.peek(from, limit, uint64(vm.config.MaxItem))
+	if err != nil {
+		return nil, nil, err
+	}
+	now, first := atomic.LoadUint64(&h.head), 0
+	for first < len(items) && int64(now-starts[first]) > 0 {
+		first++
+	}
+	if c.From.Peer != "" && c.direct == nil && len(items) < limit {
+		next = &end
+	}
+	return items[first:], next, nil
+}
+
+// ErrMoved says that the taker's node has received what was to be looked at.
+var ErrMoved = errors.New("it has moved on")
+
+// PeekSent copies the first items that wait in a bare channel's ring on the node of its
+// producer, and that the taker's node has not received: from the ring offset after on,
+// which is what PeekChannel says there. ErrMoved says that it has by now.
+func (vm *VM) PeekSent(id uint32, after uint64, limit int) ([]Item, error) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
 	c := vm.channels[id]
 	switch {
 	case vm.closed:
 		return nil, ErrDown
-	case c == nil:
-		return nil, fmt.Errorf("channel %d: %w", id, ErrUnknown)
-	case c.To.Peer != "":
-		return nil, fmt.Errorf("channel %d: its items wait at node %s: %w here", id, c.To.Peer, ErrUnknown)
+	case c == nil || c.To.Peer == "":
+		return nil, fmt.Errorf("channel %d to another node: %w", id, ErrUnknown)
+	case c.direct != nil:
+		return nil, nil
 	}
-	return c.ring.peek(limit, uint64(vm.config.MaxItem))
+	h := c.ring.header
+	gone := func() bool { return int64(atomic.LoadUint64(&h.head)-after) > 0 }
+	if gone() || after&7 != 0 || after-atomic.LoadUint64(&h.head) > c.ring.capacity {
+		return nil, fmt.Errorf("channel %d: %w", id, ErrMoved)
+	}
+	items, _, _, err := c.ring.peek(after, limit, uint64(vm.config.MaxItem))
+	if err == nil && gone() {
+		err = fmt.Errorf("channel %d: %w", id, ErrMoved)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
-// peek copies whole items from head on. The ring is the children's: every word
-// is checked, and what the taker may have taken meanwhile is given up.
-func (r *ring) peek(limit int, most uint64) ([]Item, error) {
+// peek copies whole items from an offset on, and says where each of them begins, and
+// what is not among them. The ring is the children's: every word is checked, and what
+// the taker may have taken meanwhile is the caller's to give up.
+func (r *ring) peek(from uint64, limit int, most uint64) (items []Item, starts []uint64, end uint64, err error) {
 	view := taker{ring: r}
 	if r.data == nil {
 		mapped, unmap, err := r.view()
 		if err != nil {
-			return nil, err
+			return nil, nil, 0, err
 		}
 		defer unmap()
 		view.ring = mapped
 	}
-	h := r.header
-	head := atomic.LoadUint64(&h.head)
-	view.head, view.tail = head, head
-	if begun := atomic.LoadUint64(&h.begun); begun > head && begun-head <= r.capacity && begun&7 == 0 {
-		view.head = begun // the taker is copying a record out
+	if from&7 != 0 {
+		return nil, nil, 0, fmt.Errorf("%w: head %d", ErrBroken, from)
 	}
-	if head&7 != 0 {
-		return nil, fmt.Errorf("%w: head %d", ErrBroken, head)
-	}
-	view.tail = view.head
-	var (
-		items []Item
-		ends  []uint64 // where each lies
-		part  assembly
-	)
+	view.head, view.tail = from, from
+	end = from
+	var part assembly
 	for len(items) < limit {
 		r, ok, err := view.next()
 		if err != nil || !ok {
@@ -193,30 +236,22 @@ func (r *ring) peek(limit int, most uint64) ([]Item, error) {
 		}
 		if r.control || r.cont && !part.begun { // the rest of an item that was taken
 			view.head += r.size
+			end = view.head
 			continue
-		}
-		from := view.head
-		if part.begun {
-			from = ends[len(ends)-1]
 		}
 		whole, err := part.add(r, most)
 		if err != nil {
 			break
 		}
-		if !part.begun || len(ends) == len(items) {
-			ends = append(ends[:len(items)], from)
-		}
 		view.head += r.size
 		if whole {
 			items = append(items, outsideItems([]item{{meta: part.meta, data: part.bytes}})...)
+			starts = append(starts, end)
+			end = view.head
 			part.reset()
 		}
 	}
-	now, first := atomic.LoadUint64(&h.head), 0
-	for first < len(items) && int64(now-ends[first]) > 0 {
-		first++
-	}
-	return items[first:], nil
+	return items, starts, end, nil
 }
 
 // view maps the ring's data area for a look.

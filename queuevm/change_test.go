@@ -259,12 +259,12 @@ func TestPeekChannel(t *testing.T) {
 	vm := start(t, Config{})
 	processes(t, vm, 0, 1)
 	wire(t, 1, 16<<10, vm, Endpoint{Process: 0, Port: "next"}, vm, Endpoint{Process: 1, Port: "prev"})
-	if seen, err := vm.PeekChannel(1, 5); err != nil || len(seen) != 0 {
+	if seen, _, err := vm.PeekChannel(1, 5); err != nil || len(seen) != 0 {
 		t.Errorf("%v %v", seen, err)
 	}
 	s := spawn(t, vm, 0, built.c, "send", "next", "20", "2000")
 	eventually(t, "some wait", func() bool { return state(vm, 1).GiverWaits })
-	seen, err := vm.PeekChannel(1, 3)
+	seen, _, err := vm.PeekChannel(1, 3)
 	must(t, err)
 	if len(seen) != 3 {
 		t.Fatalf("%d items seen", len(seen))
@@ -275,6 +275,55 @@ func TestPeekChannel(t *testing.T) {
 		}
 	}
 	if got := spawn(t, vm, 1, built.c, "receive", "prev", "2000").result(); got != "20" {
+		t.Errorf("%s items came after a look", got)
+	}
+	s.result()
+}
+
+// What waits on both sides of the proxies is seen in order and once.
+func TestPeekBothSides(t *testing.T) {
+	a, b := pair(t, Config{Plain: true, Cores: 1})
+	processes(t, a, 0)
+	processes(t, b, 1)
+	wire(t, 1, 8<<10, a, Endpoint{Process: 0, Port: "next"}, b, Endpoint{Process: 1, Port: "prev"})
+	s := spawn(t, a, 0, built.c, "send", "next", "60", "700")
+	eventually(t, "both rings are full", func() bool { return state(a, 1).GiverWaits && state(b, 1).Depth > 7000 })
+	look := func() (all []Item, here int) {
+		for {
+			items, next, err := b.PeekChannel(1, 1000)
+			must(t, err)
+			if next == nil {
+				t.Fatal("nothing may wait at the producer's node")
+			}
+			more, err := a.PeekSent(1, *next, 1000)
+			if errors.Is(err, ErrMoved) {
+				continue
+			}
+			must(t, err)
+			return append(items, more...), len(items)
+		}
+	}
+	var all []Item
+	here := 0
+	eventually(t, "all that was sent is seen", func() bool { all, here = look(); return len(all) == int(state(a, 1).ItemsIn) })
+	if here < 5 || len(all) < here+5 {
+		t.Errorf("%d items are seen, %d of them at the taker's node", len(all), here)
+	}
+	for k, it := range all {
+		if n := (k * 2654435761) % 701; len(it.Data) != n || n > 0 && it.Data[0] != byte(k*31) {
+			t.Errorf("item %d has %d bytes, not %d", k, len(it.Data), n)
+		}
+	}
+	if items, next, err := b.PeekChannel(1, 3); len(items) != 3 || next != nil || err != nil {
+		t.Errorf("three of many are %d, %v, %v", len(items), next, err)
+	}
+	if _, err := a.PeekSent(1, 0, 10); !errors.Is(err, ErrMoved) {
+		t.Errorf("what was received long ago: %v", err)
+	}
+	if _, err := b.PeekSent(1, 0, 10); !errors.Is(err, ErrUnknown) {
+		t.Errorf("at the taker's node: %v", err)
+	}
+	if got := spawn(t, b, 1, built.c, "receive", "prev", "700").result(); got != "60" {
 		t.Errorf("%s items came after a look", got)
 	}
 	s.result()
@@ -295,7 +344,7 @@ func TestPeekUnderLoad(t *testing.T) {
 			must(t, err)
 			running = false
 		}
-		items, err := vm.PeekChannel(1, 4)
+		items, _, err := vm.PeekChannel(1, 4)
 		must(t, err)
 		seen += len(items)
 		for _, it := range items {

@@ -1477,6 +1477,8 @@ func (v *PeekQueue) visit(c *codec, field int) bool {
 		return one(c, &v.Limit, number)
 	case 3:
 		return one(c, &v.Bytes, number)
+	case 4:
+		return optional(c, &v.After, number)
 	}
 	return false
 }
@@ -1492,6 +1494,8 @@ func (v *PeekQueueResponse) visit(c *codec, field int) bool {
 	switch field {
 	case 0:
 		return list(c, &v.Item, record)
+	case 1:
+		return optional(c, &v.Next, number)
 	}
 	return false
 }
@@ -2997,12 +3001,14 @@ func (v *QueueEnd) visit(c *codec, field int) bool {
 	case 2:
 		return one(c, &v.Node, text)
 	case 3:
-		return optional(c, &v.Items, number)
+		return one(c, &v.Url, text)
 	case 4:
-		return optional(c, &v.Depth, number)
+		return optional(c, &v.Items, number)
 	case 5:
-		return optional(c, &v.Waits, boolean)
+		return optional(c, &v.Depth, number)
 	case 6:
+		return optional(c, &v.Waits, boolean)
+	case 7:
 		return optional(c, &v.Closed, boolean)
 	}
 	return false

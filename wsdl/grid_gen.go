@@ -1211,12 +1211,18 @@ type PeekQueue struct {
 
 	// At most so many of each item. Default 4096, at most 1048576.
 	Bytes int32 `xml:"bytes,omitempty" json:"bytes,omitempty"`
+
+	// Of an edge between nodes, asked of its producer's node: what waits there, from this byte of the channel on. Answered with conflict when the taker's node has some of that already.
+	After *int64 `xml:"after,omitempty" json:"after,omitempty"`
 }
 
 type PeekQueueResponse struct {
 	XMLName xml.Name `xml:"urn:mvm:1 PeekQueueResponse"`
 
 	Item []*QueueItem `xml:"item" json:"item,omitempty"`
+
+	// Of an edge between nodes: these wait at its taker's node, and what waits at its producer's, from this byte of the channel on, could not be shown with them: it is on its way, or that node does not answer.
+	Next *int64 `xml:"next,omitempty" json:"next,omitempty"`
 }
 
 type DrainQueue struct {
@@ -2717,6 +2723,9 @@ type QueueEnd struct {
 	Channel *int32 `xml:"channel,omitempty" json:"channel,omitempty"`
 
 	Node string `xml:"node,omitempty" json:"node,omitempty"`
+
+	// That node's queue service.
+	Url string `xml:"url,omitempty" json:"url,omitempty"`
 
 	// That it has brought, or taken.
 	Items *int64 `xml:"items,omitempty" json:"items,omitempty"`

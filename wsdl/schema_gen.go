@@ -385,9 +385,11 @@ var schemaTypes = [...]schemaType{
 		{"queue", 211, 1, 1, false},
 		{"limit", 209, 0, 1, false},
 		{"bytes", 209, 0, 1, false},
+		{"after", 210, 0, 1, true},
 	}},
 	80: {name: "PeekQueueResponse", kind: kindComplex, elements: []schemaElement{
 		{"item", 181, 0, -1, false},
+		{"next", 210, 0, 1, true},
 	}},
 	81: {name: "PlanJob", kind: kindComplex, elements: []schemaElement{
 		{"job", 156, 0, 1, false},
@@ -917,6 +919,7 @@ var schemaTypes = [...]schemaType{
 		{"name", 211, 1, 1, false},
 		{"channel", 209, 0, 1, true},
 		{"node", 211, 0, 1, false},
+		{"url", 211, 0, 1, false},
 		{"items", 210, 0, 1, true},
 		{"depth", 210, 0, 1, true},
 		{"waits", 207, 0, 1, true},

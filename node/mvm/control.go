@@ -92,6 +92,7 @@ type Reply struct {
 	Items   []queuevm.Item // Peek, Drain
 	Sizes   []int          // of these: bytes of each item, of which Peek gives the first
 	More    bool           // Drain: something waits still
+	Next    *uint64        // Peek: what may wait at the producer's node begins there
 	Change  *Changed
 	Count   int // Enqueue: items taken; Instantiate: processes running
 }
@@ -193,6 +194,7 @@ type Peek struct {
 	Channel uint32
 	Limit   int
 	Bytes   int
+	After   *uint64 // of a channel to another node: what waits here, from this offset on
 }
 
 // Drain takes up to Limit items out of a served queue that is kept here.

@@ -21,7 +21,7 @@ func toError(err error) *Error {
 		return &Error{Code: "notFound", Message: err.Error()}
 	case errors.Is(err, queuevm.ErrTooBig):
 		return &Error{Code: "tooLarge", Message: err.Error()}
-	case errors.Is(err, queuevm.ErrClosed):
+	case errors.Is(err, queuevm.ErrClosed), errors.Is(err, queuevm.ErrMoved):
 		return &Error{Code: "conflict", Message: err.Error()}
 	case errors.Is(err, queuevm.ErrLost), errors.Is(err, queuevm.ErrDown), errors.Is(err, context.Canceled):
 		return &Error{Code: "unavailable", Message: err.Error()}

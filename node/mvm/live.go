@@ -15,20 +15,23 @@ import (
 const drainMax = 4 << 20
 
 // peek copies the first items that wait.
-func (p *process) peek(r *Peek) (items []queuevm.Item, sizes []int, err error) {
+func (p *process) peek(r *Peek) (items []queuevm.Item, sizes []int, next *uint64, err error) {
 	if err := p.awaitWiring(); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	if r.Queue > 0 {
+	switch {
+	case r.Queue > 0:
 		items, err = p.vm.PeekQueue(r.Queue, r.Limit)
-	} else {
-		items, err = p.vm.PeekChannel(r.Channel, r.Limit)
+	case r.After != nil:
+		items, err = p.vm.PeekSent(r.Channel, *r.After, r.Limit)
+	default:
+		items, next, err = p.vm.PeekChannel(r.Channel, r.Limit)
 	}
 	for i := range items {
 		sizes = append(sizes, len(items[i].Data))
 		items[i].Data = items[i].Data[:min(len(items[i].Data), r.Bytes)]
 	}
-	return items, sizes, err
+	return items, sizes, next, err
 }
 
 // drained takes items out of a queue, a few at a time: what is taken must fit

@@ -295,7 +295,7 @@ func (p *process) answer(r *Request, over chan<- struct{}) {
 	case r.Built != nil:
 		p.workshops.answer(r.Built)
 	case r.Peek != nil:
-		reply.Items, reply.Sizes, err = p.peek(r.Peek)
+		reply.Items, reply.Sizes, reply.Next, err = p.peek(r.Peek)
 	case r.Drain != nil:
 		reply.Items, reply.More, err = p.drained(r.Drain)
 	case r.Change != nil:

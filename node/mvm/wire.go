@@ -328,6 +328,7 @@ func (r *Reply) visit(c *fields) {
 	list(c, &r.Items, item)
 	list(c, &r.Sizes, func(c *fields, n *int) { integer(c, n) })
 	c.bool(&r.More)
+	rare(c, &r.Next)
 	rare(c, &r.Change)
 	integer(c, &r.Count)
 }
