@@ -8,6 +8,7 @@ import (
 	"path"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"mvm/osvm/link"
@@ -35,7 +36,8 @@ func newRelay(e *enclosure) (*relay, error) {
 	n := e.runner.node
 	boot, info, broker := &relayBootstrap{}, &relayInformation{enclosure: e}, &relayBroker{enclosure: e}
 	boot.Server, info.Server = boot, info
-	store := image.NewService(n.images, func() string { return relayURL }, image.Images{Home: func() string { return "" }, Caller: n.caller})
+	store := &uploads{ImageContext: image.NewService(n.images, func() string { return relayURL }, image.Images{Home: func() string { return "" }, Caller: n.caller})}
+	store.left.Store(uploadMost)
 	face, err := soap.NewServer(soap.Config{
 		Contracts: []wsdl.Contract{
 			wsdl.BootstrapContract(boot), wsdl.InformationContract(info),
@@ -61,6 +63,24 @@ func newRelay(e *enclosure) (*relay, error) {
 }
 
 func (r *relay) close() { _ = r.server.Close() }
+
+// uploadMost is how many bytes a guest may give its host to keep: far above what a
+// job's outputs are, and below what fills a disk before blobs that nobody names are
+// swept.
+const uploadMost = 4 << 30
+
+// uploads are the blobs that a guest gives, up to its quota.
+type uploads struct {
+	wsdl.ImageContext
+	left atomic.Int64
+}
+
+func (u *uploads) PutBlobContext(ctx context.Context, r *wsdl.PutBlob) (*wsdl.PutBlobResponse, error) {
+	if r.Data != nil && u.left.Add(-int64(len(*r.Data))) < 0 {
+		return nil, wsdl.NewFault(wsdl.FaultCodeTooLarge, fmt.Sprintf("this VM has given its host %d MiB to keep, which is all that it may", uploadMost>>20), "write less, or have more VMs")
+	}
+	return u.ImageContext.PutBlobContext(ctx, r)
+}
 
 // take serves one connection of the guest's.
 func (r *relay) take(conn net.Conn) {

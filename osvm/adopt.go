@@ -65,6 +65,7 @@ func adopt(ctx context.Context, folder string) (*Machine, error) {
 		m.published = r.Published
 	}
 	go m.watch()
+	go m.boundLog()
 	ctx, cancel := context.WithTimeout(ctx, adoptLimit)
 	defer cancel()
 	switch {

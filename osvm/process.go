@@ -212,6 +212,7 @@ func (m *Machine) start(ctx context.Context, q QEMU) error {
 		return err
 	}
 	go m.watch()
+	go m.boundLog()
 	if err := m.connect(ctx); err != nil {
 		m.kill()
 		return m.explain(errors.Join(m.Reason(), err))
@@ -402,6 +403,34 @@ func (m *Machine) watch() {
 	}
 	m.state = Ended
 	close(m.ended)
+}
+
+// logMost is how many bytes there may be of what QEMU writes, which its guest may
+// cause as often as it likes.
+const (
+	logMost = 1 << 20
+	logLook = 2 * time.Second
+)
+
+// boundLog begins QEMU's log anew when it has become too long. QEMU only ever writes
+// at its end.
+func (m *Machine) boundLog() {
+	ticker := time.NewTicker(logLook)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-m.ended:
+			return
+		case <-ticker.C:
+			boundFile(filepath.Join(m.folder, logName), logMost)
+		}
+	}
+}
+
+func boundFile(path string, most int64) {
+	if info, err := os.Stat(path); err == nil && info.Size() > most {
+		_ = os.Truncate(path, 0)
+	}
 }
 
 // explain adds what QEMU wrote before it ended.
