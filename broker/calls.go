@@ -73,6 +73,9 @@ func (j *job) callAwaken(number, i int) {
 			return
 		}
 		e := awoke{Attempt: number, Member: i, Address: answer.Address, Fingerprint: answer.Fingerprint}
+		if t := answer.Trunk; t != nil {
+			e.Trunk, e.TrunkKey = t.Address, t.Fingerprint
+		}
 		for _, s := range answer.Build {
 			if s != nil {
 				e.Builds = append(e.Builds, build{Source: s.Source, Digest: s.Digest, Node: y.members[i].Node,
@@ -88,7 +91,7 @@ func (j *job) callInstantiate(number, i int) {
 	// Only what Awaken answered, and the journal has, is in the life by now.
 	proxies := make([]proxyRecord, len(j.life.Members))
 	for k := range j.life.Members {
-		proxies[k] = proxyRecord{j.life.Members[k].Address, j.life.Members[k].Fingerprint}
+		proxies[k] = j.life.Members[k].proxy()
 	}
 	b.spawn(func() {
 		request := y.instantiate(j.id, number, i, proxies)

@@ -271,7 +271,7 @@ func (j *job) callChange(number int, n int64) {
 	c := &changes[n-1]
 	proxies := make([]proxyRecord, len(j.life.Members))
 	for i := range j.life.Members {
-		proxies[i] = proxyRecord{j.life.Members[i].Address, j.life.Members[i].Fingerprint}
+		proxies[i] = j.life.Members[i].proxy()
 	}
 	b.spawn(func() {
 		for step, members := range w.concerned(c) {

@@ -172,6 +172,8 @@ type goRecord struct {
 type proxyRecord struct {
 	Address     string `json:",omitempty"`
 	Fingerprint string `json:",omitempty"`
+	Trunk       string `json:",omitempty"` // where the node takes trunks of the VMs' network
+	TrunkKey    string `json:",omitempty"` // the fingerprint of its key
 }
 
 // result is how a job ended, in full.
@@ -393,7 +395,7 @@ func (j *job) ops(c commit) ([]store.Op, error) {
 	if c.Go {
 		record := goRecord{Started: l.Started, Builds: l.Builds}
 		for _, m := range l.Members {
-			record.Proxies = append(record.Proxies, proxyRecord{m.Address, m.Fingerprint})
+			record.Proxies = append(record.Proxies, m.proxy())
 		}
 		if err := add(put(prefix+"go", record)); err != nil {
 			return nil, err

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -130,7 +131,7 @@ func (y *layout) awaken(job string, number, i int) *wsdl.Awaken {
 		Proxy:   wsdl.Of(y.proxy[i]),
 	}
 	if vm := y.job.VM; vm != nil {
-		request.Vm = &wsdl.Enclosure{Image: vm.Blobs[0], Name: vm.Name, Memory: m.Memory}
+		request.Vm = &wsdl.Enclosure{Image: vm.Blobs[0], Name: vm.Name, Memory: m.Memory, Network: y.network(i)}
 	}
 	if m.Restore != "" {
 		request.Restore = m.Restore // which has all that is made of sources and inputs
@@ -161,6 +162,27 @@ func (y *layout) awaken(job string, number, i int) *wsdl.Awaken {
 		}
 	}
 	return request
+}
+
+// network is what the VM of member i is told of the network that joins the job's,
+// nil where none does.
+func (y *layout) network(i int) *wsdl.VMNetwork {
+	if !y.job.VM.Network {
+		return nil
+	}
+	network := &wsdl.VMNetwork{Index: wsdl.Of(int32(i))}
+	for _, m := range y.members {
+		var names []string
+		for _, id := range m.Processes {
+			p := &y.job.Processes[id]
+			names = append(names, fmt.Sprintf("%s-%d", p.Task, p.Index))
+			if p.Count == 1 {
+				names = append(names, p.Task)
+			}
+		}
+		network.Vm = append(network.Vm, strings.Join(names, " "))
+	}
+	return network
 }
 
 // wants is what the queues and channels that member i keeps ask of it, nil where
@@ -268,6 +290,11 @@ func (y *layout) instantiate(job string, number, i int, proxies []proxyRecord) *
 	}
 	for _, peer := range y.peers[i] {
 		request.Peer = append(request.Peer, &wsdl.Peer{Node: y.members[peer].Node, Address: proxies[peer].Address, Fingerprint: proxies[peer].Fingerprint, Former: y.members[peer].Former})
+	}
+	for other := range y.members {
+		if p := proxies[other]; other != i && p.Trunk != "" {
+			request.Trunk = append(request.Trunk, &wsdl.Peer{Node: y.members[other].Node, Address: p.Trunk, Fingerprint: p.TrunkKey})
+		}
 	}
 	return request
 }

@@ -90,6 +90,8 @@ type member struct {
 	Awake       bool
 	Address     string // of its proxy
 	Fingerprint string
+	Trunk       string // proxyRecord's
+	TrunkKey    string
 	Reported    int64 // sequence of the last report taken
 	Resumed     bool  // by a broker started anew, which knows of reports that told an end only
 	ProxyBytes  int64
@@ -106,6 +108,11 @@ type member struct {
 	Dropped bool  // its heartbeats no longer name the attempt
 	Gone    bool  // nothing of the attempt can run there
 	Settled bool  // and nothing more of it is waited for
+}
+
+// proxy is how the member is reached by the others.
+func (m *member) proxy() proxyRecord {
+	return proxyRecord{Address: m.Address, Fingerprint: m.Fingerprint, Trunk: m.Trunk, TrunkKey: m.TrunkKey}
 }
 
 // process is one running instance of a task.
@@ -203,6 +210,7 @@ type (
 	awoke struct {
 		Attempt, Member      int
 		Address, Fingerprint string
+		Trunk, TrunkKey      string
 		Builds               []build
 	}
 	// refused: a member answered Awaken with a fault, or did not answer.

@@ -265,7 +265,8 @@ func (b *Service) restoreAttempt(j *job, s status, records []store.KV) error {
 		l.Phase, l.Running, l.Started, l.Builds = wsdl.JobStateRunning, true, start.Started, start.Builds
 		for i := range l.Members {
 			m := &l.Members[i]
-			m.Awake, m.Address, m.Fingerprint = true, start.Proxies[i].Address, start.Proxies[i].Fingerprint
+			p := start.Proxies[i]
+			m.Awake, m.Address, m.Fingerprint, m.Trunk, m.TrunkKey = true, p.Address, p.Fingerprint, p.Trunk, p.TrunkKey
 		}
 	}
 	for i := range l.Members {

@@ -125,7 +125,7 @@ func (l *life) awoke(now time.Time, e awoke) []action {
 		return nil
 	}
 	l.changes++
-	m.Awake, m.Address, m.Fingerprint = true, e.Address, e.Fingerprint
+	m.Awake, m.Address, m.Fingerprint, m.Trunk, m.TrunkKey = true, e.Address, e.Fingerprint, e.Trunk, e.TrunkKey
 	l.Builds = append(l.Builds, e.Builds...)
 	for i := range l.Members {
 		if !l.Members[i].Awake {

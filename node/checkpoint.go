@@ -36,7 +36,8 @@ type frozen struct {
 	Sequence    int64          // of its last report that was heard
 	Processes   []*wsdl.ProcessStatus
 	Build       []*wsdl.BuildStatus
-	Bytes       int64 // that its proxy had carried
+	Network     *wsdl.VMNetwork // its place, also where it goes on
+	Bytes       int64           // that its proxy had carried
 	Items       int64
 }
 
@@ -122,7 +123,7 @@ func (e *enclosure) take(ctx context.Context, set int64) error {
 	s.taken = t
 	e.mu.Lock()
 	t.record = frozen{Guest: e.id, Incarnation: e.node.Incarnation, URL: e.home, Image: e.machine.ImageDigest, Name: e.machine.ImageName, MemoryMiB: e.machine.MemoryMiB,
-		Number: e.number, Address: e.address, Published: maps.Clone(e.published), Sequence: e.sequence}
+		Number: e.number, Address: e.address, Published: maps.Clone(e.published), Sequence: e.sequence, Network: e.place}
 	e.mu.Unlock()
 	for port, address := range e.uplink.outside.Published() {
 		if _, known := t.record.Published[port]; !known {
@@ -286,6 +287,11 @@ func (e *enclosure) restore() (err error) {
 	if err := json.NewDecoder(bytes.NewReader(text)).Decode(was); err != nil || was.Guest == "" || was.Number < 1 {
 		return fmt.Errorf("%w: its record %s cannot be read: %w", osvm.ErrCorrupt, r.request.Restore, errors.Join(err, errors.New("it names no guest")))
 	}
+	if e.place = was.Network; e.place != nil {
+		if err := checkNetwork(e.place); err != nil {
+			return fmt.Errorf("%w: %w", osvm.ErrCorrupt, err)
+		}
+	}
 	e.was, e.id, e.number, e.address, e.home, e.published, e.sequence = was, was.Guest, was.Number, was.Address, was.URL, was.Published, was.Sequence
 	order := osvm.Order{ID: r.vmID(), Owner: r.key.String(), Image: osvm.Image{Name: was.Name, Digest: was.Image}}
 	if e.machine, err = n.host.Restore(r.ctx, order, blobs, was.Checkpoint); err != nil {
@@ -302,8 +308,13 @@ func (e *enclosure) restore() (err error) {
 	if err := e.connect(); err != nil {
 		return err
 	}
+	if e.place != nil {
+		if e.plugged, err = n.plug(r.key, e.machine, e.place); err != nil {
+			return err
+		}
+	}
 	now := e.uplink.outside.Published()
-	answer := &wsdl.AwakenResponse{Fingerprint: was.Fingerprint, Build: was.Build}
+	answer := &wsdl.AwakenResponse{Fingerprint: was.Fingerprint, Build: was.Build, Trunk: e.trunk()}
 	for port, address := range was.Published {
 		if address == was.Address {
 			answer.Address = now[port]

@@ -29,7 +29,9 @@ type enclosure struct {
 	machine *osvm.Machine
 	uplink  *uplink
 	relay   *relay
-	kept    chan struct{} // closed when the uplink's keeper is gone
+	place   *wsdl.VMNetwork // its VM's on a virtual network; nil for none
+	plugged *plugged        // what the VM has there
+	kept    chan struct{}   // closed when the uplink's keeper is gone
 	stop    context.CancelFunc
 
 	// What the guest believes, which is otherwise once it was restored elsewhere.
@@ -87,19 +89,24 @@ func (r *runner) enclose() *wsdl.Fault {
 	if n.host == nil {
 		return wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("node %s has no VMs: %s", n.id, n.hostless), "place the job on a node that has QEMU")
 	}
-	e := &enclosure{runner: r, id: n.id + "." + r.vmID(), number: r.key.number, up: make(chan struct{}), news: make(chan struct{}), peers: map[string]string{}, kept: make(chan struct{})}
+	e := &enclosure{runner: r, id: n.id + "." + r.vmID(), number: r.key.number, up: make(chan struct{}), news: make(chan struct{}), peers: map[string]string{}, kept: make(chan struct{}), place: want.Network}
 	if r.request.Restore != "" {
 		if err := e.restore(); err != nil {
 			return e.unrestored(err)
 		}
 		return nil
 	}
+	if e.place != nil {
+		if err := checkNetwork(e.place); err != nil {
+			return r.fault("make its VM", err)
+		}
+	}
 	files, err := n.images.Files(r.ctx, n.http, r.request.Image, want.Image, vmPins+r.vmID())
 	if err != nil {
 		return r.fault("fetch the image "+want.Name, err)
 	}
 	order := osvm.Order{
-		ID: r.vmID(), MemoryMiB: int(want.Memory), Owner: r.key.String(), Template: true,
+		ID: r.vmID(), MemoryMiB: int(want.Memory), Owner: r.key.String(), Template: true, Network: e.place != nil,
 		Image: imageOf(files, want.Name),
 	}
 	if order.Image.Kernel == "" || order.Image.Initrd == "" {
@@ -131,6 +138,7 @@ func (r *runner) enclose() *wsdl.Fault {
 	e.mu.Lock()
 	e.address = answer.Address
 	e.mu.Unlock()
+	answer.Trunk = e.trunk() // whatever the guest says
 	r.mu.Lock()
 	r.answer = answer
 	r.mu.Unlock()
@@ -153,9 +161,17 @@ func (e *enclosure) start() error {
 	if err != nil {
 		return err
 	}
+	if e.place != nil {
+		if e.plugged, err = n.plug(r.key, e.machine, e.place); err != nil {
+			return err
+		}
+	}
 	ctx, cancel := context.WithTimeoutCause(r.ctx, guestStart, fmt.Errorf("its guest is no node after %v", guestStart))
 	defer cancel()
 	session, err := e.machine.Start(ctx, guest.Identity{Node: identity})
+	if err == nil && e.place != nil {
+		err = e.machine.Join(ctx, session, placeOf(r.key.job, e.machine.ID, e.place))
+	}
 	if err != nil {
 		return e.because(err)
 	}
@@ -314,6 +330,10 @@ func (e *enclosure) instantiate() *wsdl.Fault {
 	}
 	r.mu.Unlock()
 	e.meet(plan.Peer)
+	if e.plugged != nil {
+		e.plugged.network.meet(plan.Trunk)
+		plan.Trunk = nil // the guest has no part in that
+	}
 	if e.was != nil {
 		return e.resume()
 	}
@@ -426,6 +446,9 @@ func (e *enclosure) remove() error {
 	e.drop()
 	if e.relay != nil {
 		e.relay.close()
+	}
+	if e.plugged != nil {
+		e.plugged.end()
 	}
 	if e.stop != nil {
 		e.stop()

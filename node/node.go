@@ -155,6 +155,7 @@ type Node struct {
 	broker   string
 	idle     *time.Timer // calls slim
 	makings  map[string]*making
+	networks map[key]*network // of VMs here
 }
 
 // parts are what tests replace.

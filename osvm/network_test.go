@@ -77,11 +77,11 @@ func TestNetwork(t *testing.T) {
 	for _, id := range []string{"a", "b", "c", "x"} {
 		m := vmtest.MachineOf(t, h, osvm.Order{ID: id, Image: vmtest.Image(t), MemoryMiB: 128, Template: true, Network: true})
 		machines[id], ports[id] = m, plug(t, of[id], m, mac(id))
-		s, err := m.Start(t.Context(), guest.Identity{Network: &guest.Network{
+		s := vmtest.Start(t, m)
+		if err := m.Join(t.Context(), s, guest.Network{
 			MAC: mac(id).String(), Address: fmt.Sprintf("10.86.0.%d/16", 1+index[id]),
 			Hosts: []string{"10.86.0.1 vm0", "10.86.0.2 vm1 peer", "10.86.0.3 vm2"},
-		}})
-		if err != nil {
+		}); err != nil {
 			t.Fatalf("%v\n%s", err, m.Console().Last())
 		}
 		_ = s.Close()

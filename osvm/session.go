@@ -90,6 +90,15 @@ func (m *Machine) Start(ctx context.Context, identity guest.Identity) (*link.Ses
 	return m.begun(ctx, session, err)
 }
 
+// Join gives a guest that has started its place in a virtual network, to which its
+// card is connected by whoever has it (Network).
+func (m *Machine) Join(ctx context.Context, session *link.Session, place guest.Network) error {
+	if err := call(ctx, session, "Join", place, &guest.Nothing{}); err != nil {
+		return fmt.Errorf("VM %s: %w", m.ID, err)
+	}
+	return nil
+}
+
 // powerOff asks the guest's agent to end the machine. A guest without one does not
 // answer, and one that hears the power button may be quicker.
 func (m *Machine) powerOff(ctx context.Context) {

@@ -143,6 +143,8 @@ func (v *AwakenResponse) visit(c *codec, field int) bool {
 		return one(c, &v.Fingerprint, text)
 	case 2:
 		return list(c, &v.Build, record)
+	case 3:
+		return optional(c, &v.Trunk, record)
 	}
 	return false
 }
@@ -971,6 +973,8 @@ func (v *Instantiate) visit(c *codec, field int) bool {
 		return list(c, &v.Queue, record)
 	case 5:
 		return list(c, &v.Peer, record)
+	case 6:
+		return list(c, &v.Trunk, record)
 	}
 	return false
 }
@@ -2513,6 +2517,8 @@ func (v *Enclosure) visit(c *codec, field int) bool {
 		return one(c, &v.Name, text)
 	case 2:
 		return one(c, &v.Memory, number)
+	case 3:
+		return optional(c, &v.Network, record)
 	}
 	return false
 }
@@ -2691,6 +2697,8 @@ func (v *JobPolicy) visit(c *codec, field int) bool {
 	case 6:
 		return optional(c, &v.Checkpoint, text)
 	case 7:
+		return optional(c, &v.Network, text)
+	case 8:
 		return optional(c, &v.Nodes, text)
 	}
 	return false
@@ -3435,6 +3443,16 @@ func (v *VMLimits) visit(c *codec, field int) bool {
 		return one(c, &v.DiskRate, number)
 	case 3:
 		return one(c, &v.NetworkRate, number)
+	}
+	return false
+}
+
+func (v *VMNetwork) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Index, number)
+	case 1:
+		return texts(c, &v.Vm, text)
 	}
 	return false
 }

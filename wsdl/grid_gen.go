@@ -224,6 +224,17 @@ const (
 	IsolationVm Isolation = "vm"
 )
 
+type Network string
+
+const (
+
+	// VMs have no network card; edges lead in and out. The default.
+	NetworkNone Network = "none"
+
+	// An Ethernet that joins the VMs of the job, wherever they are, and nobody else. VM I is vmI and 10.86.0.0/16 plus I + 1; it has the names of its processes as well: TASK-INDEX and, where it is alone in its task, TASK.
+	NetworkJob Network = "job"
+)
+
 // What went wrong, for machines.
 
 type FaultCode string
@@ -957,6 +968,9 @@ type AwakenResponse struct {
 	Fingerprint string `xml:"fingerprint,omitempty" json:"fingerprint,omitempty"`
 
 	Build []*BuildStatus `xml:"build" json:"build,omitempty"`
+
+	// Where VMs have a virtual network: where this node takes connections from other nodes' switches, and the fingerprint of the throw-away key that it proves to them.
+	Trunk *Peer `xml:"trunk,omitempty" json:"trunk,omitempty"`
 }
 
 type Instantiate struct {
@@ -975,6 +989,9 @@ type Instantiate struct {
 	Queue []*ServedQueue `xml:"queue" json:"queue,omitempty"`
 
 	Peer []*Peer `xml:"peer" json:"peer,omitempty"`
+
+	// Where VMs have a virtual network: the other VMs' nodes, as they answered Awaken.
+	Trunk []*Peer `xml:"trunk" json:"trunk,omitempty"`
 }
 
 type InstantiateResponse struct {
@@ -2141,6 +2158,10 @@ type JobPolicy struct {
 
 	Checkpoint *Number `xml:"checkpoint,attr,omitempty" json:"checkpoint,omitempty"`
 
+	// With isolation="vm": what joins the VMs besides the job's edges.
+
+	Network *Network `xml:"network,attr,omitempty" json:"network,omitempty"`
+
 	// Spread the processes over at least this many nodes. Default 1.
 
 	Nodes *Number `xml:"nodes,attr,omitempty" json:"nodes,omitempty"`
@@ -2499,6 +2520,18 @@ type Enclosure struct {
 
 	// MiB that the VM has. The attempt's memory is this, or more.
 	Memory int64 `xml:"memory" json:"memory,omitempty"`
+
+	// Absent: it has no network card.
+	Network *VMNetwork `xml:"network,omitempty" json:"network,omitempty"`
+}
+
+type VMNetwork struct {
+
+	// This VM's, from 0.
+	Index *int32 `xml:"index,omitempty" json:"index,omitempty"`
+
+	// All VMs by their index: the processes in each, as TASK-INDEX and, where it is alone in its task, TASK, with spaces between. These are names of the VM, too.
+	Vm []string `xml:"vm" json:"vm,omitempty"`
 }
 
 type ProcessSpec struct {

@@ -444,6 +444,9 @@ func (c *compiler) compilePolicy(at place, policy *wsdl.JobPolicy) {
 	default:
 		c.add(at.attribute("isolation"), string(isolation), "process or vm", "the policy's isolation is %s, expected process or vm", quote(string(isolation)))
 	}
+	if network := wsdl.Or(policy.Network, wsdl.NetworkNone); network != wsdl.NetworkNone {
+		c.add(at.attribute("network"), string(network), "isolation=\"vm\" with it", "the policy's network is %s, but its isolation is process: there are no VMs for it to join", quote(string(network)))
+	}
 	if policy.Image != "" {
 		c.add(at.attribute("image"), policy.Image, "isolation=\"vm\" with it", "the policy names the image %s, but its isolation is process: there is no VM to begin from it", quote(policy.Image))
 	}
@@ -457,6 +460,12 @@ func (c *compiler) compileVM(at place, policy *wsdl.JobPolicy) {
 		c.add(at.attribute("image"), "", "a registered image", "the policy's isolation is vm, and no image is named that the VMs are begun from: write image=\"NAME\"; `mvm image ls` lists those that are registered")
 	case image.set:
 		c.out.VM = &VM{Image: image.text}
+	}
+	switch joined := wsdl.Or(policy.Network, wsdl.NetworkNone) == wsdl.NetworkJob; {
+	case joined && len(c.out.Processes) > MaxNetwork:
+		c.add(at.attribute("network"), string(wsdl.NetworkJob), fmt.Sprintf("at most %d processes", MaxNetwork), "the job has %d processes, and at most %d can have a network", len(c.out.Processes), MaxNetwork)
+	case c.out.VM != nil:
+		c.out.VM.Network = joined
 	}
 	for i := range c.out.Channels {
 		if channel := &c.out.Channels[i]; channel.Direct {

@@ -156,9 +156,17 @@ func TestIsolationInVMs(t *testing.T) {
 	if err != nil || job.VM == nil || job.VM.Image != "minimal@3" {
 		t.Fatalf("found %+v, %v", job, err)
 	}
+	for network, want := range map[string]bool{`network="job"`: true, `network="none"`: false, ``: false} {
+		if job, err := parse(t, pair+`<policy isolation="vm" image="minimal" `+network+`/>`); err != nil || job.VM.Network != want {
+			t.Errorf("with %q: found %+v, %v", network, job, err)
+		}
+	}
 	for _, c := range []struct{ body, want string }{
 		{pair + `<policy isolation="vm"/>`, "no image is named"},
 		{pair + `<policy image="minimal"/>`, "its isolation is process"},
+		{pair + `<policy network="job"/>`, "there are no VMs for it to join"},
+		{pair + `<policy isolation="vm" image="minimal" network="world"/>`, "not one of none, job"},
+		{`<source name="s" language="c"><file path="a.c"/></source><task name="p" source="s" count="1001"/><policy isolation="vm" image="minimal" network="job"/>`, "at most 1000 can have a network"},
 		{pair + `<policy isolation="process" image="minimal"/>`, "its isolation is process"},
 		{pair + `<edge from="p[0]:x" to="p[1]:x" direct="true"/><policy isolation="vm" image="minimal"/>`, "is direct"},
 	} {

@@ -28,7 +28,8 @@ import (
 const (
 	MaxProcesses = 100_000
 	MaxChannels  = 1_000_000
-	MaxSteps     = 16 // of one queue's encoders
+	MaxSteps     = 16    // of one queue's encoders
+	MaxNetwork   = 1_000 // processes in VMs with a network: each VM's host speaks to each
 )
 
 // DefaultCapacity is a channel's capacity in bytes where no queue says
@@ -70,6 +71,7 @@ type VM struct {
 	MemoryMiB int64    // that each has, beside what its processes claim
 	Languages []string // that it can build and run
 	Blobs     []string // of the image, its manifest the first
+	Network   bool     // an Ethernet of the job's own joins them
 }
 
 // Source is one program to build.

@@ -139,7 +139,7 @@ func (l *lab) clean() {
 // TestJobsInVMs has profiles with isolation="vm" get their VMs with no other word.
 func TestJobsInVMs(t *testing.T) {
 	l := newLab(t, 2)
-	for name, test := range map[string]func(t *testing.T){"two": l.two, "on a disk": l.onDisk, "refused": l.refused, "ended": l.ended, "inside and outside": l.mixed, "host killed": l.hostKilled} {
+	for name, test := range map[string]func(t *testing.T){"two": l.two, "network": l.network, "on a disk": l.onDisk, "refused": l.refused, "ended": l.ended, "inside and outside": l.mixed, "host killed": l.hostKilled} {
 		t.Run(name, func(t *testing.T) {
 			defer func(outer *testing.T) { l.t = outer }(l.t)
 			l.t = t
@@ -162,6 +162,34 @@ func (l *lab) two(t *testing.T) {
 	if said := l.must("logs", job, "--process", "give[0]"); !strings.HasPrefix(said, "gave all in job-") {
 		t.Errorf("mvm logs says %q", said)
 	}
+}
+
+// network has two jobs, each with a network between its VMs on the same two nodes,
+// call out at the same time: each is heard by its own alone.
+func (l *lab) network(t *testing.T) {
+	const ethernet = "../../examples/jobs/ethernet/ethernet.xml"
+	text := l.must("submit", ethernet, "-p", "word=other", "-p", "seconds=600", "-p", "numbers=10")
+	other, _, _ := strings.Cut(text, "\n")
+	for _, of := range []struct{ process, hears string }{{"server[0]", "heard other client"}, {"client[0]", "heard other server"}} {
+		l.eventually("heard by its "+of.process, other, func(text string) bool { return strings.Contains(text, of.hears) }, "logs", other, "--process", of.process)
+	}
+	text = l.must("submit", ethernet, "-p", "numbers=5000", "-p", "seconds=1", "--wait")
+	job, _, _ := strings.Cut(text, "\n")
+	const sum = 5000 * 5001 / 2
+	if got := l.must("output", job, "sum.txt", "-o", "-"); got != fmt.Sprintln(sum) {
+		t.Errorf("the sum is %q; mvm submit said\n%s", got, text)
+	}
+	for _, process := range []string{"server[0]", "client[0]"} {
+		want := fmt.Sprintf("sum %d, calls of our own heard, foreign calls 0\n", sum)
+		if said := l.must("logs", job, "--process", process); !strings.HasSuffix(said, want) {
+			t.Errorf("%s says %q, and not %q", process, said, want)
+		}
+	}
+	if said := l.must("job", other); !strings.Contains(said, "running") {
+		t.Errorf("the other job did not call all the time:\n%s", said)
+	}
+	l.must("cancel", other)
+	l.eventually("cancelled", other, func(text string) bool { return strings.Contains(text, "cancelled") }, "job", other)
 }
 
 // example has the example of a job in VMs.

@@ -124,8 +124,6 @@ type Identity struct {
 	Time       time.Time
 	Randomness []byte // 32 bytes or more, of the host's; used by no other guest
 
-	Network *Network `json:",omitempty"` // nil leaves a network card as it is
-
 	// Node says what node of the grid the guest is to be from now on, in words that
 	// this package does not read; nothing is none, or the one that it is.
 	Node []byte `json:",omitempty"`
@@ -192,11 +190,6 @@ func (a *Agent) Identify(i Identity, _ *Nothing) error {
 	}
 	if err := seed(i.Randomness); err != nil {
 		return err
-	}
-	if i.Network != nil {
-		if err := i.Network.connect(); err != nil {
-			return err
-		}
 	}
 	if len(i.Node) > 0 { // only now: what it draws is its own
 		a.become(i.Node)

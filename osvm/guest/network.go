@@ -25,8 +25,9 @@ type Network struct {
 // hostsFile is where programs look names up.
 const hostsFile = "/etc/hosts"
 
-// connect has the guest's network card be the one that the host says.
-func (n *Network) connect() error {
+// Join has the guest's network card be the one that the host says. It may be called
+// again.
+func (*Agent) Join(n Network, _ *Nothing) error {
 	mac, err := net.ParseMAC(n.MAC)
 	if err == nil && len(mac) != 6 {
 		err = errors.New("it has not 6 bytes")
