@@ -1,6 +1,7 @@
 package osvm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,7 @@ type Capture struct {
 	memory *memory
 	copied []byte     // mapped: the chunks that the machine may have written since
 	own    []bool     // which chunks these are; the others are the template's for ever
+	filled []bool     // which of them were copied from a file, and are not zeros still
 	disks  []*os.File // copies of the overlays, nil for a disk without one; they have no name
 	known  *written
 }
@@ -52,6 +54,7 @@ func (m *Machine) capture(ctx context.Context, c *Capture) (err error) {
 		return err
 	}
 	c.own = make([]bool, (c.memory.size()+chunkSize-1)/chunkSize)
+	c.filled = make([]bool, len(c.own))
 	if c.copied, err = unix.Mmap(-1, 0, c.memory.size(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS); err != nil {
 		return err
 	}
@@ -67,6 +70,13 @@ func (m *Machine) capture(ctx context.Context, c *Capture) (err error) {
 			}
 		}
 		return m.take(ctx, c)
+	}
+	// Of a memory that is all its own most has no change until it stands still: then
+	// that needs no copy, only to be compared. What is torn now is not the same then.
+	if c.memory.process == nil {
+		if err := c.copyMemory(); err != nil {
+			return err
+		}
 	}
 	begin := time.Now()
 	err = m.Suspend(ctx)
@@ -99,18 +109,29 @@ func (m *Machine) take(ctx context.Context, c *Capture) (err error) {
 	if c.state, err = m.stateBytes(ctx); err != nil {
 		return err
 	}
+	if err = c.copyMemory(); err != nil {
+		return err
+	}
+	return m.takeDisks(c)
+}
+
+// copyMemory copies what the machine may have written, but for what was copied
+// before and is the same. Zeros take no room.
+func (c *Capture) copyMemory() error {
 	for at := 0; at < len(c.copied); at += chunkSize {
-		piece := c.copied[at:min(at+chunkSize, len(c.copied))]
+		piece, i := c.copied[at:min(at+chunkSize, len(c.copied))], at/chunkSize
 		content, own, err := c.memory.look(at, piece)
 		if err != nil {
 			return err
 		}
-		c.own[at/chunkSize] = own != 0
-		if own != 0 && &content[0] != &piece[0] && !zero(content) {
-			copy(piece, content)
+		c.own[i] = own != 0
+		if own == 0 || &content[0] == &piece[0] || !c.filled[i] && zero(content) || c.filled[i] && bytes.Equal(piece, content) {
+			continue
 		}
+		copy(piece, content)
+		c.filled[i] = true
 	}
-	return m.takeDisks(c)
+	return nil
 }
 
 // takeDisks copies the overlays, which QEMU has written whole once it has saved the
