@@ -750,7 +750,7 @@ const (
 	followStep            // and at the other nodes with an end of the queue
 	switchStep            // at the nodes of the producers
 	steps
-	discardStep // at those of makeStep, when one of them cannot
+	discardStep // at those of makeStep and of the step that was refused: see change.undone
 )
 
 // concerned are the members that take part in each step.

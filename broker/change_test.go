@@ -434,3 +434,51 @@ func TestTokenChangesOnce(t *testing.T) {
 	}
 	g.wait(b, id)
 }
+
+// A change that is refused in a later step is taken back where nothing has moved yet.
+func TestChangeRefusedInALaterStep(t *testing.T) {
+	for _, c := range []struct {
+		refused int32
+		back    bool
+	}{{makeStep, true}, {switchStep, true}, {discardStep, false}} {
+		t.Run(fmt.Sprint(c.refused), func(t *testing.T) {
+			g := newGrid(t, nil)
+			var discarded []int32
+			g.apply = func(r *wsdl.ApplyChange) error {
+				if r.Step == c.refused {
+					return wsdl.Faultf(wsdl.FaultCodeInternal, "no memory")
+				}
+				if r.Discard != nil {
+					g.mu.Lock()
+					defer g.mu.Unlock()
+					for _, s := range r.Discard.Channel {
+						discarded = append(discarded, *s.Channel)
+					}
+				}
+				return nil
+			}
+			g.node("n1", 4)
+			b := g.start()
+			job := profileOf("two", task("a", 1, "hang"), task("b", 1, "hang"))
+			job.Edge = []*wsdl.Edge{{From: "a:out", To: "b:in"}}
+			id := g.submit(b, "t", job)
+			until(t, "it runs", func() bool { return *g.get(b, id).State == wsdl.JobStateRunning })
+			answer, err := b.Queue(nil).ChangeQueueContext(t.Context(), &wsdl.ChangeQueue{Job: id, Queue: "a:out", Capacity: wsdl.Of(int64(8192)), WaitMillis: 60000})
+			if err != nil {
+				t.Fatal(err)
+			}
+			state, reason := *answer.Change.State, answer.Change.Reason
+			g.mu.Lock()
+			back := slices.Clone(discarded)
+			g.mu.Unlock()
+			if c.back && (state != wsdl.ChangeStateFailed || !strings.Contains(reason, "no memory") || !slices.Equal(back, []int32{1})) || !c.back && (state != wsdl.ChangeStateDone || len(back) > 0) {
+				t.Errorf("%s: %s; discarded %v", state, reason, back)
+			}
+			if _, err := b.CancelJobContext(t.Context(), &wsdl.CancelJob{Id: id}); err != nil {
+				t.Error(err)
+			}
+			g.wait(b, id)
+			g.settled()
+		})
+	}
+}

@@ -276,7 +276,7 @@ func (j *job) callChange(number int, n int64) {
 	b.spawn(func() {
 		for step, members := range w.concerned(c) {
 			for pause, patient := stepPause, true; patient; pause = min(2*pause, stepMost) {
-				waits, err := b.makeStep(ctx, w, j.id, number, c, step, members, proxies)
+				waits, made, err := b.makeStep(ctx, w, j.id, number, c, step, members, proxies)
 				switch {
 				case ctx.Err() != nil:
 					return
@@ -285,7 +285,7 @@ func (j *job) callChange(number int, n int64) {
 					if f := faultOf(err); f != nil {
 						message = f.Message
 					}
-					if step == makeStep && !j.takeBack(ctx, w, number, c, members, message) {
+					if undone := c.undone(w, step, members, made); len(undone) > 0 && !j.takeBack(ctx, w, number, c, undone, message) {
 						return
 					}
 					j.post(changed{Attempt: number, Number: n, State: wsdl.ChangeStateFailed, Reason: message}, nil)
@@ -308,13 +308,28 @@ func (j *job) callChange(number int, n int64) {
 	})
 }
 
+// undone are the members who take back what a change has made so far, when it is refused
+// in a step that some of them, or none, may have made. From where items may have begun
+// to move nothing is taken back: they would be lost.
+func (c *change) undone(w *wiring, step int, members []int, made bool) []int {
+	switch {
+	case step == makeStep:
+		return members
+	case len(c.Channels) == 0 || made, step != leaveStep && (step != switchStep || len(c.Forward) > 0):
+		return nil
+	}
+	all := slices.Concat(w.concerned(c)[makeStep], members)
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
 // takeBack has members discard what they made, or are still to make, of a change that
 // one of them refused: else ports would lead to rings that nobody else knows. False
 // when the attempt is over.
 func (j *job) takeBack(ctx context.Context, w *wiring, number int, c *change, members []int, why string) bool {
 	b := j.broker
 	for pause := stepPause; ; pause = min(2*pause, stepMost) {
-		_, err := b.makeStep(ctx, w, j.id, number, c, discardStep, members, nil)
+		_, _, err := b.makeStep(ctx, w, j.id, number, c, discardStep, members, nil)
 		if err == nil || ctx.Err() == nil && !transient(wsdl.CodeOf(err)) { // who cannot has nothing left of the attempt
 			return true
 		}
@@ -328,8 +343,8 @@ func (j *job) takeBack(ctx context.Context, w *wiring, number int, c *change, me
 }
 
 // makeStep asks members at once to make one step, and says what is still waited
-// for: "" when all have made it.
-func (b *Service) makeStep(ctx context.Context, w *wiring, job string, attempt int, c *change, step int, members []int, proxies []proxyRecord) (waits string, err error) {
+// for: "" when all have made it. made says that one of them may have.
+func (b *Service) makeStep(ctx context.Context, w *wiring, job string, attempt int, c *change, step int, members []int, proxies []proxyRecord) (waits string, made bool, err error) {
 	answers, failed := make([]*wsdl.ApplyChangeResponse, len(members)), make([]error, len(members))
 	var all sync.WaitGroup
 	for k, i := range members {
@@ -345,6 +360,7 @@ func (b *Service) makeStep(ctx context.Context, w *wiring, job string, attempt i
 	all.Wait()
 	for k, i := range members {
 		name := w.plan.members[i].label()
+		made = made || failed[k] == nil || transient(wsdl.CodeOf(failed[k]))
 		switch {
 		case failed[k] != nil:
 			// What will not pass counts before what may.
@@ -363,7 +379,7 @@ func (b *Service) makeStep(ctx context.Context, w *wiring, job string, attempt i
 			}
 		}
 	}
-	return waits, err
+	return waits, made, err
 }
 
 // unswitched says which producer has not ended its edge yet.

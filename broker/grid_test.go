@@ -45,6 +45,7 @@ type grid struct {
 	starts  map[string]int       // job -> how many processes ever ran
 	overlap []string             // two attempts at one job at once: never
 	fault   func(node, operation string) error
+	apply   func(*wsdl.ApplyChange) error
 	rng     *rand.Rand
 	chaos   bool // delay, drop, duplicate calls
 }
@@ -375,6 +376,17 @@ func (n *fakeNode) call(ctx context.Context, request, response any) error {
 			}
 		}
 		*response.(*wsdl.InstantiateResponse) = wsdl.InstantiateResponse{Processes: int32(len(r.Process))}
+	case *wsdl.ApplyChange:
+		n.grid.mu.Lock()
+		apply := n.grid.apply
+		n.grid.mu.Unlock()
+		if apply == nil {
+			return errors.New("no change is to be made")
+		}
+		if err := apply(r); err != nil {
+			return err
+		}
+		*response.(*wsdl.ApplyChangeResponse) = wsdl.ApplyChangeResponse{Done: wsdl.Of(true)}
 	case *wsdl.Terminate:
 		if err := n.fence(r.Attempt); err != nil {
 			return err
