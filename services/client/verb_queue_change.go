@@ -270,7 +270,11 @@ func queueRewireCommand() *cobra.Command {
 		Short: "Lead an edge from or to another process",
 		Long: `Leads an edge to another taker (--to) or from another producer (--from) while the
 job runs. What was enqueued before belongs to the old taker; a taker that stays
-gets first what the old producer enqueued.`,
+gets first what the old producer enqueued. What a taker that has ended did not
+take goes to the next one, in order, when that is a process or a queue; to an
+end outside it cannot be led. Who has been told END is told no more: a taker
+whose last edge was led elsewhere has it, and so has every taker of a queue
+whose last producer was, so lead another one there before.`,
 		Example: `  mvm queue rewire j-3f2a sender[0]:out --to taker[1]:in
   mvm queue rewire j-3f2a channel:7 --to queue:jobs
   mvm queue rewire j-3f2a sender[0]:out --from sender[1]:out`,
@@ -358,7 +362,8 @@ func queueRemoveCommand() *cobra.Command {
 		Use:   "remove JOB EDGE | QUEUE",
 		Short: "Remove an edge of a job, or a queue in which jobs wait",
 		Long: `Ends an edge of a running job: its producer is told that nobody takes any more,
-and what it enqueued before is still delivered. With one argument it removes a
+and what it enqueued before is still delivered. Its taker is then told END, and
+that is final. With one argument it removes a
 queue in which jobs wait: there must be none of them, waiting or running, or
 --into says to which queue they go.`,
 		Example: `  mvm queue remove j-3f2a sender[0]:out
