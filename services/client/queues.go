@@ -44,48 +44,35 @@ func (c *Client) Drain(ctx context.Context, r *wsdl.DrainQueue) (items []*wsdl.Q
 // change that it had journalled is not made twice.
 func (c *Client) ChangeQueue(ctx context.Context, r *wsdl.ChangeQueue) (*wsdl.ChangeStatus, error) {
 	message := *r
-	return c.change(ctx, &message.Token, func() (*wsdl.ChangeStatus, error) {
-		answer, err := c.queue.ChangeQueueContext(ctx, &message)
-		if err != nil {
-			return nil, err
-		}
-		return answer.Change, nil
-	})
+	return changed(ctx, c, &message, &message.Token, c.queue.ChangeQueueContext, func(a *wsdl.ChangeQueueResponse) *wsdl.ChangeStatus { return a.Change })
 }
 
 // RewireEdge leads an edge from or to another process.
 func (c *Client) RewireEdge(ctx context.Context, r *wsdl.RewireEdge) (*wsdl.ChangeStatus, error) {
 	message := *r
-	return c.change(ctx, &message.Token, func() (*wsdl.ChangeStatus, error) {
-		answer, err := c.queue.RewireEdgeContext(ctx, &message)
-		if err != nil {
-			return nil, err
-		}
-		return answer.Change, nil
-	})
+	return changed(ctx, c, &message, &message.Token, c.queue.RewireEdgeContext, func(a *wsdl.RewireEdgeResponse) *wsdl.ChangeStatus { return a.Change })
 }
 
 // AddEdge makes an edge.
 func (c *Client) AddEdge(ctx context.Context, r *wsdl.AddEdge) (*wsdl.ChangeStatus, error) {
 	message := *r
-	return c.change(ctx, &message.Token, func() (*wsdl.ChangeStatus, error) {
-		answer, err := c.queue.AddEdgeContext(ctx, &message)
-		if err != nil {
-			return nil, err
-		}
-		return answer.Change, nil
-	})
+	return changed(ctx, c, &message, &message.Token, c.queue.AddEdgeContext, func(a *wsdl.AddEdgeResponse) *wsdl.ChangeStatus { return a.Change })
 }
 
 // RemoveEdge ends an edge.
 func (c *Client) RemoveEdge(ctx context.Context, r *wsdl.RemoveEdge) (*wsdl.ChangeStatus, error) {
 	message := *r
-	return c.change(ctx, &message.Token, func() (*wsdl.ChangeStatus, error) {
-		answer, err := c.queue.RemoveEdgeContext(ctx, &message)
+	return changed(ctx, c, &message, &message.Token, c.queue.RemoveEdgeContext, func(a *wsdl.RemoveEdgeResponse) *wsdl.ChangeStatus { return a.Change })
+}
+
+// changed is one call of these, which answers with a change.
+func changed[Request, Response any](ctx context.Context, c *Client, message *Request, token *string, call func(context.Context, *Request) (*Response, error), of func(*Response) *wsdl.ChangeStatus) (*wsdl.ChangeStatus, error) {
+	return c.change(ctx, token, func() (*wsdl.ChangeStatus, error) {
+		answer, err := call(ctx, message)
 		if err != nil {
 			return nil, err
 		}
-		return answer.Change, nil
+		return of(answer), nil
 	})
 }
 
