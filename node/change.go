@@ -167,13 +167,12 @@ func (q *queue) ApplyChangeContext(ctx context.Context, request *wsdl.ApplyChang
 	if against := n.queueLimits.against(request.QueueLimits); against != "" { // a guest has no such file
 		return nil, wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("node %s does not let its queues have %s", n.id, against), "choose what it allows")
 	}
-	if e, err := r.guest(); err != nil {
-		return nil, err
-	} else if e != nil {
-		e.meet(request.Peer)
-		passed := *request
-		passed.Attempt = e.attempt()
-		return e.queue().ApplyChangeContext(ctx, &passed)
+	fit := func(r *wsdl.ApplyChange, e *enclosure) {
+		e.meet(r.Peer)
+		r.Attempt = e.attempt()
+	}
+	if answer, passed, err := passOn(ctx, r, *request, fit, (*wsdl.QueueClient).ApplyChangeContext); passed {
+		return answer, err
 	}
 	r.mu.Lock()
 	p := r.process

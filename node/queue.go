@@ -149,6 +149,18 @@ func (n *Node) process(job string) (process, error) {
 		"the job's status names the nodes of its outside queues: ask the broker")
 }
 
+// passOn asks the guest of an attempt that is in a VM, in the words that fit makes it
+// know; passed is false of one that is not.
+func passOn[Request, Response any](ctx context.Context, r *runner, request Request, fit func(*Request, *enclosure), call func(*wsdl.QueueClient, context.Context, *Request) (*Response, error)) (answer *Response, passed bool, err error) {
+	e, err := r.guest()
+	if err != nil || e == nil {
+		return nil, err != nil, err
+	}
+	fit(&request, e)
+	answer, err = call(e.queue(), ctx, &request)
+	return answer, true, err
+}
+
 func (q *queue) ReadStreamContext(ctx context.Context, request *wsdl.ReadStream) (*wsdl.ReadStreamResponse, error) {
 	n, f := q.node, fenceOf(request.Attempt)
 	n.mu.Lock()
@@ -167,12 +179,8 @@ func (q *queue) ReadStreamContext(ctx context.Context, request *wsdl.ReadStream)
 		if err != nil {
 			return nil, err
 		}
-		if e, err := r.guest(); err != nil {
-			return nil, err
-		} else if e != nil {
-			passed := *request
-			passed.Attempt = e.attempt()
-			return e.queue().ReadStreamContext(ctx, &passed)
+		if answer, passed, err := passOn(ctx, r, *request, func(r *wsdl.ReadStream, e *enclosure) { r.Attempt = e.attempt() }, (*wsdl.QueueClient).ReadStreamContext); passed {
+			return answer, err
 		}
 		id := int(wsdl.Or(request.Process, 0))
 		r.mu.Lock()
@@ -216,12 +224,8 @@ func (q *queue) GetQuietContext(ctx context.Context, request *wsdl.GetQuiet) (*w
 	if err != nil {
 		return nil, err
 	}
-	if e, err := r.guest(); err != nil {
-		return nil, err
-	} else if e != nil {
-		passed := *request
-		passed.Attempt = e.attempt()
-		return e.queue().GetQuietContext(ctx, &passed)
+	if answer, passed, err := passOn(ctx, r, *request, func(r *wsdl.GetQuiet, e *enclosure) { r.Attempt = e.attempt() }, (*wsdl.QueueClient).GetQuietContext); passed {
+		return answer, err
 	}
 	r.mu.Lock()
 	p := r.process
@@ -367,14 +371,15 @@ func bounded(millis int32) time.Duration {
 
 func (q *queue) enqueue(ctx context.Context, name string, request *wsdl.Enqueue) (*wsdl.EnqueueResponse, error) {
 	id, channel, outside := held(name)
-	switch {
-	case channel >= 0:
+	if channel >= 0 {
 		return nil, between(channel)
-	case q.node.inside(request.Job) != nil:
+	}
+	if guest := q.node.inside(request.Job); guest != nil {
 		passed := *request
 		passed.Queue = name
-		return q.node.inside(request.Job).EnqueueContext(ctx, &passed)
-	case request.Priority < 0 || request.Priority > 255:
+		return guest.EnqueueContext(ctx, &passed)
+	}
+	if request.Priority < 0 || request.Priority > 255 {
 		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("a priority of %d", request.Priority), "write 0 to 255")
 	}
 	message := &mvm.Enqueue{Queue: outside, ID: id, Meta: queuevm.Item{Priority: uint8(request.Priority), Instruction: request.Instruction}, End: request.End, Timeout: bounded(request.TimeoutMillis)}
