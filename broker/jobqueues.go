@@ -181,7 +181,7 @@ func only(full *wsdl.FullPolicy) error {
 
 func (b *Service) makeJobQueue(ctx context.Context, r *wsdl.MakeQueue) (*wsdl.MakeQueueResponse, error) {
 	settings := jobqueue.Settings{Type: queuevm.QueueType(wsdl.Or(r.Type_, wsdl.QueueTypeFifo)), Capacity: int(r.Capacity), Weight: int(cmp.Or(r.Weight, 1)), Held: r.Held}
-	if !validName(r.Name) {
+	if !wsdl.ValidName(r.Name) {
 		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("a queue cannot be named %q", clip(r.Name, 80)),
 			"write a letter, then up to 62 letters, digits, '_', '.' or '-'")
 	}

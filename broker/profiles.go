@@ -188,21 +188,11 @@ func (b *Service) checkProfile(p *wsdl.Profile, blobs map[string][]byte) error {
 		return wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("the profile %q of kind %s has not exactly one element %s", p.Name, *p.Kind, *p.Kind),
 			"give the element that the kind names, and no other")
 	}
-	if !validName(p.Name) {
+	if !wsdl.ValidName(p.Name) {
 		return wsdl.NewFault(wsdl.FaultCodeInvalidProfile, fmt.Sprintf("a profile cannot be named %q", clip(p.Name, 80)),
 			"write a letter, then up to 62 letters, digits, '_', '.' or '-'")
 	}
 	return b.tryProfile(p, blobs)
-}
-
-func validName(name string) bool {
-	for i, r := range name {
-		letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z'
-		if !letter && (i == 0 || !(r >= '0' && r <= '9' || r == '_' || r == '.' || r == '-')) {
-			return false
-		}
-	}
-	return name != "" && len(name) <= 63
 }
 
 // tryProfile refuses a profile that is wrong whatever job uses it. One with a

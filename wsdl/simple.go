@@ -186,3 +186,15 @@ func distance(a, b string) int {
 	}
 	return last[len(b)]
 }
+
+// ValidName tells whether a registered profile, a queue of jobs or an image may be named
+// so: names become parts of keys and of command lines.
+func ValidName(name string) bool {
+	for i, r := range name {
+		letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z'
+		if !letter && (i == 0 || !(r >= '0' && r <= '9' || r == '_' || r == '.' || r == '-')) {
+			return false
+		}
+	}
+	return name != "" && len(name) <= 63
+}

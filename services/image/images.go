@@ -64,7 +64,7 @@ func (s *Service) RegisterImageContext(ctx context.Context, request *wsdl.Regist
 		return nil, err
 	}
 	name := cmp.Or(request.Name, m.Name)
-	if !validName(name) {
+	if !wsdl.ValidName(name) {
 		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("an image cannot be named %.80q", name), "write a letter, then up to 62 letters, digits, '_', '.' or '-'")
 	}
 	digests := []string{request.Digest}
@@ -135,7 +135,7 @@ func (s *Service) give(ctx context.Context, home *wsdl.ImageClient, digest strin
 // registered reads one version of an image, the newest for 0.
 func (s *Service) registered(ctx context.Context, name string, version int) (*registration, error) {
 	var list []*registration
-	if validName(name) {
+	if wsdl.ValidName(name) {
 		var err error
 		if list, err = s.registrations(ctx, name); err != nil {
 			return nil, err

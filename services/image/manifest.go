@@ -136,7 +136,7 @@ func (m *Manifest) check() error {
 	switch {
 	case m.Format != ManifestFormat:
 		return refused("its format is %.40q, not %q", m.Format, ManifestFormat)
-	case !validName(m.Name):
+	case !wsdl.ValidName(m.Name):
 		return refused("an image cannot be named %.80q: write a letter, then up to 62 letters, digits, '_', '.' or '-'", m.Name)
 	case m.Architecture != "amd64" && m.Architecture != "arm64":
 		return refused("its architecture is %.40q: there are amd64 and arm64", m.Architecture)
@@ -193,18 +193,6 @@ func (m *Manifest) checkFiles() error {
 		return refused("it has a seed that is not %s, or no disk to go with it", Raw)
 	}
 	return nil
-}
-
-// validName tells whether an image may be named so; names become parts of keys
-// and of command lines.
-func validName(name string) bool {
-	for i, r := range name {
-		letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z'
-		if !letter && (i == 0 || !(r >= '0' && r <= '9' || r == '_' || r == '.' || r == '-')) {
-			return false
-		}
-	}
-	return name != "" && len(name) <= 63
 }
 
 // Describe is the manifest as the image service tells it, without what only
