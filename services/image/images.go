@@ -112,6 +112,15 @@ func (s *Service) RegisterImageContext(ctx context.Context, request *wsdl.Regist
 	return nil, wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("others register the image %s all the time", name), "try again")
 }
 
+// atHome asks the node that keeps images.
+func atHome[Request, Response any](ctx context.Context, s *Service, call func(*wsdl.ImageClient, context.Context, *Request) (*Response, error), request *Request) (*Response, error) {
+	home, err := s.home()
+	if err != nil {
+		return nil, err
+	}
+	return call(home, ctx, request)
+}
+
 // give sends to home what of an image is here and not there.
 func (s *Service) give(ctx context.Context, home *wsdl.ImageClient, digest string) error {
 	m, err := s.store.Manifest(digest)
@@ -185,11 +194,7 @@ func (r *registration) wire() *wsdl.Image {
 // GetImageContext gives one image, and says where its blobs are.
 func (s *Service) GetImageContext(ctx context.Context, request *wsdl.GetImage) (*wsdl.GetImageResponse, error) {
 	if s.images.Registry == nil {
-		home, err := s.home()
-		if err != nil {
-			return nil, err
-		}
-		return home.GetImageContext(ctx, request)
+		return atHome(ctx, s, (*wsdl.ImageClient).GetImageContext, request)
 	}
 	r, err := s.registered(ctx, request.Name, int(request.Version))
 	if err != nil {
@@ -201,11 +206,7 @@ func (s *Service) GetImageContext(ctx context.Context, request *wsdl.GetImage) (
 // ListImagesContext lists every version of what the request searches.
 func (s *Service) ListImagesContext(ctx context.Context, request *wsdl.ListImages) (*wsdl.ListImagesResponse, error) {
 	if s.images.Registry == nil {
-		home, err := s.home()
-		if err != nil {
-			return nil, err
-		}
-		return home.ListImagesContext(ctx, request)
+		return atHome(ctx, s, (*wsdl.ImageClient).ListImagesContext, request)
 	}
 	list, err := s.registrations(ctx, "")
 	if err != nil {
@@ -225,11 +226,7 @@ func (s *Service) ListImagesContext(ctx context.Context, request *wsdl.ListImage
 // them besides, and for a lease.
 func (s *Service) RemoveImageContext(ctx context.Context, request *wsdl.RemoveImage) (*wsdl.RemoveImageResponse, error) {
 	if s.images.Registry == nil {
-		home, err := s.home()
-		if err != nil {
-			return nil, err
-		}
-		return home.RemoveImageContext(ctx, request)
+		return atHome(ctx, s, (*wsdl.ImageClient).RemoveImageContext, request)
 	}
 	s.registering.Lock()
 	defer s.registering.Unlock()
