@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -204,11 +203,21 @@ func (e *enclosure) live(session *link.Session) context.Context {
 	return living
 }
 
-// because adds to an error what is known of the guest.
+// guestGasp is how long a VM that cannot be called may take to show that it has ended.
+const guestGasp = 5 * time.Second
+
+// because adds to an error what is known of the guest. That it could not be called
+// says nothing where its VM has ended: why it has is the error then.
 func (e *enclosure) because(err error) error {
+	if wsdl.CodeOf(err) == wsdl.FaultCodeUnavailable {
+		select {
+		case <-e.machine.Ended():
+		case <-time.After(guestGasp):
+		}
+	}
 	select {
 	case <-e.machine.Ended():
-		return errors.Join(e.machine.Reason(), err)
+		return fmt.Errorf("its VM %s is lost: %w", e.machine.ID, e.machine.Reason())
 	default:
 	}
 	if last := bytes.TrimSpace(e.machine.Console().Last()); len(last) > 0 {
