@@ -27,18 +27,18 @@ run: setup build ## set up, build, and run PROFILE on NODES local nodes
 build: mvm ## build ./mvm with the slim MVM process and the C library in it
 
 # The slim program, the VMs' first program and the C library are embedded, so they
-# come first. The two programs say nothing of the commit: what is made of them, as
-# images and templates, would be another after each.
+# come first. The two programs say nothing of the commit, nor of the folder: what is
+# made of them, as images and templates, would be another after each.
 mvm: $(SLIM) $(AGENT) $(LIB)/libmvm.a $(LIB)/libmvm.so $(SOURCES)
 	$(GO) build -trimpath -o $@ .
 
 $(SLIM): $(SOURCES)
 	@mkdir -p $(@D)
-	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w' -o $@ ./node/mvm/process
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o $@ ./node/mvm/process
 
-$(AGENT): $(SLIM) $(SOURCES)
+$(AGENT): $(SLIM) $(LIB)/libmvm.a $(LIB)/libmvm.so $(SOURCES)
 	@mkdir -p $(@D) $(STAMP)
-	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w' -o $(STAMP)/agent ./osvm/guest/agent
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o $(STAMP)/agent ./osvm/guest/agent
 	gzip -9nc $(STAMP)/agent >$@
 
 $(LIB)/libmvm.a: $(CLIENT)

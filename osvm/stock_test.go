@@ -21,7 +21,7 @@ func TestStockImage(t *testing.T) {
 	defer cancel()
 	h := vmtest.Host(t)
 	program := filepath.Join(t.TempDir(), "agent")
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", program, "mvm/osvm/guest/agent")
+	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -buildid=", "-o", program, "mvm/osvm/guest/agent")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if said, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build the agent: %v: %s", err, said)
