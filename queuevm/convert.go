@@ -58,7 +58,7 @@ func (b *batch) add(it item) int {
 // run converts until the batch or what may be made of it at once is through.
 func (b *batch) run(most uint64) {
 	for made := 0; b.next < len(b.items) && made < convertBatch && b.failed == nil; {
-		next := b.items[b.next:][:b.by.many(len(b.items)-b.next)]
+		next := b.items[b.next:][:b.by.many(len(b.items)-b.next, most)]
 		n := 0
 		n, b.failed = b.by.apply(next, most)
 		for k := range n {

@@ -51,6 +51,9 @@ type treatment struct {
 // severalMost is how many items are given to a SeveralConverter or SeveralRule at once.
 const severalMost = 64
 
+// severalBytes is how many bytes these may become, one by one the most that it may.
+const severalBytes = 4 * ConvertedMax
+
 // closer is a Converter or Rule to be closed once no treatment uses it.
 type closer struct {
 	what io.Closer
@@ -118,8 +121,9 @@ func (q *queue) newBatch(first uint64) *batch {
 }
 
 // many says how many of the items that are there are treated at once. Nobody knows
-// before what they become: so it begins with one, and takes more as that proves small.
-func (t *treatment) many(there int) int {
+// before what they become: so it begins with one, and takes more as that proves small,
+// but no more than may all turn out as big as most.
+func (t *treatment) many(there int, most uint64) int {
 	if t == nil {
 		return there
 	}
@@ -127,6 +131,9 @@ func (t *treatment) many(there int) int {
 	_, ranks := t.rule.(SeveralRule)
 	if !converts && !ranks {
 		return 1
+	}
+	if converts {
+		there = int(min(uint64(there), severalBytes/min(max(most, 1), ConvertedMax)))
 	}
 	return min(there, max(t.width, 1))
 }
@@ -141,7 +148,7 @@ func (t *treatment) apply(items []item, most uint64) (n int, err error) {
 		n, err = t.convert(items, most)
 		items = items[:n]
 	}
-	if t.rule != nil {
+	if t.rule != nil && len(items) > 0 {
 		ranked, wrong := t.rank(items)
 		if wrong != nil {
 			err = fmt.Errorf("its rule: %w", wrong)

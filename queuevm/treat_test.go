@@ -247,3 +247,55 @@ func TestRule(t *testing.T) {
 		}
 	}
 }
+
+// several is a converter and rule that is given several items at once, and refuses one.
+type several struct {
+	closing
+	refuses string
+	sizes   []int
+}
+
+func (s *several) ConvertAll(items [][]byte) ([][]byte, error) {
+	s.sizes = append(s.sizes, len(items))
+	for k, data := range items {
+		if string(data) == s.refuses {
+			return items[:k], errors.New("no value")
+		}
+	}
+	return items, nil
+}
+
+func (s *several) RankAll(items []Item) ([]Place, error) {
+	if len(items) == 0 {
+		s.t.Error("a rule is asked about nothing")
+	}
+	return make([]Place, len(items)), nil
+}
+
+// How many items are given at once is bounded by what each of them may become, however
+// small those before them were; and a rule is not asked where a converter left it nothing.
+func TestSeveralAtOnce(t *testing.T) {
+	for _, c := range []struct {
+		most uint64
+		want int
+	}{{4096, 64}, {ConvertedMax, 4}, {2 * ConvertedMax, 4}} {
+		s := &several{closing: closing{t: t}, refuses: "wrong"}
+		b := &batch{by: &treatment{converter: s, rule: s}}
+		for range 400 {
+			b.add(item{data: []byte("small")})
+		}
+		b.add(item{data: []byte("wrong")})
+		b.run(c.most)
+		if b.next != 400 || len(b.ready) != 400 || b.failed == nil || b.failed.Error() != "no value" {
+			t.Errorf("%d items are through, %d ready: %v", b.next, len(b.ready), b.failed)
+		}
+		if got := slices.Max(s.sizes); got != c.want {
+			t.Errorf("%d items are given at once where each may become %d bytes, want %d", got, c.most, c.want)
+		}
+		only := &batch{by: b.by}
+		only.add(item{data: []byte("wrong")})
+		if only.run(c.most); only.next != 0 || only.failed == nil || only.failed.Error() != "no value" {
+			t.Errorf("%d items are through: %v", only.next, only.failed)
+		}
+	}
+}
