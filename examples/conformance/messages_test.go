@@ -444,7 +444,7 @@ func exerciseJobQueues(t *testing.T, c *client.Client, document *client.Document
 	if len(listed.Queue) != 1 || wsdl.Or(listed.Queue[0].Items, 0) != 2 {
 		t.Errorf("the queue night is %+v", listed.Queue)
 	}
-	waiting, err := c.Peek(ctx, &wsdl.PeekQueue{Queue: "night"})
+	waiting, _, err := c.Peek(ctx, &wsdl.PeekQueue{Queue: "night"})
 	must(err)
 	if len(waiting) != 2 || waiting[0].Job != ids[1] || waiting[1].Job != ids[0] {
 		t.Errorf("in the queue night wait %+v, expected %s before %s", waiting, ids[1], ids[0])

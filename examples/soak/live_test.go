@@ -280,7 +280,7 @@ func TestLiveChangesLoseNothing(t *testing.T) {
 		t.Errorf("%d queues and %d changes, want 8 and none", len(all.Queue), len(all.Change))
 	}
 	for _, name := range []string{"jobs", "source[0]:out"} {
-		items, err := j.c.Peek(ctx, &wsdl.PeekQueue{Job: j.id, Queue: name, Limit: 5})
+		items, _, err := j.c.Peek(ctx, &wsdl.PeekQueue{Job: j.id, Queue: name, Limit: 5})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -19,13 +19,14 @@ func (c *Client) Queues(ctx context.Context, r *wsdl.ListQueues) (*wsdl.ListQueu
 	return c.queue.ListQueuesContext(ctx, r)
 }
 
-// Peek copies the first items that wait in a queue.
-func (c *Client) Peek(ctx context.Context, r *wsdl.PeekQueue) ([]*wsdl.QueueItem, error) {
+// Peek copies the first items that wait in a queue; hidden says that behind them
+// others may wait, at the producer's node, which could not be shown.
+func (c *Client) Peek(ctx context.Context, r *wsdl.PeekQueue) (items []*wsdl.QueueItem, hidden bool, err error) {
 	answer, err := c.queue.PeekQueueContext(ctx, r)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	return answer.Item, nil
+	return answer.Item, answer.Next != nil, nil
 }
 
 // Drain takes items that wait out of a queue; more says whether any are left. What

@@ -8,6 +8,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"mvm/wsdl"
 )
 
@@ -109,6 +111,48 @@ func (q *fakeQueue) GetChangeContext(_ context.Context, r *wsdl.GetChange) (*wsd
 		return nil, err
 	}
 	return &wsdl.GetChangeResponse{Change: q.answer(r.WaitMillis)}, nil
+}
+
+func (q *fakeQueue) PeekQueueContext(_ context.Context, r *wsdl.PeekQueue) (*wsdl.PeekQueueResponse, error) {
+	answer := &wsdl.PeekQueueResponse{}
+	for range r.Limit {
+		answer.Item = append(answer.Item, &wsdl.QueueItem{Size: wsdl.Of(int64(2)), Data: wsdl.Of(wsdl.Binary("it"))})
+	}
+	if r.Queue == "hidden" {
+		answer.Next = wsdl.Of(int64(8))
+	}
+	return answer, nil
+}
+
+// Who looks at an edge between nodes is told that not all of it could be shown, and
+// never that nothing waits then.
+func TestPeekSaysWhatItDoesNotShow(t *testing.T) {
+	g := &fakeGrid{}
+	client := g.dial(t)
+	client.queue = wsdl.NewQueueClient(local{"q": wsdl.QueueContract(&fakeQueue{fakeGrid: g})}, "q")
+	for _, c := range []struct {
+		queue string
+		limit int32
+		json  bool
+		says  string
+	}{
+		{"plain", 0, false, "nothing waits\n"},
+		{"hidden", 0, false, "nothing waits at the taker's node\n"},
+		{"hidden", 1, false, "PLACE"},
+		{"hidden", 1, true, "["},
+	} {
+		var out, words strings.Builder
+		cmd := &cobra.Command{}
+		cmd.SetContext(t.Context())
+		cmd.SetOut(&out)
+		cmd.SetErr(&words)
+		if err := peek(cmd, client, &wsdl.PeekQueue{Job: "j-1", Queue: c.queue, Limit: c.limit}, c.json); err != nil {
+			t.Error(err)
+		}
+		if !strings.HasPrefix(out.String(), c.says) || strings.Contains(words.String(), "producer's node could not be shown") != (c.queue == "hidden") {
+			t.Errorf("%+v: %q and %q", c, out.String(), words.String())
+		}
+	}
 }
 
 // A change is waited for as long as it takes, and asked for again under one token

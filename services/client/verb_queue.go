@@ -310,14 +310,7 @@ func queuePeekCommand() *cobra.Command {
 				return err
 			}
 			job, queue := jobAndQueue(args)
-			items, err := c.Peek(cmd.Context(), &wsdl.PeekQueue{Job: job, Queue: queue, Limit: limit, Bytes: bytes})
-			if err != nil {
-				return err
-			}
-			if v.json {
-				return writeJSON(cmd.OutOrStdout(), items)
-			}
-			return printItems(cmd.OutOrStdout(), job, items)
+			return peek(cmd, c, &wsdl.PeekQueue{Job: job, Queue: queue, Limit: limit, Bytes: bytes}, v.json)
 		},
 	}
 	v.flags(cmd, true)
@@ -325,6 +318,24 @@ func queuePeekCommand() *cobra.Command {
 	cmd.Flags().Int32Var(&bytes, "bytes", 4096, "at most so many `BYTES` of each item")
 	cmd.ValidArgsFunction = completeJobs(&v)
 	return cmd
+}
+
+func peek(cmd *cobra.Command, c *Client, r *wsdl.PeekQueue, json bool) error {
+	items, hidden, err := c.Peek(cmd.Context(), r)
+	if err != nil {
+		return err
+	}
+	if hidden {
+		defer fmt.Fprintln(cmd.ErrOrStderr(), "what waits behind these at the producer's node could not be shown: it is on its way, or that node does not answer; look again")
+	}
+	switch {
+	case json:
+		return writeJSON(cmd.OutOrStdout(), items)
+	case hidden && len(items) == 0:
+		fmt.Fprintln(cmd.OutOrStdout(), "nothing waits at the taker's node")
+		return nil
+	}
+	return printItems(cmd.OutOrStdout(), r.Job, items)
 }
 
 // printItems is the table of items that wait, or of waiting jobs.
