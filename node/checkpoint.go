@@ -186,8 +186,14 @@ func (e *enclosure) save(ctx context.Context, set int64) (*wsdl.CheckpointAttemp
 	defer t.capture.Close()
 	e.goOn()
 	pause := time.Since(t.begun)
-	blobs := &stored{enclosure: e, named: map[string]bool{}}
+	blobs := e.stored()
 	saved, err := t.capture.Save(ctx, blobs)
+	if sent := blobs.sent(); err == nil {
+		err = sent
+	}
+	if ctx.Err() != nil {
+		return nil, wsdl.NewFault(wsdl.FaultCodeUnavailable, fmt.Sprintf("the state of attempt %s on node %s is not stored: who asked for it has hung up", r.key, r.node.id), "begin with another checkpoint")
+	}
 	if err != nil {
 		return nil, r.fault("save its VM's state", err)
 	}
@@ -197,7 +203,10 @@ func (e *enclosure) save(ctx context.Context, set int64) (*wsdl.CheckpointAttemp
 		return nil, r.internal("save its VM's state", err)
 	}
 	record := image.Digest(sha256.Sum256(text))
-	if err := blobs.Put(ctx, record, text); err != nil {
+	if err = blobs.Put(ctx, record, text); err == nil {
+		err = blobs.sent()
+	}
+	if err != nil {
 		return nil, r.fault("save its VM's state", err)
 	}
 	for _, p := range t.record.Processes {
@@ -224,38 +233,68 @@ func (e *enclosure) drop() {
 }
 
 // stored is the store of the node that takes an attempt's results, as checkpoints
-// use it. snapshots.mu is held while it is used to save.
+// use it. snapshots.mu is held while it is used to save, by one goroutine.
 type stored struct {
 	enclosure *enclosure
 	named     map[string]bool // all that was asked about
+
+	sending sync.WaitGroup
+	places  chan struct{} // of those at once
+	mu      sync.Mutex    // guards what follows, and snapshots.pushed while there are any
+	failed  error         // the first
+}
+
+const sendAtOnce = 8 // a blob costs its store waits for the disk, which several can share
+
+func (e *enclosure) stored() *stored {
+	return &stored{enclosure: e, named: map[string]bool{}, places: make(chan struct{}, sendAtOnce)}
 }
 
 func (s *stored) Has(digest string) bool {
 	s.named[digest] = true
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	at, known := s.enclosure.snapshots.pushed[digest]
 	return known && time.Since(at) < blobLease
 }
 
+// Put begins to send a blob. That all are there, sent says.
 func (s *stored) Put(ctx context.Context, digest string, content []byte) error {
 	s.named[digest] = true
-	e := s.enclosure
-	n := e.runner.node
-	client := wsdl.NewImageClient(n.caller, e.runner.request.Image[0]+"/services/image")
-	was, err := client.StatBlobContext(ctx, &wsdl.StatBlob{Digest: digest})
+	s.places <- struct{}{}
+	s.mu.Lock()
+	err := s.failed
+	s.mu.Unlock()
 	if err != nil {
+		<-s.places
 		return err
 	}
-	if !wsdl.Or(was.Blob.Complete, false) {
-		data := wsdl.Binary(content)
-		if _, err := client.PutBlobContext(ctx, &wsdl.PutBlob{Digest: digest, Size: wsdl.Of(int64(len(content))), Offset: 0, Data: &data}); err != nil {
-			return err
+	data := wsdl.Binary(slices.Clone(content))
+	s.sending.Go(func() {
+		defer func() { <-s.places }()
+		e := s.enclosure
+		client := wsdl.NewImageClient(e.runner.node.caller, e.runner.request.Image[0]+"/services/image")
+		_, err := client.PutBlobContext(ctx, &wsdl.PutBlob{Digest: digest, Size: wsdl.Of(int64(len(data))), Offset: 0, Data: &data})
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		switch {
+		case err == nil && e.snapshots.pushed == nil:
+			e.snapshots.pushed = map[string]time.Time{digest: time.Now()}
+		case err == nil:
+			e.snapshots.pushed[digest] = time.Now()
+		case s.failed == nil:
+			s.failed = err
 		}
-	}
-	if e.snapshots.pushed == nil {
-		e.snapshots.pushed = map[string]time.Time{}
-	}
-	e.snapshots.pushed[digest] = time.Now()
+	})
 	return nil
+}
+
+// sent waits until all blobs that were put are there.
+func (s *stored) sent() error {
+	s.sending.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed
 }
 
 func (s *stored) Get(ctx context.Context, digest string, most int) ([]byte, error) {
@@ -278,7 +317,7 @@ func (s *stored) Get(ctx context.Context, digest string, most int) ([]byte, erro
 // and stands still until Instantiate says where its peers are.
 func (e *enclosure) restore() (err error) {
 	r, n := e.runner, e.runner.node
-	blobs := &stored{enclosure: e, named: map[string]bool{}}
+	blobs := e.stored()
 	text, err := blobs.Get(r.ctx, r.request.Restore, frozenMost)
 	if err != nil {
 		return err
