@@ -56,7 +56,7 @@ func Audit(ctx context.Context, state *store.Store, blobs Blobs) (*Ledger, error
 	if err != nil {
 		return nil, err
 	}
-	a := &auditor{images: blobs, ledger: &Ledger{Problems: problems}, values: map[string][]byte{}, needed: map[string]string{}}
+	a := &auditor{images: blobs, ledger: &Ledger{Problems: problems}, values: map[string][]byte{}, needed: map[string]string{}, sets: map[string]bool{}}
 	for _, kv := range all {
 		a.values[kv.Key] = kv.Value
 		known := kv.Key == epochKey
@@ -88,6 +88,7 @@ type auditor struct {
 	ledger *Ledger
 	values map[string][]byte
 	needed map[string]string // by digest: who refers to it
+	sets   map[string]bool   // under which checkpoints are pinned
 }
 
 func (a *auditor) bad(format string, args ...any) {
@@ -161,8 +162,11 @@ func (a *auditor) job(id string, attempts map[int]map[string]string, members map
 		if _, there := a.values[setsPrefix+id]; there {
 			var newest set
 			if a.read(setsPrefix+id, &newest) {
-				for _, digest := range newest.Blobs {
-					a.needed[digest] = setsPrefix + id
+				a.sets[newest.Pins] = true
+				for _, m := range newest.Members {
+					if !a.images.Has(m.Record) {
+						a.bad("%s refers to blob %s, which is not here", setsPrefix+id, m.Record)
+					}
 				}
 			}
 		}
@@ -217,7 +221,7 @@ func (a *auditor) attempt(id string, number int, records map[string]string, size
 	}
 	owner := map[int]int{}
 	for i, m := range record.Members {
-		members[store.Attempt{Job: id, Number: number, Node: m.Node, Incarnation: m.Incarnation}] = true
+		members[store.Attempt{Job: partID(id, m.Part), Number: number, Node: m.Node, Incarnation: m.Incarnation}] = true
 		for _, p := range m.Processes {
 			if _, twice := owner[p]; twice || p < 0 || p >= size {
 				a.bad("attempt %d at job %s: its process %d of %d is nobody's, or two members'", number, id, p, size)
@@ -317,6 +321,13 @@ func (a *auditor) strays(all []store.KV) {
 func (a *auditor) pins() {
 	pinned := map[string]bool{}
 	for _, owner := range a.images.Owners() {
+		if strings.HasPrefix(owner, setPins) {
+			if !a.sets[owner] {
+				a.bad("blobs are pinned as %s, which is no checkpoint", owner)
+			}
+			delete(a.sets, owner)
+			continue
+		}
 		digest, ok := strings.CutPrefix(owner, pinPrefix)
 		if !ok {
 			continue
@@ -325,6 +336,9 @@ func (a *auditor) pins() {
 		if a.needed[digest] == "" {
 			a.bad("blob %s is pinned, and nothing refers to it", digest)
 		}
+	}
+	for owner := range a.sets {
+		a.bad("nothing is pinned for the checkpoint %s", owner)
 	}
 	for digest, by := range a.needed {
 		switch {

@@ -406,7 +406,7 @@ func (w *wiring) applyChange(job string, attempt int, c *change, step, i int, pr
 			if other := from + to - i; from != to && (from == i || to == i) && !met[other] {
 				met[other] = true
 				peer := &w.plan.members[other]
-				r.Peer = append(r.Peer, &wsdl.Peer{Node: peer.Node, Address: proxies[other].Address, Fingerprint: proxies[other].Fingerprint})
+				r.Peer = append(r.Peer, &wsdl.Peer{Node: peer.peer(), Address: proxies[other].Address, Fingerprint: proxies[other].Fingerprint})
 			}
 		}
 	case makeStep, leaveStep:
@@ -470,7 +470,7 @@ func (w *wiring) makes(r *wsdl.ApplyChange, c *change, step, i int) {
 		case e.Outside != "":
 			return &wsdl.ChannelEnd{Outside: e.Outside}
 		case holder != i:
-			return &wsdl.ChannelEnd{Peer: y.members[holder].Node, Queue: int32(e.Queue)}
+			return &wsdl.ChannelEnd{Peer: y.members[holder].peer(), Queue: int32(e.Queue)}
 		case e.Queue > 0:
 			return &wsdl.ChannelEnd{Queue: int32(e.Queue)}
 		}

@@ -234,6 +234,8 @@ type fakeAttempt struct {
 	started  bool
 	restored string // what it goes on from
 	taken    int64  // the set that it stands still for
+	takes    int
+	second   chan struct{} // closed when a second one is taken
 	work     sync.WaitGroup
 	mu       sync.Mutex // guards all below
 	sequence int64
@@ -353,7 +355,7 @@ func (n *fakeNode) call(ctx context.Context, request, response any) error {
 			}
 			n.fenced[r.Attempt.Job] = number
 			n.free -= int(r.Slots)
-			a = &fakeAttempt{number: number, slots: int(r.Slots), restored: r.Restore}
+			a = &fakeAttempt{number: number, slots: int(r.Slots), restored: r.Restore, second: make(chan struct{})}
 			a.ctx, a.end = context.WithCancel(context.Background())
 			n.attempts[r.Attempt.Job] = a
 		}
@@ -419,6 +421,9 @@ func (n *fakeNode) call(ctx context.Context, request, response any) error {
 		answer := response.(*wsdl.CheckpointAttemptResponse)
 		switch *r.Step {
 		case wsdl.CheckpointStepTake:
+			if a.takes++; a.taken != r.Set && a.takes == 2 {
+				close(a.second)
+			}
 			a.taken = r.Set
 		case wsdl.CheckpointStepDrop:
 			a.taken = 0
@@ -486,6 +491,14 @@ func (n *fakeNode) run(a *fakeAttempt, fence *wsdl.Attempt, p *wsdl.ProcessSpec)
 		case "unrestored": // runs until its attempt is one that goes on from a checkpoint
 			if a.restored == "" {
 				<-a.ctx.Done()
+			}
+		case "relapse": // fails once there may be a checkpoint, unless it goes on from one
+			if exit = 0; a.restored == "" {
+				exit = 7
+				select {
+				case <-a.ctx.Done():
+				case <-a.second:
+				}
 			}
 		case "hang":
 			<-a.ctx.Done()

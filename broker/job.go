@@ -24,7 +24,7 @@ type job struct {
 	compiled *profile.Job // nil once the job has ended, and when it cannot be compiled any more
 	outside  []outside    // its ends outside
 	blobs    *bag         // what it refers to
-	sets     *bag         // and its newest checkpoint; of the goroutine that drains
+	sets     string       // under which its newest checkpoint is pinned; of the goroutine that drains
 	fixed    status       // what never changes of it: name, token, size, submitted, arguments
 
 	explained time.Time // when it was last told why it waits; guarded by scheduler.mu
@@ -39,8 +39,8 @@ type job struct {
 	inbox    []posted
 	held     []func(error) // whoever waits until life.Held is durable
 	draining bool
-	dead     bool // the broker ended in the middle; only its successor knows better
-	coming   *bag // what the checkpoint refers to that is made, and not yet journalled
+	dead     bool   // the broker ended in the middle; only its successor knows better
+	coming   string // the checkpoint that is made and pinned, and not yet journalled
 
 	// The goroutine that drains uses these alone.
 	layout *layout
@@ -245,19 +245,19 @@ func (j *job) perform(actions []action) error {
 			}
 			j.callChange(l.Attempt, a.Number)
 		case release:
-			b.scheduler.release(j.id, l.Members[a.Member].Node)
+			b.scheduler.release(j.id, &l.Members[a.Member])
 		case wait:
 			e := elapsed{Attempt: l.Attempt, Timer: a.Timer, Members: a.Members, Turn: a.Turn}
 			j.timers = append(j.timers, b.clock.AfterFunc(a.For, func() { j.post(e, nil) }))
 		case queue:
 			j.rest()
-			b.scheduler.release(j.id, "")
+			b.scheduler.release(j.id, nil)
 			b.queue(j, a.Refusals)
 		case reseat:
 			b.scheduler.reseat(j)
 		case done:
 			j.rest()
-			b.scheduler.release(j.id, "")
+			b.scheduler.release(j.id, nil)
 			b.jobEnded()
 		}
 	}

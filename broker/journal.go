@@ -158,6 +158,7 @@ type memberRecord struct {
 	Slots       int
 	Cores       int    `json:",omitempty"`
 	Memory      int64  `json:",omitempty"`
+	Part        int    `json:",omitempty"`
 	Restore     string `json:",omitempty"`
 	Former      string `json:",omitempty"`
 }
@@ -376,7 +377,7 @@ func (j *job) ops(c commit) ([]store.Op, error) {
 	}
 	dropAll := func() {
 		for _, m := range l.Members {
-			ops = append(ops, store.Drop(m.Node, l.Job, l.Attempt))
+			ops = append(ops, store.Drop(m.Node, m.job(l.Job), l.Attempt))
 		}
 	}
 	prefix := attemptKey(l.Job, l.Attempt)
@@ -389,7 +390,7 @@ func (j *job) ops(c commit) ([]store.Op, error) {
 			return nil, err
 		}
 		for _, m := range l.Members {
-			ops = append(ops, store.Name(store.Attempt{Job: l.Job, Number: l.Attempt, Node: m.Node, Incarnation: m.Incarnation}))
+			ops = append(ops, store.Name(store.Attempt{Job: m.job(l.Job), Number: l.Attempt, Node: m.Node, Incarnation: m.Incarnation}))
 		}
 	}
 	if c.Go {
@@ -420,7 +421,7 @@ func (j *job) ops(c commit) ([]store.Op, error) {
 		ops = append(ops, store.Delete(setsPrefix+l.Job))
 	}
 	for _, i := range c.Drop {
-		ops = append(ops, store.Drop(l.Members[i].Node, l.Job, l.Attempt))
+		ops = append(ops, store.Drop(l.Members[i].Node, l.Members[i].job(l.Job), l.Attempt))
 	}
 	if c.End {
 		if err := add(put(resultsPrefix+l.Job, j.result())); err != nil {
@@ -444,12 +445,12 @@ func (j *job) ops(c commit) ([]store.Op, error) {
 }
 
 func (m *member) record() memberRecord {
-	return memberRecord{Node: m.Node, Name: m.Name, Incarnation: m.Incarnation, URL: m.URL,
+	return memberRecord{Node: m.Node, Part: m.Part, Name: m.Name, Incarnation: m.Incarnation, URL: m.URL,
 		Processes: m.Processes, Slots: m.Slots, Cores: m.Cores, Memory: m.Memory, Restore: m.Restore, Former: m.Former}
 }
 
 func (r memberRecord) member() member {
-	return member{Node: r.Node, Name: r.Name, Incarnation: r.Incarnation, URL: r.URL,
+	return member{Node: r.Node, Part: r.Part, Name: r.Name, Incarnation: r.Incarnation, URL: r.URL,
 		Processes: r.Processes, Slots: r.Slots, Cores: r.Cores, Memory: r.Memory, Restore: r.Restore, Former: r.Former}
 }
 

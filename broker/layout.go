@@ -115,7 +115,7 @@ func (y *layout) fence(job string, number, i int) *wsdl.Attempt {
 
 // fence is what every call about an attempt carries.
 func fence(job string, number int, m *member) *wsdl.Attempt {
-	return &wsdl.Attempt{Job: job, Number: int32(number), Node: m.Node, Incarnation: m.Incarnation}
+	return &wsdl.Attempt{Job: m.job(job), Number: int32(number), Node: m.Node, Incarnation: m.Incarnation}
 }
 
 // awaken is the message that member i is awakened with.
@@ -132,6 +132,9 @@ func (y *layout) awaken(job string, number, i int) *wsdl.Awaken {
 	}
 	if vm := y.job.VM; vm != nil {
 		request.Vm = &wsdl.Enclosure{Image: vm.Blobs[0], Name: vm.Name, Memory: m.Memory, Network: y.network(i)}
+		if m.Part > 0 {
+			request.Vm.Peer = m.peer()
+		}
 	}
 	if m.Restore != "" {
 		request.Restore = m.Restore // which has all that is made of sources and inputs
@@ -289,7 +292,7 @@ func (y *layout) instantiate(job string, number, i int, proxies []proxyRecord) *
 		request.Queue = append(request.Queue, served(q))
 	}
 	for _, peer := range y.peers[i] {
-		request.Peer = append(request.Peer, &wsdl.Peer{Node: y.members[peer].Node, Address: proxies[peer].Address, Fingerprint: proxies[peer].Fingerprint, Former: y.members[peer].Former})
+		request.Peer = append(request.Peer, &wsdl.Peer{Node: y.members[peer].peer(), Address: proxies[peer].Address, Fingerprint: proxies[peer].Fingerprint, Former: y.members[peer].Former})
 	}
 	for other := range y.members {
 		if p := proxies[other]; other != i && p.Trunk != "" {
@@ -323,7 +326,7 @@ func (y *layout) end(i int, end, other profile.End) *wsdl.ChannelEnd {
 	case end.Outside != "":
 		return &wsdl.ChannelEnd{Outside: end.Outside}
 	case holder != i:
-		return &wsdl.ChannelEnd{Peer: y.members[holder].Node, Queue: int32(end.Queue)}
+		return &wsdl.ChannelEnd{Peer: y.members[holder].peer(), Queue: int32(end.Queue)}
 	case end.Queue > 0:
 		return &wsdl.ChannelEnd{Queue: int32(end.Queue)}
 	}
@@ -359,26 +362,46 @@ func outsideOf(j *profile.Job) []outside {
 	return all
 }
 
-// members makes the job group out of a plan: which node each process goes to.
-func membersOf(j *profile.Job, plan []int, nodes []node) []member {
+// membersOf makes the job group out of a plan: which node each process goes to. Of a
+// set it has that one's VMs.
+func membersOf(j *profile.Job, s *set, plan []int, nodes []node) []member {
 	at := map[int]int{}
 	var members []member
-	for id, n := range plan {
-		i, there := at[n]
-		if !there {
-			i = len(members)
-			at[n] = i
-			members = append(members, member{Node: nodes[n].id, Name: nodes[n].name, Incarnation: nodes[n].incarnation, URL: nodes[n].url})
-			if j.VM != nil {
-				members[i].Memory = j.VM.MemoryMiB
-			}
+	add := func(n, part int) int {
+		members = append(members, member{Node: nodes[n].id, Part: part, Name: nodes[n].name, Incarnation: nodes[n].incarnation, URL: nodes[n].url})
+		m := &members[len(members)-1]
+		if j.VM != nil {
+			m.Memory = j.VM.MemoryMiB
 		}
+		return len(members) - 1
+	}
+	put := func(i, id int) {
 		m, need := &members[i], j.Processes[id].Need
 		m.Processes = append(m.Processes, id)
 		m.Slots++
 		m.Cores += need.Cores
 		m.Memory += need.MemoryMiB
 	}
-	slices.SortFunc(members, func(a, b member) int { return cmp.Compare(a.Node, b.Node) })
+	if s != nil {
+		for _, former := range s.Members {
+			i := add(plan[former.Processes[0]], former.Part)
+			for _, id := range former.Processes {
+				put(i, id)
+			}
+		}
+	} else {
+		for id, n := range plan {
+			i, there := at[n]
+			if part := 0; !there || j.VM != nil && j.VM.Most > 0 && len(members[i].Processes) == j.VM.Most {
+				if j.VM != nil && j.VM.Most > 0 {
+					part = len(members) + 1
+				}
+				i = add(n, part)
+				at[n] = i
+			}
+			put(i, id)
+		}
+	}
+	slices.SortFunc(members, func(a, b member) int { return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Part, b.Part)) })
 	return members
 }

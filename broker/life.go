@@ -2,6 +2,7 @@ package broker
 
 import (
 	"strconv"
+	"strings"
 	"time"
 
 	"mvm/broker/jobqueue"
@@ -73,9 +74,10 @@ const (
 	requeue   outcome = "requeue" // it never ran
 )
 
-// member is a node of the attempt's job group.
+// member is a node of the attempt's job group, or one of several VMs there.
 type member struct {
 	Node        string
+	Part        int    // of the job, from 1, where a node may have several; 0 where it has one
 	Name        string // for people
 	Incarnation string
 	URL         string // the node's base
@@ -114,6 +116,33 @@ type member struct {
 func (m *member) proxy() proxyRecord {
 	return proxyRecord{Address: m.Address, Fingerprint: m.Fingerprint, Trunk: m.Trunk, TrunkKey: m.TrunkKey}
 }
+
+// job is how the member's node knows the job: each of several VMs there is a job to
+// it, with fences, a lease and reports of its own.
+func (m *member) job(id string) string { return partID(id, m.Part) }
+
+func partID(id string, part int) string {
+	if part == 0 {
+		return id
+	}
+	return id + "." + strconv.Itoa(part)
+}
+
+// jobPart is the job and the part that a node speaks of, as member.job has it.
+func jobPart(text string) (id string, part int) {
+	id, number, parted := strings.Cut(text, ".")
+	if !parted {
+		return id, 0
+	}
+	part, err := strconv.Atoi(number)
+	if err != nil || part < 1 {
+		return "", 0
+	}
+	return id, part
+}
+
+// peer is what its proxy calls itself to the others'.
+func (m *member) peer() string { return m.job(m.Node) }
 
 // process is one running instance of a task.
 type process struct {

@@ -116,7 +116,7 @@ func (b *Service) look(ctx context.Context, w *wiring, job string, attempt int, 
 		asking.Go(func() {
 			try, cancel := context.WithTimeout(ctx, b.config.InstantiateTimeout)
 			defer cancel()
-			answer, err := b.queueOf(&w.plan.members[i]).InspectContext(try, &wsdl.Inspect{Job: job})
+			answer, err := b.queueOf(&w.plan.members[i]).InspectContext(try, &wsdl.Inspect{Job: w.plan.members[i].job(job)})
 			if err != nil {
 				return
 			}

@@ -41,8 +41,12 @@ func viewOf(n *wsdl.Node, held booking) place.Node {
 	return v
 }
 
-// fit plans a job onto nodes, or says step by step why there is no room.
-func fit(j *profile.Job, nodes []place.Node) ([]int, string, bool) {
+// fit plans a job onto nodes, or says step by step why there is no room: anew, or
+// where a set of it goes on.
+func fit(j *profile.Job, s *set, nodes []place.Node) ([]int, string, bool) {
+	if s != nil {
+		return fitSet(j, s, nodes)
+	}
 	plan, ok := place.Place(j, nodes, place.Pack)
 	return plan.Node, plan.Reason, ok
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"mvm/wsdl"
@@ -103,7 +104,7 @@ func (j *job) processAt(ctx context.Context, id int) (status, process, *member, 
 	}
 	p := j.life.Processes[id]
 	for i := range j.life.Members {
-		if j.life.Members[i].Node == p.Node {
+		if slices.Contains(j.life.Members[i].Processes, id) {
 			m := j.life.Members[i]
 			return s, p, &m, nil
 		}

@@ -188,16 +188,18 @@ func (j *job) queues() []*wsdl.OutsideQueue {
 	}
 	var queues []*wsdl.OutsideQueue
 	for _, o := range j.outside {
-		node := homeOf(o.ends, func(process int) string { return j.life.Processes[process].Node })
-		i := slices.IndexFunc(j.life.Members, func(m member) bool { return m.Node == node })
+		i := homeOf(o.ends, func(process int) int {
+			return slices.IndexFunc(j.life.Members, func(m member) bool { return slices.Contains(m.Processes, process) })
+		})
 		if i < 0 {
 			continue
 		}
+		m := &j.life.Members[i]
 		direction := "out"
 		if o.in {
 			direction = "in"
 		}
-		queues = append(queues, &wsdl.OutsideQueue{Name: o.name, Direction: direction, Node: node, Url: j.life.Members[i].URL + "/services/queue"})
+		queues = append(queues, &wsdl.OutsideQueue{Name: o.name, Direction: direction, Node: m.Node, Url: m.URL + "/services/queue"})
 	}
 	return queues
 }

@@ -60,10 +60,13 @@ func (b *Service) recover(ctx context.Context) error {
 		}
 		unended = append(unended, j)
 		for _, m := range j.life.Members {
-			live[store.Attempt{Job: id, Number: j.life.Attempt, Node: m.Node, Incarnation: m.Incarnation}] = true
+			live[store.Attempt{Job: m.job(id), Number: j.life.Attempt, Node: m.Node, Incarnation: m.Incarnation}] = true
 		}
 	}
 	if err := b.sweep(ctx, live); err != nil {
+		return err
+	}
+	if err := b.sweepSets(unended); err != nil {
 		return err
 	}
 	for _, j := range unended {

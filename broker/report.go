@@ -30,15 +30,16 @@ func (b *Service) ReportContext(ctx context.Context, request *wsdl.Report) (*wsd
 		return wsdl.NewFault(wsdl.FaultCodeStale, fmt.Sprintf("a report on attempt %d at job %s from node %s is refused: %s", a.Number, a.Job, a.Node, why),
 			"end the attempt; nothing more of it is wanted")
 	}
+	id, part := jobPart(a.Job)
 	b.mu.Lock()
-	j := b.jobs[a.Job]
+	j := b.jobs[id]
 	b.mu.Unlock()
 	if j == nil {
 		return nil, stale("no such job is known")
 	}
 	j.mu.Lock()
 	l := &j.life
-	i := slices.IndexFunc(l.Members, func(m member) bool { return m.Node == a.Node })
+	i := slices.IndexFunc(l.Members, func(m member) bool { return m.Node == a.Node && m.Part == part })
 	var why string
 	switch {
 	case l.Gone || int(a.Number) != l.Attempt:

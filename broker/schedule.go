@@ -41,6 +41,7 @@ type scheduler struct {
 // booking is what an attempt holds on a node.
 type booking struct {
 	node   string
+	part   int // of the member's
 	slots  int
 	cores  int
 	memory int64
@@ -142,15 +143,15 @@ func (s *scheduler) reseat(j *job) {
 	s.kick()
 }
 
-// release frees what a job has booked on a node, or on all when node is "".
-// With "" the job does not wait for room any more either.
-func (s *scheduler) release(id, node string) {
+// release frees what a job has booked for a member, or for all with nil. With nil
+// the job does not wait for room any more either.
+func (s *scheduler) release(id string, of *member) {
 	s.mu.Lock()
-	if node == "" {
+	if of == nil {
 		delete(s.booked, id)
 		s.queues.Leave(id)
 	} else {
-		s.booked[id] = slices.DeleteFunc(s.booked[id], func(b booking) bool { return b.node == node })
+		s.booked[id] = slices.DeleteFunc(s.booked[id], func(b booking) bool { return b.node == of.Node && b.part == of.Part })
 	}
 	waiting := s.queues.Len() > 0
 	s.mu.Unlock()
@@ -169,7 +170,7 @@ func (s *scheduler) book(id string, members []member) {
 func (s *scheduler) bookLocked(id string, members []member) {
 	held := make([]booking, 0, len(members))
 	for _, m := range members {
-		held = append(held, booking{node: m.Node, slots: m.Slots, cores: m.Cores, memory: m.Memory})
+		held = append(held, booking{node: m.Node, part: m.Part, slots: m.Slots, cores: m.Cores, memory: m.Memory})
 	}
 	s.booked[id] = held
 }
@@ -178,7 +179,7 @@ func (s *scheduler) bookLocked(id string, members []member) {
 // more: its attempt holds what it held.
 func (s *scheduler) untaken(id string, members []member) {
 	if len(members) == 0 {
-		s.release(id, "")
+		s.release(id, nil)
 		return
 	}
 	s.book(id, slices.DeleteFunc(slices.Clone(members), func(m member) bool { return m.Gone }))
@@ -316,7 +317,7 @@ func (j *job) compare(known map[string]node) {
 				events = append(events, lost{Attempt: number, Member: i})
 			}
 		case j.life.Phase == wsdl.JobStateRunning:
-			switch yes, told := n.holds(j.id, number); {
+			switch yes, told := n.holds(m.job(j.id), number); {
 			case !told || yes != m.Absent:
 			case yes:
 				events = append(events, present{Attempt: number, Member: i})
@@ -344,7 +345,7 @@ func (s *scheduler) held() map[string]booking {
 	for _, bookings := range s.booked {
 		for _, b := range bookings {
 			sum := held[b.node]
-			held[b.node] = booking{b.node, sum.slots + b.slots, sum.cores + b.cores, sum.memory + b.memory, sum.attempts + 1}
+			held[b.node] = booking{node: b.node, slots: sum.slots + b.slots, cores: sum.cores + b.cores, memory: sum.memory + b.memory, attempts: sum.attempts + 1}
 		}
 	}
 	return held
@@ -380,9 +381,10 @@ func (s *scheduler) round() {
 	reasons := map[*job]string{}
 	s.mu.Lock()
 	nodes, views := s.free()
-	room := 0
-	for _, v := range views {
+	room, at := 0, make(map[string]int, len(views))
+	for i, v := range views {
 		room += v.FreeSlots
+		at[v.ID] = i
 	}
 	told := 0
 	now := s.broker.clock.Now()
@@ -406,27 +408,22 @@ func (s *scheduler) round() {
 		if compiled == nil {
 			return jobqueue.Passed // it ends just now
 		}
-		plan, reason, ok := j.fit(compiled, views)
+		of := j.newestSet()
+		plan, reason, ok := fit(compiled, of, views)
 		if !ok {
 			told++
 			j.explained = now
 			reasons[j] = reason
 			return jobqueue.Passed
 		}
-		members := membersOf(compiled, plan, nodes)
+		members := membersOf(compiled, of, plan, nodes)
 		s.bookLocked(j.id, members)
-		if compiled.VM != nil {
-			used := slices.Clone(plan)
-			slices.Sort(used)
-			for _, n := range slices.Compact(used) {
-				views[n].FreeMemoryMiB -= compiled.VM.MemoryMiB
-			}
-		}
-		for id, n := range plan {
-			need := compiled.Processes[id].Need
-			views[n].FreeSlots--
-			views[n].FreeCores -= need.Cores
-			views[n].FreeMemoryMiB -= need.MemoryMiB
+		for i := range members {
+			m := &members[i]
+			v := &views[at[m.Node]]
+			v.FreeSlots -= m.Slots
+			v.FreeCores -= m.Cores
+			v.FreeMemoryMiB -= m.Memory
 		}
 		room -= size
 		chosen = append(chosen, fitting{j, members})

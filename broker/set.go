@@ -7,6 +7,8 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -28,12 +30,14 @@ type set struct {
 	Number  int64 // in the attempt
 	Made    time.Time
 	Members []setMember
-	Blobs   []string `json:",omitempty"` // all that a restore needs
+	Blobs   []string `json:"-"` // all that a restore needs
+	Pins    string   // under which they are kept, together and for this set alone
 }
 
 // setMember is one VM of a set.
 type setMember struct {
 	Node      string // that it was on
+	Part      int    `json:",omitempty"`
 	Processes []int
 	Record    string // digest of what the node made of it
 	Address   string // where the others believe its proxy to be
@@ -144,20 +148,18 @@ func (j *job) callSnapshot(number int, of int64) {
 		if err != nil {
 			line.WithError(err).Warn("a checkpoint of the job could not be made; the one before stays")
 		} else {
-			held := &bag{pins: b.pins}
-			if err := held.add(made.Blobs...); err != nil {
+			made.Pins = setPins + j.id + "/" + strconv.FormatUint(rand.Uint64(), 36)
+			if err := b.images.Pin(made.Pins, made.Blobs...); err != nil {
 				line.WithError(err).Warn("a checkpoint of the job could not be kept; the one before stays")
-				_ = held.drop()
 				e.Set = nil
 			} else {
+				coming := made.Pins
 				j.mu.Lock()
 				if j.life.Attempt == number && !final(j.life.Phase) { // else it is dropped, as is what an older attempt's was
-					held, j.coming = j.coming, held
+					coming, j.coming = j.coming, coming
 				}
 				j.mu.Unlock()
-				if held != nil {
-					_ = held.drop()
-				}
+				j.unpin(coming)
 				line.WithField("blobs", len(made.Blobs)).Info("checkpoint of the job is made")
 			}
 		}
@@ -189,7 +191,7 @@ func (b *Service) snapshot(ctx context.Context, y *layout, id string, number int
 				case step == wsdl.CheckpointStepSave && answer.Record == "":
 					failed[i] = fmt.Errorf("node %s saved nothing", m.label())
 				case step == wsdl.CheckpointStepSave:
-					made.Members[i] = setMember{Node: m.Node, Processes: m.Processes, Record: answer.Record, Address: answer.Address}
+					made.Members[i] = setMember{Node: m.Node, Part: m.Part, Processes: m.Processes, Record: answer.Record, Address: answer.Address}
 					mu.Lock()
 					defer mu.Unlock()
 					made.Blobs = append(append(made.Blobs, answer.Record), answer.Blob...)
@@ -230,8 +232,7 @@ func (b *Service) restoreSet(ctx context.Context, j *job) error {
 	if err := b.unpack(value, s); err != nil {
 		return err
 	}
-	j.life.Set, j.sets = s, &bag{pins: b.pins}
-	b.again(j.sets, nil, s.Blobs...)
+	j.life.Set, j.sets = s, s.Pins
 	return nil
 }
 
@@ -239,18 +240,46 @@ func (b *Service) restoreSet(ctx context.Context, j *job) error {
 func (j *job) keepSet() {
 	old := j.sets
 	j.mu.Lock()
-	j.sets, j.coming = j.coming, nil
+	j.sets, j.coming = j.coming, ""
+	none := j.life.Set == nil || final(j.life.Phase)
 	j.mu.Unlock()
-	if j.life.Set == nil || final(j.life.Phase) {
-		if j.sets != nil {
-			_ = j.sets.drop() // what is pinned in vain goes when the broker starts again
-		}
-		j.sets = nil
+	if none {
+		j.unpin(j.sets)
+		j.sets = ""
 	}
-	if old != nil {
-		_ = old.drop()
+	j.unpin(old)
+}
+
+// unpin lets go of a set's blobs; of none with "".
+func (j *job) unpin(owner string) {
+	if owner == "" {
+		return
+	}
+	if err := j.broker.images.Unpin(owner); err != nil {
+		j.broker.log.WithError(err).WithField("job", j.id).Warn("a checkpoint that is no longer needed stays until the broker starts anew")
 	}
 }
+
+// sweepSets unpins what is of no set that the journal has: a crash came before its
+// record, or after that of the next.
+func (b *Service) sweepSets(jobs []*job) error {
+	needed := map[string]bool{}
+	for _, j := range jobs {
+		needed[j.sets] = true
+	}
+	for _, owner := range b.images.Owners() {
+		if strings.HasPrefix(owner, setPins) && !needed[owner] {
+			if err := b.images.Unpin(owner); err != nil {
+				return fmt.Errorf("broker: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// setPins begins the names under which sets are pinned: the job's id and something
+// random follow.
+const setPins = "broker-set/"
 
 // redial is for how long the links of a job that goes on from its sets may stay
 // down: well beyond the time in which the loss of a node at their other end is
@@ -260,19 +289,14 @@ func (c *Config) redial() time.Duration { return 6 * (c.Lease + c.Grace + c.Drif
 // saveTimeout is what a node may take to store a VM's state.
 const saveTimeout = 5 * time.Minute
 
-// fit plans the job's next attempt: anew, or where its checkpoint goes on.
-func (j *job) fit(compiled *profile.Job, nodes []place.Node) ([]int, string, bool) {
+// newestSet is what the job's next attempt goes on from, nil where it begins anew.
+func (j *job) newestSet() *set {
 	j.mu.Lock()
-	s := j.life.Set
-	j.mu.Unlock()
-	if s == nil {
-		return fit(compiled, nodes)
-	}
-	return fitSet(compiled, s, nodes)
+	defer j.mu.Unlock()
+	return j.life.Set
 }
 
-// fitSet plans a job's set onto nodes: each of its VMs on a node of its own, the
-// former one where that can be.
+// fitSet plans a job's set onto nodes: each of its VMs where it was, where that can be.
 func fitSet(j *profile.Job, s *set, nodes []place.Node) ([]int, string, bool) {
 	var groups []place.Group
 	for _, m := range s.Members {
@@ -280,7 +304,7 @@ func fitSet(j *profile.Job, s *set, nodes []place.Node) ([]int, string, bool) {
 	}
 	plan, ok := place.Groups(j, groups, nodes)
 	if !ok {
-		plan.Reason = "its checkpoint has " + plural(len(groups), "VM") + ", each of which goes on on a node of its own: " + plan.Reason
+		plan.Reason = "its checkpoint has " + plural(len(groups), "VM") + ": " + plan.Reason
 	}
 	return plan.Node, plan.Reason, ok
 }

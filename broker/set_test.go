@@ -2,8 +2,10 @@ package broker
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -46,15 +48,14 @@ func (g *grid) set(id string, number int64) *set {
 	return s
 }
 
-// pinned says which blobs of a set are kept.
-func (g *grid) pinned(s *set) (count int) {
-	owners := g.images.Owners()
-	for _, digest := range s.Blobs {
-		if slices.Contains(owners, pinPrefix+digest) {
-			count++
-		}
-	}
-	return count
+// pinned says whether a set's blobs are kept.
+func (g *grid) pinned(s *set) bool { return slices.Contains(g.images.Owners(), s.Pins) }
+
+// startAnew loses all that the node holds. (One that does not come back is lost when
+// its lease is over, which a busy machine's nodes are too.)
+func (n *fakeNode) startAnew() {
+	n.die()
+	n.join()
 }
 
 // TestSets has a job lose a node: it goes on from its newest set, which is what is
@@ -64,7 +65,6 @@ func TestSets(t *testing.T) {
 	for name, anew := range map[string]bool{"one broker": false, "another broker": true} {
 		t.Run(name, func(t *testing.T) {
 			g := newGrid(t, nil)
-			g.ttl = 2 * time.Second
 			nodes := map[string]*fakeNode{}
 			for _, id := range []string{"n1", "n2", "n3"} {
 				nodes[id] = g.node(id, 1)
@@ -73,16 +73,16 @@ func TestSets(t *testing.T) {
 			id := g.submit(b, "t", g.inVMs(profileOf("trial", task("worker", 2, "unrestored"))))
 			first := g.set(id, 1)
 			second := g.set(id, 2)
-			if len(second.Members) != 2 || g.pinned(second) != len(second.Blobs) {
-				t.Errorf("set 2 has %d members, and %d of its %d blobs are kept", len(second.Members), g.pinned(second), len(second.Blobs))
+			if len(second.Members) != 2 || !g.pinned(second) {
+				t.Errorf("set 2 has %d members, and is not kept", len(second.Members))
 			}
-			until(t, "the older set to be let go of", func() bool { return g.pinned(first) <= 1 }) // what both have
+			until(t, "the older set to be let go of", func() bool { return !g.pinned(first) })
 			if anew {
 				g.stop()
 				b = g.start()
 			}
 			last := g.set(id, 1)
-			nodes[last.Members[0].Node].die()
+			nodes[last.Members[0].Node].startAnew()
 			s := g.wait(b, id)
 			if *s.State != wsdl.JobStateSucceeded {
 				t.Fatalf("the job is %s: %s", *s.State, s.Reason)
@@ -91,16 +91,45 @@ func TestSets(t *testing.T) {
 			if _, _, err := g.store.Get(context.Background(), setsPrefix+id); err == nil {
 				t.Error("the job has ended, and has a set")
 			}
-			until(t, "the last set to be let go of", func() bool { return g.pinned(last) == 0 })
+			until(t, "the last set to be let go of", func() bool { return !g.pinned(last) })
 		})
 	}
+}
+
+// TestSeveralVMsOnANode has a job with a VM for each process, all on one of two
+// nodes: each is an attempt of its own there. When that is lost, the other takes all.
+func TestSeveralVMsOnANode(t *testing.T) {
+	g := newGrid(t, nil)
+	nodes := map[string]*fakeNode{}
+	for _, id := range []string{"n1", "n2"} {
+		nodes[id] = g.node(id, 4)
+	}
+	b := g.start()
+	job := g.inVMs(profileOf("trial", task("worker", 4, "unrestored")))
+	job.Policy.PerVM, job.Policy.Nodes = wsdl.Of(wsdl.Number("1")), nil
+	id := g.submit(b, "t", job)
+	last := g.set(id, 1)
+	parts := map[int]bool{}
+	for _, m := range last.Members {
+		parts[m.Part] = true
+	}
+	if len(last.Members) != 4 || len(parts) != 4 || parts[0] {
+		t.Fatalf("the set has %+v", last.Members)
+	}
+	g.stop()
+	b = g.start() // it knows them again
+	last = g.set(id, last.Number)
+	nodes[last.Members[0].Node].startAnew()
+	if s := g.wait(b, id); *s.State != wsdl.JobStateSucceeded {
+		t.Fatalf("the job is %s: %s", *s.State, s.Reason)
+	}
+	g.settled()
 }
 
 // TestSetsThatFail: a set that is not whole leaves the one before, and one whose
 // record is gone has the job begin anew.
 func TestSetsThatFail(t *testing.T) {
 	g := newGrid(t, nil)
-	g.ttl = 2 * time.Second
 	nodes := map[string]*fakeNode{}
 	for _, id := range []string{"n1", "n2", "n3"} {
 		nodes[id] = g.node(id, 1)
@@ -137,15 +166,13 @@ func TestSetsThatFail(t *testing.T) {
 	}
 	// The record is lost: unpinned behind the broker's back, and swept.
 	last = g.set(id, 1)
-	for _, digest := range last.Blobs {
-		if err := g.images.Unpin(pinPrefix + digest); err != nil {
-			t.Fatal(err)
-		}
+	if err := g.images.Unpin(last.Pins); err != nil {
+		t.Fatal(err)
 	}
 	if _, err := g.images.Sweep(time.Now().Add(3 * image.DefaultLease)); err != nil {
 		t.Fatal(err)
 	}
-	nodes[last.Members[1].Node].die()
+	nodes[last.Members[1].Node].startAnew()
 	until(t, "the job to begin anew", func() bool {
 		s := g.get(b, id)
 		return wsdl.Or(s.State, "") == wsdl.JobStateRunning && wsdl.Or(s.Attempt, 0) >= 3
@@ -154,4 +181,64 @@ func TestSetsThatFail(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.wait(b, id)
+}
+
+// hasty is a clock whose seconds, between two checkpoints, are short.
+type hasty struct{ realClock }
+
+func (c hasty) AfterFunc(d time.Duration, f func()) func() {
+	if d == time.Second {
+		d = 20 * time.Millisecond
+	}
+	return c.realClock.AfterFunc(d, f)
+}
+
+// TestBrokerDiesInASet ends the broker at each point of making a checkpoint and of
+// going on from one, and starts it anew: the job goes on from a whole one, or begins
+// anew, ends well, and nothing of any checkpoint is left.
+func TestBrokerDiesInASet(t *testing.T) {
+	t.Parallel()
+	g := newGrid(t, func(c *Config) { c.Clock = hasty{} })
+	g.node("n1", 2)
+	g.node("n2", 2)
+	type death struct {
+		point string
+		time  int
+	}
+	var deaths []death
+	for _, point := range SetPoints() {
+		deaths = append(deaths, death{point, 1}, death{point, 4}) // of two members, and of the second set
+	}
+	for _, step := range []string{"outcome", "Terminate", "requeue", "attempt", "Awaken", "go", "Instantiate", "report", "end"} {
+		deaths = append(deaths, death{"before " + step, 2}, death{"after " + step, 2}, death{"after " + step, 3})
+	}
+	var mu sync.Mutex // guards what follows
+	var now death
+	passed := 0
+	g.config.Pass = func(point string) {
+		mu.Lock()
+		defer mu.Unlock()
+		if point != now.point {
+			return
+		}
+		if passed++; passed == now.time {
+			g.crash()
+		}
+	}
+	died := 0
+	for _, d := range deaths {
+		mu.Lock()
+		now, passed = d, 0
+		mu.Unlock()
+		job := g.inVMs(profileOf("trial", task("a", 2, "relapse")))
+		job.Policy.Retries = wsdl.Of(wsdl.Number("9"))
+		if g.live(fmt.Sprint(d.point, d.time), job, wsdl.JobStateSucceeded, false) {
+			died++
+		}
+	}
+	t.Logf("the broker died in %d of %d jobs", died, len(deaths))
+	if died < len(deaths)/2 {
+		t.Errorf("the broker died %d times, of %d", died, len(deaths))
+	}
+	g.settled()
 }

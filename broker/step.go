@@ -261,7 +261,7 @@ func (l *life) reported(now time.Time, e reported) []action {
 	cause := ""
 	for _, p := range r.Processes {
 		old := &l.Processes[p.ID]
-		if old.ended() || old.Node != m.Node {
+		if old.ended() || !slices.Contains(m.Processes, p.ID) {
 			continue
 		}
 		p.Task, p.Index, p.Count, p.Node = old.Task, old.Index, old.Count, old.Node

@@ -348,7 +348,7 @@ func (e *enclosure) restore() (err error) {
 		return err
 	}
 	if e.place != nil {
-		if e.plugged, err = n.plug(r.key, e.machine, e.place); err != nil {
+		if e.plugged, err = n.plug(r.key.whole(), e.machine, e.place); err != nil {
 			return err
 		}
 	}

@@ -156,12 +156,12 @@ func (e *enclosure) start() error {
 	if err := e.connect(); err != nil {
 		return err
 	}
-	identity, err := json.Marshal(Guest{ID: e.id, Name: e.machine.ID, Version: n.config.Version, Join: relayURL, Slots: int(r.request.Slots), PeerID: n.id})
+	identity, err := json.Marshal(Guest{ID: e.id, Name: e.machine.ID, Version: n.config.Version, Join: relayURL, Slots: int(r.request.Slots), PeerID: cmp.Or(r.request.Vm.Peer, n.id)})
 	if err != nil {
 		return err
 	}
 	if e.place != nil {
-		if e.plugged, err = n.plug(r.key, e.machine, e.place); err != nil {
+		if e.plugged, err = n.plug(r.key.whole(), e.machine, e.place); err != nil {
 			return err
 		}
 	}
@@ -169,7 +169,7 @@ func (e *enclosure) start() error {
 	defer cancel()
 	session, err := e.machine.Start(ctx, guest.Identity{Node: identity})
 	if err == nil && e.place != nil {
-		err = e.machine.Join(ctx, session, placeOf(r.key.job, e.machine.ID, e.place))
+		err = e.machine.Join(ctx, session, placeOf(r.key.whole().job, e.machine.ID, e.place))
 	}
 	if err != nil {
 		return e.because(err)
@@ -470,30 +470,55 @@ func (e *enclosure) remove() error {
 }
 
 // inside is the queue service of the guest in which a job of this node runs, nil
-// for one that does not run in a VM.
-func (n *Node) inside(job string) *wsdl.QueueClient {
+// for one that does not run in a VM. Where the job has several VMs here, it is the
+// one that holds what name means (held).
+func (n *Node) inside(job, name string) *wsdl.QueueClient {
+	var all []*enclosure
 	n.mu.Lock()
-	var of *runner
 	for k, r := range n.runners {
-		if k.job == job {
-			of = r
+		if !k.of(job) {
+			continue
+		}
+		if e := r.enclosed(); e != nil {
+			all = append(all, e)
 		}
 	}
 	n.mu.Unlock()
-	if of == nil {
-		return nil
+	all = slices.DeleteFunc(all, func(e *enclosure) bool {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		return e.node == nil
+	})
+	for _, e := range all {
+		if len(all) == 1 || e.holds(name) {
+			return e.queue()
+		}
 	}
-	e := of.enclosed()
-	if e == nil {
-		return nil
+	if len(all) > 0 {
+		return all[0].queue() // which says that it knows no such queue
 	}
-	e.mu.Lock()
-	there := e.node != nil
-	e.mu.Unlock()
-	if !there {
-		return nil
-	}
-	return e.queue()
+	return nil
+}
+
+// holds says whether a queue's items are in this VM: it is that queue's home, or has
+// the taker of a channel that is nothing more.
+func (e *enclosure) holds(name string) bool {
+	id, channel, outside := held(name)
+	e.runner.mu.Lock()
+	plan := e.runner.plan
+	e.runner.mu.Unlock()
+	return plan != nil && slices.ContainsFunc(plan.Channel, func(c *wsdl.Channel) bool {
+		from, to := c.From, c.To
+		switch {
+		case from == nil || to == nil:
+			return false
+		case outside != "":
+			return from.Outside == outside || to.Outside == outside
+		case id > 0:
+			return int(from.Queue) == id && from.Peer == "" || int(to.Queue) == id && to.Peer == ""
+		}
+		return int(wsdl.Or(c.Id, -1)) == channel && to.Peer == ""
+	})
 }
 
 // inspect adds what the guest says of the attempt's channels and queues.

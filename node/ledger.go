@@ -3,6 +3,7 @@ package node
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"mvm/wsdl"
@@ -67,6 +68,18 @@ func (r room) lacks(need room) string {
 type key struct {
 	job    string
 	number int
+}
+
+// of says whether the attempt is at a job, or at a part of it: of several VMs that a
+// job has on a node each is an attempt of its own there.
+func (k key) of(job string) bool {
+	return k.job == job || strings.HasPrefix(k.job, job) && k.job[len(job)] == '.'
+}
+
+// whole is the attempt that k is, or is a part of.
+func (k key) whole() key {
+	k.job, _, _ = strings.Cut(k.job, ".")
+	return k
 }
 
 func (k key) String() string { return fmt.Sprintf("%s/%d", k.job, k.number) }

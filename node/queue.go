@@ -134,7 +134,7 @@ func (n *Node) process(job string) (process, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for k, r := range n.runners {
-		if k.job != job {
+		if !k.of(job) {
 			continue
 		}
 		r.mu.Lock()
@@ -264,7 +264,7 @@ func (q *queue) InspectContext(ctx context.Context, request *wsdl.Inspect) (*wsd
 	var held []view
 	n.mu.Lock()
 	for _, a := range n.ledger.held {
-		if request.Job == "" || request.Job == a.job {
+		if request.Job == "" || a.of(request.Job) {
 			held = append(held, view{*a, n.runners[a.key]})
 		}
 	}
@@ -374,7 +374,7 @@ func (q *queue) enqueue(ctx context.Context, name string, request *wsdl.Enqueue)
 	if channel >= 0 {
 		return nil, between(channel)
 	}
-	if guest := q.node.inside(request.Job); guest != nil {
+	if guest := q.node.inside(request.Job, name); guest != nil {
 		passed := *request
 		passed.Queue = name
 		return guest.EnqueueContext(ctx, &passed)
@@ -400,7 +400,7 @@ func (q *queue) dequeue(ctx context.Context, name string, request *wsdl.Dequeue)
 	if channel >= 0 {
 		return nil, between(channel)
 	}
-	if guest := q.node.inside(request.Job); guest != nil {
+	if guest := q.node.inside(request.Job, name); guest != nil {
 		passed := *request
 		passed.Queue = name
 		return guest.DequeueContext(ctx, &passed)
@@ -430,7 +430,7 @@ func (q *queue) published(job, local string) (string, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for k, r := range n.runners {
-		if k.job == job {
+		if k.of(job) {
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			if r.answer != nil {
@@ -445,7 +445,7 @@ func (q *queue) openSocket(ctx context.Context, name string, request *wsdl.OpenS
 	if id, channel, _ := held(name); id > 0 || channel >= 0 {
 		return nil, wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("%s is no end outside the job: a plain socket leads to such an end only", name), "use Enqueue and Dequeue, or add an edge from or to outside:NAME")
 	}
-	if guest := q.node.inside(request.Job); guest != nil {
+	if guest := q.node.inside(request.Job, name); guest != nil {
 		passed := *request
 		passed.Queue = name
 		return guest.OpenSocketContext(ctx, &passed)

@@ -2519,6 +2519,8 @@ func (v *Enclosure) visit(c *codec, field int) bool {
 		return one(c, &v.Memory, number)
 	case 3:
 		return optional(c, &v.Network, record)
+	case 4:
+		return one(c, &v.Peer, text)
 	}
 	return false
 }
@@ -2695,10 +2697,12 @@ func (v *JobPolicy) visit(c *codec, field int) bool {
 	case 5:
 		return one(c, &v.Image, text)
 	case 6:
-		return optional(c, &v.Checkpoint, text)
+		return optional(c, &v.PerVM, text)
 	case 7:
-		return optional(c, &v.Network, text)
+		return optional(c, &v.Checkpoint, text)
 	case 8:
+		return optional(c, &v.Network, text)
+	case 9:
 		return optional(c, &v.Nodes, text)
 	}
 	return false

@@ -2154,6 +2154,10 @@ type JobPolicy struct {
 
 	Image string `xml:"image,attr,omitempty" json:"image,omitempty"`
 
+	// Only with isolation="vm": at most so many processes in one VM, so that a node that gets more of them has several VMs of the job. Default 0: one VM on each node.
+
+	PerVM *Number `xml:"perVM,attr,omitempty" json:"perVM,omitempty"`
+
 	// Only with isolation="vm": seconds from one checkpoint of the whole job to the next. When a node is lost the job goes on from the newest one, elsewhere. Default 0: none.
 
 	Checkpoint *Number `xml:"checkpoint,attr,omitempty" json:"checkpoint,omitempty"`
@@ -2523,6 +2527,9 @@ type Enclosure struct {
 
 	// Absent: it has no network card.
 	Network *VMNetwork `xml:"network,omitempty" json:"network,omitempty"`
+
+	// What its proxy calls itself to its peers; absent: the node's id. Of several VMs that a job has on one node each is an attempt of its own there, whose job is JOB.PART.
+	Peer string `xml:"peer,omitempty" json:"peer,omitempty"`
 }
 
 type VMNetwork struct {

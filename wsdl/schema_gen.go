@@ -690,6 +690,7 @@ var schemaTypes = [...]schemaType{
 		{"name", 213, 0, 1, false},
 		{"memory", 212, 1, 1, false},
 		{"network", 203, 0, 1, false},
+		{"peer", 213, 0, 1, false},
 	}},
 	144: {name: "Encoder", kind: kindComplex, attributes: []schemaAttribute{
 		{"codec", 138, false},
@@ -772,6 +773,7 @@ var schemaTypes = [...]schemaType{
 		{"queue", 213, false},
 		{"isolation", 155, false},
 		{"image", 213, false},
+		{"perVM", 166, false},
 		{"checkpoint", 166, false},
 		{"network", 163, false},
 		{"nodes", 166, false},

@@ -71,6 +71,7 @@ func newDemand(job *profile.Job, nodes []Node) *demand {
 		languages[source.Name] = source.Language
 	}
 	known := map[string]int32{}
+	share := vmShare(job.VM)
 	for t, task := range job.Tasks {
 		first := &job.Processes[task.First]
 		language := languages[task.Source]
@@ -84,7 +85,7 @@ func newDemand(job *profile.Job, nodes []Node) *demand {
 			c = int32(len(d.classes))
 			known[key] = c
 			d.classes = append(d.classes, class{
-				need:    room{slots: 1, cores: first.Need.Cores, memory: first.Need.MemoryMiB},
+				need:    room{slots: 1, cores: first.Need.Cores, memory: first.Need.MemoryMiB + share},
 				require: first.Need.Require, language: language, queues: queues[t], logic: logic[t],
 			})
 		}
@@ -95,6 +96,16 @@ func newDemand(job *profile.Job, nodes []Node) *demand {
 		}
 	}
 	return d
+}
+
+// vmShare is what each process takes of its VM's memory where several are in one, and
+// a node may have several: n processes have at most as many VMs as their shares and
+// the rest of one pay for.
+func vmShare(vm *profile.VM) int64 {
+	if vm == nil || vm.Most == 0 {
+		return 0
+	}
+	return (vm.MemoryMiB + int64(vm.Most) - 1) / int64(vm.Most)
 }
 
 // keeps is, by task, what the queues need that a node of its processes may have to
@@ -135,11 +146,15 @@ type supply struct {
 	*demand
 	nodes  []Node
 	free   []room
+	vm     int64      // MiB that are left out of a node's free ones, for the VM that the first process there needs
 	barred [][]phrase // by class and node: why it can never go there; zero = it can
 }
 
 func newSupply(d *demand, nodes []Node, empty bool) *supply {
 	s := &supply{demand: d, nodes: nodes, free: make([]room, len(nodes)), barred: make([][]phrase, len(d.classes))}
+	if vm := d.job.VM; vm != nil {
+		s.vm = vm.MemoryMiB - vmShare(vm)
+	}
 	for i := range nodes {
 		n := &nodes[i]
 		switch {
@@ -148,9 +163,7 @@ func newSupply(d *demand, nodes []Node, empty bool) *supply {
 		case n.Shunned == "":
 			s.free[i] = room{n.FreeSlots, n.FreeCores, n.FreeMemoryMiB}
 		}
-		if d.job.VM != nil { // one on each node that is used
-			s.free[i].memory -= d.job.VM.MemoryMiB
-		}
+		s.free[i].memory -= s.vm
 	}
 	for c := range d.classes {
 		s.barred[c] = make([]phrase, len(nodes))

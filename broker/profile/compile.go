@@ -432,14 +432,18 @@ func (c *compiler) compilePolicy(at place, policy *wsdl.JobPolicy) {
 		c.add(at.attribute("nodes"), fmt.Sprint(out.Nodes), fmt.Sprintf("at most %d", len(out.Processes)),
 			"the policy wants at least %d nodes, but the job has only %d to put on them", out.Nodes, len(out.Processes))
 	}
+	perVM := int(number("perVM", policy.PerVM, 0, MaxProcesses, 0))
 	out.Checkpoint = time.Duration(number("checkpoint", policy.Checkpoint, 0, maxWallTime, 0)) * time.Second
 	if out.Checkpoint > 0 {
 		c.compileCheckpoint(at.attribute("checkpoint"), policy)
 	}
 	switch isolation := wsdl.Or(policy.Isolation, wsdl.IsolationProcess); isolation {
 	case wsdl.IsolationProcess:
+		if perVM > 0 {
+			c.add(at.attribute("perVM"), fmt.Sprint(perVM), `isolation="vm" with it`, "the policy says how many processes one VM has, but its isolation is process: there are no VMs")
+		}
 	case wsdl.IsolationVm:
-		c.compileVM(at, policy)
+		c.compileVM(at, policy, perVM)
 		return
 	default:
 		c.add(at.attribute("isolation"), string(isolation), "process or vm", "the policy's isolation is %s, expected process or vm", quote(string(isolation)))
@@ -453,13 +457,13 @@ func (c *compiler) compilePolicy(at place, policy *wsdl.JobPolicy) {
 }
 
 // compileVM is for a job whose processes run in OS-level VMs.
-func (c *compiler) compileVM(at place, policy *wsdl.JobPolicy) {
+func (c *compiler) compileVM(at place, policy *wsdl.JobPolicy, most int) {
 	image := c.textField(at, c.scope, "image", policy.Image)
 	switch {
 	case policy.Image == "":
 		c.add(at.attribute("image"), "", "a registered image", "the policy's isolation is vm, and no image is named that the VMs are begun from: write image=\"NAME\"; `mvm image ls` lists those that are registered")
 	case image.set:
-		c.out.VM = &VM{Image: image.text}
+		c.out.VM = &VM{Image: image.text, Most: most}
 	}
 	switch joined := wsdl.Or(policy.Network, wsdl.NetworkNone) == wsdl.NetworkJob; {
 	case joined && len(c.out.Processes) > MaxNetwork:

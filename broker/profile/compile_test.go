@@ -152,8 +152,8 @@ func TestMistakesAreRefused(t *testing.T) {
 // A job in VMs names their image, and nothing leads past the proxies of its nodes.
 func TestIsolationInVMs(t *testing.T) {
 	pair := task
-	job, err := parse(t, pair+`<edge from="p[0]:x" to="p[1]:x"/><policy isolation="vm" image="minimal@3"/>`)
-	if err != nil || job.VM == nil || job.VM.Image != "minimal@3" {
+	job, err := parse(t, pair+`<edge from="p[0]:x" to="p[1]:x"/><policy isolation="vm" image="minimal@3" perVM="2"/>`)
+	if err != nil || job.VM == nil || job.VM.Image != "minimal@3" || job.VM.Most != 2 {
 		t.Fatalf("found %+v, %v", job, err)
 	}
 	for network, want := range map[string]bool{`network="job"`: true, `network="none"`: false, ``: false} {
@@ -168,6 +168,7 @@ func TestIsolationInVMs(t *testing.T) {
 		{pair + `<policy isolation="vm" image="minimal" network="world"/>`, "not one of none, job"},
 		{`<source name="s" language="c"><file path="a.c"/></source><task name="p" source="s" count="1001"/><policy isolation="vm" image="minimal" network="job"/>`, "at most 1000 can have a network"},
 		{pair + `<policy isolation="process" image="minimal"/>`, "its isolation is process"},
+		{pair + `<policy perVM="1"/>`, "there are no VMs"},
 		{pair + `<edge from="p[0]:x" to="p[1]:x" direct="true"/><policy isolation="vm" image="minimal"/>`, "is direct"},
 	} {
 		if _, err := parse(t, c.body); wsdl.CodeOf(err) != wsdl.FaultCodeInvalidProfile || !strings.Contains(messagesOf(err), c.want) {

@@ -58,7 +58,7 @@ type Job struct {
 	Priority    int    // 0 to 100
 	Queue       string // of the broker's, in which it waits; "" where the profile names none
 	Nodes       int    // spread over at least so many nodes
-	VM          *VM    // the OS-level VMs in which all processes run, one on each node; nil = the nodes themselves
+	VM          *VM    // the OS-level VMs in which all processes run; nil = the nodes themselves
 
 	Checkpoint time.Duration // from one checkpoint of the whole job in VMs to the next; 0 = none
 }
@@ -68,6 +68,7 @@ type Job struct {
 type VM struct {
 	Image     string   // NAME, NAME@VERSION or the digest of its manifest
 	Name      string   // for people
+	Most      int      // processes in one; 0 = all that a node gets
 	MemoryMiB int64    // that each has, beside what its processes claim
 	Languages []string // that it can build and run
 	Blobs     []string // of the image, its manifest the first

@@ -26,12 +26,11 @@ type lab struct {
 	workers []*launch.Node
 }
 
-// newLab starts a lab; args are for its back end.
-func newLab(t *testing.T, workers int, args ...string) *lab {
+func newLab(t *testing.T, workers int) *lab {
 	vmtest.QEMU(t)
 	made := vmtest.Image(t)
 	l := &lab{t: t, outer: t, dir: t.TempDir()}
-	l.front = l.start("front", append(args, "--roles", "backend,frontend", "--accelerator", "none")...)
+	l.front = l.start("front", "--roles", "backend,frontend", "--accelerator", "none")
 	for i := range workers {
 		l.workers = append(l.workers, l.worker(fmt.Sprintf("worker%d", i+1), "127.0.0.1:0"))
 	}
