@@ -333,8 +333,19 @@ func (e *enclosure) restore() (err error) {
 	}
 	e.was, e.id, e.number, e.address, e.home, e.published, e.sequence = was, was.Guest, was.Number, was.Address, was.URL, was.Published, was.Sequence
 	order := osvm.Order{ID: r.vmID(), Owner: r.key.String(), Image: osvm.Image{Name: was.Name, Digest: was.Image}}
-	if e.machine, err = n.host.Restore(r.ctx, order, blobs, was.Checkpoint); err != nil {
+	c, err := osvm.ReadCheckpoint(r.ctx, blobs, was.Checkpoint)
+	if err != nil {
 		return err
+	}
+	if len(c.Disks) > 0 { // which hold what differs from the image's
+		files, err := n.images.Files(r.ctx, n.http, r.request.Image, c.Image, vmPins+order.ID)
+		if err != nil {
+			return err
+		}
+		order.Image = imageOf(files, was.Name)
+	}
+	if e.machine, err = n.host.Restore(r.ctx, order, blobs, was.Checkpoint); err != nil {
+		return errors.Join(err, n.images.Unpin(vmPins+order.ID))
 	}
 	r.mu.Lock()
 	r.vm = e // from here on its end is the runner's

@@ -157,13 +157,24 @@ func (v *machines) RestoreVMContext(ctx context.Context, r *wsdl.RestoreVM) (*ws
 // never is what a VM that is there already is to one that goes on from elsewhere.
 func never(*osvm.Machine) bool { return false }
 
-func (v *machines) restore(ctx context.Context, order osvm.Order, blobs vmBlobs, digest string) (*osvm.Machine, error) {
+func (v *machines) restore(ctx context.Context, order osvm.Order, blobs vmBlobs, digest string) (_ *osvm.Machine, err error) {
 	c, err := osvm.ReadCheckpoint(ctx, blobs, digest)
 	if err != nil {
 		return nil, err
 	}
 	if err := v.room(c.MemoryMiB); err != nil {
 		return nil, err
+	}
+	if len(c.Disks) > 0 { // which hold what differs from the image's
+		pins := vmPins + order.ID
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, v.node.images.Unpin(pins))
+			}
+		}()
+		if order.Image, err = v.image(ctx, c.Image, pins); err != nil {
+			return nil, err
+		}
 	}
 	return v.node.host.Restore(ctx, order, blobs, digest)
 }

@@ -9,14 +9,31 @@ import (
 	"mvm/services/image"
 )
 
+// pushDisk registers the image "disk".
+func (l *lab) pushDisk(t *testing.T) {
+	made, disk := vmtest.Image(t), vmtest.Disk(t)
+	l.push("disk", image.Manifest{CommandLine: "mvm.root=/dev/vda"}, map[image.Part]string{image.Kernel: made.Kernel, image.Initrd: made.Initrd, image.Disk: disk})
+}
+
 // onDisk runs the same job in VMs whose root is a disk, as in the image with gcc,
 // which would be too dear here: the disk has what the minimal image has.
 func (l *lab) onDisk(t *testing.T) {
-	made, disk := vmtest.Image(t), vmtest.Disk(t)
-	l.push("disk", image.Manifest{CommandLine: "mvm.root=/dev/vda"}, map[image.Part]string{image.Kernel: made.Kernel, image.Initrd: made.Initrd, image.Disk: disk})
+	l.pushDisk(t)
 	text := l.must("submit", example+"enclosed.xml", "--param", "image=disk", "--wait")
 	job, _, _ := strings.Cut(text, "\n")
 	if sum := l.must("output", job, "sum.txt", "-o", "-"); sum != fmt.Sprintln(2000*2001/2) {
 		t.Errorf("the sum is %q; mvm submit said\n%s", sum, text)
+	}
+
+	// What a person makes of the image goes on from a checkpoint, too, and is cloned.
+	l.must("vm", "create", "disk", "--name", "lab1", "--node", "worker1")
+	said := strings.Fields(l.must("vm", "checkpoint", "lab1"))
+	l.must("vm", "restore", said[len(said)-1], "--name", "lab2", "--node", "worker2")
+	l.must("vm", "clone", "lab1", "--name", "lab3")
+	for _, id := range []string{"lab1", "lab2", "lab3"} {
+		if text := l.must("vm", "inspect", id); !strings.Contains(text, "running") || !strings.Contains(text, "disk@1") {
+			t.Errorf("%s is not as it was:\n%s", id, text)
+		}
+		l.must("vm", "destroy", id)
 	}
 }

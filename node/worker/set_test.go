@@ -66,10 +66,10 @@ func (l *lab) kill(path string) {
 
 // goesOn runs the example of a job that outlives its machines, has lose take from it
 // what it goes on without, and holds it to its answer.
-func (l *lab) goesOn(stages, nodes int, lose func(status string)) {
+func (l *lab) goesOn(image string, stages, nodes int, lose func(status string)) {
 	l.t.Helper()
 	known, gone := l.count("front", "checkpoint of the job is made"), l.count("front", "the job goes on from its checkpoint")
-	job := strings.Fields(l.must("submit", "../../examples/jobs/survive/survive.xml", "--param", "items=0", "--param", "every=2",
+	job := strings.Fields(l.must("submit", "../../examples/jobs/survive/survive.xml", "--param", "image="+image, "--param", "items=0", "--param", "every=2",
 		"--param", fmt.Sprintf("stages=%d", stages), "--param", fmt.Sprintf("nodes=%d", nodes)))[0]
 	l.await("front", "checkpoint of the job is made", known+1)
 	status := l.must("job", job)
@@ -95,8 +95,10 @@ func (l *lab) goesOn(stages, nodes int, lose func(status string)) {
 // checkpoint.
 func TestJobGoesOn(t *testing.T) {
 	l := newLab(t, 3)
-	// Its only VM's QEMU is killed, most likely while its state is taken or stored.
-	l.goesOn(1, 1, func(string) {
+	l.pushDisk(t)
+	// Its only VM's QEMU is killed, most likely while its state is taken or stored. What
+	// it has on its disk goes along.
+	l.goesOn("disk", 1, 1, func(string) {
 		for _, path := range l.machines("*") {
 			l.kill(path)
 		}
@@ -105,7 +107,7 @@ func TestJobGoesOn(t *testing.T) {
 	// with their machine, which comes back without any. Another, which had no part in
 	// it, takes their place, and every item is counted exactly once. (That a machine does
 	// not come back is told by its lease, and package broker's to test.)
-	l.goesOn(4, 2, func(status string) {
+	l.goesOn("minimal", 4, 2, func(status string) {
 		for i, n := range l.workers {
 			name := fmt.Sprintf("worker%d", i+1)
 			if !strings.Contains(status, name) {
