@@ -84,6 +84,8 @@ func (q *queue) CheckpointAttemptContext(ctx context.Context, request *wsdl.Chec
 	case e == nil:
 		return nil, wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("attempt %s on node %s is in no OS-level VM", f.key, n.id), `checkpoints are of jobs with isolation="vm"`)
 	}
+	ctx, stop := r.within(ctx)
+	defer stop()
 	switch step {
 	case wsdl.CheckpointStepTake:
 		return &wsdl.CheckpointAttemptResponse{}, e.take(ctx, request.Set)
@@ -94,6 +96,14 @@ func (q *queue) CheckpointAttemptContext(ctx context.Context, request *wsdl.Chec
 	defer e.snapshots.mu.Unlock()
 	e.letGo()
 	return &wsdl.CheckpointAttemptResponse{}, nil
+}
+
+// within is ctx, and is over when the attempt is: its end, by which its VM is removed,
+// must not wait for a store that is perhaps where the broker is, out of reach.
+func (r *runner) within(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	over := context.AfterFunc(r.ctx, cancel)
+	return ctx, func() { over(); cancel() }
 }
 
 // take suspends the VM and takes its state, and what is known of it here: of one

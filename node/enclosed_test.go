@@ -1,8 +1,10 @@
 package node
 
 import (
+	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"mvm/wsdl"
 )
@@ -52,5 +54,23 @@ func TestCallsBeforeAGuestIsUp(t *testing.T) {
 		if err := call(); wsdl.CodeOf(err) != wsdl.FaultCodeUnavailable || !strings.Contains(err.Error(), "still awakening") {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestWithin: what is done for an attempt's checkpoint is given up when the attempt
+// ends, also where whoever asked for it still waits.
+func TestWithin(t *testing.T) {
+	r := &runner{}
+	r.ctx, r.cancel = context.WithCancel(t.Context())
+	ctx, stop := r.within(t.Context())
+	defer stop()
+	if ctx.Err() != nil {
+		t.Fatal("it is over before the attempt is")
+	}
+	r.cancel()
+	select {
+	case <-ctx.Done():
+	case <-time.After(time.Minute):
+		t.Error("it goes on after the attempt's end")
 	}
 }
