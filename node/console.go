@@ -1,7 +1,6 @@
 package node
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +13,7 @@ import (
 	"github.com/gorilla/mux"
 
 	"mvm/osvm"
+	"mvm/services/soap"
 	"mvm/wsdl"
 )
 
@@ -48,23 +48,23 @@ func (n *Node) Console() http.Handler {
 			return
 		}
 		defer view.Close()
-		conn, typed, ok := upgrade(w, consoleUpgrade)
+		conn, ok := soap.AcceptUpgrade(w, consoleUpgrade)
 		if !ok {
 			return
 		}
 		defer conn.Close()
-		n.attachTo(r.Context(), conn, typed, view)
+		n.attachTo(r.Context(), conn, view)
 	})
 }
 
 // attachTo connects somebody with a console until either is gone.
-func (n *Node) attachTo(ctx context.Context, conn net.Conn, typed *bufio.Reader, view *osvm.View) {
+func (n *Node) attachTo(ctx context.Context, conn net.Conn, view *osvm.View) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	stopped := context.AfterFunc(n.living, func() { _ = conn.Close() })
 	defer stopped()
 	go func() {
-		_, _ = io.Copy(view, typed) // however it ends, nothing more is typed
+		_, _ = io.Copy(view, conn) // however it ends, nothing more is typed
 		_ = view.Close()
 	}()
 	var buffer [16 << 10]byte
@@ -89,22 +89,6 @@ func asks(w http.ResponseWriter, r *http.Request, protocol, otherwise string) bo
 	w.Header().Set("Connection", "Upgrade")
 	sayPlainly(w, http.StatusUpgradeRequired, errors.New(otherwise))
 	return false
-}
-
-// upgrade makes a request's connection the caller's, without the time limits that
-// the request had. Where it cannot, that is answered.
-func upgrade(w http.ResponseWriter, protocol string) (net.Conn, *bufio.Reader, bool) {
-	conn, ahead, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		sayPlainly(w, http.StatusInternalServerError, err)
-		return nil, nil, false
-	}
-	_ = conn.SetDeadline(time.Time{})
-	if _, err := io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: "+protocol+"\r\nConnection: Upgrade\r\n\r\n"); err != nil {
-		_ = conn.Close()
-		return nil, nil, false
-	}
-	return conn, ahead.Reader, true
 }
 
 // whoOf is who asks, as others are told: by its own word, and where that is from.

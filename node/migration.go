@@ -1,18 +1,15 @@
 package node
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
-	"net/url"
-	"strings"
 	"time"
 
 	"mvm/osvm"
+	"mvm/services/soap"
 	"mvm/wsdl"
 )
 
@@ -91,45 +88,12 @@ func (v *machines) target(ctx context.Context, id string) (string, error) {
 
 // dialMigration makes a connection to a node on which it takes a VM.
 func dialMigration(ctx context.Context, base string) (net.Conn, error) {
-	u, err := url.Parse(base)
-	if err != nil {
-		return nil, err
-	}
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", u.Host)
-	if err != nil {
-		return nil, err
-	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
-	defer stop()
 	request, err := http.NewRequest(http.MethodGet, base+"/services/vm/arrivals", nil)
-	if err == nil {
-		request.Header.Set("Connection", "Upgrade")
-		request.Header.Set("Upgrade", migrationUpgrade)
-		err = request.Write(conn)
-	}
-	var response *http.Response
-	reader := bufio.NewReader(conn)
-	if err == nil {
-		response, err = http.ReadResponse(reader, request)
-	}
-	if err == nil && response.StatusCode != http.StatusSwitchingProtocols {
-		said, _ := io.ReadAll(io.LimitReader(response.Body, 1000))
-		err = fmt.Errorf("it answers %s: %s", response.Status, strings.TrimSpace(string(said)))
-	}
 	if err != nil {
-		_ = conn.Close()
 		return nil, err
 	}
-	return &readAhead{conn, reader}, nil
+	return soap.Upgrade(ctx, request, migrationUpgrade)
 }
-
-// readAhead is a connection of which some may have been read.
-type readAhead struct {
-	net.Conn
-	reader *bufio.Reader
-}
-
-func (r *readAhead) Read(p []byte) (int, error) { return r.reader.Read(p) }
 
 // Arrivals takes VMs from other nodes: GET with an upgrade to mvm-migration.
 func (n *Node) Arrivals() http.Handler {
@@ -143,11 +107,11 @@ func (n *Node) Arrivals() http.Handler {
 		if !asks(w, r, migrationUpgrade, "VMs come here from other nodes; `mvm vm migrate` sends one") {
 			return
 		}
-		conn, ahead, ok := upgrade(w, migrationUpgrade)
+		conn, ok := soap.AcceptUpgrade(w, migrationUpgrade)
 		if !ok {
 			return
 		}
-		m, err := host.MigrateFrom(n.living, &readAhead{conn, ahead}, func(a osvm.Arrival) error {
+		m, err := host.MigrateFrom(n.living, conn, func(a osvm.Arrival) error {
 			if a.Spec.Owner != "" {
 				return fmt.Errorf("it belongs to %s, which is not this node's", a.Spec.Owner)
 			}

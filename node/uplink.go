@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"io"
 	"net"
 	"net/url"
 	"time"
@@ -76,22 +75,18 @@ func (u *uplink) keep(ctx context.Context, session *link.Session) {
 
 // toSelf leads a guest's connection to this node's own services.
 func (n *Node) toSelf(conn net.Conn) {
-	defer conn.Close()
 	n.mu.Lock()
 	base, err := url.Parse(n.url)
 	n.mu.Unlock()
+	var own net.Conn
+	if err == nil {
+		own, err = net.Dial("tcp", base.Host)
+	}
 	if err != nil {
+		_ = conn.Close()
 		return
 	}
-	own, err := net.Dial("tcp", base.Host)
-	if err != nil {
-		return
-	}
-	go func() {
-		defer own.Close()
-		_, _ = io.Copy(own, conn)
-	}()
-	_, _ = io.Copy(conn, own)
+	link.Splice(conn, own)
 }
 
 // dialOut is a guest's way to everywhere that this node reaches.

@@ -92,7 +92,7 @@ func (i *Inside) lead(conn net.Conn) {
 			_ = conn.Close()
 			return
 		}
-		splice(conn, local)
+		Splice(conn, local)
 	default:
 		_ = conn.Close()
 	}
@@ -214,5 +214,5 @@ func (i *Inside) dialFor(conn net.Conn) {
 		_ = out.Close()
 		return
 	}
-	splice(conn, out)
+	Splice(conn, out)
 }

@@ -156,7 +156,7 @@ func (o *Outside) dial(conn net.Conn, address string) bool {
 		_ = out.Close()
 		return false
 	}
-	splice(conn, out)
+	Splice(conn, out)
 	return true
 }
 
@@ -217,7 +217,7 @@ func (o *Outside) visit(l net.Listener, port int) {
 					_ = conn.Close()
 					return
 				}
-				splice(in, conn)
+				Splice(in, conn)
 			}()
 		default:
 			_ = conn.Close()

@@ -16,8 +16,8 @@ func closeWrite(conn net.Conn) {
 	_ = conn.Close()
 }
 
-// splice carries bytes both ways until both ends have said all, or one fails.
-func splice(a, b net.Conn) {
+// Splice carries bytes both ways until both ends have said all, or one fails.
+func Splice(a, b net.Conn) {
 	var both sync.WaitGroup
 	for _, way := range [][2]net.Conn{{a, b}, {b, a}} {
 		both.Go(func() {

@@ -1,7 +1,6 @@
 package client
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"errors"
@@ -15,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"mvm/services/soap"
 	"mvm/wsdl"
 )
 
@@ -279,38 +279,15 @@ func (vm *VM) Console(ctx context.Context, who string, force bool) (net.Conn, er
 	if err != nil {
 		return nil, err
 	}
-	request.Header.Set("Connection", "Upgrade")
-	request.Header.Set("Upgrade", consoleUpgrade)
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", base.Host)
-	if err != nil {
+	conn, err := soap.Upgrade(ctx, request, consoleUpgrade)
+	var refused *soap.RefusedUpgrade
+	switch {
+	case errors.As(err, &refused):
+		return nil, refusedPlainly(refused.Response)
+	case err != nil && ctx.Err() == nil:
 		return nil, wsdl.NewFault(wsdl.FaultCodeUnavailable, fmt.Sprintf("node %s is not reached: %v", nodeName(vm.Host), err), "see whether it runs")
 	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
-	reader, err := upgrade(conn, request)
-	if !stop() && err == nil {
-		err = ctx.Err()
-	}
-	if err != nil {
-		_ = conn.Close()
-		return nil, err
-	}
-	return &console{conn, reader}, nil
-}
-
-// upgrade makes a connection what a request asks for.
-func upgrade(conn net.Conn, request *http.Request) (*bufio.Reader, error) {
-	if err := request.Write(conn); err != nil {
-		return nil, err
-	}
-	reader := bufio.NewReader(conn)
-	response, err := http.ReadResponse(reader, request)
-	if err != nil {
-		return nil, err
-	}
-	if response.StatusCode == http.StatusSwitchingProtocols && strings.EqualFold(response.Header.Get("Upgrade"), consoleUpgrade) {
-		return reader, nil
-	}
-	return nil, refusedPlainly(response)
+	return conn, err
 }
 
 // refusedPlainly is the fault in a node's answer that is not SOAP.
@@ -330,11 +307,3 @@ func refusedPlainly(response *http.Response) error {
 	message, advice, _ := strings.Cut(strings.TrimSpace(string(said)), "; ")
 	return wsdl.NewFault(code, cmp.Or(message, "the node answers "+response.Status), advice)
 }
-
-// console is a connection of which some may have been read ahead.
-type console struct {
-	net.Conn
-	reader *bufio.Reader
-}
-
-func (c *console) Read(p []byte) (int, error) { return c.reader.Read(p) }
