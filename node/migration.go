@@ -39,7 +39,11 @@ func (v *machines) MigrateVMContext(ctx context.Context, r *wsdl.MigrateVM) (*ws
 	if err != nil {
 		return nil, err
 	}
-	conn, err := dialMigration(ctx, target)
+	awaited, err := wsdl.NewVMClient(v.node.caller, target+"/services/vm").AwaitVMContext(ctx, &wsdl.AwaitVM{Id: m.ID, Memory: int64(m.MemoryMiB)})
+	if err != nil {
+		return nil, err
+	}
+	conn, err := dialMigration(ctx, target, awaited.Token)
 	if err != nil {
 		return nil, wsdl.NewFault(wsdl.FaultCodeUnavailable, fmt.Sprintf("node %s does not take the VM %s: %v", r.Node, m.ID, err), "see whether it runs, or choose another node")
 	}
@@ -86,34 +90,37 @@ func (v *machines) target(ctx context.Context, id string) (string, error) {
 	return "", wsdl.NewFault(wsdl.FaultCodeNotFound, fmt.Sprintf("there is no node %.80q", id), "`mvm nodes` lists the nodes")
 }
 
-// dialMigration makes a connection to a node on which it takes a VM.
-func dialMigration(ctx context.Context, base string) (net.Conn, error) {
+// dialMigration makes a connection to a node on which it takes the VM that the
+// token is for.
+func dialMigration(ctx context.Context, base, token string) (net.Conn, error) {
 	request, err := http.NewRequest(http.MethodGet, base+"/services/vm/arrivals", nil)
 	if err != nil {
 		return nil, err
 	}
+	request.Header.Set("Authorization", bearer+token)
 	return soap.Upgrade(ctx, request, migrationUpgrade)
 }
 
-// Arrivals takes VMs from other nodes: GET with an upgrade to mvm-migration.
+// Arrivals takes VMs from other nodes, which have asked by AwaitVM: GET with the
+// token that they got there and an upgrade to mvm-migration.
 func (n *Node) Arrivals() http.Handler {
 	v := &machines{node: n}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		host, err := v.host(r.Context())
-		if err != nil {
-			sayPlainly(w, http.StatusServiceUnavailable, err)
+		if !asks(w, r, migrationUpgrade, "VMs come here from other nodes; `mvm vm migrate` sends one") {
 			return
 		}
-		if !asks(w, r, migrationUpgrade, "VMs come here from other nodes; `mvm vm migrate` sends one") {
+		expected, err := n.arrivals.take(r.Header.Get("Authorization"), n.clock.Now())
+		if err != nil {
+			sayPlainly(w, http.StatusForbidden, err)
 			return
 		}
 		conn, ok := soap.AcceptUpgrade(w, migrationUpgrade)
 		if !ok {
 			return
 		}
-		m, err := host.MigrateFrom(n.living, conn, func(a osvm.Arrival) error {
-			if a.Spec.Owner != "" {
-				return fmt.Errorf("it belongs to %s, which is not this node's", a.Spec.Owner)
+		m, err := n.host.MigrateFrom(n.living, conn, func(a osvm.Arrival) error {
+			if err := expected.is(a.Spec); err != nil {
+				return err
 			}
 			return v.room(a.Spec.MemoryMiB)
 		})

@@ -140,6 +140,7 @@ type Node struct {
 	proxyListen     string
 	streamMax       int64
 	callTimeout     time.Duration
+	arrivals        arrivals
 	beatNow         chan struct{}  // capacity 1
 	running         sync.WaitGroup // runners' goroutines
 

@@ -96,6 +96,38 @@ func (v *ApplyChangeResponse) root() (string, *xml.Name) {
 	return "ApplyChangeResponse", &v.XMLName
 }
 
+func (v *AwaitVM) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Id, text)
+	case 1:
+		return one(c, &v.Memory, number)
+	}
+	return false
+}
+
+func (v *AwaitVM) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "AwaitVM", &v.XMLName
+}
+
+func (v *AwaitVMResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Token, text)
+	}
+	return false
+}
+
+func (v *AwaitVMResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "AwaitVMResponse", &v.XMLName
+}
+
 func (v *Awaken) visit(c *codec, field int) bool {
 	switch field {
 	case 0:

@@ -1004,6 +1004,8 @@ type VMContext interface {
 	CloneVMContext(ctx context.Context, request *CloneVM) (*CloneVMResponse, error)
 	// Move a VM to another node while it runs. Answered when it runs there.
 	MigrateVMContext(ctx context.Context, request *MigrateVM) (*MigrateVMResponse, error)
+	// From nodes: take the VM that the caller is about to send here, or say why not.
+	AwaitVMContext(ctx context.Context, request *AwaitVM) (*AwaitVMResponse, error)
 	// From nodes: whether a VM that was being sent here is here. When it is not, it never will be.
 	SettleMigrationContext(ctx context.Context, request *SettleMigration) (*SettleMigrationResponse, error)
 }
@@ -1064,6 +1066,10 @@ func (w VMWithoutContext) MigrateVM(request *MigrateVM) (*MigrateVMResponse, err
 	return w.Server.MigrateVMContext(context.Background(), request)
 }
 
+func (w VMWithoutContext) AwaitVM(request *AwaitVM) (*AwaitVMResponse, error) {
+	return w.Server.AwaitVMContext(context.Background(), request)
+}
+
 func (w VMWithoutContext) SettleMigration(request *SettleMigration) (*SettleMigrationResponse, error) {
 	return w.Server.SettleMigrationContext(context.Background(), request)
 }
@@ -1109,6 +1115,9 @@ func VMContract(server VMContext) Contract {
 		}},
 		{Name: "MigrateVM", Doc: "Move a VM to another node while it runs. Answered when it runs there.", NewRequest: func() any { return new(MigrateVM) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.MigrateVMContext(ctx, request.(*MigrateVM)))
+		}},
+		{Name: "AwaitVM", Doc: "From nodes: take the VM that the caller is about to send here, or say why not.", NewRequest: func() any { return new(AwaitVM) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.AwaitVMContext(ctx, request.(*AwaitVM)))
 		}},
 		{Name: "SettleMigration", Doc: "From nodes: whether a VM that was being sent here is here. When it is not, it never will be.", NewRequest: func() any { return new(SettleMigration) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.SettleMigrationContext(ctx, request.(*SettleMigration)))
@@ -1231,6 +1240,14 @@ func (c *VMClient) CloneVMContext(ctx context.Context, request *CloneVM) (*Clone
 func (c *VMClient) MigrateVMContext(ctx context.Context, request *MigrateVM) (*MigrateVMResponse, error) {
 	response := new(MigrateVMResponse)
 	if err := c.caller.Call(ctx, c.url, "MigrateVM", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *VMClient) AwaitVMContext(ctx context.Context, request *AwaitVM) (*AwaitVMResponse, error) {
+	response := new(AwaitVMResponse)
+	if err := c.caller.Call(ctx, c.url, "AwaitVM", request, response); err != nil {
 		return nil, err
 	}
 	return response, nil

@@ -1717,6 +1717,22 @@ type MigrateVMResponse struct {
 	DownMicros *int64 `xml:"downMicros,omitempty" json:"downMicros,omitempty"`
 }
 
+type AwaitVM struct {
+	XMLName xml.Name `xml:"urn:mvm:1 AwaitVM"`
+
+	Id string `xml:"id" json:"id,omitempty"`
+
+	// MiB that it has.
+	Memory int64 `xml:"memory" json:"memory,omitempty"`
+}
+
+type AwaitVMResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 AwaitVMResponse"`
+
+	// Lets that VM in, once, within a minute.
+	Token string `xml:"token" json:"token,omitempty"`
+}
+
 type SettleMigration struct {
 	XMLName xml.Name `xml:"urn:mvm:1 SettleMigration"`
 
@@ -4431,6 +4447,14 @@ type VMPortType interface {
 	// Error can be either of the following types:
 	//
 	//   - GridFault
+	/* From nodes: take the VM that the caller is about to send here, or say why not. */
+	AwaitVM(request *AwaitVM) (*AwaitVMResponse, error)
+
+	AwaitVMContext(ctx context.Context, request *AwaitVM) (*AwaitVMResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
 	/* From nodes: whether a VM that was being sent here is here. When it is not, it never will be. */
 	SettleMigration(request *SettleMigration) (*SettleMigrationResponse, error)
 
@@ -4663,6 +4687,23 @@ func (service *vMPortType) MigrateVMContext(ctx context.Context, request *Migrat
 
 func (service *vMPortType) MigrateVM(request *MigrateVM) (*MigrateVMResponse, error) {
 	return service.MigrateVMContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *vMPortType) AwaitVMContext(ctx context.Context, request *AwaitVM) (*AwaitVMResponse, error) {
+	response := new(AwaitVMResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#AwaitVM", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *vMPortType) AwaitVM(request *AwaitVM) (*AwaitVMResponse, error) {
+	return service.AwaitVMContext(
 		context.Background(),
 		request,
 	)

@@ -11,1166 +11,1173 @@ import (
 // other by their place in it. Nothing writes to it.
 var schemaTypes = [...]schemaType{
 	0: {name: "AddEdge", kind: kindComplex, elements: []schemaElement{
-		{"job", 213, 1, 1, false},
-		{"edge", 142, 1, 1, false},
-		{"queue", 179, 0, 1, false},
-		{"waitMillis", 211, 0, 1, false},
-		{"token", 213, 0, 1, false},
+		{"job", 215, 1, 1, false},
+		{"edge", 144, 1, 1, false},
+		{"queue", 181, 0, 1, false},
+		{"waitMillis", 213, 0, 1, false},
+		{"token", 215, 0, 1, false},
 	}},
 	1: {name: "AddEdgeResponse", kind: kindComplex, elements: []schemaElement{
-		{"change", 133, 1, 1, false},
+		{"change", 135, 1, 1, false},
 	}},
 	2: {name: "ApplyChange", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 126, 1, 1, false},
-		{"number", 212, 1, 1, false},
-		{"step", 211, 1, 1, false},
-		{"build", 130, 0, -1, false},
-		{"peer", 170, 0, -1, false},
-		{"queue", 191, 0, -1, false},
-		{"channel", 134, 0, -1, false},
-		{"resume", 196, 0, -1, false},
-		{"alter", 192, 0, -1, false},
-		{"switch", 196, 0, -1, false},
-		{"queueLimits", 183, 0, 1, false},
-		{"discard", 141, 0, 1, false},
+		{"attempt", 128, 1, 1, false},
+		{"number", 214, 1, 1, false},
+		{"step", 213, 1, 1, false},
+		{"build", 132, 0, -1, false},
+		{"peer", 172, 0, -1, false},
+		{"queue", 193, 0, -1, false},
+		{"channel", 136, 0, -1, false},
+		{"resume", 198, 0, -1, false},
+		{"alter", 194, 0, -1, false},
+		{"switch", 198, 0, -1, false},
+		{"queueLimits", 185, 0, 1, false},
+		{"discard", 143, 0, 1, false},
 	}},
 	3: {name: "ApplyChangeResponse", kind: kindComplex, elements: []schemaElement{
-		{"done", 209, 1, 1, true},
-		{"switch", 197, 0, -1, false},
-	}},
-	4: {name: "Awaken", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 126, 1, 1, false},
-		{"broker", 213, 1, 1, false},
-		{"image", 213, 1, -1, false},
-		{"slots", 211, 1, 1, false},
-		{"memory", 212, 0, 1, false},
-		{"cores", 211, 0, 1, false},
-		{"proxy", 209, 1, 1, true},
-		{"build", 130, 0, -1, false},
-		{"file", 148, 0, -1, false},
-		{"queueLimits", 183, 0, 1, false},
-		{"vm", 143, 0, 1, false},
-		{"restore", 213, 0, 1, false},
-		{"redialMillis", 212, 0, 1, false},
-	}},
-	5: {name: "AwakenResponse", kind: kindComplex, elements: []schemaElement{
-		{"address", 213, 0, 1, false},
-		{"fingerprint", 213, 0, 1, false},
-		{"build", 131, 0, -1, false},
-		{"trunk", 170, 0, 1, false},
-	}},
-	6: {name: "CancelJob", kind: kindComplex, elements: []schemaElement{
-		{"id", 213, 1, 1, false},
-		{"reason", 213, 0, 1, false},
-	}},
-	7: {name: "CancelJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"state", 159, 1, 1, false},
-	}},
-	8: {name: "ChangeQueue", kind: kindComplex, elements: []schemaElement{
-		{"job", 213, 0, 1, false},
-		{"queue", 213, 1, 1, false},
-		{"type", 186, 0, 1, false},
-		{"full", 149, 0, 1, false},
-		{"capacity", 212, 0, 1, true},
-		{"encoders", 145, 0, 1, false},
-		{"rule", 213, 0, 1, true},
-		{"ruleVersion", 211, 0, 1, false},
-		{"link", 162, 0, 1, false},
-		{"served", 209, 0, 1, false},
-		{"weight", 211, 0, 1, false},
-		{"held", 209, 0, 1, true},
-		{"waitMillis", 211, 0, 1, false},
-		{"token", 213, 0, 1, false},
-	}},
-	9: {name: "ChangeQueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"change", 133, 1, 1, false},
-	}},
-	10: {name: "CheckpointAttempt", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 126, 1, 1, false},
-		{"set", 212, 1, 1, false},
-		{"step", 137, 1, 1, false},
-	}},
-	11: {name: "CheckpointAttemptResponse", kind: kindComplex, elements: []schemaElement{
-		{"record", 213, 0, 1, false},
-		{"address", 213, 0, 1, false},
-		{"blob", 213, 0, -1, false},
-		{"pauseMillis", 212, 0, 1, false},
-	}},
-	12: {name: "CheckpointVM", kind: kindComplex, elements: []schemaElement{
-		{"id", 213, 1, 1, false},
-	}},
-	13: {name: "CheckpointVMResponse", kind: kindComplex, elements: []schemaElement{
-		{"checkpoint", 201, 1, 1, false},
-		{"pauseMicros", 212, 1, 1, true},
-		{"written", 212, 1, 1, true},
-	}},
-	14: {name: "CloneVM", kind: kindComplex, elements: []schemaElement{
-		{"id", 213, 1, 1, false},
-		{"clone", 213, 0, 1, false},
-		{"limits", 202, 0, 1, false},
-		{"suspended", 209, 0, 1, false},
-	}},
-	15: {name: "CloneVMResponse", kind: kindComplex, elements: []schemaElement{
-		{"vm", 206, 1, 1, false},
-	}},
-	16: {name: "CreateVM", kind: kindComplex, elements: []schemaElement{
-		{"id", 213, 0, 1, false},
-		{"image", 213, 1, 1, false},
-		{"memory", 212, 0, 1, false},
-		{"limits", 202, 0, 1, false},
-		{"suspended", 209, 0, 1, false},
-	}},
-	17: {name: "CreateVMResponse", kind: kindComplex, elements: []schemaElement{
-		{"vm", 206, 1, 1, false},
-	}},
-	18: {name: "Dequeue", kind: kindComplex, elements: []schemaElement{
-		{"job", 213, 1, 1, false},
-		{"queue", 213, 1, 1, false},
-		{"limit", 211, 0, 1, false},
-		{"timeoutMillis", 211, 0, 1, false},
-	}},
-	19: {name: "DequeueResponse", kind: kindComplex, elements: []schemaElement{
-		{"item", 128, 0, -1, false},
-		{"end", 209, 1, 1, true},
-	}},
-	20: {name: "DestroyVM", kind: kindComplex, elements: []schemaElement{
-		{"id", 213, 1, 1, false},
-		{"force", 209, 0, 1, false},
-	}},
-	21: {name: "DestroyVMResponse", kind: kindComplex},
-	22: {name: "DrainQueue", kind: kindComplex, elements: []schemaElement{
-		{"job", 213, 0, 1, false},
-		{"queue", 213, 1, 1, false},
-		{"limit", 211, 0, 1, false},
-	}},
-	23: {name: "DrainQueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"item", 182, 0, -1, false},
-		{"more", 209, 1, 1, true},
-	}},
-	24: {name: "Enqueue", kind: kindComplex, elements: []schemaElement{
-		{"job", 213, 1, 1, false},
-		{"queue", 213, 1, 1, false},
-		{"item", 128, 0, -1, false},
-		{"priority", 211, 0, 1, false},
-		{"instruction", 209, 0, 1, false},
-		{"end", 209, 0, 1, false},
-		{"timeoutMillis", 211, 0, 1, false},
-	}},
-	25: {name: "EnqueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"accepted", 211, 1, 1, true},
-	}},
-	26: {name: "GetBlob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 213, 1, 1, false},
-		{"offset", 212, 0, 1, false},
-		{"length", 211, 0, 1, false},
-	}},
-	27: {name: "GetBlobResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 129, 1, 1, false},
-		{"data", 128, 0, 1, false},
-	}},
-	28: {name: "GetBroker", kind: kindComplex},
-	29: {name: "GetBrokerResponse", kind: kindComplex, elements: []schemaElement{
-		{"url", 213, 1, 1, false},
-		{"node", 213, 1, 1, false},
-		{"image", 213, 1, 1, false},
-		{"information", 213, 1, 1, false},
-	}},
-	30: {name: "GetChange", kind: kindComplex, elements: []schemaElement{
-		{"job", 213, 1, 1, false},
-		{"number", 212, 1, 1, false},
-		{"waitMillis", 211, 0, 1, false},
-	}},
-	31: {name: "GetChangeResponse", kind: kindComplex, elements: []schemaElement{
-		{"change", 133, 1, 1, false},
-	}},
-	32: {name: "GetImage", kind: kindComplex, elements: []schemaElement{
-		{"name", 213, 1, 1, false},
-		{"version", 211, 0, 1, false},
-	}},
-	33: {name: "GetImageResponse", kind: kindComplex, elements: []schemaElement{
-		{"image", 152, 1, 1, false},
-		{"source", 213, 0, -1, false},
-	}},
-	34: {name: "GetJob", kind: kindComplex, elements: []schemaElement{
-		{"id", 213, 1, 1, false},
-	}},
-	35: {name: "GetJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"job", 160, 1, 1, false},
-	}},
-	36: {name: "GetOutput", kind: kindComplex, elements: []schemaElement{
-		{"id", 213, 1, 1, false},
-		{"process", 211, 0, 1, true},
-		{"name", 213, 1, 1, false},
-		{"offset", 212, 0, 1, false},
-		{"length", 211, 0, 1, false},
-		{"waitMillis", 211, 0, 1, false},
-	}},
-	37: {name: "GetOutputResponse", kind: kindComplex, elements: []schemaElement{
-		{"data", 128, 0, 1, false},
-		{"next", 212, 1, 1, true},
-		{"end", 209, 1, 1, true},
-		{"digest", 213, 0, 1, false},
-	}},
-	38: {name: "GetProfile", kind: kindComplex, elements: []schemaElement{
-		{"kind", 177, 1, 1, false},
-		{"name", 213, 1, 1, false},
-		{"version", 211, 0, 1, false},
-	}},
-	39: {name: "GetProfileResponse", kind: kindComplex, elements: []schemaElement{
-		{"profile", 176, 1, 1, false},
-	}},
-	40: {name: "GetQuiet", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 126, 1, 1, false},
-		{"waits", 209, 0, 1, false},
-	}},
-	41: {name: "GetQuietResponse", kind: kindComplex, elements: []schemaElement{
-		{"quiet", 209, 1, 1, true},
-		{"period", 212, 1, 1, true},
-		{"sent", 212, 1, 1, true},
-		{"received", 212, 1, 1, true},
-		{"wait", 207, 0, -1, false},
-	}},
-	42: {name: "GetVM", kind: kindComplex, elements: []schemaElement{
-		{"id", 213, 1, 1, false},
-	}},
-	43: {name: "GetVMResponse", kind: kindComplex, elements: []schemaElement{
-		{"vm", 206, 1, 1, false},
-	}},
-	44: {name: "GridFault", kind: kindComplex, elements: []schemaElement{
-		{"code", 146, 1, 1, false},
-		{"message", 213, 1, 1, false},
-		{"advice", 213, 0, 1, false},
-		{"address", 213, 0, 1, false},
-		{"output", 213, 0, 1, false},
-		{"problem", 172, 0, -1, false},
-		{"requestId", 213, 0, 1, false},
-	}},
-	45: {name: "Heartbeat", kind: kindComplex, elements: []schemaElement{
-		{"node", 213, 1, 1, false},
-		{"incarnation", 213, 1, 1, false},
-		{"freeSlots", 211, 1, 1, true},
-		{"freeMemory", 212, 0, 1, true},
-		{"freeCores", 211, 0, 1, true},
-		{"vmMemory", 212, 0, 1, false},
-		{"attempt", 126, 0, -1, false},
-	}},
-	46: {name: "HeartbeatResponse", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 126, 0, -1, false},
-		{"leaseMillis", 212, 1, 1, false},
-		{"heartbeatMillis", 212, 1, 1, false},
-	}},
-	47: {name: "Inspect", kind: kindComplex, elements: []schemaElement{
-		{"job", 213, 0, 1, false},
-	}},
-	48: {name: "InspectResponse", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 127, 0, -1, false},
-	}},
-	49: {name: "Instantiate", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 126, 1, 1, false},
-		{"wallTimeSeconds", 212, 0, 1, false},
-		{"process", 173, 0, -1, false},
-		{"channel", 134, 0, -1, false},
-		{"queue", 191, 0, -1, false},
-		{"peer", 170, 0, -1, false},
-		{"trunk", 170, 0, -1, false},
-	}},
-	50: {name: "InstantiateResponse", kind: kindComplex, elements: []schemaElement{
-		{"processes", 211, 1, 1, false},
-	}},
-	51: {name: "Join", kind: kindComplex, elements: []schemaElement{
-		{"node", 164, 1, 1, false},
-	}},
-	52: {name: "JoinResponse", kind: kindComplex, elements: []schemaElement{
-		{"broker", 213, 1, 1, false},
-		{"information", 213, 1, 1, false},
-		{"image", 213, 1, 1, false},
-		{"url", 213, 1, 1, false},
-	}},
-	53: {name: "ListBlobs", kind: kindComplex, elements: []schemaElement{
-		{"after", 213, 0, 1, false},
-		{"limit", 211, 0, 1, false},
-	}},
-	54: {name: "ListBlobsResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 129, 0, -1, false},
-	}},
-	55: {name: "ListCheckpoints", kind: kindComplex},
-	56: {name: "ListCheckpointsResponse", kind: kindComplex, elements: []schemaElement{
-		{"checkpoint", 201, 0, -1, false},
-	}},
-	57: {name: "ListImages", kind: kindComplex, elements: []schemaElement{
-		{"search", 213, 0, 1, false},
-	}},
-	58: {name: "ListImagesResponse", kind: kindComplex, elements: []schemaElement{
-		{"image", 152, 0, -1, false},
-	}},
-	59: {name: "ListJobs", kind: kindComplex, elements: []schemaElement{
-		{"state", 159, 0, 1, false},
-		{"name", 213, 0, 1, false},
-		{"limit", 211, 0, 1, false},
-		{"before", 213, 0, 1, false},
-	}},
-	60: {name: "ListJobsResponse", kind: kindComplex, elements: []schemaElement{
-		{"job", 160, 0, -1, false},
-	}},
-	61: {name: "ListNodes", kind: kindComplex},
-	62: {name: "ListNodesResponse", kind: kindComplex, elements: []schemaElement{
-		{"node", 164, 0, -1, false},
-	}},
-	63: {name: "ListProfiles", kind: kindComplex, elements: []schemaElement{
-		{"kind", 177, 0, 1, false},
-		{"search", 213, 0, 1, false},
-	}},
-	64: {name: "ListProfilesResponse", kind: kindComplex, elements: []schemaElement{
-		{"profile", 176, 0, -1, false},
-	}},
-	65: {name: "ListQueues", kind: kindComplex, elements: []schemaElement{
-		{"job", 213, 0, 1, false},
-		{"queue", 213, 0, 1, false},
-		{"sampleMillis", 211, 0, 1, false},
-		{"planned", 209, 0, 1, false},
-	}},
-	66: {name: "ListQueuesResponse", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 211, 0, 1, false},
-		{"queue", 185, 0, -1, false},
-		{"change", 133, 0, -1, false},
-	}},
-	67: {name: "ListServices", kind: kindComplex},
-	68: {name: "ListServicesResponse", kind: kindComplex, elements: []schemaElement{
-		{"service", 193, 0, -1, false},
-	}},
-	69: {name: "ListVMs", kind: kindComplex},
-	70: {name: "ListVMsResponse", kind: kindComplex, elements: []schemaElement{
-		{"vm", 206, 0, -1, false},
-	}},
-	71: {name: "MakeQueue", kind: kindComplex, elements: []schemaElement{
-		{"name", 213, 1, 1, false},
-		{"type", 186, 0, 1, false},
-		{"capacity", 212, 0, 1, false},
-		{"full", 149, 0, 1, false},
-		{"weight", 211, 0, 1, false},
-		{"held", 209, 0, 1, false},
-	}},
-	72: {name: "MakeQueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"queue", 185, 1, 1, false},
-	}},
-	73: {name: "MigrateVM", kind: kindComplex, elements: []schemaElement{
-		{"id", 213, 1, 1, false},
-		{"node", 213, 1, 1, false},
-	}},
-	74: {name: "MigrateVMResponse", kind: kindComplex, elements: []schemaElement{
-		{"rounds", 211, 1, 1, true},
-		{"bytes", 212, 1, 1, true},
-		{"totalMicros", 212, 1, 1, true},
-		{"downMicros", 212, 1, 1, true},
-	}},
-	75: {name: "MoveJob", kind: kindComplex, elements: []schemaElement{
-		{"job", 213, 1, 1, false},
-		{"queue", 213, 0, 1, false},
-		{"place", 157, 0, 1, false},
-		{"priority", 211, 0, 1, true},
-	}},
-	76: {name: "MoveJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"queue", 213, 1, 1, false},
-		{"place", 211, 1, 1, false},
-	}},
-	77: {name: "OpenSocket", kind: kindComplex, elements: []schemaElement{
-		{"job", 213, 1, 1, false},
-		{"queue", 213, 1, 1, false},
-		{"ttlMillis", 211, 0, 1, false},
-	}},
-	78: {name: "OpenSocketResponse", kind: kindComplex, elements: []schemaElement{
-		{"address", 213, 1, 1, false},
-		{"token", 213, 1, 1, false},
-	}},
-	79: {name: "PeekQueue", kind: kindComplex, elements: []schemaElement{
-		{"job", 213, 0, 1, false},
-		{"queue", 213, 1, 1, false},
-		{"limit", 211, 0, 1, false},
-		{"bytes", 211, 0, 1, false},
-		{"after", 212, 0, 1, true},
-	}},
-	80: {name: "PeekQueueResponse", kind: kindComplex, elements: []schemaElement{
-		{"item", 182, 0, -1, false},
-		{"next", 212, 0, 1, true},
-	}},
-	81: {name: "PlanJob", kind: kindComplex, elements: []schemaElement{
-		{"job", 156, 0, 1, false},
-		{"profile", 213, 0, 1, false},
-		{"version", 211, 0, 1, false},
-		{"argument", 125, 0, -1, false},
-		{"queue", 213, 0, 1, false},
-	}},
-	82: {name: "PlanJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"fits", 209, 1, 1, true},
-		{"reason", 213, 0, 1, false},
-		{"placement", 171, 0, -1, false},
-		{"rejection", 187, 0, -1, false},
-		{"localChannels", 211, 1, 1, true},
-		{"remoteChannels", 211, 1, 1, true},
-	}},
-	83: {name: "PutBlob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 213, 1, 1, false},
-		{"size", 212, 1, 1, true},
-		{"offset", 212, 0, 1, false},
-		{"data", 128, 0, 1, false},
-	}},
-	84: {name: "PutBlobResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 129, 1, 1, false},
-	}},
-	85: {name: "Query", kind: kindComplex, elements: []schemaElement{
-		{"role", 190, 0, 1, false},
-		{"language", 161, 0, 1, false},
-	}},
-	86: {name: "QueryResponse", kind: kindComplex, elements: []schemaElement{
-		{"node", 164, 0, -1, false},
-	}},
-	87: {name: "ReadStream", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 126, 1, 1, false},
-		{"process", 211, 1, 1, true},
-		{"name", 213, 1, 1, false},
-		{"offset", 212, 0, 1, false},
-		{"length", 211, 0, 1, false},
-		{"waitMillis", 211, 0, 1, false},
-	}},
-	88: {name: "ReadStreamResponse", kind: kindComplex, elements: []schemaElement{
-		{"data", 128, 0, 1, false},
-		{"next", 212, 1, 1, true},
-		{"end", 209, 1, 1, true},
-	}},
-	89: {name: "Register", kind: kindComplex, elements: []schemaElement{
-		{"node", 164, 1, 1, false},
-	}},
-	90: {name: "RegisterImage", kind: kindComplex, elements: []schemaElement{
-		{"name", 213, 0, 1, false},
-		{"digest", 213, 1, 1, false},
-	}},
-	91: {name: "RegisterImageResponse", kind: kindComplex, elements: []schemaElement{
-		{"name", 213, 1, 1, false},
-		{"version", 211, 1, 1, false},
-		{"digest", 213, 1, 1, false},
-	}},
-	92: {name: "RegisterProfile", kind: kindComplex, elements: []schemaElement{
-		{"profile", 176, 1, 1, false},
-	}},
-	93: {name: "RegisterProfileResponse", kind: kindComplex, elements: []schemaElement{
-		{"name", 213, 1, 1, false},
-		{"version", 211, 1, 1, false},
-	}},
-	94: {name: "RegisterResponse", kind: kindComplex, elements: []schemaElement{
-		{"leaseMillis", 212, 1, 1, false},
-		{"heartbeatMillis", 212, 1, 1, false},
-		{"broker", 213, 0, 1, false},
-	}},
-	95: {name: "RemoveCheckpoint", kind: kindComplex, elements: []schemaElement{
-		{"digest", 213, 1, 1, false},
-	}},
-	96: {name: "RemoveCheckpointResponse", kind: kindComplex},
-	97: {name: "RemoveEdge", kind: kindComplex, elements: []schemaElement{
-		{"job", 213, 1, 1, false},
-		{"edge", 213, 1, 1, false},
-		{"waitMillis", 211, 0, 1, false},
-		{"token", 213, 0, 1, false},
-	}},
-	98: {name: "RemoveEdgeResponse", kind: kindComplex, elements: []schemaElement{
-		{"change", 133, 1, 1, false},
-	}},
-	99: {name: "RemoveImage", kind: kindComplex, elements: []schemaElement{
-		{"name", 213, 1, 1, false},
-		{"version", 211, 0, 1, false},
-	}},
-	100: {name: "RemoveImageResponse", kind: kindComplex, elements: []schemaElement{
-		{"removed", 213, 0, -1, false},
-	}},
-	101: {name: "RemoveQueue", kind: kindComplex, elements: []schemaElement{
-		{"name", 213, 1, 1, false},
-		{"into", 213, 0, 1, false},
-	}},
-	102: {name: "RemoveQueueResponse", kind: kindComplex},
-	103: {name: "Report", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 126, 1, 1, false},
-		{"sequence", 212, 1, 1, false},
-		{"process", 175, 0, -1, false},
-		{"failure", 213, 0, 1, false},
-		{"lost", 209, 0, 1, false},
-		{"proxyBytes", 212, 0, 1, false},
-		{"proxyItems", 212, 0, 1, false},
-		{"quiet", 212, 0, 1, false},
-	}},
-	104: {name: "ReportResponse", kind: kindComplex, elements: []schemaElement{
-		{"acknowledged", 212, 1, 1, false},
-	}},
-	105: {name: "RestoreVM", kind: kindComplex, elements: []schemaElement{
-		{"checkpoint", 213, 1, 1, false},
-		{"id", 213, 0, 1, false},
-		{"limits", 202, 0, 1, false},
-		{"suspended", 209, 0, 1, false},
-		{"source", 213, 0, -1, false},
-	}},
-	106: {name: "RestoreVMResponse", kind: kindComplex, elements: []schemaElement{
-		{"vm", 206, 1, 1, false},
-	}},
-	107: {name: "ResumeVM", kind: kindComplex, elements: []schemaElement{
-		{"id", 213, 1, 1, false},
-	}},
-	108: {name: "ResumeVMResponse", kind: kindComplex, elements: []schemaElement{
-		{"vm", 206, 1, 1, false},
-	}},
-	109: {name: "RewireEdge", kind: kindComplex, elements: []schemaElement{
-		{"job", 213, 1, 1, false},
-		{"edge", 213, 1, 1, false},
-		{"from", 213, 0, 1, false},
-		{"to", 213, 0, 1, false},
-		{"waitMillis", 211, 0, 1, false},
-		{"token", 213, 0, 1, false},
-	}},
-	110: {name: "RewireEdgeResponse", kind: kindComplex, elements: []schemaElement{
-		{"change", 133, 1, 1, false},
-	}},
-	111: {name: "SettleMigration", kind: kindComplex, elements: []schemaElement{
-		{"migration", 213, 1, 1, false},
-		{"settled", 209, 0, 1, false},
-	}},
-	112: {name: "SettleMigrationResponse", kind: kindComplex, elements: []schemaElement{
-		{"here", 209, 1, 1, true},
-	}},
-	113: {name: "StatBlob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 213, 1, 1, false},
-	}},
-	114: {name: "StatBlobResponse", kind: kindComplex, elements: []schemaElement{
-		{"blob", 129, 1, 1, false},
-	}},
-	115: {name: "StopVM", kind: kindComplex, elements: []schemaElement{
-		{"id", 213, 1, 1, false},
-		{"graceMillis", 212, 0, 1, true},
-		{"force", 209, 0, 1, false},
-	}},
-	116: {name: "StopVMResponse", kind: kindComplex, elements: []schemaElement{
-		{"vm", 206, 1, 1, false},
-	}},
-	117: {name: "SubmitJob", kind: kindComplex, elements: []schemaElement{
-		{"token", 213, 1, 1, false},
-		{"job", 156, 0, 1, false},
-		{"profile", 213, 0, 1, false},
-		{"version", 211, 0, 1, false},
-		{"argument", 125, 0, -1, false},
-		{"queue", 213, 0, 1, false},
-	}},
-	118: {name: "SubmitJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"id", 213, 1, 1, false},
-	}},
-	119: {name: "SuspendVM", kind: kindComplex, elements: []schemaElement{
-		{"id", 213, 1, 1, false},
-	}},
-	120: {name: "SuspendVMResponse", kind: kindComplex, elements: []schemaElement{
-		{"vm", 206, 1, 1, false},
-	}},
-	121: {name: "Terminate", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 126, 1, 1, false},
-		{"graceMillis", 212, 0, 1, false},
-		{"reason", 213, 0, 1, false},
-	}},
-	122: {name: "TerminateResponse", kind: kindComplex, elements: []schemaElement{
-		{"sequence", 212, 1, 1, true},
-	}},
-	123: {name: "WaitJob", kind: kindComplex, elements: []schemaElement{
-		{"id", 213, 1, 1, false},
-		{"revision", 212, 0, 1, false},
-		{"timeoutMillis", 211, 0, 1, false},
-	}},
-	124: {name: "WaitJobResponse", kind: kindComplex, elements: []schemaElement{
-		{"job", 160, 1, 1, false},
-	}},
-	125: {name: "Assignment", kind: kindComplex, attributes: []schemaAttribute{
-		{"name", 213, true},
-		{"value", 213, false},
-	}},
-	126: {name: "Attempt", kind: kindComplex, elements: []schemaElement{
-		{"job", 213, 1, 1, false},
-		{"number", 211, 1, 1, false},
-		{"node", 213, 0, 1, false},
-		{"incarnation", 213, 0, 1, false},
-	}},
-	127: {name: "AttemptState", kind: kindComplex, elements: []schemaElement{
-		{"attempt", 126, 1, 1, false},
-		{"state", 213, 1, 1, false},
-		{"slots", 211, 1, 1, true},
+		{"done", 211, 1, 1, true},
+		{"switch", 199, 0, -1, false},
+	}},
+	4: {name: "AwaitVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 215, 1, 1, false},
+		{"memory", 214, 1, 1, false},
+	}},
+	5: {name: "AwaitVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"token", 215, 1, 1, false},
+	}},
+	6: {name: "Awaken", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 128, 1, 1, false},
+		{"broker", 215, 1, 1, false},
+		{"image", 215, 1, -1, false},
+		{"slots", 213, 1, 1, false},
+		{"memory", 214, 0, 1, false},
+		{"cores", 213, 0, 1, false},
+		{"proxy", 211, 1, 1, true},
+		{"build", 132, 0, -1, false},
+		{"file", 150, 0, -1, false},
+		{"queueLimits", 185, 0, 1, false},
+		{"vm", 145, 0, 1, false},
+		{"restore", 215, 0, 1, false},
+		{"redialMillis", 214, 0, 1, false},
+	}},
+	7: {name: "AwakenResponse", kind: kindComplex, elements: []schemaElement{
+		{"address", 215, 0, 1, false},
+		{"fingerprint", 215, 0, 1, false},
+		{"build", 133, 0, -1, false},
+		{"trunk", 172, 0, 1, false},
+	}},
+	8: {name: "CancelJob", kind: kindComplex, elements: []schemaElement{
+		{"id", 215, 1, 1, false},
+		{"reason", 215, 0, 1, false},
+	}},
+	9: {name: "CancelJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"state", 161, 1, 1, false},
+	}},
+	10: {name: "ChangeQueue", kind: kindComplex, elements: []schemaElement{
+		{"job", 215, 0, 1, false},
+		{"queue", 215, 1, 1, false},
+		{"type", 188, 0, 1, false},
+		{"full", 151, 0, 1, false},
+		{"capacity", 214, 0, 1, true},
+		{"encoders", 147, 0, 1, false},
+		{"rule", 215, 0, 1, true},
+		{"ruleVersion", 213, 0, 1, false},
+		{"link", 164, 0, 1, false},
+		{"served", 211, 0, 1, false},
+		{"weight", 213, 0, 1, false},
+		{"held", 211, 0, 1, true},
+		{"waitMillis", 213, 0, 1, false},
+		{"token", 215, 0, 1, false},
+	}},
+	11: {name: "ChangeQueueResponse", kind: kindComplex, elements: []schemaElement{
+		{"change", 135, 1, 1, false},
+	}},
+	12: {name: "CheckpointAttempt", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 128, 1, 1, false},
+		{"set", 214, 1, 1, false},
+		{"step", 139, 1, 1, false},
+	}},
+	13: {name: "CheckpointAttemptResponse", kind: kindComplex, elements: []schemaElement{
+		{"record", 215, 0, 1, false},
+		{"address", 215, 0, 1, false},
+		{"blob", 215, 0, -1, false},
+		{"pauseMillis", 214, 0, 1, false},
+	}},
+	14: {name: "CheckpointVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 215, 1, 1, false},
+	}},
+	15: {name: "CheckpointVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"checkpoint", 203, 1, 1, false},
+		{"pauseMicros", 214, 1, 1, true},
+		{"written", 214, 1, 1, true},
+	}},
+	16: {name: "CloneVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 215, 1, 1, false},
+		{"clone", 215, 0, 1, false},
+		{"limits", 204, 0, 1, false},
+		{"suspended", 211, 0, 1, false},
+	}},
+	17: {name: "CloneVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 208, 1, 1, false},
+	}},
+	18: {name: "CreateVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 215, 0, 1, false},
+		{"image", 215, 1, 1, false},
+		{"memory", 214, 0, 1, false},
+		{"limits", 204, 0, 1, false},
+		{"suspended", 211, 0, 1, false},
+	}},
+	19: {name: "CreateVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 208, 1, 1, false},
+	}},
+	20: {name: "Dequeue", kind: kindComplex, elements: []schemaElement{
+		{"job", 215, 1, 1, false},
+		{"queue", 215, 1, 1, false},
+		{"limit", 213, 0, 1, false},
+		{"timeoutMillis", 213, 0, 1, false},
+	}},
+	21: {name: "DequeueResponse", kind: kindComplex, elements: []schemaElement{
+		{"item", 130, 0, -1, false},
+		{"end", 211, 1, 1, true},
+	}},
+	22: {name: "DestroyVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 215, 1, 1, false},
+		{"force", 211, 0, 1, false},
+	}},
+	23: {name: "DestroyVMResponse", kind: kindComplex},
+	24: {name: "DrainQueue", kind: kindComplex, elements: []schemaElement{
+		{"job", 215, 0, 1, false},
+		{"queue", 215, 1, 1, false},
+		{"limit", 213, 0, 1, false},
+	}},
+	25: {name: "DrainQueueResponse", kind: kindComplex, elements: []schemaElement{
+		{"item", 184, 0, -1, false},
+		{"more", 211, 1, 1, true},
+	}},
+	26: {name: "Enqueue", kind: kindComplex, elements: []schemaElement{
+		{"job", 215, 1, 1, false},
+		{"queue", 215, 1, 1, false},
+		{"item", 130, 0, -1, false},
+		{"priority", 213, 0, 1, false},
+		{"instruction", 211, 0, 1, false},
+		{"end", 211, 0, 1, false},
+		{"timeoutMillis", 213, 0, 1, false},
+	}},
+	27: {name: "EnqueueResponse", kind: kindComplex, elements: []schemaElement{
+		{"accepted", 213, 1, 1, true},
+	}},
+	28: {name: "GetBlob", kind: kindComplex, elements: []schemaElement{
+		{"digest", 215, 1, 1, false},
+		{"offset", 214, 0, 1, false},
+		{"length", 213, 0, 1, false},
+	}},
+	29: {name: "GetBlobResponse", kind: kindComplex, elements: []schemaElement{
+		{"blob", 131, 1, 1, false},
+		{"data", 130, 0, 1, false},
+	}},
+	30: {name: "GetBroker", kind: kindComplex},
+	31: {name: "GetBrokerResponse", kind: kindComplex, elements: []schemaElement{
+		{"url", 215, 1, 1, false},
+		{"node", 215, 1, 1, false},
+		{"image", 215, 1, 1, false},
+		{"information", 215, 1, 1, false},
+	}},
+	32: {name: "GetChange", kind: kindComplex, elements: []schemaElement{
+		{"job", 215, 1, 1, false},
+		{"number", 214, 1, 1, false},
+		{"waitMillis", 213, 0, 1, false},
+	}},
+	33: {name: "GetChangeResponse", kind: kindComplex, elements: []schemaElement{
+		{"change", 135, 1, 1, false},
+	}},
+	34: {name: "GetImage", kind: kindComplex, elements: []schemaElement{
+		{"name", 215, 1, 1, false},
+		{"version", 213, 0, 1, false},
+	}},
+	35: {name: "GetImageResponse", kind: kindComplex, elements: []schemaElement{
+		{"image", 154, 1, 1, false},
+		{"source", 215, 0, -1, false},
+	}},
+	36: {name: "GetJob", kind: kindComplex, elements: []schemaElement{
+		{"id", 215, 1, 1, false},
+	}},
+	37: {name: "GetJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"job", 162, 1, 1, false},
+	}},
+	38: {name: "GetOutput", kind: kindComplex, elements: []schemaElement{
+		{"id", 215, 1, 1, false},
+		{"process", 213, 0, 1, true},
+		{"name", 215, 1, 1, false},
+		{"offset", 214, 0, 1, false},
+		{"length", 213, 0, 1, false},
+		{"waitMillis", 213, 0, 1, false},
+	}},
+	39: {name: "GetOutputResponse", kind: kindComplex, elements: []schemaElement{
+		{"data", 130, 0, 1, false},
+		{"next", 214, 1, 1, true},
+		{"end", 211, 1, 1, true},
+		{"digest", 215, 0, 1, false},
+	}},
+	40: {name: "GetProfile", kind: kindComplex, elements: []schemaElement{
+		{"kind", 179, 1, 1, false},
+		{"name", 215, 1, 1, false},
+		{"version", 213, 0, 1, false},
+	}},
+	41: {name: "GetProfileResponse", kind: kindComplex, elements: []schemaElement{
+		{"profile", 178, 1, 1, false},
+	}},
+	42: {name: "GetQuiet", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 128, 1, 1, false},
+		{"waits", 211, 0, 1, false},
+	}},
+	43: {name: "GetQuietResponse", kind: kindComplex, elements: []schemaElement{
+		{"quiet", 211, 1, 1, true},
+		{"period", 214, 1, 1, true},
+		{"sent", 214, 1, 1, true},
+		{"received", 214, 1, 1, true},
+		{"wait", 209, 0, -1, false},
+	}},
+	44: {name: "GetVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 215, 1, 1, false},
+	}},
+	45: {name: "GetVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 208, 1, 1, false},
+	}},
+	46: {name: "GridFault", kind: kindComplex, elements: []schemaElement{
+		{"code", 148, 1, 1, false},
+		{"message", 215, 1, 1, false},
+		{"advice", 215, 0, 1, false},
+		{"address", 215, 0, 1, false},
+		{"output", 215, 0, 1, false},
+		{"problem", 174, 0, -1, false},
+		{"requestId", 215, 0, 1, false},
+	}},
+	47: {name: "Heartbeat", kind: kindComplex, elements: []schemaElement{
+		{"node", 215, 1, 1, false},
+		{"incarnation", 215, 1, 1, false},
+		{"freeSlots", 213, 1, 1, true},
+		{"freeMemory", 214, 0, 1, true},
+		{"freeCores", 213, 0, 1, true},
+		{"vmMemory", 214, 0, 1, false},
+		{"attempt", 128, 0, -1, false},
+	}},
+	48: {name: "HeartbeatResponse", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 128, 0, -1, false},
+		{"leaseMillis", 214, 1, 1, false},
+		{"heartbeatMillis", 214, 1, 1, false},
+	}},
+	49: {name: "Inspect", kind: kindComplex, elements: []schemaElement{
+		{"job", 215, 0, 1, false},
+	}},
+	50: {name: "InspectResponse", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 129, 0, -1, false},
+	}},
+	51: {name: "Instantiate", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 128, 1, 1, false},
+		{"wallTimeSeconds", 214, 0, 1, false},
 		{"process", 175, 0, -1, false},
 		{"channel", 136, 0, -1, false},
-		{"queue", 184, 0, -1, false},
-		{"micros", 212, 0, 1, true},
+		{"queue", 193, 0, -1, false},
+		{"peer", 172, 0, -1, false},
+		{"trunk", 172, 0, -1, false},
 	}},
-	128: {name: "Binary", kind: kindBase64},
-	129: {name: "Blob", kind: kindComplex, elements: []schemaElement{
-		{"digest", 213, 1, 1, false},
-		{"size", 212, 0, 1, true},
-		{"received", 212, 1, 1, true},
-		{"complete", 209, 1, 1, true},
-		{"url", 213, 0, 1, false},
+	52: {name: "InstantiateResponse", kind: kindComplex, elements: []schemaElement{
+		{"processes", 213, 1, 1, false},
 	}},
-	130: {name: "Build", kind: kindComplex, elements: []schemaElement{
-		{"source", 213, 1, 1, false},
-		{"language", 161, 1, 1, false},
-		{"flag", 213, 0, -1, false},
-		{"file", 148, 1, -1, false},
+	53: {name: "Join", kind: kindComplex, elements: []schemaElement{
+		{"node", 166, 1, 1, false},
 	}},
-	131: {name: "BuildStatus", kind: kindComplex, elements: []schemaElement{
-		{"source", 213, 1, 1, false},
-		{"digest", 213, 1, 1, false},
-		{"node", 213, 0, 1, false},
-		{"cached", 209, 1, 1, true},
-		{"millis", 212, 1, 1, true},
-		{"output", 213, 0, 1, false},
+	54: {name: "JoinResponse", kind: kindComplex, elements: []schemaElement{
+		{"broker", 215, 1, 1, false},
+		{"information", 215, 1, 1, false},
+		{"image", 215, 1, 1, false},
+		{"url", 215, 1, 1, false},
 	}},
-	132: {name: "ChangeState", kind: kindString, values: []string{"pending", "done", "failed"}},
-	133: {name: "ChangeStatus", kind: kindComplex, elements: []schemaElement{
-		{"number", 212, 0, 1, false},
-		{"attempt", 211, 0, 1, false},
-		{"what", 213, 1, 1, false},
-		{"queue", 213, 0, 1, false},
-		{"state", 132, 1, 1, false},
-		{"reason", 213, 0, 1, false},
+	55: {name: "ListBlobs", kind: kindComplex, elements: []schemaElement{
+		{"after", 215, 0, 1, false},
+		{"limit", 213, 0, 1, false},
 	}},
-	134: {name: "Channel", kind: kindComplex, elements: []schemaElement{
-		{"id", 211, 1, 1, true},
-		{"capacity", 211, 1, 1, false},
-		{"from", 135, 1, 1, false},
-		{"to", 135, 1, 1, false},
-		{"label", 213, 0, 1, false},
-		{"afterOut", 211, 0, 1, true},
-		{"afterIn", 211, 0, 1, true},
-		{"forward", 209, 0, 1, false},
-		{"direct", 209, 0, 1, false},
+	56: {name: "ListBlobsResponse", kind: kindComplex, elements: []schemaElement{
+		{"blob", 131, 0, -1, false},
 	}},
-	135: {name: "ChannelEnd", kind: kindComplex, elements: []schemaElement{
-		{"process", 211, 0, 1, true},
-		{"port", 213, 0, 1, false},
-		{"peer", 213, 0, 1, false},
-		{"outside", 213, 0, 1, false},
-		{"queue", 211, 0, 1, false},
+	57: {name: "ListCheckpoints", kind: kindComplex},
+	58: {name: "ListCheckpointsResponse", kind: kindComplex, elements: []schemaElement{
+		{"checkpoint", 203, 0, -1, false},
 	}},
-	136: {name: "ChannelState", kind: kindComplex, elements: []schemaElement{
-		{"id", 211, 1, 1, true},
-		{"from", 135, 1, 1, false},
-		{"to", 135, 1, 1, false},
-		{"capacity", 212, 1, 1, false},
-		{"depth", 212, 1, 1, true},
-		{"itemsIn", 212, 0, 1, true},
-		{"itemsOut", 212, 0, 1, true},
-		{"bytesIn", 212, 0, 1, true},
-		{"bytesOut", 212, 0, 1, true},
-		{"proxyItems", 212, 0, 1, true},
-		{"proxyBytes", 212, 0, 1, true},
-		{"producerWaits", 209, 1, 1, true},
-		{"consumerWaits", 209, 1, 1, true},
-		{"closed", 209, 1, 1, true},
-		{"takerClosed", 209, 0, 1, true},
+	59: {name: "ListImages", kind: kindComplex, elements: []schemaElement{
+		{"search", 215, 0, 1, false},
 	}},
-	137: {name: "CheckpointStep", kind: kindString, values: []string{"take", "save", "drop"}},
-	138: {name: "Codec", kind: kindString, values: []string{"raw", "lines", "json", "xml", "xdr", "base64", "zstd"}},
-	139: {name: "Compiler", kind: kindComplex, elements: []schemaElement{
-		{"language", 161, 1, 1, false},
-		{"command", 213, 1, 1, false},
+	60: {name: "ListImagesResponse", kind: kindComplex, elements: []schemaElement{
+		{"image", 154, 0, -1, false},
+	}},
+	61: {name: "ListJobs", kind: kindComplex, elements: []schemaElement{
+		{"state", 161, 0, 1, false},
+		{"name", 215, 0, 1, false},
+		{"limit", 213, 0, 1, false},
+		{"before", 215, 0, 1, false},
+	}},
+	62: {name: "ListJobsResponse", kind: kindComplex, elements: []schemaElement{
+		{"job", 162, 0, -1, false},
+	}},
+	63: {name: "ListNodes", kind: kindComplex},
+	64: {name: "ListNodesResponse", kind: kindComplex, elements: []schemaElement{
+		{"node", 166, 0, -1, false},
+	}},
+	65: {name: "ListProfiles", kind: kindComplex, elements: []schemaElement{
+		{"kind", 179, 0, 1, false},
+		{"search", 215, 0, 1, false},
+	}},
+	66: {name: "ListProfilesResponse", kind: kindComplex, elements: []schemaElement{
+		{"profile", 178, 0, -1, false},
+	}},
+	67: {name: "ListQueues", kind: kindComplex, elements: []schemaElement{
+		{"job", 215, 0, 1, false},
+		{"queue", 215, 0, 1, false},
+		{"sampleMillis", 213, 0, 1, false},
+		{"planned", 211, 0, 1, false},
+	}},
+	68: {name: "ListQueuesResponse", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 213, 0, 1, false},
+		{"queue", 187, 0, -1, false},
+		{"change", 135, 0, -1, false},
+	}},
+	69: {name: "ListServices", kind: kindComplex},
+	70: {name: "ListServicesResponse", kind: kindComplex, elements: []schemaElement{
+		{"service", 195, 0, -1, false},
+	}},
+	71: {name: "ListVMs", kind: kindComplex},
+	72: {name: "ListVMsResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 208, 0, -1, false},
+	}},
+	73: {name: "MakeQueue", kind: kindComplex, elements: []schemaElement{
+		{"name", 215, 1, 1, false},
+		{"type", 188, 0, 1, false},
+		{"capacity", 214, 0, 1, false},
+		{"full", 151, 0, 1, false},
+		{"weight", 213, 0, 1, false},
+		{"held", 211, 0, 1, false},
+	}},
+	74: {name: "MakeQueueResponse", kind: kindComplex, elements: []schemaElement{
+		{"queue", 187, 1, 1, false},
+	}},
+	75: {name: "MigrateVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 215, 1, 1, false},
+		{"node", 215, 1, 1, false},
+	}},
+	76: {name: "MigrateVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"rounds", 213, 1, 1, true},
+		{"bytes", 214, 1, 1, true},
+		{"totalMicros", 214, 1, 1, true},
+		{"downMicros", 214, 1, 1, true},
+	}},
+	77: {name: "MoveJob", kind: kindComplex, elements: []schemaElement{
+		{"job", 215, 1, 1, false},
+		{"queue", 215, 0, 1, false},
+		{"place", 159, 0, 1, false},
+		{"priority", 213, 0, 1, true},
+	}},
+	78: {name: "MoveJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"queue", 215, 1, 1, false},
+		{"place", 213, 1, 1, false},
+	}},
+	79: {name: "OpenSocket", kind: kindComplex, elements: []schemaElement{
+		{"job", 215, 1, 1, false},
+		{"queue", 215, 1, 1, false},
+		{"ttlMillis", 213, 0, 1, false},
+	}},
+	80: {name: "OpenSocketResponse", kind: kindComplex, elements: []schemaElement{
+		{"address", 215, 1, 1, false},
+		{"token", 215, 1, 1, false},
+	}},
+	81: {name: "PeekQueue", kind: kindComplex, elements: []schemaElement{
+		{"job", 215, 0, 1, false},
+		{"queue", 215, 1, 1, false},
+		{"limit", 213, 0, 1, false},
+		{"bytes", 213, 0, 1, false},
+		{"after", 214, 0, 1, true},
+	}},
+	82: {name: "PeekQueueResponse", kind: kindComplex, elements: []schemaElement{
+		{"item", 184, 0, -1, false},
+		{"next", 214, 0, 1, true},
+	}},
+	83: {name: "PlanJob", kind: kindComplex, elements: []schemaElement{
+		{"job", 158, 0, 1, false},
+		{"profile", 215, 0, 1, false},
+		{"version", 213, 0, 1, false},
+		{"argument", 127, 0, -1, false},
+		{"queue", 215, 0, 1, false},
+	}},
+	84: {name: "PlanJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"fits", 211, 1, 1, true},
+		{"reason", 215, 0, 1, false},
+		{"placement", 173, 0, -1, false},
+		{"rejection", 189, 0, -1, false},
+		{"localChannels", 213, 1, 1, true},
+		{"remoteChannels", 213, 1, 1, true},
+	}},
+	85: {name: "PutBlob", kind: kindComplex, elements: []schemaElement{
+		{"digest", 215, 1, 1, false},
+		{"size", 214, 1, 1, true},
+		{"offset", 214, 0, 1, false},
+		{"data", 130, 0, 1, false},
+	}},
+	86: {name: "PutBlobResponse", kind: kindComplex, elements: []schemaElement{
+		{"blob", 131, 1, 1, false},
+	}},
+	87: {name: "Query", kind: kindComplex, elements: []schemaElement{
+		{"role", 192, 0, 1, false},
+		{"language", 163, 0, 1, false},
+	}},
+	88: {name: "QueryResponse", kind: kindComplex, elements: []schemaElement{
+		{"node", 166, 0, -1, false},
+	}},
+	89: {name: "ReadStream", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 128, 1, 1, false},
+		{"process", 213, 1, 1, true},
+		{"name", 215, 1, 1, false},
+		{"offset", 214, 0, 1, false},
+		{"length", 213, 0, 1, false},
+		{"waitMillis", 213, 0, 1, false},
+	}},
+	90: {name: "ReadStreamResponse", kind: kindComplex, elements: []schemaElement{
+		{"data", 130, 0, 1, false},
+		{"next", 214, 1, 1, true},
+		{"end", 211, 1, 1, true},
+	}},
+	91: {name: "Register", kind: kindComplex, elements: []schemaElement{
+		{"node", 166, 1, 1, false},
+	}},
+	92: {name: "RegisterImage", kind: kindComplex, elements: []schemaElement{
+		{"name", 215, 0, 1, false},
+		{"digest", 215, 1, 1, false},
+	}},
+	93: {name: "RegisterImageResponse", kind: kindComplex, elements: []schemaElement{
+		{"name", 215, 1, 1, false},
+		{"version", 213, 1, 1, false},
+		{"digest", 215, 1, 1, false},
+	}},
+	94: {name: "RegisterProfile", kind: kindComplex, elements: []schemaElement{
+		{"profile", 178, 1, 1, false},
+	}},
+	95: {name: "RegisterProfileResponse", kind: kindComplex, elements: []schemaElement{
+		{"name", 215, 1, 1, false},
 		{"version", 213, 1, 1, false},
 	}},
-	140: {name: "Direction", kind: kindString, values: []string{"both", "forward"}},
-	141: {name: "Discard", kind: kindComplex, elements: []schemaElement{
-		{"channel", 196, 0, -1, false},
-		{"queue", 192, 0, -1, false},
+	96: {name: "RegisterResponse", kind: kindComplex, elements: []schemaElement{
+		{"leaseMillis", 214, 1, 1, false},
+		{"heartbeatMillis", 214, 1, 1, false},
+		{"broker", 215, 0, 1, false},
 	}},
-	142: {name: "Edge", kind: kindComplex, elements: []schemaElement{
-		{"link", 162, 0, 1, false},
-	}, attributes: []schemaAttribute{
-		{"from", 213, true},
-		{"to", 213, true},
-		{"queue", 213, false},
-		{"direct", 209, false},
+	97: {name: "RemoveCheckpoint", kind: kindComplex, elements: []schemaElement{
+		{"digest", 215, 1, 1, false},
 	}},
-	143: {name: "Enclosure", kind: kindComplex, elements: []schemaElement{
-		{"image", 213, 1, 1, false},
-		{"name", 213, 0, 1, false},
-		{"memory", 212, 1, 1, false},
-		{"network", 203, 0, 1, false},
-		{"peer", 213, 0, 1, false},
+	98: {name: "RemoveCheckpointResponse", kind: kindComplex},
+	99: {name: "RemoveEdge", kind: kindComplex, elements: []schemaElement{
+		{"job", 215, 1, 1, false},
+		{"edge", 215, 1, 1, false},
+		{"waitMillis", 213, 0, 1, false},
+		{"token", 215, 0, 1, false},
 	}},
-	144: {name: "Encoder", kind: kindComplex, attributes: []schemaAttribute{
-		{"codec", 138, false},
-		{"registered", 213, false},
-		{"version", 166, false},
-		{"decode", 209, false},
-		{"type", 213, false},
+	100: {name: "RemoveEdgeResponse", kind: kindComplex, elements: []schemaElement{
+		{"change", 135, 1, 1, false},
 	}},
-	145: {name: "EncoderChain", kind: kindComplex, elements: []schemaElement{
-		{"encoder", 144, 0, -1, false},
-	}},
-	146: {name: "FaultCode", kind: kindString, values: []string{"invalidRequest", "invalidProfile", "unsupported", "notFound", "conflict", "wrongNode", "busy", "stale", "buildFailed", "tooLarge", "timeout", "unauthenticated", "forbidden", "unavailable", "internal"}},
-	147: {name: "File", kind: kindComplex, elements: []schemaElement{
-		{"name", 213, 1, 1, false},
-		{"digest", 213, 1, 1, false},
-		{"size", 212, 1, 1, true},
-		{"dropped", 212, 0, 1, false},
-		{"data", 128, 0, 1, false},
-	}},
-	148: {name: "FileRef", kind: kindComplex, elements: []schemaElement{
-		{"name", 213, 1, 1, false},
-		{"digest", 213, 1, 1, false},
-	}},
-	149: {name: "FullPolicy", kind: kindString, values: []string{"block", "dropNewest", "dropOldest", "fail"}},
-	150: {name: "Graph", kind: kindComplex, elements: []schemaElement{
-		{"text", 213, 0, 1, false},
-		{"content", 128, 0, 1, false},
-	}, attributes: []schemaAttribute{
-		{"format", 151, true},
-		{"path", 213, false},
-		{"digest", 213, false},
-	}},
-	151: {name: "GraphFormat", kind: kindString, values: []string{"dot", "graphml", "edgeList"}},
-	152: {name: "Image", kind: kindComplex, elements: []schemaElement{
-		{"name", 213, 1, 1, false},
-		{"version", 211, 1, 1, false},
-		{"digest", 213, 1, 1, false},
-		{"registered", 210, 0, 1, true},
-		{"release", 213, 0, 1, false},
-		{"description", 213, 0, 1, false},
-		{"architecture", 213, 1, 1, false},
-		{"commandLine", 213, 0, 1, false},
-		{"leastMemory", 211, 1, 1, false},
-		{"language", 161, 0, -1, false},
-		{"file", 153, 0, -1, false},
-	}},
-	153: {name: "ImageFile", kind: kindComplex, elements: []schemaElement{
-		{"part", 213, 1, 1, false},
-		{"digest", 213, 1, 1, false},
-		{"size", 212, 1, 1, true},
-		{"format", 213, 0, 1, false},
-	}},
-	154: {name: "InputFile", kind: kindComplex, elements: []schemaElement{
-		{"text", 213, 0, 1, false},
-		{"content", 128, 0, 1, false},
-	}, attributes: []schemaAttribute{
-		{"name", 213, false},
-		{"path", 213, false},
-		{"digest", 213, false},
-	}},
-	155: {name: "Isolation", kind: kindString, values: []string{"process", "vm"}},
-	156: {name: "Job", kind: kindComplex, elements: []schemaElement{
-		{"description", 213, 0, 1, false},
-		{"parameter", 169, 0, -1, false},
-		{"source", 194, 0, -1, false},
-		{"input", 154, 0, -1, false},
-		{"task", 198, 1, -1, false},
-		{"topology", 199, 0, -1, false},
-		{"edge", 142, 0, -1, false},
-		{"queue", 179, 0, -1, false},
-		{"policy", 158, 0, 1, false},
-	}, attributes: []schemaAttribute{
-		{"name", 213, true},
-	}},
-	157: {name: "JobPlace", kind: kindString, values: []string{"first", "last"}},
-	158: {name: "JobPolicy", kind: kindComplex, attributes: []schemaAttribute{
-		{"wallTime", 166, false},
-		{"retries", 166, false},
-		{"priority", 166, false},
-		{"queue", 213, false},
-		{"isolation", 155, false},
-		{"image", 213, false},
-		{"perVM", 166, false},
-		{"checkpoint", 166, false},
-		{"network", 163, false},
-		{"nodes", 166, false},
-	}},
-	159: {name: "JobState", kind: kindString, values: []string{"pending", "awakening", "running", "terminating", "succeeded", "failed", "cancelled"}},
-	160: {name: "JobStatus", kind: kindComplex, elements: []schemaElement{
-		{"id", 213, 1, 1, false},
-		{"name", 213, 1, 1, false},
-		{"state", 159, 1, 1, false},
-		{"revision", 212, 1, 1, false},
-		{"reason", 213, 0, 1, false},
-		{"attempt", 211, 1, 1, true},
-		{"priority", 211, 0, 1, true},
-		{"queue", 213, 0, 1, false},
-		{"submitted", 210, 1, 1, false},
-		{"started", 210, 0, 1, true},
-		{"ended", 210, 0, 1, true},
-		{"argument", 125, 0, -1, false},
-		{"process", 175, 0, -1, false},
-		{"build", 131, 0, -1, false},
-		{"outside", 168, 0, -1, false},
-		{"proxyBytes", 212, 0, 1, true},
-		{"proxyItems", 212, 0, 1, true},
-	}},
-	161: {name: "Language", kind: kindString, values: []string{"c", "cpp", "go", "python", "shell"}},
-	162: {name: "Link", kind: kindComplex, attributes: []schemaAttribute{
-		{"latency", 178, false},
-		{"jitter", 178, false},
-		{"bandwidth", 178, false},
-		{"loss", 178, false},
-		{"seed", 166, false},
-	}},
-	163: {name: "Network", kind: kindString, values: []string{"none", "job"}},
-	164: {name: "Node", kind: kindComplex, elements: []schemaElement{
-		{"id", 213, 1, 1, false},
-		{"incarnation", 213, 1, 1, false},
-		{"name", 213, 0, 1, false},
-		{"url", 213, 1, 1, false},
-		{"role", 190, 0, -1, false},
+	101: {name: "RemoveImage", kind: kindComplex, elements: []schemaElement{
+		{"name", 215, 1, 1, false},
 		{"version", 213, 0, 1, false},
-		{"os", 213, 0, 1, false},
-		{"arch", 213, 0, 1, false},
-		{"cores", 211, 1, 1, false},
-		{"memory", 212, 1, 1, false},
-		{"slots", 211, 1, 1, true},
-		{"freeSlots", 211, 1, 1, true},
-		{"freeMemory", 212, 0, 1, true},
-		{"freeCores", 211, 0, 1, true},
-		{"vmMemory", 212, 0, 1, false},
-		{"compiler", 139, 0, -1, false},
-		{"qemu", 213, 0, 1, false},
-		{"accelerator", 213, 0, 1, false},
-		{"cleaning", 213, 0, 1, false},
-		{"unconfined", 213, 0, -1, false},
-		{"queueLimits", 183, 0, 1, false},
-		{"state", 213, 0, 1, false},
 	}},
-	165: {name: "NodeProperty", kind: kindString, values: []string{"name", "os", "arch", "cores", "memory", "slots", "compiler", "qemu", "cleaning"}},
-	166: {name: "Number", kind: kindString, pattern: 1},
-	167: {name: "OutputFile", kind: kindComplex, attributes: []schemaAttribute{
-		{"name", 213, true},
-		{"process", 166, false},
-		{"optional", 209, false},
+	102: {name: "RemoveImageResponse", kind: kindComplex, elements: []schemaElement{
+		{"removed", 215, 0, -1, false},
 	}},
-	168: {name: "OutsideQueue", kind: kindComplex, elements: []schemaElement{
-		{"name", 213, 1, 1, false},
-		{"direction", 213, 1, 1, false},
-		{"node", 213, 1, 1, false},
-		{"url", 213, 1, 1, false},
+	103: {name: "RemoveQueue", kind: kindComplex, elements: []schemaElement{
+		{"name", 215, 1, 1, false},
+		{"into", 215, 0, 1, false},
 	}},
-	169: {name: "Parameter", kind: kindComplex, attributes: []schemaAttribute{
-		{"name", 213, true},
-		{"default", 213, false},
-		{"description", 213, false},
+	104: {name: "RemoveQueueResponse", kind: kindComplex},
+	105: {name: "Report", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 128, 1, 1, false},
+		{"sequence", 214, 1, 1, false},
+		{"process", 177, 0, -1, false},
+		{"failure", 215, 0, 1, false},
+		{"lost", 211, 0, 1, false},
+		{"proxyBytes", 214, 0, 1, false},
+		{"proxyItems", 214, 0, 1, false},
+		{"quiet", 214, 0, 1, false},
 	}},
-	170: {name: "Peer", kind: kindComplex, elements: []schemaElement{
-		{"node", 213, 1, 1, false},
-		{"address", 213, 1, 1, false},
-		{"fingerprint", 213, 1, 1, false},
-		{"former", 213, 0, 1, false},
+	106: {name: "ReportResponse", kind: kindComplex, elements: []schemaElement{
+		{"acknowledged", 214, 1, 1, false},
 	}},
-	171: {name: "Placement", kind: kindComplex, elements: []schemaElement{
-		{"process", 211, 1, 1, true},
-		{"task", 213, 1, 1, false},
-		{"index", 211, 1, 1, true},
-		{"node", 213, 1, 1, false},
+	107: {name: "RestoreVM", kind: kindComplex, elements: []schemaElement{
+		{"checkpoint", 215, 1, 1, false},
+		{"id", 215, 0, 1, false},
+		{"limits", 204, 0, 1, false},
+		{"suspended", 211, 0, 1, false},
+		{"source", 215, 0, -1, false},
 	}},
-	172: {name: "Problem", kind: kindComplex, elements: []schemaElement{
-		{"line", 211, 0, 1, false},
-		{"element", 213, 0, 1, false},
-		{"found", 213, 0, 1, false},
-		{"expected", 213, 0, 1, false},
-		{"message", 213, 1, 1, false},
+	108: {name: "RestoreVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 208, 1, 1, false},
 	}},
-	173: {name: "ProcessSpec", kind: kindComplex, elements: []schemaElement{
-		{"id", 211, 1, 1, true},
-		{"task", 213, 1, 1, false},
-		{"index", 211, 1, 1, true},
-		{"count", 211, 1, 1, false},
-		{"source", 213, 1, 1, false},
-		{"argument", 213, 0, -1, false},
-		{"environment", 125, 0, -1, false},
-		{"memory", 212, 0, 1, false},
-		{"cores", 211, 0, 1, false},
-		{"input", 148, 0, -1, false},
-		{"output", 167, 0, -1, false},
+	109: {name: "ResumeVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 215, 1, 1, false},
 	}},
-	174: {name: "ProcessState", kind: kindString, values: []string{"waiting", "running", "exited", "killed", "lost"}},
-	175: {name: "ProcessStatus", kind: kindComplex, elements: []schemaElement{
-		{"id", 211, 1, 1, true},
-		{"task", 213, 1, 1, false},
-		{"index", 211, 1, 1, true},
-		{"node", 213, 0, 1, false},
-		{"state", 174, 1, 1, false},
-		{"exitCode", 211, 0, 1, true},
-		{"signal", 213, 0, 1, false},
-		{"message", 213, 0, 1, false},
-		{"userMicros", 212, 0, 1, false},
-		{"systemMicros", 212, 0, 1, false},
-		{"maxResidentKiB", 212, 0, 1, false},
-		{"started", 210, 0, 1, true},
-		{"ended", 210, 0, 1, true},
-		{"file", 147, 0, -1, false},
+	110: {name: "ResumeVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 208, 1, 1, false},
 	}},
-	176: {name: "Profile", kind: kindComplex, elements: []schemaElement{
-		{"kind", 177, 1, 1, false},
-		{"name", 213, 1, 1, false},
-		{"version", 211, 0, 1, false},
-		{"description", 213, 0, 1, false},
-		{"registered", 210, 0, 1, true},
-		{"topology", 199, 0, 1, false},
-		{"resources", 189, 0, 1, false},
-		{"job", 156, 0, 1, false},
-		{"codec", 194, 0, 1, false},
-		{"rule", 194, 0, 1, false},
+	111: {name: "RewireEdge", kind: kindComplex, elements: []schemaElement{
+		{"job", 215, 1, 1, false},
+		{"edge", 215, 1, 1, false},
+		{"from", 215, 0, 1, false},
+		{"to", 215, 0, 1, false},
+		{"waitMillis", 213, 0, 1, false},
+		{"token", 215, 0, 1, false},
 	}},
-	177: {name: "ProfileKind", kind: kindString, values: []string{"topology", "resources", "job", "codec", "rule"}},
-	178: {name: "Quantity", kind: kindString, pattern: 2},
-	179: {name: "Queue", kind: kindComplex, elements: []schemaElement{
-		{"encoder", 144, 0, -1, false},
+	112: {name: "RewireEdgeResponse", kind: kindComplex, elements: []schemaElement{
+		{"change", 135, 1, 1, false},
+	}},
+	113: {name: "SettleMigration", kind: kindComplex, elements: []schemaElement{
+		{"migration", 215, 1, 1, false},
+		{"settled", 211, 0, 1, false},
+	}},
+	114: {name: "SettleMigrationResponse", kind: kindComplex, elements: []schemaElement{
+		{"here", 211, 1, 1, true},
+	}},
+	115: {name: "StatBlob", kind: kindComplex, elements: []schemaElement{
+		{"digest", 215, 1, 1, false},
+	}},
+	116: {name: "StatBlobResponse", kind: kindComplex, elements: []schemaElement{
+		{"blob", 131, 1, 1, false},
+	}},
+	117: {name: "StopVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 215, 1, 1, false},
+		{"graceMillis", 214, 0, 1, true},
+		{"force", 211, 0, 1, false},
+	}},
+	118: {name: "StopVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 208, 1, 1, false},
+	}},
+	119: {name: "SubmitJob", kind: kindComplex, elements: []schemaElement{
+		{"token", 215, 1, 1, false},
+		{"job", 158, 0, 1, false},
+		{"profile", 215, 0, 1, false},
+		{"version", 213, 0, 1, false},
+		{"argument", 127, 0, -1, false},
+		{"queue", 215, 0, 1, false},
+	}},
+	120: {name: "SubmitJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"id", 215, 1, 1, false},
+	}},
+	121: {name: "SuspendVM", kind: kindComplex, elements: []schemaElement{
+		{"id", 215, 1, 1, false},
+	}},
+	122: {name: "SuspendVMResponse", kind: kindComplex, elements: []schemaElement{
+		{"vm", 208, 1, 1, false},
+	}},
+	123: {name: "Terminate", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 128, 1, 1, false},
+		{"graceMillis", 214, 0, 1, false},
+		{"reason", 215, 0, 1, false},
+	}},
+	124: {name: "TerminateResponse", kind: kindComplex, elements: []schemaElement{
+		{"sequence", 214, 1, 1, true},
+	}},
+	125: {name: "WaitJob", kind: kindComplex, elements: []schemaElement{
+		{"id", 215, 1, 1, false},
+		{"revision", 214, 0, 1, false},
+		{"timeoutMillis", 213, 0, 1, false},
+	}},
+	126: {name: "WaitJobResponse", kind: kindComplex, elements: []schemaElement{
+		{"job", 162, 1, 1, false},
+	}},
+	127: {name: "Assignment", kind: kindComplex, attributes: []schemaAttribute{
+		{"name", 215, true},
+		{"value", 215, false},
+	}},
+	128: {name: "Attempt", kind: kindComplex, elements: []schemaElement{
+		{"job", 215, 1, 1, false},
+		{"number", 213, 1, 1, false},
+		{"node", 215, 0, 1, false},
+		{"incarnation", 215, 0, 1, false},
+	}},
+	129: {name: "AttemptState", kind: kindComplex, elements: []schemaElement{
+		{"attempt", 128, 1, 1, false},
+		{"state", 215, 1, 1, false},
+		{"slots", 213, 1, 1, true},
+		{"process", 177, 0, -1, false},
+		{"channel", 138, 0, -1, false},
+		{"queue", 186, 0, -1, false},
+		{"micros", 214, 0, 1, true},
+	}},
+	130: {name: "Binary", kind: kindBase64},
+	131: {name: "Blob", kind: kindComplex, elements: []schemaElement{
+		{"digest", 215, 1, 1, false},
+		{"size", 214, 0, 1, true},
+		{"received", 214, 1, 1, true},
+		{"complete", 211, 1, 1, true},
+		{"url", 215, 0, 1, false},
+	}},
+	132: {name: "Build", kind: kindComplex, elements: []schemaElement{
+		{"source", 215, 1, 1, false},
+		{"language", 163, 1, 1, false},
+		{"flag", 215, 0, -1, false},
+		{"file", 150, 1, -1, false},
+	}},
+	133: {name: "BuildStatus", kind: kindComplex, elements: []schemaElement{
+		{"source", 215, 1, 1, false},
+		{"digest", 215, 1, 1, false},
+		{"node", 215, 0, 1, false},
+		{"cached", 211, 1, 1, true},
+		{"millis", 214, 1, 1, true},
+		{"output", 215, 0, 1, false},
+	}},
+	134: {name: "ChangeState", kind: kindString, values: []string{"pending", "done", "failed"}},
+	135: {name: "ChangeStatus", kind: kindComplex, elements: []schemaElement{
+		{"number", 214, 0, 1, false},
+		{"attempt", 213, 0, 1, false},
+		{"what", 215, 1, 1, false},
+		{"queue", 215, 0, 1, false},
+		{"state", 134, 1, 1, false},
+		{"reason", 215, 0, 1, false},
+	}},
+	136: {name: "Channel", kind: kindComplex, elements: []schemaElement{
+		{"id", 213, 1, 1, true},
+		{"capacity", 213, 1, 1, false},
+		{"from", 137, 1, 1, false},
+		{"to", 137, 1, 1, false},
+		{"label", 215, 0, 1, false},
+		{"afterOut", 213, 0, 1, true},
+		{"afterIn", 213, 0, 1, true},
+		{"forward", 211, 0, 1, false},
+		{"direct", 211, 0, 1, false},
+	}},
+	137: {name: "ChannelEnd", kind: kindComplex, elements: []schemaElement{
+		{"process", 213, 0, 1, true},
+		{"port", 215, 0, 1, false},
+		{"peer", 215, 0, 1, false},
+		{"outside", 215, 0, 1, false},
+		{"queue", 213, 0, 1, false},
+	}},
+	138: {name: "ChannelState", kind: kindComplex, elements: []schemaElement{
+		{"id", 213, 1, 1, true},
+		{"from", 137, 1, 1, false},
+		{"to", 137, 1, 1, false},
+		{"capacity", 214, 1, 1, false},
+		{"depth", 214, 1, 1, true},
+		{"itemsIn", 214, 0, 1, true},
+		{"itemsOut", 214, 0, 1, true},
+		{"bytesIn", 214, 0, 1, true},
+		{"bytesOut", 214, 0, 1, true},
+		{"proxyItems", 214, 0, 1, true},
+		{"proxyBytes", 214, 0, 1, true},
+		{"producerWaits", 211, 1, 1, true},
+		{"consumerWaits", 211, 1, 1, true},
+		{"closed", 211, 1, 1, true},
+		{"takerClosed", 211, 0, 1, true},
+	}},
+	139: {name: "CheckpointStep", kind: kindString, values: []string{"take", "save", "drop"}},
+	140: {name: "Codec", kind: kindString, values: []string{"raw", "lines", "json", "xml", "xdr", "base64", "zstd"}},
+	141: {name: "Compiler", kind: kindComplex, elements: []schemaElement{
+		{"language", 163, 1, 1, false},
+		{"command", 215, 1, 1, false},
+		{"version", 215, 1, 1, false},
+	}},
+	142: {name: "Direction", kind: kindString, values: []string{"both", "forward"}},
+	143: {name: "Discard", kind: kindComplex, elements: []schemaElement{
+		{"channel", 198, 0, -1, false},
+		{"queue", 194, 0, -1, false},
+	}},
+	144: {name: "Edge", kind: kindComplex, elements: []schemaElement{
+		{"link", 164, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 213, true},
-		{"type", 186, false},
-		{"capacity", 166, false},
-		{"full", 149, false},
-		{"rule", 213, false},
-		{"version", 166, false},
+		{"from", 215, true},
+		{"to", 215, true},
+		{"queue", 215, false},
+		{"direct", 211, false},
 	}},
-	180: {name: "QueueEnd", kind: kindComplex, elements: []schemaElement{
-		{"name", 213, 1, 1, false},
-		{"channel", 211, 0, 1, true},
-		{"node", 213, 0, 1, false},
-		{"url", 213, 0, 1, false},
-		{"items", 212, 0, 1, true},
-		{"depth", 212, 0, 1, true},
-		{"waits", 209, 0, 1, true},
-		{"closed", 209, 0, 1, true},
+	145: {name: "Enclosure", kind: kindComplex, elements: []schemaElement{
+		{"image", 215, 1, 1, false},
+		{"name", 215, 0, 1, false},
+		{"memory", 214, 1, 1, false},
+		{"network", 205, 0, 1, false},
+		{"peer", 215, 0, 1, false},
 	}},
-	181: {name: "QueueFlow", kind: kindComplex, elements: []schemaElement{
-		{"micros", 212, 1, 1, false},
-		{"itemsIn", 212, 1, 1, true},
-		{"itemsOut", 212, 1, 1, true},
-		{"bytesIn", 212, 1, 1, true},
-		{"bytesOut", 212, 1, 1, true},
+	146: {name: "Encoder", kind: kindComplex, attributes: []schemaAttribute{
+		{"codec", 140, false},
+		{"registered", 215, false},
+		{"version", 168, false},
+		{"decode", 211, false},
+		{"type", 215, false},
 	}},
-	182: {name: "QueueItem", kind: kindComplex, elements: []schemaElement{
-		{"size", 212, 0, 1, true},
-		{"data", 128, 0, 1, false},
-		{"instruction", 209, 0, 1, false},
-		{"priority", 211, 0, 1, false},
-		{"job", 213, 0, 1, false},
-		{"name", 213, 0, 1, false},
-		{"state", 159, 0, 1, false},
-		{"reason", 213, 0, 1, false},
+	147: {name: "EncoderChain", kind: kindComplex, elements: []schemaElement{
+		{"encoder", 146, 0, -1, false},
 	}},
-	183: {name: "QueueLimits", kind: kindComplex, attributes: []schemaAttribute{
-		{"types", 213, false},
-		{"codecs", 213, false},
-		{"registered", 213, false},
-		{"rules", 213, false},
-		{"machines", 211, false},
-		{"queues", 211, false},
-		{"channels", 211, false},
-		{"memory", 212, false},
+	148: {name: "FaultCode", kind: kindString, values: []string{"invalidRequest", "invalidProfile", "unsupported", "notFound", "conflict", "wrongNode", "busy", "stale", "buildFailed", "tooLarge", "timeout", "unauthenticated", "forbidden", "unavailable", "internal"}},
+	149: {name: "File", kind: kindComplex, elements: []schemaElement{
+		{"name", 215, 1, 1, false},
+		{"digest", 215, 1, 1, false},
+		{"size", 214, 1, 1, true},
+		{"dropped", 214, 0, 1, false},
+		{"data", 130, 0, 1, false},
 	}},
-	184: {name: "QueueState", kind: kindComplex, elements: []schemaElement{
-		{"id", 211, 1, 1, false},
-		{"name", 213, 1, 1, false},
-		{"type", 186, 1, 1, false},
-		{"full", 149, 1, 1, false},
-		{"capacity", 212, 1, 1, false},
-		{"items", 212, 1, 1, true},
-		{"depth", 212, 1, 1, true},
-		{"itemsIn", 212, 1, 1, true},
-		{"itemsOut", 212, 1, 1, true},
-		{"dropped", 212, 1, 1, true},
-		{"refused", 212, 1, 1, true},
-		{"producers", 211, 1, 1, false},
-		{"takers", 211, 1, 1, false},
-		{"producersClosed", 211, 1, 1, true},
-		{"takersClosed", 211, 1, 1, true},
-		{"producersWait", 211, 1, 1, true},
-		{"takersWait", 211, 1, 1, true},
+	150: {name: "FileRef", kind: kindComplex, elements: []schemaElement{
+		{"name", 215, 1, 1, false},
+		{"digest", 215, 1, 1, false},
 	}},
-	185: {name: "QueueStatus", kind: kindComplex, elements: []schemaElement{
-		{"name", 213, 1, 1, false},
-		{"id", 213, 0, 1, false},
-		{"served", 209, 1, 1, true},
-		{"type", 186, 1, 1, false},
-		{"full", 149, 1, 1, false},
-		{"capacity", 212, 1, 1, true},
-		{"encoder", 144, 0, -1, false},
-		{"rule", 213, 0, 1, false},
-		{"ruleVersion", 211, 0, 1, false},
-		{"link", 162, 0, 1, false},
-		{"node", 213, 0, 1, false},
-		{"url", 213, 0, 1, false},
-		{"items", 212, 0, 1, true},
-		{"depth", 212, 0, 1, true},
-		{"itemsIn", 212, 0, 1, true},
-		{"itemsOut", 212, 0, 1, true},
-		{"dropped", 212, 0, 1, true},
-		{"refused", 212, 0, 1, true},
-		{"producersWait", 211, 0, 1, true},
-		{"takersWait", 211, 0, 1, true},
-		{"producer", 180, 0, -1, false},
-		{"taker", 180, 0, -1, false},
-		{"weight", 211, 0, 1, false},
-		{"held", 209, 0, 1, true},
-		{"running", 211, 0, 1, true},
-		{"oldestMillis", 212, 0, 1, true},
-		{"flow", 181, 0, 1, false},
-	}},
-	186: {name: "QueueType", kind: kindString, values: []string{"fifo", "priority", "lifo", "latest", "work", "broadcast"}},
-	187: {name: "Rejection", kind: kindComplex, elements: []schemaElement{
-		{"node", 213, 1, 1, false},
-		{"task", 213, 0, 1, false},
-		{"reason", 213, 1, 1, false},
-	}},
-	188: {name: "Requirement", kind: kindComplex, attributes: []schemaAttribute{
-		{"property", 165, true},
-		{"equals", 213, false},
-		{"minimum", 166, false},
-	}},
-	189: {name: "Resources", kind: kindComplex, elements: []schemaElement{
-		{"parameter", 169, 0, -1, false},
-		{"set", 125, 0, -1, false},
-		{"require", 188, 0, -1, false},
+	151: {name: "FullPolicy", kind: kindString, values: []string{"block", "dropNewest", "dropOldest", "fail"}},
+	152: {name: "Graph", kind: kindComplex, elements: []schemaElement{
+		{"text", 215, 0, 1, false},
+		{"content", 130, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"profile", 213, false},
-		{"version", 166, false},
-		{"cores", 166, false},
-		{"memory", 166, false},
+		{"format", 153, true},
+		{"path", 215, false},
+		{"digest", 215, false},
 	}},
-	190: {name: "Role", kind: kindString, values: []string{"backend", "frontend", "worker"}},
-	191: {name: "ServedQueue", kind: kindComplex, elements: []schemaElement{
-		{"id", 211, 1, 1, false},
-		{"name", 213, 1, 1, false},
-		{"type", 186, 1, 1, false},
-		{"full", 149, 1, 1, false},
-		{"capacity", 211, 1, 1, false},
-		{"encoder", 144, 0, -1, false},
-		{"link", 162, 0, 1, false},
-		{"rule", 213, 0, 1, false},
+	153: {name: "GraphFormat", kind: kindString, values: []string{"dot", "graphml", "edgeList"}},
+	154: {name: "Image", kind: kindComplex, elements: []schemaElement{
+		{"name", 215, 1, 1, false},
+		{"version", 213, 1, 1, false},
+		{"digest", 215, 1, 1, false},
+		{"registered", 212, 0, 1, true},
+		{"release", 215, 0, 1, false},
+		{"description", 215, 0, 1, false},
+		{"architecture", 215, 1, 1, false},
+		{"commandLine", 215, 0, 1, false},
+		{"leastMemory", 213, 1, 1, false},
+		{"language", 163, 0, -1, false},
+		{"file", 155, 0, -1, false},
 	}},
-	192: {name: "ServedQueueChange", kind: kindComplex, elements: []schemaElement{
-		{"id", 211, 1, 1, false},
-		{"type", 186, 0, 1, false},
-		{"full", 149, 0, 1, false},
-		{"capacity", 211, 0, 1, false},
-		{"encoders", 145, 0, 1, false},
-		{"rule", 213, 0, 1, true},
-		{"link", 162, 0, 1, false},
+	155: {name: "ImageFile", kind: kindComplex, elements: []schemaElement{
+		{"part", 215, 1, 1, false},
+		{"digest", 215, 1, 1, false},
+		{"size", 214, 1, 1, true},
+		{"format", 215, 0, 1, false},
 	}},
-	193: {name: "Service", kind: kindComplex, elements: []schemaElement{
-		{"name", 213, 1, 1, false},
-		{"url", 213, 1, 1, false},
-		{"wsdl", 213, 1, 1, false},
-		{"node", 213, 0, 1, false},
-		{"description", 213, 0, 1, false},
-	}},
-	194: {name: "Source", kind: kindComplex, elements: []schemaElement{
-		{"file", 195, 1, -1, false},
-		{"flag", 213, 0, -1, false},
+	156: {name: "InputFile", kind: kindComplex, elements: []schemaElement{
+		{"text", 215, 0, 1, false},
+		{"content", 130, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 213, true},
-		{"language", 161, true},
+		{"name", 215, false},
+		{"path", 215, false},
+		{"digest", 215, false},
 	}},
-	195: {name: "SourceFile", kind: kindComplex, elements: []schemaElement{
-		{"text", 213, 0, 1, false},
-		{"content", 128, 0, 1, false},
+	157: {name: "Isolation", kind: kindString, values: []string{"process", "vm"}},
+	158: {name: "Job", kind: kindComplex, elements: []schemaElement{
+		{"description", 215, 0, 1, false},
+		{"parameter", 171, 0, -1, false},
+		{"source", 196, 0, -1, false},
+		{"input", 156, 0, -1, false},
+		{"task", 200, 1, -1, false},
+		{"topology", 201, 0, -1, false},
+		{"edge", 144, 0, -1, false},
+		{"queue", 181, 0, -1, false},
+		{"policy", 160, 0, 1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 213, false},
-		{"path", 213, false},
-		{"digest", 213, false},
+		{"name", 215, true},
 	}},
-	196: {name: "Switch", kind: kindComplex, elements: []schemaElement{
-		{"channel", 211, 1, 1, true},
-		{"next", 211, 0, 1, true},
+	159: {name: "JobPlace", kind: kindString, values: []string{"first", "last"}},
+	160: {name: "JobPolicy", kind: kindComplex, attributes: []schemaAttribute{
+		{"wallTime", 168, false},
+		{"retries", 168, false},
+		{"priority", 168, false},
+		{"queue", 215, false},
+		{"isolation", 157, false},
+		{"image", 215, false},
+		{"perVM", 168, false},
+		{"checkpoint", 168, false},
+		{"network", 165, false},
+		{"nodes", 168, false},
 	}},
-	197: {name: "SwitchState", kind: kindComplex, elements: []schemaElement{
-		{"channel", 211, 1, 1, true},
-		{"written", 209, 1, 1, true},
-		{"read", 209, 1, 1, true},
+	161: {name: "JobState", kind: kindString, values: []string{"pending", "awakening", "running", "terminating", "succeeded", "failed", "cancelled"}},
+	162: {name: "JobStatus", kind: kindComplex, elements: []schemaElement{
+		{"id", 215, 1, 1, false},
+		{"name", 215, 1, 1, false},
+		{"state", 161, 1, 1, false},
+		{"revision", 214, 1, 1, false},
+		{"reason", 215, 0, 1, false},
+		{"attempt", 213, 1, 1, true},
+		{"priority", 213, 0, 1, true},
+		{"queue", 215, 0, 1, false},
+		{"submitted", 212, 1, 1, false},
+		{"started", 212, 0, 1, true},
+		{"ended", 212, 0, 1, true},
+		{"argument", 127, 0, -1, false},
+		{"process", 177, 0, -1, false},
+		{"build", 133, 0, -1, false},
+		{"outside", 170, 0, -1, false},
+		{"proxyBytes", 214, 0, 1, true},
+		{"proxyItems", 214, 0, 1, true},
 	}},
-	198: {name: "Task", kind: kindComplex, elements: []schemaElement{
-		{"argument", 213, 0, -1, false},
-		{"environment", 125, 0, -1, false},
-		{"resources", 189, 0, 1, false},
-		{"input", 154, 0, -1, false},
-		{"output", 167, 0, -1, false},
+	163: {name: "Language", kind: kindString, values: []string{"c", "cpp", "go", "python", "shell"}},
+	164: {name: "Link", kind: kindComplex, attributes: []schemaAttribute{
+		{"latency", 180, false},
+		{"jitter", 180, false},
+		{"bandwidth", 180, false},
+		{"loss", 180, false},
+		{"seed", 168, false},
+	}},
+	165: {name: "Network", kind: kindString, values: []string{"none", "job"}},
+	166: {name: "Node", kind: kindComplex, elements: []schemaElement{
+		{"id", 215, 1, 1, false},
+		{"incarnation", 215, 1, 1, false},
+		{"name", 215, 0, 1, false},
+		{"url", 215, 1, 1, false},
+		{"role", 192, 0, -1, false},
+		{"version", 215, 0, 1, false},
+		{"os", 215, 0, 1, false},
+		{"arch", 215, 0, 1, false},
+		{"cores", 213, 1, 1, false},
+		{"memory", 214, 1, 1, false},
+		{"slots", 213, 1, 1, true},
+		{"freeSlots", 213, 1, 1, true},
+		{"freeMemory", 214, 0, 1, true},
+		{"freeCores", 213, 0, 1, true},
+		{"vmMemory", 214, 0, 1, false},
+		{"compiler", 141, 0, -1, false},
+		{"qemu", 215, 0, 1, false},
+		{"accelerator", 215, 0, 1, false},
+		{"cleaning", 215, 0, 1, false},
+		{"unconfined", 215, 0, -1, false},
+		{"queueLimits", 185, 0, 1, false},
+		{"state", 215, 0, 1, false},
+	}},
+	167: {name: "NodeProperty", kind: kindString, values: []string{"name", "os", "arch", "cores", "memory", "slots", "compiler", "qemu", "cleaning"}},
+	168: {name: "Number", kind: kindString, pattern: 1},
+	169: {name: "OutputFile", kind: kindComplex, attributes: []schemaAttribute{
+		{"name", 215, true},
+		{"process", 168, false},
+		{"optional", 211, false},
+	}},
+	170: {name: "OutsideQueue", kind: kindComplex, elements: []schemaElement{
+		{"name", 215, 1, 1, false},
+		{"direction", 215, 1, 1, false},
+		{"node", 215, 1, 1, false},
+		{"url", 215, 1, 1, false},
+	}},
+	171: {name: "Parameter", kind: kindComplex, attributes: []schemaAttribute{
+		{"name", 215, true},
+		{"default", 215, false},
+		{"description", 215, false},
+	}},
+	172: {name: "Peer", kind: kindComplex, elements: []schemaElement{
+		{"node", 215, 1, 1, false},
+		{"address", 215, 1, 1, false},
+		{"fingerprint", 215, 1, 1, false},
+		{"former", 215, 0, 1, false},
+	}},
+	173: {name: "Placement", kind: kindComplex, elements: []schemaElement{
+		{"process", 213, 1, 1, true},
+		{"task", 215, 1, 1, false},
+		{"index", 213, 1, 1, true},
+		{"node", 215, 1, 1, false},
+	}},
+	174: {name: "Problem", kind: kindComplex, elements: []schemaElement{
+		{"line", 213, 0, 1, false},
+		{"element", 215, 0, 1, false},
+		{"found", 215, 0, 1, false},
+		{"expected", 215, 0, 1, false},
+		{"message", 215, 1, 1, false},
+	}},
+	175: {name: "ProcessSpec", kind: kindComplex, elements: []schemaElement{
+		{"id", 213, 1, 1, true},
+		{"task", 215, 1, 1, false},
+		{"index", 213, 1, 1, true},
+		{"count", 213, 1, 1, false},
+		{"source", 215, 1, 1, false},
+		{"argument", 215, 0, -1, false},
+		{"environment", 127, 0, -1, false},
+		{"memory", 214, 0, 1, false},
+		{"cores", 213, 0, 1, false},
+		{"input", 150, 0, -1, false},
+		{"output", 169, 0, -1, false},
+	}},
+	176: {name: "ProcessState", kind: kindString, values: []string{"waiting", "running", "exited", "killed", "lost"}},
+	177: {name: "ProcessStatus", kind: kindComplex, elements: []schemaElement{
+		{"id", 213, 1, 1, true},
+		{"task", 215, 1, 1, false},
+		{"index", 213, 1, 1, true},
+		{"node", 215, 0, 1, false},
+		{"state", 176, 1, 1, false},
+		{"exitCode", 213, 0, 1, true},
+		{"signal", 215, 0, 1, false},
+		{"message", 215, 0, 1, false},
+		{"userMicros", 214, 0, 1, false},
+		{"systemMicros", 214, 0, 1, false},
+		{"maxResidentKiB", 214, 0, 1, false},
+		{"started", 212, 0, 1, true},
+		{"ended", 212, 0, 1, true},
+		{"file", 149, 0, -1, false},
+	}},
+	178: {name: "Profile", kind: kindComplex, elements: []schemaElement{
+		{"kind", 179, 1, 1, false},
+		{"name", 215, 1, 1, false},
+		{"version", 213, 0, 1, false},
+		{"description", 215, 0, 1, false},
+		{"registered", 212, 0, 1, true},
+		{"topology", 201, 0, 1, false},
+		{"resources", 191, 0, 1, false},
+		{"job", 158, 0, 1, false},
+		{"codec", 196, 0, 1, false},
+		{"rule", 196, 0, 1, false},
+	}},
+	179: {name: "ProfileKind", kind: kindString, values: []string{"topology", "resources", "job", "codec", "rule"}},
+	180: {name: "Quantity", kind: kindString, pattern: 2},
+	181: {name: "Queue", kind: kindComplex, elements: []schemaElement{
+		{"encoder", 146, 0, -1, false},
 	}, attributes: []schemaAttribute{
-		{"name", 213, true},
-		{"source", 213, false},
-		{"count", 166, false},
-		{"processor", 209, false},
+		{"name", 215, true},
+		{"type", 188, false},
+		{"capacity", 168, false},
+		{"full", 151, false},
+		{"rule", 215, false},
+		{"version", 168, false},
 	}},
-	199: {name: "Topology", kind: kindComplex, elements: []schemaElement{
-		{"parameter", 169, 0, -1, false},
-		{"set", 125, 0, -1, false},
-		{"graph", 150, 0, 1, false},
-		{"link", 162, 0, 1, false},
-	}, attributes: []schemaAttribute{
-		{"kind", 200, false},
-		{"profile", 213, false},
-		{"version", 166, false},
-		{"over", 213, false},
-		{"prefix", 213, false},
-		{"direction", 140, false},
-		{"queue", 213, false},
-		{"columns", 166, false},
-		{"rows", 166, false},
-		{"layers", 166, false},
-		{"dimensions", 166, false},
-		{"arity", 166, false},
-		{"levels", 166, false},
-		{"degree", 166, false},
-		{"probability", 178, false},
-		{"seed", 166, false},
+	182: {name: "QueueEnd", kind: kindComplex, elements: []schemaElement{
+		{"name", 215, 1, 1, false},
+		{"channel", 213, 0, 1, true},
+		{"node", 215, 0, 1, false},
+		{"url", 215, 0, 1, false},
+		{"items", 214, 0, 1, true},
+		{"depth", 214, 0, 1, true},
+		{"waits", 211, 0, 1, true},
+		{"closed", 211, 0, 1, true},
 	}},
-	200: {name: "TopologyKind", kind: kindString, values: []string{"line", "ring", "star", "tree", "complete", "mesh", "torus", "hypercube", "butterfly", "fatTree", "random", "smallWorld", "farm", "graph"}},
-	201: {name: "VMCheckpoint", kind: kindComplex, elements: []schemaElement{
-		{"digest", 213, 1, 1, false},
-		{"node", 213, 1, 1, false},
-		{"vm", 213, 1, 1, false},
-		{"taken", 210, 1, 1, false},
-		{"image", 213, 0, 1, false},
-		{"memory", 212, 1, 1, false},
-		{"accelerator", 213, 1, 1, false},
+	183: {name: "QueueFlow", kind: kindComplex, elements: []schemaElement{
+		{"micros", 214, 1, 1, false},
+		{"itemsIn", 214, 1, 1, true},
+		{"itemsOut", 214, 1, 1, true},
+		{"bytesIn", 214, 1, 1, true},
+		{"bytesOut", 214, 1, 1, true},
 	}},
-	202: {name: "VMLimits", kind: kindComplex, elements: []schemaElement{
-		{"cpuPercent", 211, 0, 1, false},
-		{"disk", 212, 0, 1, false},
-		{"diskRate", 212, 0, 1, false},
-		{"networkRate", 212, 0, 1, false},
+	184: {name: "QueueItem", kind: kindComplex, elements: []schemaElement{
+		{"size", 214, 0, 1, true},
+		{"data", 130, 0, 1, false},
+		{"instruction", 211, 0, 1, false},
+		{"priority", 213, 0, 1, false},
+		{"job", 215, 0, 1, false},
+		{"name", 215, 0, 1, false},
+		{"state", 161, 0, 1, false},
+		{"reason", 215, 0, 1, false},
 	}},
-	203: {name: "VMNetwork", kind: kindComplex, elements: []schemaElement{
-		{"index", 211, 1, 1, true},
-		{"vm", 213, 1, -1, false},
+	185: {name: "QueueLimits", kind: kindComplex, attributes: []schemaAttribute{
+		{"types", 215, false},
+		{"codecs", 215, false},
+		{"registered", 215, false},
+		{"rules", 215, false},
+		{"machines", 213, false},
+		{"queues", 213, false},
+		{"channels", 213, false},
+		{"memory", 214, false},
 	}},
-	204: {name: "VMState", kind: kindString, values: []string{"created", "running", "suspended", "ended"}},
-	205: {name: "VMStatistics", kind: kindComplex, elements: []schemaElement{
-		{"cpuMillis", 212, 1, 1, true},
-		{"memory", 212, 1, 1, true},
-		{"diskRead", 212, 1, 1, true},
-		{"diskWritten", 212, 1, 1, true},
-		{"received", 212, 1, 1, true},
-		{"sent", 212, 1, 1, true},
-	}},
-	206: {name: "VirtualMachine", kind: kindComplex, elements: []schemaElement{
+	186: {name: "QueueState", kind: kindComplex, elements: []schemaElement{
 		{"id", 213, 1, 1, false},
-		{"node", 213, 1, 1, false},
-		{"state", 204, 1, 1, false},
-		{"reason", 213, 0, 1, false},
-		{"image", 213, 0, 1, false},
-		{"imageName", 213, 0, 1, false},
-		{"accelerator", 213, 1, 1, false},
-		{"memory", 212, 1, 1, false},
-		{"limits", 202, 0, 1, false},
-		{"owner", 213, 0, 1, false},
-		{"created", 210, 0, 1, true},
-		{"console", 213, 0, 1, false},
-		{"statistics", 205, 0, 1, false},
+		{"name", 215, 1, 1, false},
+		{"type", 188, 1, 1, false},
+		{"full", 151, 1, 1, false},
+		{"capacity", 214, 1, 1, false},
+		{"items", 214, 1, 1, true},
+		{"depth", 214, 1, 1, true},
+		{"itemsIn", 214, 1, 1, true},
+		{"itemsOut", 214, 1, 1, true},
+		{"dropped", 214, 1, 1, true},
+		{"refused", 214, 1, 1, true},
+		{"producers", 213, 1, 1, false},
+		{"takers", 213, 1, 1, false},
+		{"producersClosed", 213, 1, 1, true},
+		{"takersClosed", 213, 1, 1, true},
+		{"producersWait", 213, 1, 1, true},
+		{"takersWait", 213, 1, 1, true},
 	}},
-	207: {name: "Wait", kind: kindComplex, elements: []schemaElement{
-		{"process", 211, 1, 1, true},
-		{"channel", 211, 1, 1, true},
-		{"enqueues", 209, 1, 1, true},
-		{"depth", 212, 1, 1, true},
-		{"capacity", 212, 1, 1, true},
+	187: {name: "QueueStatus", kind: kindComplex, elements: []schemaElement{
+		{"name", 215, 1, 1, false},
+		{"id", 215, 0, 1, false},
+		{"served", 211, 1, 1, true},
+		{"type", 188, 1, 1, false},
+		{"full", 151, 1, 1, false},
+		{"capacity", 214, 1, 1, true},
+		{"encoder", 146, 0, -1, false},
+		{"rule", 215, 0, 1, false},
+		{"ruleVersion", 213, 0, 1, false},
+		{"link", 164, 0, 1, false},
+		{"node", 215, 0, 1, false},
+		{"url", 215, 0, 1, false},
+		{"items", 214, 0, 1, true},
+		{"depth", 214, 0, 1, true},
+		{"itemsIn", 214, 0, 1, true},
+		{"itemsOut", 214, 0, 1, true},
+		{"dropped", 214, 0, 1, true},
+		{"refused", 214, 0, 1, true},
+		{"producersWait", 213, 0, 1, true},
+		{"takersWait", 213, 0, 1, true},
+		{"producer", 182, 0, -1, false},
+		{"taker", 182, 0, -1, false},
+		{"weight", 213, 0, 1, false},
+		{"held", 211, 0, 1, true},
+		{"running", 213, 0, 1, true},
+		{"oldestMillis", 214, 0, 1, true},
+		{"flow", 183, 0, 1, false},
 	}},
-	208: {name: "base64Binary", kind: kindBase64},
-	209: {name: "boolean", kind: kindBoolean},
-	210: {name: "dateTime", kind: kindDateTime},
-	211: {name: "int", kind: kindInt},
-	212: {name: "long", kind: kindLong},
-	213: {name: "string", kind: kindString},
+	188: {name: "QueueType", kind: kindString, values: []string{"fifo", "priority", "lifo", "latest", "work", "broadcast"}},
+	189: {name: "Rejection", kind: kindComplex, elements: []schemaElement{
+		{"node", 215, 1, 1, false},
+		{"task", 215, 0, 1, false},
+		{"reason", 215, 1, 1, false},
+	}},
+	190: {name: "Requirement", kind: kindComplex, attributes: []schemaAttribute{
+		{"property", 167, true},
+		{"equals", 215, false},
+		{"minimum", 168, false},
+	}},
+	191: {name: "Resources", kind: kindComplex, elements: []schemaElement{
+		{"parameter", 171, 0, -1, false},
+		{"set", 127, 0, -1, false},
+		{"require", 190, 0, -1, false},
+	}, attributes: []schemaAttribute{
+		{"profile", 215, false},
+		{"version", 168, false},
+		{"cores", 168, false},
+		{"memory", 168, false},
+	}},
+	192: {name: "Role", kind: kindString, values: []string{"backend", "frontend", "worker"}},
+	193: {name: "ServedQueue", kind: kindComplex, elements: []schemaElement{
+		{"id", 213, 1, 1, false},
+		{"name", 215, 1, 1, false},
+		{"type", 188, 1, 1, false},
+		{"full", 151, 1, 1, false},
+		{"capacity", 213, 1, 1, false},
+		{"encoder", 146, 0, -1, false},
+		{"link", 164, 0, 1, false},
+		{"rule", 215, 0, 1, false},
+	}},
+	194: {name: "ServedQueueChange", kind: kindComplex, elements: []schemaElement{
+		{"id", 213, 1, 1, false},
+		{"type", 188, 0, 1, false},
+		{"full", 151, 0, 1, false},
+		{"capacity", 213, 0, 1, false},
+		{"encoders", 147, 0, 1, false},
+		{"rule", 215, 0, 1, true},
+		{"link", 164, 0, 1, false},
+	}},
+	195: {name: "Service", kind: kindComplex, elements: []schemaElement{
+		{"name", 215, 1, 1, false},
+		{"url", 215, 1, 1, false},
+		{"wsdl", 215, 1, 1, false},
+		{"node", 215, 0, 1, false},
+		{"description", 215, 0, 1, false},
+	}},
+	196: {name: "Source", kind: kindComplex, elements: []schemaElement{
+		{"file", 197, 1, -1, false},
+		{"flag", 215, 0, -1, false},
+	}, attributes: []schemaAttribute{
+		{"name", 215, true},
+		{"language", 163, true},
+	}},
+	197: {name: "SourceFile", kind: kindComplex, elements: []schemaElement{
+		{"text", 215, 0, 1, false},
+		{"content", 130, 0, 1, false},
+	}, attributes: []schemaAttribute{
+		{"name", 215, false},
+		{"path", 215, false},
+		{"digest", 215, false},
+	}},
+	198: {name: "Switch", kind: kindComplex, elements: []schemaElement{
+		{"channel", 213, 1, 1, true},
+		{"next", 213, 0, 1, true},
+	}},
+	199: {name: "SwitchState", kind: kindComplex, elements: []schemaElement{
+		{"channel", 213, 1, 1, true},
+		{"written", 211, 1, 1, true},
+		{"read", 211, 1, 1, true},
+	}},
+	200: {name: "Task", kind: kindComplex, elements: []schemaElement{
+		{"argument", 215, 0, -1, false},
+		{"environment", 127, 0, -1, false},
+		{"resources", 191, 0, 1, false},
+		{"input", 156, 0, -1, false},
+		{"output", 169, 0, -1, false},
+	}, attributes: []schemaAttribute{
+		{"name", 215, true},
+		{"source", 215, false},
+		{"count", 168, false},
+		{"processor", 211, false},
+	}},
+	201: {name: "Topology", kind: kindComplex, elements: []schemaElement{
+		{"parameter", 171, 0, -1, false},
+		{"set", 127, 0, -1, false},
+		{"graph", 152, 0, 1, false},
+		{"link", 164, 0, 1, false},
+	}, attributes: []schemaAttribute{
+		{"kind", 202, false},
+		{"profile", 215, false},
+		{"version", 168, false},
+		{"over", 215, false},
+		{"prefix", 215, false},
+		{"direction", 142, false},
+		{"queue", 215, false},
+		{"columns", 168, false},
+		{"rows", 168, false},
+		{"layers", 168, false},
+		{"dimensions", 168, false},
+		{"arity", 168, false},
+		{"levels", 168, false},
+		{"degree", 168, false},
+		{"probability", 180, false},
+		{"seed", 168, false},
+	}},
+	202: {name: "TopologyKind", kind: kindString, values: []string{"line", "ring", "star", "tree", "complete", "mesh", "torus", "hypercube", "butterfly", "fatTree", "random", "smallWorld", "farm", "graph"}},
+	203: {name: "VMCheckpoint", kind: kindComplex, elements: []schemaElement{
+		{"digest", 215, 1, 1, false},
+		{"node", 215, 1, 1, false},
+		{"vm", 215, 1, 1, false},
+		{"taken", 212, 1, 1, false},
+		{"image", 215, 0, 1, false},
+		{"memory", 214, 1, 1, false},
+		{"accelerator", 215, 1, 1, false},
+	}},
+	204: {name: "VMLimits", kind: kindComplex, elements: []schemaElement{
+		{"cpuPercent", 213, 0, 1, false},
+		{"disk", 214, 0, 1, false},
+		{"diskRate", 214, 0, 1, false},
+		{"networkRate", 214, 0, 1, false},
+	}},
+	205: {name: "VMNetwork", kind: kindComplex, elements: []schemaElement{
+		{"index", 213, 1, 1, true},
+		{"vm", 215, 1, -1, false},
+	}},
+	206: {name: "VMState", kind: kindString, values: []string{"created", "running", "suspended", "ended"}},
+	207: {name: "VMStatistics", kind: kindComplex, elements: []schemaElement{
+		{"cpuMillis", 214, 1, 1, true},
+		{"memory", 214, 1, 1, true},
+		{"diskRead", 214, 1, 1, true},
+		{"diskWritten", 214, 1, 1, true},
+		{"received", 214, 1, 1, true},
+		{"sent", 214, 1, 1, true},
+	}},
+	208: {name: "VirtualMachine", kind: kindComplex, elements: []schemaElement{
+		{"id", 215, 1, 1, false},
+		{"node", 215, 1, 1, false},
+		{"state", 206, 1, 1, false},
+		{"reason", 215, 0, 1, false},
+		{"image", 215, 0, 1, false},
+		{"imageName", 215, 0, 1, false},
+		{"accelerator", 215, 1, 1, false},
+		{"memory", 214, 1, 1, false},
+		{"limits", 204, 0, 1, false},
+		{"owner", 215, 0, 1, false},
+		{"created", 212, 0, 1, true},
+		{"console", 215, 0, 1, false},
+		{"statistics", 207, 0, 1, false},
+	}},
+	209: {name: "Wait", kind: kindComplex, elements: []schemaElement{
+		{"process", 213, 1, 1, true},
+		{"channel", 213, 1, 1, true},
+		{"enqueues", 211, 1, 1, true},
+		{"depth", 214, 1, 1, true},
+		{"capacity", 214, 1, 1, true},
+	}},
+	210: {name: "base64Binary", kind: kindBase64},
+	211: {name: "boolean", kind: kindBoolean},
+	212: {name: "dateTime", kind: kindDateTime},
+	213: {name: "int", kind: kindInt},
+	214: {name: "long", kind: kindLong},
+	215: {name: "string", kind: kindString},
 }
 
 // schemaPatterns are compiled when first needed; schemaType.pattern counts
@@ -1195,252 +1202,256 @@ func schemaRoot(name string) (int, bool) {
 		return 2, true
 	case "ApplyChangeResponse":
 		return 3, true
-	case "Awaken":
+	case "AwaitVM":
 		return 4, true
-	case "AwakenResponse":
+	case "AwaitVMResponse":
 		return 5, true
-	case "CancelJob":
+	case "Awaken":
 		return 6, true
-	case "CancelJobResponse":
+	case "AwakenResponse":
 		return 7, true
-	case "ChangeQueue":
+	case "CancelJob":
 		return 8, true
-	case "ChangeQueueResponse":
+	case "CancelJobResponse":
 		return 9, true
-	case "CheckpointAttempt":
+	case "ChangeQueue":
 		return 10, true
-	case "CheckpointAttemptResponse":
+	case "ChangeQueueResponse":
 		return 11, true
-	case "CheckpointVM":
+	case "CheckpointAttempt":
 		return 12, true
-	case "CheckpointVMResponse":
+	case "CheckpointAttemptResponse":
 		return 13, true
-	case "CloneVM":
+	case "CheckpointVM":
 		return 14, true
-	case "CloneVMResponse":
+	case "CheckpointVMResponse":
 		return 15, true
-	case "CreateVM":
+	case "CloneVM":
 		return 16, true
-	case "CreateVMResponse":
+	case "CloneVMResponse":
 		return 17, true
-	case "Dequeue":
+	case "CreateVM":
 		return 18, true
-	case "DequeueResponse":
+	case "CreateVMResponse":
 		return 19, true
-	case "DestroyVM":
+	case "Dequeue":
 		return 20, true
-	case "DestroyVMResponse":
+	case "DequeueResponse":
 		return 21, true
-	case "DrainQueue":
+	case "DestroyVM":
 		return 22, true
-	case "DrainQueueResponse":
+	case "DestroyVMResponse":
 		return 23, true
-	case "Enqueue":
+	case "DrainQueue":
 		return 24, true
-	case "EnqueueResponse":
+	case "DrainQueueResponse":
 		return 25, true
-	case "GetBlob":
+	case "Enqueue":
 		return 26, true
-	case "GetBlobResponse":
+	case "EnqueueResponse":
 		return 27, true
-	case "GetBroker":
+	case "GetBlob":
 		return 28, true
-	case "GetBrokerResponse":
+	case "GetBlobResponse":
 		return 29, true
-	case "GetChange":
+	case "GetBroker":
 		return 30, true
-	case "GetChangeResponse":
+	case "GetBrokerResponse":
 		return 31, true
-	case "GetImage":
+	case "GetChange":
 		return 32, true
-	case "GetImageResponse":
+	case "GetChangeResponse":
 		return 33, true
-	case "GetJob":
+	case "GetImage":
 		return 34, true
-	case "GetJobResponse":
+	case "GetImageResponse":
 		return 35, true
-	case "GetOutput":
+	case "GetJob":
 		return 36, true
-	case "GetOutputResponse":
+	case "GetJobResponse":
 		return 37, true
-	case "GetProfile":
+	case "GetOutput":
 		return 38, true
-	case "GetProfileResponse":
+	case "GetOutputResponse":
 		return 39, true
-	case "GetQuiet":
+	case "GetProfile":
 		return 40, true
-	case "GetQuietResponse":
+	case "GetProfileResponse":
 		return 41, true
-	case "GetVM":
+	case "GetQuiet":
 		return 42, true
-	case "GetVMResponse":
+	case "GetQuietResponse":
 		return 43, true
-	case "GridFault":
+	case "GetVM":
 		return 44, true
-	case "Heartbeat":
+	case "GetVMResponse":
 		return 45, true
-	case "HeartbeatResponse":
+	case "GridFault":
 		return 46, true
-	case "Inspect":
+	case "Heartbeat":
 		return 47, true
-	case "InspectResponse":
+	case "HeartbeatResponse":
 		return 48, true
-	case "Instantiate":
+	case "Inspect":
 		return 49, true
-	case "InstantiateResponse":
+	case "InspectResponse":
 		return 50, true
-	case "Join":
+	case "Instantiate":
 		return 51, true
-	case "JoinResponse":
+	case "InstantiateResponse":
 		return 52, true
-	case "ListBlobs":
+	case "Join":
 		return 53, true
-	case "ListBlobsResponse":
+	case "JoinResponse":
 		return 54, true
-	case "ListCheckpoints":
+	case "ListBlobs":
 		return 55, true
-	case "ListCheckpointsResponse":
+	case "ListBlobsResponse":
 		return 56, true
-	case "ListImages":
+	case "ListCheckpoints":
 		return 57, true
-	case "ListImagesResponse":
+	case "ListCheckpointsResponse":
 		return 58, true
-	case "ListJobs":
+	case "ListImages":
 		return 59, true
-	case "ListJobsResponse":
+	case "ListImagesResponse":
 		return 60, true
-	case "ListNodes":
+	case "ListJobs":
 		return 61, true
-	case "ListNodesResponse":
+	case "ListJobsResponse":
 		return 62, true
-	case "ListProfiles":
+	case "ListNodes":
 		return 63, true
-	case "ListProfilesResponse":
+	case "ListNodesResponse":
 		return 64, true
-	case "ListQueues":
+	case "ListProfiles":
 		return 65, true
-	case "ListQueuesResponse":
+	case "ListProfilesResponse":
 		return 66, true
-	case "ListServices":
+	case "ListQueues":
 		return 67, true
-	case "ListServicesResponse":
+	case "ListQueuesResponse":
 		return 68, true
-	case "ListVMs":
+	case "ListServices":
 		return 69, true
-	case "ListVMsResponse":
+	case "ListServicesResponse":
 		return 70, true
-	case "MakeQueue":
+	case "ListVMs":
 		return 71, true
-	case "MakeQueueResponse":
+	case "ListVMsResponse":
 		return 72, true
-	case "MigrateVM":
+	case "MakeQueue":
 		return 73, true
-	case "MigrateVMResponse":
+	case "MakeQueueResponse":
 		return 74, true
-	case "MoveJob":
+	case "MigrateVM":
 		return 75, true
-	case "MoveJobResponse":
+	case "MigrateVMResponse":
 		return 76, true
-	case "OpenSocket":
+	case "MoveJob":
 		return 77, true
-	case "OpenSocketResponse":
+	case "MoveJobResponse":
 		return 78, true
-	case "PeekQueue":
+	case "OpenSocket":
 		return 79, true
-	case "PeekQueueResponse":
+	case "OpenSocketResponse":
 		return 80, true
-	case "PlanJob":
+	case "PeekQueue":
 		return 81, true
-	case "PlanJobResponse":
+	case "PeekQueueResponse":
 		return 82, true
-	case "PutBlob":
+	case "PlanJob":
 		return 83, true
-	case "PutBlobResponse":
+	case "PlanJobResponse":
 		return 84, true
-	case "Query":
+	case "PutBlob":
 		return 85, true
-	case "QueryResponse":
+	case "PutBlobResponse":
 		return 86, true
-	case "ReadStream":
+	case "Query":
 		return 87, true
-	case "ReadStreamResponse":
+	case "QueryResponse":
 		return 88, true
-	case "Register":
+	case "ReadStream":
 		return 89, true
-	case "RegisterImage":
+	case "ReadStreamResponse":
 		return 90, true
-	case "RegisterImageResponse":
+	case "Register":
 		return 91, true
-	case "RegisterProfile":
+	case "RegisterImage":
 		return 92, true
-	case "RegisterProfileResponse":
+	case "RegisterImageResponse":
 		return 93, true
-	case "RegisterResponse":
+	case "RegisterProfile":
 		return 94, true
-	case "RemoveCheckpoint":
+	case "RegisterProfileResponse":
 		return 95, true
-	case "RemoveCheckpointResponse":
+	case "RegisterResponse":
 		return 96, true
-	case "RemoveEdge":
+	case "RemoveCheckpoint":
 		return 97, true
-	case "RemoveEdgeResponse":
+	case "RemoveCheckpointResponse":
 		return 98, true
-	case "RemoveImage":
+	case "RemoveEdge":
 		return 99, true
-	case "RemoveImageResponse":
+	case "RemoveEdgeResponse":
 		return 100, true
-	case "RemoveQueue":
+	case "RemoveImage":
 		return 101, true
-	case "RemoveQueueResponse":
+	case "RemoveImageResponse":
 		return 102, true
-	case "Report":
+	case "RemoveQueue":
 		return 103, true
-	case "ReportResponse":
+	case "RemoveQueueResponse":
 		return 104, true
-	case "RestoreVM":
+	case "Report":
 		return 105, true
-	case "RestoreVMResponse":
+	case "ReportResponse":
 		return 106, true
-	case "ResumeVM":
+	case "RestoreVM":
 		return 107, true
-	case "ResumeVMResponse":
+	case "RestoreVMResponse":
 		return 108, true
-	case "RewireEdge":
+	case "ResumeVM":
 		return 109, true
-	case "RewireEdgeResponse":
+	case "ResumeVMResponse":
 		return 110, true
-	case "SettleMigration":
+	case "RewireEdge":
 		return 111, true
-	case "SettleMigrationResponse":
+	case "RewireEdgeResponse":
 		return 112, true
-	case "StatBlob":
+	case "SettleMigration":
 		return 113, true
-	case "StatBlobResponse":
+	case "SettleMigrationResponse":
 		return 114, true
-	case "StopVM":
+	case "StatBlob":
 		return 115, true
-	case "StopVMResponse":
+	case "StatBlobResponse":
 		return 116, true
-	case "SubmitJob":
+	case "StopVM":
 		return 117, true
-	case "SubmitJobResponse":
+	case "StopVMResponse":
 		return 118, true
-	case "SuspendVM":
+	case "SubmitJob":
 		return 119, true
-	case "SuspendVMResponse":
+	case "SubmitJobResponse":
 		return 120, true
-	case "Terminate":
+	case "SuspendVM":
 		return 121, true
-	case "TerminateResponse":
+	case "SuspendVMResponse":
 		return 122, true
-	case "WaitJob":
+	case "Terminate":
 		return 123, true
-	case "WaitJobResponse":
+	case "TerminateResponse":
 		return 124, true
+	case "WaitJob":
+		return 125, true
+	case "WaitJobResponse":
+		return 126, true
 	case "job":
-		return 156, true
+		return 158, true
 	case "queueLimits":
-		return 183, true
+		return 185, true
 	}
 	return 0, false
 }

@@ -91,6 +91,8 @@ func namesGroup() group {
 		{name: "the checkpoint ../../x, removed", head: "500 ", says: "", send: op("vm", `<RemoveCheckpoint xmlns="urn:mvm:1"><digest>../../x</digest></RemoveCheckpoint>`)},
 		{name: "the file of a checkpoint that is not there", head: "404", says: "keeps no checkpoint", send: get("/services/vm/checkpoints/" + zero)},
 		{name: "the console of a VM with .. in its path", head: "", says: "", send: get("/services/vm/..%2f..%2fx/console")},
+		{name: "a VM sent with a token that nobody gave", head: "403", says: "no VM is expected", send: raw("GET /services/vm/arrivals HTTP/1.1\r\nHost: grid\r\nConnection: Upgrade\r\nUpgrade: mvm-migration\r\nAuthorization: Bearer 0123456789abcdef0123456789abcdef\r\n\r\n")},
+		{name: "a VM with the id ../../x that is to be awaited", head: "500 ", says: "", send: op("vm", `<AwaitVM xmlns="urn:mvm:1"><id>../../x</id><memory>128</memory></AwaitVM>`)},
 		{name: "a heartbeat of the node ../../x", head: "500 ", says: "", send: op("information", `<Heartbeat xmlns="urn:mvm:1"><node>../../x</node><incarnation>i</incarnation><freeSlots>1</freeSlots></Heartbeat>`)},
 	}...)
 	return group{"Names that become files", "Profiles are sent with PlanJob, which judges all of a profile and runs nothing.", list}

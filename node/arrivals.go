@@ -1,0 +1,102 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"mvm/osvm"
+	"mvm/wsdl"
+)
+
+const (
+	bearer        = "Bearer " // before a token (RFC 6750)
+	arrivalLimit  = time.Minute
+	mostArrivals  = 64 // that are expected at once
+	arrivalSecret = 16 // bytes of a token
+)
+
+// arrivals are the VMs that other nodes are about to send here. Each was asked for
+// by AwaitVM, whose answer is a token that lets that VM in once: without one nobody
+// can have this node take anything.
+type arrivals struct {
+	mu       sync.Mutex // guards what follows
+	expected map[string]arrival
+}
+
+// arrival is one that is expected.
+type arrival struct {
+	id     string
+	memory int64 // MiB
+	until  time.Duration
+}
+
+// expect gives the token for an arrival.
+func (a *arrivals) expect(expected arrival, now time.Duration) (token string, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for token, other := range a.expected {
+		if other.until <= now {
+			delete(a.expected, token)
+		}
+	}
+	if len(a.expected) >= mostArrivals {
+		return "", fmt.Errorf("%d VMs are expected already", mostArrivals)
+	}
+	token = random(arrivalSecret)
+	expected.until = now + arrivalLimit
+	if a.expected == nil {
+		a.expected = map[string]arrival{}
+	}
+	a.expected[token] = expected
+	return token, nil
+}
+
+// take is what a token was given for, which it was for this once.
+func (a *arrivals) take(authorization string, now time.Duration) (arrival, error) {
+	token, _ := strings.CutPrefix(authorization, bearer)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	expected, there := a.expected[token]
+	delete(a.expected, token)
+	if !there || expected.until <= now {
+		return arrival{}, fmt.Errorf("no VM is expected with that token: AwaitVM gives one, for one VM and %v", arrivalLimit)
+	}
+	return expected, nil
+}
+
+// is refuses a machine that is not the one that was asked for.
+func (a arrival) is(spec osvm.Spec) error {
+	switch {
+	case spec.Owner != "":
+		return fmt.Errorf("it belongs to %s, which is not this node's", spec.Owner)
+	case spec.ID != a.id || int64(spec.MemoryMiB) != a.memory:
+		return fmt.Errorf("VM %s of %d MiB is expected, and not VM %s of %d MiB", a.id, a.memory, spec.ID, spec.MemoryMiB)
+	}
+	return nil
+}
+
+// AwaitVMContext says to another node whether it may send a VM here.
+func (v *machines) AwaitVMContext(ctx context.Context, r *wsdl.AwaitVM) (*wsdl.AwaitVMResponse, error) {
+	order, err := orderOf(r.Id, nil, r.Memory)
+	if err != nil {
+		return nil, err
+	}
+	host, err := v.host(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := host.Get(order.ID); err == nil {
+		return nil, wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("node %s has a VM %q already", v.node.id, order.ID), "destroy that one first, or choose another node")
+	}
+	if err := v.room(order.MemoryMiB); err != nil {
+		return nil, err
+	}
+	token, err := v.node.arrivals.expect(arrival{id: order.ID, memory: r.Memory}, v.node.clock.Now())
+	if err != nil {
+		return nil, wsdl.NewFault(wsdl.FaultCodeBusy, fmt.Sprintf("node %s: %v", v.node.id, err), "try again in a minute")
+	}
+	return &wsdl.AwaitVMResponse{Token: token}, nil
+}
