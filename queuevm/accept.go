@@ -74,7 +74,7 @@ func (vm *VM) welcome(conn net.Conn, proven func()) {
 		_ = conn.Close()
 		return
 	}
-	plain := string(head) == greetingMagic || string(head) == directMagic // else it is TLS, or nonsense
+	plain := string(head) == greetingMagic || string(head) == directMagic || string(head) == movedMagic // else it is TLS, or nonsense
 	if plain && !vm.open(conn) {
 		vm.logf("a connection from %v is refused: it is not encrypted", conn.RemoteAddr())
 		_ = conn.Close()
@@ -87,6 +87,9 @@ func (vm *VM) welcome(conn net.Conn, proven func()) {
 		}
 		vm.mu.Lock()
 		p := vm.peers[string(theirs.id)]
+		if len(theirs.address) > 0 {
+			p.Address = string(theirs.address)
+		}
 		vm.mu.Unlock()
 		if theirs.direct {
 			err = vm.adopt(p, theirs.channel, conn, secured)
@@ -115,12 +118,17 @@ func (r *replayed) Read(b []byte) (int, error) {
 	return r.Conn.Read(b)
 }
 
-// mayDial is the fingerprint of a peer that dials this node.
-func (vm *VM) mayDial(id string) (string, bool) {
+// mayDial is the fingerprint of a peer that dials this node: the lower id, or one
+// that is not where this node would dial it.
+func (vm *VM) mayDial(g greeting) (string, bool) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
+	id := string(g.id)
 	p := vm.peers[id]
-	if p == nil || p.Fingerprint == "" || id >= vm.config.Self {
+	if p == nil || p.Fingerprint == "" || id >= vm.config.Self && len(g.address) == 0 {
+		return "", false
+	}
+	if _, _, err := net.SplitHostPort(string(g.address)); err != nil && len(g.address) > 0 {
 		return "", false
 	}
 	return p.Fingerprint, true

@@ -111,8 +111,9 @@ func (k *key) pinned(ok func(fingerprint string) bool) (*tls.Config, error) {
 const (
 	greetingMagic = "MVMP\x01"
 	directMagic   = "MVMD\x01" // for one direct channel: its id follows the nonce
+	movedMagic    = "MVMM\x01" // of one that is reached elsewhere by now: where is the last field
 	nonceSize     = 32
-	greetingMax   = 512
+	greetingMax   = 1024
 )
 
 type greeting struct {
@@ -120,11 +121,12 @@ type greeting struct {
 	direct     bool   // it is for a direct channel
 	channel    uint32 // that one
 	machine    []byte // which machine it is sent from, if that is known
+	address    []byte // where it is reached, if not where the broker said
 	whole      []byte // as sent, nonce included
 }
 
-// greeting names this node, in place of what another greeting is for: a link, or
-// one direct channel.
+// greeting names this node, in place of what another greeting is for: a link,
+// also of one that has moved, or one direct channel.
 func (k *key) greeting(self string, purpose greeting) (greeting, error) {
 	if len(self) > 255 {
 		return greeting{}, errors.New("a node id has at most 255 bytes")
@@ -132,6 +134,9 @@ func (k *key) greeting(self string, purpose greeting) (greeting, error) {
 	b := []byte(greetingMagic)
 	if purpose.direct {
 		b = []byte(directMagic)
+	}
+	if len(purpose.address) > 0 {
+		b = []byte(movedMagic)
 	}
 	nonce := make([]byte, nonceSize)
 	if _, err := rand.Read(nonce); err != nil {
@@ -144,6 +149,9 @@ func (k *key) greeting(self string, purpose greeting) (greeting, error) {
 	b = append(append(b, byte(len(self))), self...)
 	b = append(append(b, byte(len(k.public))), k.public...)
 	b = append(append(b, byte(len(k.machine))), k.machine...)
+	if len(purpose.address) > 0 {
+		b = append(append(b, byte(len(purpose.address))), purpose.address...)
+	}
 	purpose.id, purpose.public, purpose.whole = []byte(self), k.public, b
 	return purpose, nil
 }
@@ -156,8 +164,11 @@ func readGreeting(r io.Reader) (greeting, error) {
 		return greeting{}, err
 	}
 	var g greeting
+	fields := []*[]byte{&g.id, &g.public, &g.machine}
 	switch string(head[:len(greetingMagic)]) {
 	case greetingMagic:
+	case movedMagic:
+		fields = append(fields, &g.address)
 	case directMagic:
 		var id [4]byte
 		if _, err := io.ReadFull(tee, id[:]); err != nil {
@@ -167,14 +178,13 @@ func readGreeting(r io.Reader) (greeting, error) {
 	default:
 		return greeting{}, errors.New("it does not greet as a proxy of this version")
 	}
-	var fields [3][]byte
-	for k := range fields {
+	for _, field := range fields {
 		var err error
-		if fields[k], err = readField(tee); err != nil {
+		if *field, err = readField(tee); err != nil {
 			return greeting{}, err
 		}
 	}
-	g.id, g.public, g.machine, g.whole = fields[0], fields[1], fields[2], whole.Bytes()
+	g.whole = whole.Bytes()
 	return g, nil
 }
 
@@ -290,7 +300,7 @@ func (k *key) dial(raw net.Conn, plain bool, self string, p Peer, purpose greeti
 // accept is the other side of dial. find names the fingerprint of a peer that
 // may dial this node, admit the last byte for one who has proven to be it: whoever is
 // welcomed counts on the connection. It returns the peer's greeting.
-func (k *key) accept(raw net.Conn, plain bool, self string, find func(id string) (fingerprint string, ok bool), admit func(greeting) byte, known func(fingerprint string) bool) (net.Conn, greeting, error) {
+func (k *key) accept(raw net.Conn, plain bool, self string, find func(g greeting) (fingerprint string, ok bool), admit func(greeting) byte, known func(fingerprint string) bool) (net.Conn, greeting, error) {
 	conn := raw
 	if !plain {
 		config, err := k.pinned(known)
@@ -304,7 +314,7 @@ func (k *key) accept(raw net.Conn, plain bool, self string, find func(id string)
 		return nil, greeting{}, err
 	}
 	id := string(theirs.id)
-	expected, ok := find(id)
+	expected, ok := find(theirs)
 	if !ok || fingerprint(theirs.public) != expected {
 		return nil, greeting{}, fmt.Errorf("%q with its key is not in the group, or must not dial", id)
 	}

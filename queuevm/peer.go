@@ -38,6 +38,7 @@ type peer struct {
 	open        bool   // it may carry plain bytes
 	ends        string // its addresses
 	left        bool   // the peer said goodbye
+	untold      bool   // it would dial this node where that is no more: this node dials
 	gone        bool   // reported lost; no connection is taken any more
 
 	batch   [][]byte // what is being written: frame headers and ring memory, in turn
@@ -57,7 +58,7 @@ type peer struct {
 func (vm *VM) peer(id string) *peer {
 	p := vm.peers[id]
 	if p == nil {
-		p = &peer{Peer: Peer{ID: id}, vm: vm, fd: -1, early: map[uint32]frame{}, up: make(chan struct{}, 1), cut: make(chan struct{}, 1)}
+		p = &peer{Peer: Peer{ID: id}, vm: vm, fd: -1, early: map[uint32]frame{}, up: make(chan struct{}, 1), cut: make(chan struct{}, 1), untold: vm.moved != ""}
 		vm.peers[id] = p
 		vm.links = append(vm.links, p)
 	}
@@ -115,8 +116,9 @@ func (vm *VM) Connect(ctx context.Context, peers []Peer) error {
 	return vm.connectDirect(ctx)
 }
 
-// keep holds the link to one peer up: the lower id dials, the other waits. The
-// first time for as long as ctx allows, later for Config.Redial.
+// keep holds the link to one peer up: the lower id dials, the other waits, unless
+// it has moved and the peer cannot know where it is (moved.go). The first time for
+// as long as ctx allows, later for Config.Redial.
 func (vm *VM) keep(ctx context.Context, p *peer, first chan<- error) {
 	err := vm.link(ctx, p)
 	if err != nil {
@@ -152,10 +154,13 @@ var errProtocol = errors.New("the peer broke the protocol")
 func (vm *VM) link(limit context.Context, p *peer) error {
 	for vm.config.Self > p.ID {
 		vm.mu.Lock()
-		linked := p.fd >= 0
+		linked, untold := p.fd >= 0, p.untold
 		vm.mu.Unlock()
 		if linked {
 			return nil
+		}
+		if untold {
+			break
 		}
 		select {
 		case <-p.up:
@@ -172,6 +177,9 @@ func (vm *VM) link(limit context.Context, p *peer) error {
 		err := vm.dial(limit, p, plain)
 		if err == nil || errors.Is(err, errGivenUp) {
 			return err
+		}
+		if vm.connectedTo(p) { // by the other, from where it is now
+			return nil
 		}
 		// A peer that wants all links encrypted hangs up on a plain greeting.
 		hungUp := errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)
@@ -191,16 +199,27 @@ func (vm *VM) link(limit context.Context, p *peer) error {
 func (vm *VM) dial(limit context.Context, p *peer, plain bool) error {
 	attempt, cancel := context.WithTimeout(limit, 5*time.Second)
 	defer cancel()
-	conn, err := vm.reach(attempt, p.Address)
+	vm.mu.Lock()
+	to, purpose := p.Peer, greeting{address: []byte(vm.moved)}
+	vm.mu.Unlock()
+	conn, err := vm.reach(attempt, to.Address)
 	if err != nil {
 		return err
 	}
 	deadline, _ := attempt.Deadline()
 	_ = conn.SetDeadline(deadline)
-	secured, theirs, err := vm.key.dial(conn, plain && vm.open(conn), vm.config.Self, p.Peer, greeting{})
+	secured, theirs, err := vm.key.dial(conn, plain && vm.open(conn), vm.config.Self, to, purpose)
 	if err != nil {
 		_ = conn.Close()
 		return err
+	}
+	vm.mu.Lock()
+	current := vm.moved == string(purpose.address)
+	p.untold = p.untold && !current
+	vm.mu.Unlock()
+	if !current { // it has moved meanwhile, and said nothing of that
+		_ = conn.Close()
+		return errMoved
 	}
 	return vm.attach(p, conn, secured, theirs)
 }

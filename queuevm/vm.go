@@ -190,6 +190,7 @@ type VM struct {
 	hot        []*channel          // those that the loop polls
 	givers     map[string]*channel // outside queues into the job
 	takers     map[string]*channel // outside queues out of the job
+	moved      string              // where the proxy is reached, once that is not where it was at first
 	peers      map[string]*peer
 	links      []*peer // the same, for the loop's rounds
 	tokens     map[string]token

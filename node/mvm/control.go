@@ -73,7 +73,11 @@ type Request struct {
 	Peek        *Peek
 	Drain       *Drain
 	Change      *Change
+	Moved       *Moved
 }
+
+// Moved says where the proxy is reached from now on.
+type Moved struct{ Address string }
 
 // fromOutside says that somebody outside the job waits for the answer.
 func (r *Request) fromOutside() bool {

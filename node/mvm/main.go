@@ -300,6 +300,8 @@ func (p *process) answer(r *Request, over chan<- struct{}) {
 		reply.Items, reply.More, err = p.drained(r.Drain)
 	case r.Change != nil:
 		reply.Change, err = p.change(r.Change)
+	case r.Moved != nil:
+		p.vm.Moved(r.Moved.Address)
 	case r.Lease != nil:
 	default:
 		err = &Error{Code: "internal", Message: fmt.Sprintf("request %d asks for nothing that this MVM process knows", r.ID)}

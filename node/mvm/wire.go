@@ -273,6 +273,7 @@ func (r *Request) visit(c *fields) {
 	rare(c, &r.Peek)
 	rare(c, &r.Drain)
 	rare(c, &r.Change)
+	rare(c, &r.Moved)
 }
 
 func item(c *fields, i *queuevm.Item) {
