@@ -10,7 +10,7 @@ import (
 
 // queueOf is the queue service of a member.
 func (b *Service) queueOf(m *member) *wsdl.QueueClient {
-	return wsdl.NewQueueClient(b.caller, m.URL+"/services/queue")
+	return wsdl.NewQueueClient(b.caller, b.scheduler.queueURL(m))
 }
 
 // transient says whether the same call may work later: nobody answered, or

@@ -69,6 +69,18 @@ func (s *scheduler) plan(j *profile.Job) *wsdl.PlanJobResponse {
 	return response
 }
 
+// queueURL is where a member's queue service is: a node in a VM may have moved with
+// it since the attempt was planned.
+func (s *scheduler) queueURL(m *member) string {
+	base := m.URL
+	s.mu.Lock()
+	if n, there := s.known[m.Node]; there && n.incarnation == m.Incarnation && n.url != "" {
+		base = n.url
+	}
+	s.mu.Unlock()
+	return base + "/services/queue"
+}
+
 // list is every node that is known, with what is free of it.
 func (s *scheduler) list() []*wsdl.Node {
 	s.mu.Lock()

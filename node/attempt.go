@@ -44,6 +44,7 @@ type runner struct {
 	told      time.Duration // when the MVM process was told that it does
 	process   process
 	answer    *wsdl.AwakenResponse
+	elsewhere string            // where the proxy is reached, once the VM around this node has moved
 	plan      *wsdl.Instantiate // nil until Instantiate came
 	artifacts map[string]string // source -> folder
 	held      []string          // keys of the builds that the cache must keep
@@ -132,6 +133,7 @@ func (r *runner) load() *wsdl.Fault {
 	}
 	answer.Build = builds
 	r.mu.Lock()
+	answer.Address = cmp.Or(r.elsewhere, answer.Address)
 	r.answer = answer
 	r.mu.Unlock()
 	return r.begun("load it")
@@ -172,11 +174,29 @@ func (r *runner) publish(ctx context.Context, local string) (string, error) {
 	if r.node.config.Publish == nil || local == "" {
 		return r.node.reachable(local), nil
 	}
-	public, withdraw, err := r.node.config.Publish(ctx, local)
+	public, withdraw, err := r.node.config.Publish(ctx, local, r.moved)
 	if err == nil {
 		context.AfterFunc(r.ctx, withdraw)
 	}
 	return public, err
+}
+
+// moved hears that others reach the proxy elsewhere from now on, since the VM has
+// moved, and has the peers be told.
+func (r *runner) moved(address string) {
+	r.mu.Lock()
+	r.elsewhere = address
+	if r.answer != nil {
+		r.answer.Address = address
+	}
+	p := r.process
+	r.mu.Unlock()
+	if p == nil {
+		return
+	}
+	if _, err := p.Call(r.ctx, mvm.Request{Moved: &mvm.Moved{Address: address}}); err != nil && r.ctx.Err() == nil {
+		r.log.WithError(err).Warn("the peers are not told that this node has moved")
+	}
 }
 
 // fetch gets every blob that the attempt needs. The store keeps them for an

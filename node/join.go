@@ -42,6 +42,19 @@ func (n *Node) keep(ctx context.Context) {
 	}
 }
 
+// Moved says that others reach this node at another base address from now on: the
+// VM that it runs in has moved to another host.
+func (n *Node) Moved(base string) {
+	n.mu.Lock()
+	n.url = strings.TrimSuffix(base, "/")
+	n.mu.Unlock()
+	n.log.WithField("url", base).Info("this node has moved")
+	select {
+	case n.afresh <- struct{}{}:
+	default:
+	}
+}
+
 // register finds the information service and registers with it.
 func (n *Node) register(ctx context.Context) (info *wsdl.InformationClient, interval time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, n.callTimeout)
@@ -93,6 +106,8 @@ func (n *Node) beatOn(ctx context.Context, info *wsdl.InformationClient, interva
 			return
 		case <-timer.C:
 		case <-n.beatNow:
+		case <-n.afresh:
+			return
 		}
 		next, err := n.heartbeat(ctx, info, interval)
 		switch {

@@ -74,8 +74,9 @@ type Config struct {
 	ProxyHost string
 	// Publish, in a guest whose network is its host's, has what listens at a local
 	// address reached under the one that it answers, until withdraw is called. URL is
-	// such an address then. Nil is a machine that others reach as it is.
-	Publish func(ctx context.Context, local string) (public string, withdraw func(), err error)
+	// such an address then. When the VM has moved to another host, moved is called with
+	// the address that it is then. Nil is a machine that others reach as it is.
+	Publish func(ctx context.Context, local string, moved func(public string)) (public string, withdraw func(), err error)
 	// Uplink is the socket through which the proxies of such a guest dial.
 	Uplink string
 	// PeerID is what its proxies call themselves to others; "" is the node's id. A
@@ -142,6 +143,7 @@ type Node struct {
 	callTimeout     time.Duration
 	arrivals        arrivals
 	beatNow         chan struct{}  // capacity 1
+	afresh          chan struct{}  // capacity 1: register again
 	running         sync.WaitGroup // runners' goroutines
 
 	libraryOnce sync.Once
@@ -219,7 +221,7 @@ func newNode(config Config, p parts) (_ *Node, err error) {
 		caller: config.Caller, http: config.HTTP, images: config.Images,
 		clock: p.clock, compilers: build.NewDetector("", f.compilers),
 		streamMax: config.StreamMax, callTimeout: 30 * time.Second,
-		beatNow: make(chan struct{}, 1),
+		beatNow: make(chan struct{}, 1), afresh: make(chan struct{}, 1),
 		runners: map[key]*runner{}, calls: map[uint64]chan answer{}, makings: map[string]*making{},
 		url: strings.TrimSuffix(config.URL, "/"),
 	}

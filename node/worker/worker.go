@@ -31,7 +31,7 @@ import (
 // Uplink is the way out of the guest: link.Inside.
 type Uplink interface {
 	Dial(ctx context.Context, address string) (net.Conn, error)
-	Publish(ctx context.Context, port int) (address string, err error)
+	Publish(ctx context.Context, port int, moved func(address string)) (address string, err error)
 	Withdraw(ctx context.Context, port int) error
 	ServeDials(listener net.Listener) error
 }
@@ -47,10 +47,11 @@ type Config struct {
 // worker is a running one.
 type worker struct {
 	Config
-	url  string // as others reach it
 	soap *soap.Client
 
 	mu    sync.Mutex // guards what follows
+	url   string     // as others reach it
+	node  *node.Node // nil at first
 	front wsdl.GetBrokerResponse
 	asked time.Time
 }
@@ -83,19 +84,22 @@ func Run(ctx context.Context, config Config) error {
 		return err
 	}
 	defer listener.Close()
-	address, withdraw, err := w.publish(ctx, listener.Addr().String())
+	address, withdraw, err := w.publish(ctx, listener.Addr().String(), w.moved)
 	if err != nil {
 		return fmt.Errorf("publish the node's services: %w", err)
 	}
 	defer withdraw()
-	w.url = "http://" + address
+	base := "http://" + address
+	w.mu.Lock()
+	w.url = base
+	w.mu.Unlock()
 
 	images, err := image.New(image.Config{Dir: filepath.Join(config.Dir, "image")})
 	if err != nil {
 		return err
 	}
 	n, err := node.New(node.Config{
-		ID: config.ID, Name: config.Name, Dir: filepath.Join(config.Dir, "node"), URL: w.url, Roles: []wsdl.Role{wsdl.RoleWorker},
+		ID: config.ID, Name: config.Name, Dir: filepath.Join(config.Dir, "node"), URL: base, Roles: []wsdl.Role{wsdl.RoleWorker},
 		Version: config.Version, Slots: config.Slots, JoinURL: config.Join, Caller: w.soap, Images: images, Log: config.Log,
 		HTTP:    &http.Client{Transport: &http.Transport{DialContext: dial, MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute}},
 		Publish: w.publish, Uplink: socket, PeerID: config.PeerID,
@@ -103,11 +107,18 @@ func Run(ctx context.Context, config Config) error {
 	if err != nil {
 		return err
 	}
+	w.mu.Lock()
+	w.node = n
+	now := w.url
+	w.mu.Unlock()
+	if now != base { // the VM has moved meanwhile
+		n.Moved(now)
+	}
 	face, err := w.face(n, images)
 	if err != nil {
 		return err
 	}
-	w.soap.Near(w.url, face)
+	w.soap.Near(base, face)
 
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -123,8 +134,26 @@ func Run(ctx context.Context, config Config) error {
 	return errors.Join(err, failed)
 }
 
+// base is where others reach this node.
+func (w *worker) base() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.url
+}
+
+// moved hears that the VM has moved to a host which publishes it elsewhere.
+func (w *worker) moved(address string) {
+	w.mu.Lock()
+	w.url = "http://" + address
+	n := w.node
+	w.mu.Unlock()
+	if n != nil {
+		n.Moved("http://" + address)
+	}
+}
+
 // publish has the host listen for what listens here.
-func (w *worker) publish(ctx context.Context, local string) (string, func(), error) {
+func (w *worker) publish(ctx context.Context, local string, moved func(address string)) (string, func(), error) {
 	_, text, err := net.SplitHostPort(local)
 	if err != nil {
 		return "", nil, err
@@ -133,7 +162,7 @@ func (w *worker) publish(ctx context.Context, local string) (string, func(), err
 	if err != nil {
 		return "", nil, err
 	}
-	address, err := w.Uplink.Publish(ctx, port)
+	address, err := w.Uplink.Publish(ctx, port, moved)
 	withdraw := func() {
 		const limit = 2 * time.Second // who is gone listens for nobody
 		ctx, cancel := context.WithTimeout(context.Background(), limit)
@@ -146,29 +175,32 @@ func (w *worker) publish(ctx context.Context, local string) (string, func(), err
 // face makes the services that every node publishes; what this one has no role
 // for it says whom to ask about.
 func (w *worker) face(n *node.Node, images *image.Store) (*soap.Server, error) {
-	var published []*wsdl.Service
+	var contracts []wsdl.Contract
 	boot, err := bootstrap.New(bootstrap.Config{
 		Node:        n.ID(),
-		Base:        func() string { return w.url },
+		Base:        w.base,
 		Broker:      func() string { return w.where().Url },
 		BrokerNode:  func() string { return w.where().Node },
 		Image:       func() string { return w.where().Image },
 		Information: func() string { return w.where().Information },
-		Services:    func() []*wsdl.Service { return published },
-		Reach:       w.reach,
+		Services: func() []*wsdl.Service {
+			var published []*wsdl.Service
+			for _, c := range contracts {
+				at := w.base() + "/services/" + c.Name
+				published = append(published, &wsdl.Service{Name: c.Name, Url: at, Wsdl: at + "?wsdl", Node: n.ID(), Description: c.Description})
+			}
+			return published
+		},
+		Reach: w.reach,
 	})
 	if err != nil {
 		return nil, err
 	}
-	contracts := []wsdl.Contract{
+	contracts = []wsdl.Contract{
 		wsdl.BootstrapContract(boot),
-		wsdl.ImageContract(image.NewService(images, func() string { return w.url }, image.Images{Home: func() string { return w.where().Image }, Caller: w.soap})),
+		wsdl.ImageContract(image.NewService(images, w.base, image.Images{Home: func() string { return w.where().Image }, Caller: w.soap})),
 		wsdl.QueueContract(n.Queue()),
 		soap.Elsewhere(wsdl.BrokerContract(nil), func() string { return w.where().Url }),
-	}
-	for _, c := range contracts {
-		at := w.url + "/services/" + c.Name
-		published = append(published, &wsdl.Service{Name: c.Name, Url: at, Wsdl: at + "?wsdl", Node: n.ID(), Description: c.Description})
 	}
 	face, err := soap.NewServer(soap.Config{Contracts: contracts, Log: w.Log, Quiet: []string{"GET /healthz", "GET /metrics"}})
 	if err != nil {

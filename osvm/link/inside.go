@@ -19,13 +19,21 @@ type Inside struct {
 	mu        sync.Mutex // guards what follows
 	session   *Session   // nil between two
 	changed   chan struct{}
-	published map[int]bool
+	published map[int]*publication
+
+	telling sync.Mutex // held while somebody is told that a host listens elsewhere
+}
+
+// publication is a port that hosts listen for.
+type publication struct {
+	address string // the latest; "" before the first
+	moved   func(address string)
 }
 
 // NewInside makes the guest's side. agent serves the connections that are for
 // the agent, and closes them.
 func NewInside(agent func(net.Conn)) *Inside {
-	return &Inside{agent: agent, changed: make(chan struct{}), published: map[int]bool{}}
+	return &Inside{agent: agent, changed: make(chan struct{}), published: map[int]*publication{}}
 }
 
 // Serve takes a session until it ends; it is the handle of package link's Serve.
@@ -61,12 +69,33 @@ func (i *Inside) take(s *Session) bool {
 			ctx, cancel := context.WithTimeout(context.Background(), wordLimit)
 			defer cancel()
 			if conn, err := s.Open(); err == nil {
-				_, _ = ask(ctx, conn, word{Publish: port})
+				answer, err := ask(ctx, conn, word{Publish: port})
 				_ = conn.Close()
+				if err == nil {
+					i.learn(s, port, answer.Address)
+				}
 			}
 		}()
 	}
 	return true
+}
+
+// learn notes where a session's host listens, and tells who published.
+func (i *Inside) learn(s *Session, port int, address string) {
+	i.telling.Lock()
+	defer i.telling.Unlock()
+	i.mu.Lock()
+	p := i.published[port]
+	if p == nil || i.session != s || p.address == address {
+		i.mu.Unlock()
+		return
+	}
+	before := p.address
+	p.address = address
+	i.mu.Unlock()
+	if before != "" && p.moved != nil { // else Publish answers it
+		p.moved(address)
+	}
 }
 
 func (i *Inside) drop(s *Session) {
@@ -152,17 +181,34 @@ func (i *Inside) Dial(ctx context.Context, address string) (net.Conn, error) {
 }
 
 // Publish has the host listen for a port of this guest's loopback as long as the
-// VM lives, and answers where. Asked again for the same port, it answers the same.
-func (i *Inside) Publish(ctx context.Context, port int) (address string, err error) {
-	conn, answer, err := i.open(ctx, word{Publish: port})
-	if err != nil {
-		return "", err
+// VM lives, and answers where. Another host, after the VM has moved, may listen
+// elsewhere: then moved, unless it is nil, is called with where that is. Asked
+// again for the same port, it answers the same.
+func (i *Inside) Publish(ctx context.Context, port int, moved func(address string)) (address string, err error) {
+	i.mu.Lock()
+	p := i.published[port]
+	fresh := p == nil
+	if fresh { // so that a host which comes meanwhile is asked as well
+		p = &publication{moved: moved}
+		i.published[port] = p
 	}
-	_ = conn.Close()
+	i.mu.Unlock()
+	conn, answer, err := i.open(ctx, word{Publish: port})
+	if err == nil {
+		_ = conn.Close()
+	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.published[port] = true
-	return answer.Address, nil
+	if err != nil {
+		if fresh && i.published[port] == p {
+			delete(i.published, port)
+		}
+		return "", err
+	}
+	if p.address == "" {
+		p.address = answer.Address
+	}
+	return p.address, nil
 }
 
 // Withdraw ends what Publish began.

@@ -170,7 +170,9 @@ func TestPublished(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	address, err := p.inside.Publish(within(t), port)
+	news := make(chan string, 1)
+	moved := func(address string) { news <- address }
+	address, err := p.inside.Publish(within(t), port, moved)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,7 +194,7 @@ func TestPublished(t *testing.T) {
 		_ = conn.Close()
 		t.Error("what is withdrawn is there still")
 	}
-	if address, err = p.inside.Publish(within(t), port); err != nil {
+	if address, err = p.inside.Publish(within(t), port, moved); err != nil {
 		t.Fatal(err)
 	}
 	visit()
@@ -210,7 +212,7 @@ func TestPublished(t *testing.T) {
 		t.Error(err)
 	}
 	visit()
-	if again, err := p.inside.Publish(within(t), port); err != nil || again != address {
+	if again, err := p.inside.Publish(within(t), port, moved); err != nil || again != address {
 		t.Errorf("published again at %s, %v; it was at %s", again, err, address)
 	}
 
@@ -223,13 +225,40 @@ func TestPublished(t *testing.T) {
 	defer p.outside.Close()
 	p.connect()
 	visit()
+	select {
+	case address := <-news:
+		t.Errorf("the same place is told as another: %s", address)
+	default:
+	}
+
+	// Another host has no such port free, or another address.
+	p.end()
+	p.outside.Close()
+	if p.outside, err = NewOutside(OutsideConfig{Listen: func(int, string) (net.Listener, error) { return net.Listen("tcp", "127.0.0.2:0") }}); err != nil {
+		t.Fatal(err)
+	}
+	defer p.outside.Close()
+	before := address
+	p.connect()
+	select {
+	case address = <-news:
+	case <-within(t).Done():
+		t.Fatal("another host listens elsewhere, and the guest is not told")
+	}
+	if address == before {
+		t.Errorf("told to have moved, it is still at %s", address)
+	}
+	visit()
+	if again, err := p.inside.Publish(within(t), port, nil); err != nil || again != address {
+		t.Errorf("published again at %s, %v; it was at %s", again, err, address)
+	}
 	for port := range mostPorts {
-		_, err = p.inside.Publish(within(t), 1+port)
+		_, err = p.inside.Publish(within(t), 1+port, nil)
 	}
 	if err == nil {
 		t.Error("a guest publishes as many ports as it likes")
 	}
-	if _, err := p.inside.Publish(within(t), 70000); err == nil {
+	if _, err := p.inside.Publish(within(t), 70000, nil); err == nil {
 		t.Error("port 70000 is published")
 	}
 }
@@ -273,9 +302,12 @@ func TestFloodOfConnections(t *testing.T) {
 func TestWordsThatAreNone(t *testing.T) {
 	p := newPair(t, OutsideConfig{})
 	for _, text := range []string{"\n", "{}\n", "nonsense\n", `{"dial":7}` + "\n", strings.Repeat("x", 2*wordMax), `{"dial":"127.0.0.1:1"}` + "\n", `{"publish":80}` + "\n", `{"dial":"mvm.host"}` + "\n"} {
-		p.inside.mu.Lock()
-		s := p.inside.session
-		p.inside.mu.Unlock()
+		var s *Session
+		for deadline := time.Now().Add(20 * time.Second); s == nil && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+			p.inside.mu.Lock() // the host may be quicker than the guest
+			s = p.inside.session
+			p.inside.mu.Unlock()
+		}
 		conn, err := s.Open()
 		if err != nil {
 			t.Fatal(err)
