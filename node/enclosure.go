@@ -191,7 +191,7 @@ func (e *enclosure) connect() (err error) {
 	if e.relay, err = newRelay(e); err != nil {
 		return err
 	}
-	e.uplink, err = e.runner.node.connect(e.machine, link.OutsideConfig{Relay: e.relay.take, Dial: e.dial})
+	e.uplink, err = e.runner.node.connect(e.machine, link.OutsideConfig{Relay: e.relay.take, Dial: e.dial, Believed: e.published})
 	return err
 }
 

@@ -24,6 +24,9 @@ type OutsideConfig struct {
 	// Published is where ports were published before: a host that comes back
 	// listens there again before the guest asks.
 	Published map[int]string
+	// Believed is what the guest is told of ports in place of where they are: one
+	// that was restored may be to notice nothing of that.
+	Believed map[int]string
 }
 
 // Bounds of what one guest may have of its host.
@@ -108,6 +111,9 @@ func (o *Outside) serve(conn net.Conn) {
 	case w.Publish != 0:
 		var address string
 		if address, err = o.publish(w.Publish, ""); err == nil {
+			if believed, told := o.config.Believed[w.Publish]; told {
+				address = believed
+			}
 			_ = tell(conn, reply{Address: address})
 		}
 	case w.Withdraw != 0:

@@ -252,6 +252,18 @@ func TestPublished(t *testing.T) {
 	if again, err := p.inside.Publish(within(t), port, nil); err != nil || again != address {
 		t.Errorf("published again at %s, %v; it was at %s", again, err, address)
 	}
+
+	// One that was restored is to believe that it is where it was.
+	p.end()
+	p.outside.Close()
+	if p.outside, err = NewOutside(OutsideConfig{Listen: listenHere, Believed: map[int]string{port: address}}); err != nil {
+		t.Fatal(err)
+	}
+	defer p.outside.Close()
+	p.connect()
+	if again, err := p.inside.Publish(within(t), port, nil); err != nil || again != address || p.outside.Published()[port] == address {
+		t.Errorf("restored, it believes to be at %s, %v; it was at %s and is at %s", again, err, address, p.outside.Published()[port])
+	}
 	for port := range mostPorts {
 		_, err = p.inside.Publish(within(t), 1+port, nil)
 	}
