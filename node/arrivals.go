@@ -16,6 +16,7 @@ const (
 	arrivalLimit  = time.Minute
 	mostArrivals  = 64 // that are expected at once
 	arrivalSecret = 16 // bytes of a token
+	ownerMost     = 200
 )
 
 // arrivals are the VMs that other nodes are about to send here. Each was asked for
@@ -30,6 +31,9 @@ type arrivals struct {
 type arrival struct {
 	id     string
 	memory int64 // MiB
+	owner  string
+	slots  int
+	token  string
 	until  time.Duration
 }
 
@@ -46,7 +50,7 @@ func (a *arrivals) expect(expected arrival, now time.Duration) (token string, er
 		return "", fmt.Errorf("%d VMs are expected already", mostArrivals)
 	}
 	token = random(arrivalSecret)
-	expected.until = now + arrivalLimit
+	expected.until, expected.token = now+arrivalLimit, token
 	if a.expected == nil {
 		a.expected = map[string]arrival{}
 	}
@@ -70,8 +74,8 @@ func (a *arrivals) take(authorization string, now time.Duration) (arrival, error
 // is refuses a machine that is not the one that was asked for.
 func (a arrival) is(spec osvm.Spec) error {
 	switch {
-	case spec.Owner != "":
-		return fmt.Errorf("it belongs to %s, which is not this node's", spec.Owner)
+	case spec.Owner != a.owner:
+		return fmt.Errorf("VM %s is expected to belong to %q, and not to %q", a.id, a.owner, spec.Owner)
 	case spec.ID != a.id || int64(spec.MemoryMiB) != a.memory:
 		return fmt.Errorf("VM %s of %d MiB is expected, and not VM %s of %d MiB", a.id, a.memory, spec.ID, spec.MemoryMiB)
 	}
@@ -91,10 +95,13 @@ func (v *machines) AwaitVMContext(ctx context.Context, r *wsdl.AwaitVM) (*wsdl.A
 	if _, err := host.Get(order.ID); err == nil {
 		return nil, wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("node %s has a VM %q already", v.node.id, order.ID), "destroy that one first, or choose another node")
 	}
-	if err := v.room(order.MemoryMiB); err != nil {
+	if r.Slots < 0 || len(r.Owner) > ownerMost {
+		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("a VM cannot have %d slots and the owner %.80q", r.Slots, r.Owner), "an owner is JOB/NUMBER")
+	}
+	if err := v.room(order.MemoryMiB, int(r.Slots)); err != nil {
 		return nil, err
 	}
-	token, err := v.node.arrivals.expect(arrival{id: order.ID, memory: r.Memory}, v.node.clock.Now())
+	token, err := v.node.arrivals.expect(arrival{id: order.ID, memory: r.Memory, owner: r.Owner, slots: int(r.Slots)}, v.node.clock.Now())
 	if err != nil {
 		return nil, wsdl.NewFault(wsdl.FaultCodeBusy, fmt.Sprintf("node %s: %v", v.node.id, err), "try again in a minute")
 	}

@@ -116,6 +116,9 @@ func (e *enclosure) take(ctx context.Context, set int64) error {
 		return nil // asked twice: another state would not be of the same moment as the other VMs'
 	}
 	e.letGo()
+	if a := e.whereabouts().away; a != nil {
+		return wsdl.NewFault(wsdl.FaultCodeUnsupported, fmt.Sprintf("VM %s has moved to node %s, and its state is not taken there", e.machine.ID, a.at), "the job goes on without checkpoints, and from the one before when it must")
+	}
 	if state := e.machine.State(); state != osvm.Running {
 		return wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("VM %s is %s", e.machine.ID, state), "resume it: a checkpoint is of a job that runs")
 	}

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -39,6 +40,7 @@ type enclosure struct {
 	published map[int]string // where it was reached, by port
 
 	snapshots snapshots
+	migrating sync.Mutex // while it moves
 
 	reporting sync.Mutex // one report at a time
 	mu        sync.Mutex // guards what follows
@@ -51,6 +53,7 @@ type enclosure struct {
 	sequence  int64             // of its last report
 	news      chan struct{}     // closed and made anew at each report
 	over      bool              // nothing that it says counts any more
+	moving    moving
 }
 
 const (
@@ -88,7 +91,7 @@ func (r *runner) enclose() *wsdl.Fault {
 	if n.host == nil {
 		return wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("node %s has no VMs: %s", n.id, n.hostless), "place the job on a node that has QEMU")
 	}
-	e := &enclosure{runner: r, id: n.id + "." + r.vmID(), number: r.key.number, up: make(chan struct{}), news: make(chan struct{}), peers: map[string]string{}, kept: make(chan struct{}), place: want.Network}
+	e := &enclosure{runner: r, id: n.id + "." + r.vmID(), number: r.key.number, up: make(chan struct{}), news: make(chan struct{}), peers: map[string]string{}, kept: make(chan struct{}), place: want.Network, moving: moving{turned: make(chan struct{})}}
 	if r.request.Restore != "" {
 		if err := e.restore(); err != nil {
 			return e.unrestored(err)
@@ -191,8 +194,11 @@ func (e *enclosure) connect() (err error) {
 	if e.relay, err = newRelay(e); err != nil {
 		return err
 	}
-	e.uplink, err = e.runner.node.connect(e.machine, link.OutsideConfig{Relay: e.relay.take, Dial: e.dial, Believed: e.published})
-	return err
+	if e.uplink, err = e.runner.node.connect(e.machine, link.OutsideConfig{Relay: e.relay.take, Dial: e.dial, Believed: e.published}); err != nil {
+		return err
+	}
+	e.uplink.session, e.uplink.ended = e.session, nil // it may end here, and go on elsewhere
+	return nil
 }
 
 // live keeps the guest connected, from its first session on.
@@ -209,6 +215,10 @@ const guestGasp = 5 * time.Second
 // because adds to an error what is known of the guest. That it could not be called
 // says nothing where its VM has ended: why it has is the error then.
 func (e *enclosure) because(err error) error {
+	if a := e.whereabouts().away; a != nil {
+		_, reason := a.how()
+		return errors.Join(reason, err)
+	}
 	if wsdl.CodeOf(err) == wsdl.FaultCodeUnavailable {
 		select {
 		case <-e.machine.Ended():
@@ -233,14 +243,35 @@ func (e *enclosure) watch(ctx context.Context) {
 	defer ticker.Stop()
 	for {
 		var why error
+		at := e.whereabouts()
+		ended := e.machine.Ended()
+		switch {
+		case at.under:
+			ended = nil
+		case at.away != nil:
+			ended = at.away.ended
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-e.machine.Ended():
-			why = e.machine.Reason()
+		case <-at.turned:
+		case <-ended:
+			if now := e.whereabouts(); now.under || now.away != at.away {
+				continue // it was moved meanwhile
+			}
+			if why = e.machine.Reason(); at.away != nil {
+				_, why = at.away.how()
+			}
 		case now := <-ticker.C:
 			e.mu.Lock()
-			if e.machine.State() != osvm.Running {
+			silent := now.Sub(e.heard)
+			e.mu.Unlock()
+			if at.away != nil && silent > awayLook {
+				at.away.look(ctx)
+			}
+			state := e.state()
+			e.mu.Lock()
+			if state != osvm.Running || at.under {
 				e.heard = now // it is somebody's will that it is silent
 			}
 			if now.Sub(e.heard) > guestSilent {
@@ -426,7 +457,7 @@ func (e *enclosure) terminate(ctx context.Context, order end) {
 	e.mu.Lock()
 	there := e.node != nil
 	e.mu.Unlock()
-	if !there || e.machine.State() != osvm.Running {
+	if !there || e.state() != osvm.Running {
 		return
 	}
 	answer, err := e.queue().TerminateContext(ctx, &wsdl.Terminate{Attempt: e.attempt(), GraceMillis: order.grace.Milliseconds(), Reason: order.reason})
@@ -465,6 +496,11 @@ func (e *enclosure) remove() error {
 	}
 	if e.uplink != nil {
 		e.uplink.outside.Close()
+	}
+	e.migrating.Lock()
+	defer e.migrating.Unlock()
+	for _, a := range e.whereabouts().tried {
+		a.destroy()
 	}
 	return e.runner.node.destroy(e.machine)
 }

@@ -143,7 +143,7 @@ func (n *Node) heartbeat(ctx context.Context, info *wsdl.InformationClient, inte
 	free := n.ledger.free()
 	request := &wsdl.Heartbeat{
 		Node: n.id, Incarnation: n.incarnation, FreeSlots: wsdl.Of(int32(free.Slots)),
-		FreeMemory: wsdl.Of(free.Memory), FreeCores: wsdl.Of(int32(free.Cores)), VmMemory: n.ledger.vms,
+		FreeMemory: wsdl.Of(free.Memory), FreeCores: wsdl.Of(int32(free.Cores)), VmMemory: n.ledger.vms.Memory,
 	}
 	for _, a := range n.ledger.held {
 		request.Attempt = append(request.Attempt, &wsdl.Attempt{Job: a.job, Number: int32(a.number), Node: n.id, Incarnation: n.incarnation})

@@ -18,7 +18,7 @@ type ledger struct {
 	node        string
 	incarnation string
 	total       room
-	vms         int64         // MiB of total that VMs have which are no attempt's
+	vms         room          // of total that VMs have which are no attempt's of this node
 	machines    int           // attempts at once; 0 is any number
 	file        string        // that says so
 	patience    time.Duration // how long an Instantiate waits to be named live
@@ -194,7 +194,7 @@ type (
 	}
 	tick struct{ now time.Duration }
 	// vmsTake tells what VMs have that no attempt has booked.
-	vmsTake struct{ memory int64 }
+	vmsTake struct{ room }
 	// leave tells that the node shuts down.
 	leave struct{}
 )
@@ -231,8 +231,7 @@ func newLedger(node, incarnation string, total room, patience time.Duration) *le
 
 // free is the room that no held attempt has booked.
 func (l *ledger) free() room {
-	r := l.total
-	r.Memory -= l.vms
+	r := l.total.minus(l.vms)
 	for _, a := range l.held {
 		r = r.minus(a.need)
 	}
@@ -305,10 +304,10 @@ func (l *ledger) step(event any) []any {
 	case tick:
 		return l.tick(e.now)
 	case vmsTake:
-		if l.vms == e.memory {
+		if l.vms == e.room {
 			return nil
 		}
-		l.vms = e.memory
+		l.vms = e.room
 		return []any{beat{}} // the broker must not give away what is taken
 	case leave:
 		l.leaving = true

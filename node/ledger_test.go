@@ -380,7 +380,7 @@ func TestVMsTakeMemory(t *testing.T) {
 		take, free int64
 		beats      int
 	}{{300, 700, 1}, {300, 700, 0}, {0, 1000, 1}} {
-		if actions := l.step(vmsTake{c.take}); len(actions) != c.beats || l.free().Memory != c.free {
+		if actions := l.step(vmsTake{room{Memory: c.take}}); len(actions) != c.beats || l.free().Memory != c.free {
 			t.Errorf("VMs take %d MiB: %d are free, with %v to be done", c.take, l.free().Memory, actions)
 		}
 	}

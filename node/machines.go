@@ -143,17 +143,17 @@ func (n *Node) attend(m *osvm.Machine) {
 	}
 }
 
-// vmMemory is what VMs that no attempt has booked take, in MiB.
-func (n *Node) vmMemory() int64 {
-	var sum int64
+// vmsTake is what VMs take that no attempt has booked.
+func (n *Node) vmsTake() vmsTake {
+	sum := n.lodgers.take()
 	if n.host != nil {
 		for _, m := range n.host.List() {
 			if m.Owner == "" && m.State() != osvm.Ended {
-				sum += int64(m.MemoryMiB)
+				sum.Memory += int64(m.MemoryMiB)
 			}
 		}
 	}
-	return sum
+	return vmsTake{sum}
 }
 
 // find is one of this node's VMs.
@@ -398,20 +398,24 @@ func (v *machines) create(ctx context.Context, order osvm.Order, name string) (_
 	if order.MemoryMiB == 0 {
 		order.MemoryMiB = max(order.Image.LeastMemoryMiB+roomInVM, osvm.LeastMemoryMiB)
 	}
-	if err := v.room(order.MemoryMiB); err != nil {
+	if err := v.room(order.MemoryMiB, 0); err != nil {
 		return nil, err
 	}
 	order.Template = true
 	return n.host.Create(ctx, order)
 }
 
-// room refuses a VM that this machine has no memory for.
-func (v *machines) room(memoryMiB int) error {
+// room refuses a VM that this machine has no memory for, or no slots for the
+// attempt that comes in it.
+func (v *machines) room(memoryMiB, slots int) error {
 	v.node.mu.Lock()
-	free := v.node.ledger.free().Memory
+	free := v.node.ledger.free()
 	v.node.mu.Unlock()
-	if int64(memoryMiB) > free {
-		return wsdl.NewFault(wsdl.FaultCodeBusy, fmt.Sprintf("node %s has %d MiB of memory free, and the VM is to have %d", v.node.id, free, memoryMiB), "ask for less, or for another node")
+	if int64(memoryMiB) > free.Memory {
+		return wsdl.NewFault(wsdl.FaultCodeBusy, fmt.Sprintf("node %s has %d MiB of memory free, and the VM is to have %d", v.node.id, free.Memory, memoryMiB), "ask for less, or for another node")
+	}
+	if slots > free.Slots {
+		return wsdl.NewFault(wsdl.FaultCodeBusy, fmt.Sprintf("node %s has %d slots free, and the VM's attempt has %d", v.node.id, free.Slots, slots), "choose another node")
 	}
 	return nil
 }
@@ -618,5 +622,5 @@ func (n *Node) destroy(m *osvm.Machine) error {
 
 // booked tells the ledger, and by it the grid, what VMs take.
 func (n *Node) booked() {
-	n.step(vmsTake{n.vmMemory()})
+	n.step(n.vmsTake())
 }

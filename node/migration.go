@@ -30,8 +30,6 @@ func (v *machines) MigrateVMContext(ctx context.Context, r *wsdl.MigrateVM) (*ws
 	switch {
 	case m.State() == osvm.Ended:
 		return nil, v.ended(m)
-	case m.Owner != "":
-		return nil, wsdl.NewFault(wsdl.FaultCodeUnsupported, fmt.Sprintf("the VM %s belongs to %s, which is this node's", m.ID, m.Owner), "cancel the job, and submit it again where it is to run")
 	case r.Node == v.node.id:
 		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("the VM %s is on node %s already", m.ID, r.Node), "name another node")
 	}
@@ -39,7 +37,15 @@ func (v *machines) MigrateVMContext(ctx context.Context, r *wsdl.MigrateVM) (*ws
 	if err != nil {
 		return nil, err
 	}
-	awaited, err := wsdl.NewVMClient(v.node.caller, target+"/services/vm").AwaitVMContext(ctx, &wsdl.AwaitVM{Id: m.ID, Memory: int64(m.MemoryMiB)})
+	wish := &wsdl.AwaitVM{Id: m.ID, Memory: int64(m.MemoryMiB), Owner: m.Owner}
+	var e *enclosure
+	if m.Owner != "" {
+		if e = v.node.enclosing(m); e == nil {
+			return nil, wsdl.NewFault(wsdl.FaultCodeUnsupported, fmt.Sprintf("the VM %s belongs to %s: %v", m.ID, m.Owner, errMovedOnce), "cancel the job, and submit it again where it is to run")
+		}
+		wish.Slots = e.runner.request.Slots
+	}
+	awaited, err := wsdl.NewVMClient(v.node.caller, target+"/services/vm").AwaitVMContext(ctx, wish)
 	if err != nil {
 		return nil, err
 	}
@@ -48,12 +54,22 @@ func (v *machines) MigrateVMContext(ctx context.Context, r *wsdl.MigrateVM) (*ws
 		return nil, wsdl.NewFault(wsdl.FaultCodeUnavailable, fmt.Sprintf("node %s does not take the VM %s: %v", r.Node, m.ID, err), "see whether it runs, or choose another node")
 	}
 	// Whoever asked may go: a move is not left half done.
-	moving, cancel := context.WithTimeout(v.node.living, makeLimit)
-	defer cancel()
-	moved, err := v.node.host.MigrateTo(moving, m.ID, conn, osvm.Migration{Peer: target})
-	var doubt *osvm.DoubtError
-	if errors.As(err, &doubt) {
-		err = v.node.settle(ctx, doubt.Doubt)
+	send := func(living context.Context) (osvm.Migrated, error) {
+		living, cancel := context.WithTimeout(living, makeLimit)
+		defer cancel()
+		moved, err := v.node.host.MigrateTo(living, m.ID, conn, osvm.Migration{Peer: target})
+		var doubt *osvm.DoubtError
+		if errors.As(err, &doubt) {
+			err = v.node.settle(ctx, doubt)
+		}
+		return moved, err
+	}
+	var moved osvm.Migrated
+	if e == nil {
+		moved, err = send(v.node.living)
+	} else {
+		moved, err = e.migrate(&away{node: v.node, id: m.ID, at: r.Node, base: target, token: awaited.Token, state: osvm.Running, ended: make(chan struct{})}, send)
+		_ = conn.Close() // where it was not even begun
 	}
 	v.node.booked()
 	if err != nil {
@@ -122,7 +138,7 @@ func (n *Node) Arrivals() http.Handler {
 			if err := expected.is(a.Spec); err != nil {
 				return err
 			}
-			return v.room(a.Spec.MemoryMiB)
+			return v.room(a.Spec.MemoryMiB, expected.slots)
 		})
 		n.booked()
 		if err != nil {
@@ -130,7 +146,9 @@ func (n *Node) Arrivals() http.Handler {
 			return
 		}
 		go n.attend(m)
-		if err := n.join(m, nil); err != nil {
+		if m.Owner != "" {
+			n.lodge(m, expected)
+		} else if err := n.join(m, nil); err != nil {
 			n.log.WithError(err).Warn("a VM that has arrived is cut off")
 		}
 		n.log.WithField("vm", m.ID).Info("a VM has arrived")
@@ -140,10 +158,10 @@ func (n *Node) Arrivals() http.Handler {
 // settle asks a target whether it has a VM, until it answers or ctx ends; the
 // node goes on asking then. The error says that the VM is still here, or that
 // nobody knows.
-func (n *Node) settle(ctx context.Context, d osvm.Doubt) error {
-	here, err := n.outcome(ctx, d)
+func (n *Node) settle(ctx context.Context, d *osvm.DoubtError) error {
+	here, err := n.outcome(ctx, d.Doubt)
 	if err != nil {
-		return fmt.Errorf("whether it has arrived is not known yet, and it stands still here until the other node says so: %w", err)
+		return &osvm.DoubtError{Doubt: d.Doubt, Err: fmt.Errorf("it stands still here until the other node says so: %w", err)}
 	}
 	if !here {
 		return errors.New("the other node does not have it")

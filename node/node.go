@@ -142,6 +142,7 @@ type Node struct {
 	streamMax       int64
 	callTimeout     time.Duration
 	arrivals        arrivals
+	lodgers         lodgers
 	beatNow         chan struct{}  // capacity 1
 	afresh          chan struct{}  // capacity 1: register again
 	running         sync.WaitGroup // runners' goroutines
@@ -298,7 +299,7 @@ func newNode(config Config, p parts) (_ *Node, err error) {
 	n.idle.Stop()
 	n.ledger = newLedger(n.id, n.incarnation, n.total, p.patience)
 	n.ledger.machines, n.ledger.file = int(n.queueLimits.Machines), n.queueLimits.file
-	n.ledger.vms = n.vmMemory()
+	n.ledger.vms = n.vmsTake().room
 	return n, nil
 }
 
@@ -563,7 +564,7 @@ func (n *Node) describe(ctx context.Context) *wsdl.Node {
 		Id: n.id, Incarnation: n.incarnation, Name: name, Url: base, Version: n.config.Version,
 		Os: runtime.GOOS, Arch: runtime.GOARCH, Cores: int32(n.total.Cores), Memory: n.total.Memory,
 		Slots: wsdl.Of(int32(n.total.Slots)), FreeSlots: wsdl.Of(int32(free.Slots)),
-		FreeMemory: wsdl.Of(free.Memory), FreeCores: wsdl.Of(int32(free.Cores)), VmMemory: vms,
+		FreeMemory: wsdl.Of(free.Memory), FreeCores: wsdl.Of(int32(free.Cores)), VmMemory: vms.Memory,
 		Qemu: n.qemu, Accelerator: n.accelerator(), Cleaning: n.launcher.Cleaning(),
 	}
 	d.Unconfined = n.launcher.Confinement().Missing

@@ -13,7 +13,8 @@ import (
 // uplink is this node's end of a VM's link: over all sessions it leads the guest's
 // connections out, and those to what it publishes in.
 type uplink struct {
-	machine *osvm.Machine
+	session func(ctx context.Context) (*link.Session, error) // the next; it waits for a VM that is suspended
+	ended   <-chan struct{}                                  // of the VM; nil: who keeps it says when it is enough
 	outside *link.Outside
 }
 
@@ -37,7 +38,11 @@ func (n *Node) connect(m *osvm.Machine, config link.OutsideConfig) (*uplink, err
 		return listener, nil
 	}
 	outside, err := link.NewOutside(config)
-	return &uplink{m, outside}, err
+	next := func(ctx context.Context) (*link.Session, error) {
+		session, _, err := m.Session(ctx)
+		return session, err
+	}
+	return &uplink{next, m.Ended(), outside}, err
 }
 
 // keep takes part in session after session, session being the first, until the VM
@@ -47,7 +52,7 @@ func (u *uplink) keep(ctx context.Context, session *link.Session) {
 	defer cancel()
 	go func() {
 		select {
-		case <-u.machine.Ended():
+		case <-u.ended:
 			cancel()
 		case <-ctx.Done():
 		}
@@ -57,7 +62,7 @@ func (u *uplink) keep(ctx context.Context, session *link.Session) {
 		if session == nil {
 			const pause = 100 * time.Millisecond
 			var err error
-			if session, _, err = u.machine.Session(ctx); err != nil { // it waits for a VM that is suspended
+			if session, err = u.session(ctx); err != nil {
 				select {
 				case <-time.After(pause):
 				case <-ctx.Done():

@@ -111,6 +111,7 @@ type Machine struct {
 	shutdown  string         // why it said that it would be
 	told      chan struct{}  // when it says nothing more; nil before it is connected
 	published map[int]string // addresses of the host that lead to ports of the guest
+	cleared   bool           // Destroy has removed it
 	claims    claims
 }
 
@@ -309,10 +310,20 @@ func (m *Machine) Destroy() error {
 	if err := m.clear(); err != nil {
 		return fmt.Errorf("VM %s: %w", m.ID, err)
 	}
+	m.mu.Lock()
+	m.cleared = true
+	m.mu.Unlock()
 	if m.destroyed != nil {
 		m.destroyed()
 	}
 	return nil
+}
+
+// Destroyed says whether it was: nothing is left of it here.
+func (m *Machine) Destroyed() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.cleared
 }
 
 // letGo closes what connects this process to the machine.

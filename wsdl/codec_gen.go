@@ -102,6 +102,10 @@ func (v *AwaitVM) visit(c *codec, field int) bool {
 		return one(c, &v.Id, text)
 	case 1:
 		return one(c, &v.Memory, number)
+	case 2:
+		return one(c, &v.Owner, text)
+	case 3:
+		return one(c, &v.Slots, number)
 	}
 	return false
 }

@@ -1724,12 +1724,18 @@ type AwaitVM struct {
 
 	// MiB that it has.
 	Memory int64 `xml:"memory" json:"memory,omitempty"`
+
+	// The attempt of the caller's that is in it: JOB/NUMBER. The caller then keeps the attempt.
+	Owner string `xml:"owner,omitempty" json:"owner,omitempty"`
+
+	// That the attempt has.
+	Slots int32 `xml:"slots,omitempty" json:"slots,omitempty"`
 }
 
 type AwaitVMResponse struct {
 	XMLName xml.Name `xml:"urn:mvm:1 AwaitVMResponse"`
 
-	// Lets that VM in, once, within a minute.
+	// Lets that VM in, once, within a minute; and then its owner, if it has one, to its port.
 	Token string `xml:"token" json:"token,omitempty"`
 }
 

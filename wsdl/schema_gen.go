@@ -41,6 +41,8 @@ var schemaTypes = [...]schemaType{
 	4: {name: "AwaitVM", kind: kindComplex, elements: []schemaElement{
 		{"id", 215, 1, 1, false},
 		{"memory", 214, 1, 1, false},
+		{"owner", 215, 0, 1, false},
+		{"slots", 213, 0, 1, false},
 	}},
 	5: {name: "AwaitVMResponse", kind: kindComplex, elements: []schemaElement{
 		{"token", 215, 1, 1, false},

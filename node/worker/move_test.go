@@ -3,7 +3,9 @@ package worker
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -13,32 +15,34 @@ import (
 
 // streams is a job of two processes, on the nodes of two names, which send each
 // other numbers, one every few milliseconds, and die of one that is lost, doubled or
-// out of turn. The second ends when there is a file, the first when the second does.
-// Each says from time to time how many it has.
-func streams(first, second, file string) map[string]string {
+// out of turn. They end when an item comes from outside. Each says from time to time
+// how many it has.
+func streams(first, second, policy string) map[string]string {
 	return map[string]string{
 		"job.xml": fmt.Sprintf(`<job xmlns="urn:mvm:1" name="streams">
   <source name="side" language="c"><file path="side.c"/></source>
-  <task name="left" source="side"><argument>-</argument><resources><require property="name" equals="%s"/></resources><output name="left.txt"/></task>
-  <task name="right" source="side"><argument>%s</argument><resources><require property="name" equals="%s"/></resources><output name="right.txt"/></task>
+  <task name="left" source="side"><argument>left.txt</argument><resources><require property="name" equals="%s"/></resources><output name="left.txt"/></task>
+  <task name="right" source="side"><argument>right.txt</argument><argument>asked</argument><resources><require property="name" equals="%s"/></resources><output name="right.txt"/></task>
   <edge from="left:wire" to="right:wire"/>
   <edge from="right:wire" to="left:wire"/>
-  <policy wallTime="600"/>
-</job>`, first, file, second),
+  <edge from="outside:enough" to="right:enough"/>
+  <policy wallTime="600" %s/>
+</job>`, first, second, policy),
 		"side.c": `#include <mvm.h>
 #include <stdio.h>
 #include <time.h>
 #include <unistd.h>
 int main(int argc, char **argv) {
-	mvm_port *wire = mvm_open("wire");
-	long item[3], sent[3] = {0, 0, 0}, got = 0, sum = 0, over = 0, last;
+	mvm_port *wire = mvm_open("wire"), *enough = argc > 2 ? mvm_open("enough") : NULL;
+	long item[3], sent[3] = {0, 0, 0}, got = 0, sum = 0, over = 0;
+	char any[16];
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	for (;;) {
-		struct timespec pace = {0, 3000000};
+	while (!over || !sent[2]) {
+		struct timespec pace = {0, 8000000};
 		nanosleep(&pace, NULL);
-		last = over || argv[1][0] == '/' && access(argv[1], F_OK) == 0;
 		if (!sent[2]) {
-			sent[0]++, sent[1] = sent[1] * 31 + sent[0], sent[2] = last;
+			sent[0]++, sent[1] = sent[1] * 31 + sent[0];
+			sent[2] = over || enough && mvm_try_dequeue(enough, any, sizeof any) > 0;
 			if (mvm_enqueue(wire, sent, sizeof sent) < 0) return 1;
 		}
 		while (!over && mvm_try_dequeue(wire, item, sizeof item) == sizeof item) {
@@ -48,11 +52,10 @@ int main(int argc, char **argv) {
 				return 2;
 			}
 			over = item[2];
-			if (got % 20 == 0) printf("has %ld\n", got);
+			if (got % 10 == 0) printf("has %ld\n", got);
 		}
-		if (over && sent[2]) break;
 	}
-	FILE *f = fopen(argv[1][0] == '/' ? "right.txt" : "left.txt", "w");
+	FILE *f = fopen(argv[1], "w");
 	fprintf(f, "%ld %ld\n", sent[0], got);
 	return fclose(f);
 }
@@ -74,7 +77,7 @@ func (l *lab) more(job string) {
 	l.t.Helper()
 	for _, process := range []string{"left[0]", "right[0]"} {
 		begin := l.has(job, process)
-		for deadline := time.Now().Add(vmtest.Limit); l.has(job, process) < begin+60; time.Sleep(100 * time.Millisecond) {
+		for deadline := time.Now().Add(vmtest.Limit); l.has(job, process) < begin+40; time.Sleep(400 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				l.t.Fatalf("%s has %d numbers, as it had %v ago: mvm job says\n%s", process, begin, vmtest.Limit, l.must("job", job))
 			}
@@ -83,10 +86,13 @@ func (l *lab) more(job string) {
 }
 
 // agree ends such a job, and says that each side has what the other has sent.
-func (l *lab) agree(job, file string) {
+func (l *lab) agree(job string) {
 	l.t.Helper()
-	if err := os.WriteFile(file, nil, 0o600); err != nil {
-		l.t.Fatal(err)
+	put := exec.CommandContext(l.t.Context(), program, "queue", "put", job, "enough")
+	put.Env = append(os.Environ(), "MVM_GRID="+l.front.URL)
+	put.Stdin = strings.NewReader("enough\n")
+	if text, err := put.CombinedOutput(); err != nil {
+		l.t.Fatalf("mvm queue put: %v\n%s", err, text)
 	}
 	l.eventually("done", job, func(text string) bool { return strings.Contains(text, "succeeded") }, "job", job)
 	var counts [2][2]int
@@ -96,7 +102,7 @@ func (l *lab) agree(job, file string) {
 		}
 	}
 	l.t.Logf("sent and received: %v", counts)
-	if counts[0][0] != counts[1][1] || counts[0][1] != counts[1][0] || counts[0][0] < 100 {
+	if counts[0][0] != counts[1][1] || counts[0][1] != counts[1][0] || counts[0][0] < 80 {
 		l.t.Errorf("the sides have sent and received %v", counts)
 	}
 }
@@ -112,14 +118,59 @@ func TestMoveAmidMessages(t *testing.T) {
 			t.Fatalf("the VM is no node: mvm nodes says\n%s", l.must("nodes"))
 		}
 	}
-	file := filepath.Join(l.dir, "enough")
-	text := l.must("submit", l.write(streams("mover", "worker2", file)))
+	text := l.must("submit", l.write(streams("mover", "worker2", "")))
 	job, _, _ := strings.Cut(text, "\n")
 	l.more(job)
 	t.Log(l.must("vm", "migrate", "mover", "worker2"))
 	l.more(job)
 	l.workers[0].Kill()
 	l.more(job)
-	l.agree(job, file)
+	l.agree(job)
 	l.must("vm", "destroy", "mover")
+}
+
+// TestMoveOfAJobsVM moves a VM that was made for a job to a third node: the job goes
+// on, what it takes is the other node's, and with the job the VM is gone. So is it
+// when the other node's machine ends, and then the job has failed with that reason,
+// and when the node that keeps the attempt does.
+func TestMoveOfAJobsVM(t *testing.T) {
+	l := newLab(t, 3)
+	submit := func() (job, vm string) {
+		text := l.must("submit", l.write(streams("worker1", "worker2", `isolation="vm" image="minimal"`)))
+		job, _, _ = strings.Cut(text, "\n")
+		l.more(job)
+		found, _ := filepath.Glob(filepath.Join(l.dir, "worker1", "node", "vm", "machines", "job-"+job+"*"))
+		if len(found) != 1 {
+			t.Fatalf("VMs of job %s on worker1: %v", job, found)
+		}
+		vm = filepath.Base(found[0])
+		t.Log(l.must("vm", "migrate", vm, "worker3"))
+		if text := l.must("vm", "ls"); !regexp.MustCompile(vm + ` +worker3 +running .* ` + job + `/1 `).MatchString(text) {
+			t.Errorf("moved, it is not on worker3: mvm vm ls says\n%s", text)
+		}
+		return job, vm
+	}
+	job, vm := submit()
+	l.more(job)
+	if text, err := l.mvm("vm", "migrate", vm, "worker1"); err == nil || !strings.Contains(text, "is not moved on") {
+		t.Errorf("moved on: %v, %s", err, text)
+	}
+	l.agree(job)
+	l.clean()
+
+	job, vm = submit()
+	l.must("vm", "stop", vm, "--force")
+	l.eventually("failed", job, func(text string) bool {
+		return strings.Contains(text, "failed") && strings.Contains(text, "its VM "+vm+" is lost: on node")
+	}, "job", job)
+	l.clean()
+
+	if os.Getenv("MVM_SOAK") == "" {
+		return // what follows takes a minute
+	}
+	job, _ = submit()
+	l.workers[0].Kill()
+	l.worker("worker1", strings.TrimPrefix(l.workers[0].URL, "http://"))
+	l.eventually("failed", job, func(text string) bool { return strings.Contains(text, "failed") }, "job", job)
+	l.clean()
 }

@@ -1,0 +1,239 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"mvm/osvm"
+	"mvm/osvm/link"
+	"mvm/services/soap"
+	"mvm/wsdl"
+)
+
+// An attempt whose VM has moved stays this node's: booking, fence, lease, relay,
+// reports and end, and its proxy is reached here as before. The other node has the
+// machine and nothing else: it leads the guest's port here, byte by byte. So what
+// ends this node silences the guest at the same moment, as it would have in a VM of
+// this node's own, and nobody else's state knows of the move. The price is that
+// this node must stay for as long as the attempt.
+
+// away is an enclosure's machine at another node.
+type away struct {
+	node  *Node
+	id    string
+	at    string // the other node
+	base  string // its address
+	token string // lets nobody else to the guest's port
+	ended chan struct{}
+
+	mu     sync.Mutex // guards what follows
+	state  osvm.State
+	reason error // once ended is closed
+}
+
+// portUpgrade is the protocol that a connection becomes on which a VM's host leads
+// the guest's port to the node whose attempt it is in: the port's own.
+const portUpgrade = "mvm-port"
+
+const (
+	awayLook     = 3 * guestCheck   // of silence, after which the other node is asked what the machine does
+	awayPatience = 10 * time.Second // with the other node, when it is to end the machine
+)
+
+// end notes that the machine is no more.
+func (a *away) end(reason error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.reason == nil {
+		a.reason, a.state = fmt.Errorf("on node %s, where it was moved to: %w", a.at, reason), osvm.Ended
+		close(a.ended)
+	}
+}
+
+func (a *away) how() (osvm.State, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.state, a.reason
+}
+
+// session begins a session with the guest over the other node.
+func (a *away) session(ctx context.Context) (*link.Session, error) {
+	request, err := http.NewRequest(http.MethodGet, a.base+"/services/vm/"+a.id+"/port", nil)
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set("Authorization", bearer+a.token)
+	port, err := soap.Upgrade(ctx, request, portUpgrade)
+	var refused *soap.RefusedUpgrade
+	if errors.As(err, &refused) && (refused.Response.StatusCode == http.StatusNotFound || refused.Response.StatusCode == http.StatusGone) {
+		a.end(errors.New(refused.Said))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return link.Begin(ctx, port)
+}
+
+// look asks the other node what the machine does.
+func (a *away) look(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, guestCheck)
+	defer cancel()
+	answer, err := wsdl.NewVMClient(a.node.caller, a.base+"/services/vm").GetVMContext(ctx, &wsdl.GetVM{Id: a.id})
+	switch {
+	case wsdl.CodeOf(err) == wsdl.FaultCodeNotFound || wsdl.CodeOf(err) == wsdl.FaultCodeWrongNode:
+		a.end(err)
+	case err == nil && osvm.State(wsdl.Or(answer.Vm.State, "")) == osvm.Ended:
+		a.end(errors.New(answer.Vm.Reason))
+	case err == nil:
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.reason == nil {
+			a.state = osvm.State(wsdl.Or(answer.Vm.State, ""))
+		}
+	}
+}
+
+// destroy has the other node end the machine. One that does not answer does so by
+// itself when nobody has come for it for a while (lodgers), or when it begins anew;
+// and nobody hears the guest meanwhile.
+func (a *away) destroy() {
+	ctx, cancel := context.WithTimeout(context.Background(), awayPatience)
+	defer cancel()
+	_, err := wsdl.NewVMClient(a.node.caller, a.base+"/services/vm").DestroyVMContext(ctx, &wsdl.DestroyVM{Id: a.id, Force: true})
+	if err != nil && wsdl.CodeOf(err) != wsdl.FaultCodeNotFound {
+		a.node.log.WithError(err).Warnf("node %s does not say that it has ended the VM %s, and is left to", a.at, a.id)
+	}
+}
+
+// moving is where an enclosure's machine is; e.mu guards it.
+type moving struct {
+	under  bool          // way: its end here means nothing
+	away   *away         // nil while it is here
+	tried  []*away       // where it may be, if that was never settled
+	turned chan struct{} // closed and made anew when one of these changes
+}
+
+// turn changes where the machine is.
+func (e *enclosure) turn(change func(m *moving)) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	change(&e.moving)
+	close(e.moving.turned)
+	e.moving.turned = make(chan struct{})
+}
+
+func (e *enclosure) whereabouts() moving {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.moving
+}
+
+// state is what the machine does, wherever it is.
+func (e *enclosure) state() osvm.State {
+	if a := e.whereabouts().away; a != nil {
+		state, _ := a.how()
+		return state
+	}
+	return e.machine.State()
+}
+
+// session begins a session with the guest, wherever it is.
+func (e *enclosure) session(ctx context.Context) (*link.Session, error) {
+	if a := e.whereabouts().away; a != nil {
+		return a.session(ctx)
+	}
+	session, _, err := e.machine.Session(ctx)
+	return session, err
+}
+
+// migrate moves the machine by send, to where a is. send's error is a DoubtError
+// while nobody knows whether it has arrived: it is nowhere then, until that is
+// settled.
+func (e *enclosure) migrate(a *away, send func(ctx context.Context) (osvm.Migrated, error)) (osvm.Migrated, error) {
+	if !e.migrating.TryLock() {
+		return osvm.Migrated{}, errors.New("it is being moved already")
+	}
+	s := &e.snapshots
+	s.mu.Lock()
+	over := func() {
+		s.mu.Unlock()
+		e.migrating.Unlock()
+	}
+	e.mu.Lock()
+	there := e.node != nil && !e.over
+	e.mu.Unlock()
+	var no error
+	switch {
+	case s.taken != nil:
+		no = errors.New("a checkpoint of its job is being taken")
+	case !there:
+		no = errors.New("its attempt is not running yet, or not any more")
+	case e.whereabouts().away != nil:
+		no = errMovedOnce
+	}
+	if no != nil {
+		over()
+		return osvm.Migrated{}, no
+	}
+	e.turn(func(m *moving) { m.under, m.tried = true, append(m.tried, a) })
+	moved, err := send(e.runner.ctx)
+	settle := func() {
+		gone := err == nil || e.machine.Destroyed()
+		e.turn(func(m *moving) {
+			if m.under = false; gone {
+				m.away = a
+				e.heard = time.Now()
+			}
+		})
+		over()
+	}
+	var doubt *osvm.DoubtError
+	if !errors.As(err, &doubt) {
+		settle()
+		return moved, err
+	}
+	n := e.runner.node
+	n.running.Go(func() { // settleDoubts asks on
+		for e.runner.ctx.Err() == nil && n.doubts(doubt.ID) {
+			select {
+			case <-time.After(settlePause / 4):
+			case <-e.runner.ctx.Done():
+			}
+		}
+		settle()
+	})
+	return moved, err
+}
+
+var errMovedOnce = errors.New("it has been moved from the node that keeps its attempt, and is not moved on")
+
+// doubts says whether the outcome of a migration from here is not known.
+func (n *Node) doubts(migration string) bool {
+	for _, d := range n.host.Doubts() {
+		if d.ID == migration {
+			return true
+		}
+	}
+	return false
+}
+
+// enclosing is the enclosure that a machine is, nil where no attempt of this node
+// is in it.
+func (n *Node) enclosing(m *osvm.Machine) *enclosure {
+	n.mu.Lock()
+	var all []*runner
+	for _, r := range n.runners {
+		all = append(all, r)
+	}
+	n.mu.Unlock()
+	for _, r := range all {
+		if e := r.enclosed(); e != nil && e.machine == m {
+			return e
+		}
+	}
+	return nil
+}
