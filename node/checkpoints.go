@@ -70,7 +70,7 @@ func (v *machines) tellCheckpoint(digest string, c *osvm.Checkpoint) *wsdl.VMChe
 }
 
 func (v *machines) CheckpointVMContext(ctx context.Context, r *wsdl.CheckpointVM) (*wsdl.CheckpointVMResponse, error) {
-	m, err := v.find(ctx, r.Id)
+	m, err := v.apart(ctx, r.Id)
 	if err != nil {
 		return nil, err
 	}
@@ -182,7 +182,7 @@ func (v *machines) restore(ctx context.Context, order osvm.Order, blobs vmBlobs,
 // CloneVMContext makes a second VM from where one is. It goes through a checkpoint
 // that nobody keeps.
 func (v *machines) CloneVMContext(ctx context.Context, r *wsdl.CloneVM) (*wsdl.CloneVMResponse, error) {
-	m, err := v.find(ctx, r.Id)
+	m, err := v.apart(ctx, r.Id)
 	if err != nil {
 		return nil, err
 	}

@@ -528,7 +528,7 @@ func (v *machines) refusal(id string, err error) error {
 
 // turn has a VM go on or stand still; state is the one in which nothing is to do.
 func (v *machines) turn(ctx context.Context, id string, state osvm.State, do func(ctx context.Context, m *osvm.Machine) error) (*wsdl.VirtualMachine, error) {
-	m, err := v.find(ctx, id)
+	m, err := v.apart(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -574,6 +574,20 @@ func mine(m *osvm.Machine, force bool) error {
 		return wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("the VM %s belongs to %s, which would fail by that", m.ID, m.Owner), "cancel the job, or say force (--force)")
 	}
 	return nil
+}
+
+// apart finds a VM that is no job's. A job's VMs stand still and go on together, by
+// its broker's word (CheckpointAttempt): one that runs for a moment amid that tears
+// the cut, and a second one of it would have the keys of its links.
+func (v *machines) apart(ctx context.Context, id string) (*osvm.Machine, error) {
+	m, err := v.find(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if m.Owner != "" {
+		return nil, wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("the VM %s belongs to %s: it is suspended, resumed, checkpointed and cloned with its whole job only", m.ID, m.Owner), `have its job make checkpoints (<policy checkpoint="SECONDS">), or migrate the VM`)
+	}
+	return m, nil
 }
 
 func (v *machines) StopVMContext(ctx context.Context, r *wsdl.StopVM) (*wsdl.StopVMResponse, error) {

@@ -129,7 +129,7 @@ func TestMoveAmidMessages(t *testing.T) {
 	l.must("vm", "destroy", "mover")
 }
 
-// TestMoveOfAJobsVM moves a VM that was made for a job to a third node: the job goes
+// TestMoveOfAJobsVM has what would tear a job's checkpoints refused, and moves a VM that was made for a job to a third node: the job goes
 // on, what it takes is the other node's, and with the job the VM is gone. So is it
 // when the other node's machine ends, and then the job has failed with that reason,
 // and when the node that keeps the attempt does.
@@ -144,6 +144,11 @@ func TestMoveOfAJobsVM(t *testing.T) {
 			t.Fatalf("VMs of job %s on worker1: %v", job, found)
 		}
 		vm = filepath.Base(found[0])
+		for _, verb := range []string{"suspend", "resume", "checkpoint", "clone"} {
+			if text, err := l.mvm("vm", verb, vm); err == nil || !strings.Contains(text, "with its whole job only") {
+				t.Errorf("mvm vm %s of a job's VM: %v, %s", verb, err, text)
+			}
+		}
 		t.Log(l.must("vm", "migrate", vm, "worker3"))
 		if text := l.must("vm", "ls"); !regexp.MustCompile(vm + ` +worker3 +running .* ` + job + `/1 `).MatchString(text) {
 			t.Errorf("moved, it is not on worker3: mvm vm ls says\n%s", text)

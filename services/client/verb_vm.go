@@ -23,7 +23,8 @@ grid takes these commands: they find the node that has the VM.
 A VM is called by its id or, where several nodes have one of that id, by
 NODE:ID; ` + "`mvm vm ls`" + ` lists them. Those that belong to a job come and go with
 it: to stop or destroy one behind the job's back takes --force, and the job's
-attempt fails by that.`,
+attempt fails by that. It is not suspended, resumed, checkpointed or cloned by
+itself either: that would tear its job's checkpoints, or double its keys.`,
 		Example: `  mvm vm create minimal --name lab1
   mvm vm ls
   mvm vm console lab1
