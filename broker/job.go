@@ -337,7 +337,7 @@ func (j *job) record() status {
 	s.Revision = j.broker.clock.Now().UnixMicro()
 	s.Started, s.Ended = l.Started, l.Ended
 	s.Phase, s.Reason = l.Phase, l.Reason
-	s.Attempt, s.Failures = l.Attempt, l.Failures
+	s.Attempt, s.Failures, s.Losses = l.Attempt, l.Failures, l.Losses
 	s.Outcome, s.Cause, s.Gone = l.Outcome, l.Cause, l.Gone
 	for i := range l.Members {
 		s.ProxyBytes += l.Members[i].ProxyBytes

@@ -133,6 +133,7 @@ type status struct {
 	Revision   int64
 	Attempt    int               `json:",omitempty"`
 	Failures   int               `json:",omitempty"`
+	Losses     int               `json:",omitempty"`
 	Outcome    outcome           `json:",omitempty"`
 	Cause      string            `json:",omitempty"`
 	Gone       bool              `json:",omitempty"`
@@ -166,6 +167,8 @@ type memberRecord struct {
 // goRecord is what the same Instantiate needs after a restart.
 type goRecord struct {
 	Started time.Time
+	Begun   time.Time
+	Used    time.Duration `json:",omitempty"`
 	Proxies []proxyRecord // by member
 	Builds  []build       `json:",omitempty"`
 }
@@ -394,7 +397,7 @@ func (j *job) ops(c commit) ([]store.Op, error) {
 		}
 	}
 	if c.Go {
-		record := goRecord{Started: l.Started, Builds: l.Builds}
+		record := goRecord{Started: l.Started, Begun: l.Begun, Used: l.Used, Builds: l.Builds}
 		for _, m := range l.Members {
 			record.Proxies = append(record.Proxies, m.proxy())
 		}
@@ -428,7 +431,7 @@ func (j *job) ops(c commit) ([]store.Op, error) {
 			return nil, err
 		}
 	}
-	if c.Outcome || c.Requeue || c.End || c.Moved {
+	if c.Outcome || c.Requeue || c.End || c.Moved || c.Set && l.Set != nil {
 		s := j.record()
 		s.Blobs = j.blobs.list()
 		if err := add(put(statusPrefix+l.Job, s)); err != nil {

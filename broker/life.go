@@ -19,7 +19,7 @@ import (
 type life struct {
 	Job       string
 	Rules     rules
-	WallTime  time.Duration // of one attempt; 0 = no limit
+	WallTime  time.Duration // of one attempt, with what led to the set that it goes on from; 0 = no limit
 	Retries   int           // failed attempts that are followed by another
 	Every     time.Duration // between two checkpoints of the whole job; 0 = none
 	Phase     wsdl.JobState
@@ -48,6 +48,10 @@ type life struct {
 	Changes []change // live ones of the attempt, by number less 1
 	Set     *set     // the newest complete checkpoint of the whole job, of any attempt
 	Sets    int64    // how many the attempt has begun
+	Losses  int      // attempts lost with a node or a VM since the set was made
+
+	Begun time.Time     // the attempt's go
+	Used  time.Duration // of the wall time, before that
 
 	changes int // grows when something that a reader sees changed
 }

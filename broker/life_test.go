@@ -261,7 +261,7 @@ func parseEvent(t *testing.T, l *life, words []string) event {
 		return moved{Place: jobqueue.Place{Queue: words[1], Priority: priority}, Waiting: verb == "seated"}
 	case "unreadable":
 		return unreadable{}
-	case "saved": // NUMBER, and the members' records, or nothing
+	case "saved": // NUMBER, and the members' records, or nothing; RECORD/DURATION says when
 		e := saved{Attempt: number}
 		e.Number, _ = strconv.ParseInt(words[1], 10, 64)
 		for _, word := range words[2:] {
@@ -269,6 +269,10 @@ func parseEvent(t *testing.T, l *life, words []string) event {
 				e.Set = &set{Attempt: number, Number: e.Number, Made: time.Unix(0, 0)}
 			}
 			name, record, _ := strings.Cut(word, "=")
+			record, after, timed := strings.Cut(record, "/") // of the attempt's go
+			if took, err := time.ParseDuration(after); timed && err == nil {
+				e.Set.Made = l.Begun.Add(took)
+			}
 			m := l.Members[slices.IndexFunc(l.Members, func(m member) bool { return m.Node == name })]
 			e.Set.Members = append(e.Set.Members, setMember{Node: name, Processes: m.Processes, Record: record, Address: name + ":9"})
 		}

@@ -178,7 +178,7 @@ func (b *Service) restore(ctx context.Context, id string, value []byte, attempts
 	b.again(j.blobs, value, s.Blobs...)
 	l := &j.life
 	l.Phase, l.Reason = wsdl.JobStatePending, s.Reason
-	l.Started, l.Attempt, l.Failures = s.Started, s.Attempt, s.Failures
+	l.Started, l.Attempt, l.Failures, l.Losses = s.Started, s.Attempt, s.Failures, s.Losses
 	if err := b.restoreAttempt(j, s, attempts); err != nil {
 		return nil, fmt.Errorf("job %s: %w", id, err)
 	}
@@ -266,6 +266,7 @@ func (b *Service) restoreAttempt(j *job, s status, records []store.KV) error {
 			return fmt.Errorf("broker: journal: attempt %d has %d members and %d proxies", l.Attempt, len(l.Members), len(start.Proxies))
 		}
 		l.Phase, l.Running, l.Started, l.Builds = wsdl.JobStateRunning, true, start.Started, start.Builds
+		l.Begun, l.Used = cmp.Or(start.Begun, start.Started), start.Used
 		for i := range l.Members {
 			m := &l.Members[i]
 			p := start.Proxies[i]

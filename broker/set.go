@@ -29,6 +29,7 @@ type set struct {
 	Attempt int
 	Number  int64 // in the attempt
 	Made    time.Time
+	Used    time.Duration `json:",omitempty"` // of the wall time, up to then
 	Members []setMember
 	Blobs   []string `json:"-"` // all that a restore needs
 	Pins    string   // under which they are kept, together and for this set alone
@@ -77,7 +78,8 @@ func (l *life) saved(e saved) []action {
 		return l.nextSet()
 	}
 	l.changes++
-	l.Set = e.Set
+	l.Set, l.Losses = e.Set, 0
+	l.Set.Used = max(0, l.Used+l.Set.Made.Sub(l.Begun))
 	return append([]action{commit{Set: true}}, l.nextSet()...)
 }
 
@@ -100,26 +102,32 @@ func (l *life) restores() {
 	}
 }
 
-// nodeGone decides what the loss of a node leads to: a job with a set goes on from
-// it, however often.
-func (l *life) nodeGone(now time.Time, cause string) []action {
+// gone decides what the loss of a node, or of a VM there, leads to: a job with a set
+// goes on from it, and that costs no retry. Not for ever, though: what runs in it, or
+// the restore itself, may be what ends them, and would again.
+func (l *life) gone(now time.Time, cause string) []action {
 	if l.Set == nil {
+		return l.failed(now, cause)
+	}
+	if l.Losses++; l.Losses > mostFromSet {
 		return l.failed(now, cause)
 	}
 	return l.decide(now, retry, cause+"; the job goes on from its checkpoint of "+l.Set.Made.UTC().Format(time.RFC3339))
 }
 
-// vmGone is nodeGone for a VM whose node is there. It may have been what runs in it
-// that ended it, and would again.
-func (l *life) vmGone(now time.Time, cause string) []action {
-	if l.Set == nil || l.Attempt >= l.Set.Attempt+mostFromSet {
-		return l.failed(now, cause)
+// unawakened is gone for a loss before all members were awake: an attempt that goes
+// on from a set may have been lost by that, and another never ran.
+func (l *life) unawakened(now time.Time, i int, cause string) []action {
+	if l.Members[i].Restore != "" {
+		if l.Losses++; l.Losses > mostFromSet {
+			return l.failed(now, cause)
+		}
 	}
-	return l.nodeGone(now, cause)
+	return l.decide(now, requeue, cause)
 }
 
-// mostFromSet is how many attempts may follow one that made a set, and be lost with
-// one of their VMs before they make another, until that is a failed attempt.
+// mostFromSet is how often a job may lose a node or a VM and go on from one set, until
+// that is a failed attempt.
 const mostFromSet = 3
 
 // spoilt is a member's refusal of what it is to go on from: the job begins anew.

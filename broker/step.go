@@ -137,6 +137,10 @@ func (l *life) awoke(now time.Time, e awoke) []action {
 	if l.Started.IsZero() {
 		l.Started = now
 	}
+	l.Begun, l.Used = now, 0
+	if m.Restore != "" && l.Set != nil {
+		l.Used = l.Set.Used
+	}
 	return append([]action{commit{Go: true}}, l.start()...)
 }
 
@@ -147,7 +151,7 @@ func (l *life) start() []action {
 		actions = append(actions, instantiate{Member: i})
 	}
 	if l.WallTime > 0 {
-		actions = append(actions, wait{Timer: wallTimer, For: l.WallTime + l.Rules.Grace + l.Rules.Slack})
+		actions = append(actions, wait{Timer: wallTimer, For: max(0, l.WallTime-l.Used) + l.Rules.Grace + l.Rules.Slack})
 	}
 	return append(actions, l.nextSet()...)
 }
@@ -175,6 +179,9 @@ func (l *life) refused(now time.Time, e refused) []action {
 			l.Rebuffs = 0
 			return l.failed(now, fmt.Sprintf("%d times in a row the job was refused; the last time %s", maxRebuffs, cause))
 		}
+	}
+	if transient(e.Code) {
+		return l.unawakened(now, e.Member, cause)
 	}
 	return l.decide(now, requeue, cause)
 }
@@ -204,7 +211,7 @@ func (l *life) unstarted(now time.Time, e unstarted) []action {
 	cause := fmt.Sprintf("node %s did not start its processes: %s", m.label(), e.Message)
 	switch {
 	case transient(e.Code):
-		return l.nodeGone(now, cause) // nobody answers there for a whole lease
+		return l.gone(now, cause) // nobody answers there for a whole lease
 	case e.Code != wsdl.FaultCodeStale:
 		return l.failed(now, cause)
 	}
@@ -288,7 +295,7 @@ func (l *life) reported(now time.Time, e reported) []action {
 		case l.Phase == wsdl.JobStateAwakening:
 			actions = l.decide(now, requeue, cause)
 		case r.Lost:
-			actions = l.vmGone(now, cause)
+			actions = l.gone(now, cause)
 		default:
 			actions = l.failed(now, cause)
 		}
@@ -487,9 +494,9 @@ func (l *life) lost(now time.Time, i int) []action {
 	cause := fmt.Sprintf("node %s was lost: its heartbeats ceased", m.label())
 	switch l.Phase {
 	case wsdl.JobStateAwakening:
-		return l.decide(now, requeue, cause)
+		return l.unawakened(now, i, cause)
 	case wsdl.JobStateRunning:
-		return l.nodeGone(now, cause)
+		return l.gone(now, cause)
 	}
 	if m.Dropped {
 		return nil
@@ -508,9 +515,9 @@ func (l *life) rejoined(now time.Time, i int) []action {
 	cause := fmt.Sprintf("node %s was started anew", m.label())
 	switch l.Phase {
 	case wsdl.JobStateAwakening:
-		return append(actions, l.decide(now, requeue, cause)...)
+		return append(actions, l.unawakened(now, i, cause)...)
 	case wsdl.JobStateRunning:
-		return append(actions, l.nodeGone(now, cause)...)
+		return append(actions, l.gone(now, cause)...)
 	}
 	return append(actions, l.conclude(now)...)
 }

@@ -2154,7 +2154,7 @@ type QueueLimits struct {
 
 type JobPolicy struct {
 
-	// Seconds that one attempt may run. Default 3600; 0 is no limit.
+	// Seconds that one attempt may run, with those that led to the checkpoint that it goes on from. Default 3600; 0 is no limit.
 
 	WallTime *Number `xml:"wallTime,attr,omitempty" json:"wallTime,omitempty"`
 
