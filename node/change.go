@@ -50,7 +50,9 @@ func (q *queue) peek(ctx context.Context, name string, r *wsdl.PeekQueue) (*wsdl
 	if outside != "" {
 		return nil, q.unknown(r.Job, name)
 	}
-	if guest := q.node.inside(r.Job, name); guest != nil {
+	if guest, err := q.node.inside(ctx, r.Job, name, r.After != nil); err != nil {
+		return nil, err
+	} else if guest != nil {
 		passed := *r
 		passed.Queue = name
 		return guest.PeekQueueContext(ctx, &passed)
@@ -123,7 +125,9 @@ func (q *queue) drain(ctx context.Context, name string, r *wsdl.DrainQueue) (*ws
 	case id == 0:
 		return nil, between(channel)
 	}
-	if guest := q.node.inside(r.Job, name); guest != nil {
+	if guest, err := q.node.inside(ctx, r.Job, name, false); err != nil {
+		return nil, err
+	} else if guest != nil {
 		passed := *r
 		passed.Queue = name
 		return guest.DrainQueueContext(ctx, &passed)

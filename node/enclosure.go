@@ -506,9 +506,11 @@ func (e *enclosure) remove() error {
 }
 
 // inside is the queue service of the guest in which a job of this node runs, nil
-// for one that does not run in a VM. Where the job has several VMs here, it is the
-// one that holds what name means (held).
-func (n *Node) inside(job, name string) *wsdl.QueueClient {
+// for one that does not run in a VM. Where the job has several VMs here, each is asked
+// until one has what name means (held), because changes of a live job move it about;
+// that of the plan is taken where none says so, as at the attempt's end. sent wants a
+// channel's giver, and not its taker.
+func (n *Node) inside(ctx context.Context, job, name string, sent bool) (*wsdl.QueueClient, error) {
 	var all []*enclosure
 	n.mu.Lock()
 	for k, r := range n.runners {
@@ -525,48 +527,100 @@ func (n *Node) inside(job, name string) *wsdl.QueueClient {
 		defer e.mu.Unlock()
 		return e.node == nil
 	})
-	for _, e := range all {
-		if len(all) == 1 || e.holds(name) {
-			return e.queue()
+	switch len(all) {
+	case 0:
+		return nil, nil
+	case 1:
+		return all[0].queue(), nil
+	}
+	var silent error
+	choose := func(say func(*enclosure) (*wsdl.AttemptState, error)) (of *enclosure) {
+		for _, e := range all {
+			state, err := say(e)
+			if err != nil {
+				silent = err
+				continue
+			}
+			switch here, there := holds(state, name, sent); {
+			case here:
+				return e
+			case there:
+				of = e
+			}
 		}
+		return of
 	}
-	if len(all) > 0 {
-		return all[0].queue() // which says that it knows no such queue
+	of := choose(func(e *enclosure) (*wsdl.AttemptState, error) { return e.look(ctx) })
+	if of == nil {
+		of = choose(func(e *enclosure) (*wsdl.AttemptState, error) { return e.planned(), nil })
 	}
-	return nil
+	switch {
+	case of != nil:
+		return of.queue(), nil
+	case silent != nil:
+		return nil, wsdl.NewFault(wsdl.FaultCodeUnavailable, fmt.Sprintf("a VM of job %q on node %s, which may have %s, does not answer: %v", job, n.id, name, silent), "try again in a moment")
+	}
+	return all[0].queue(), nil // which says that it knows no such queue
 }
 
-// holds says whether a queue's items are in this VM: it is that queue's home, or has
-// the taker of a channel that is nothing more.
-func (e *enclosure) holds(name string) bool {
+// holds says whether what name means is in a VM: it is that queue's home, or has the
+// end of a channel outside the job, or its taker (with sent its giver); and whether it
+// has the other end of the channel at least.
+func holds(state *wsdl.AttemptState, name string, sent bool) (here, there bool) {
 	id, channel, outside := held(name)
-	e.runner.mu.Lock()
-	plan := e.runner.plan
-	e.runner.mu.Unlock()
-	return plan != nil && slices.ContainsFunc(plan.Channel, func(c *wsdl.Channel) bool {
-		from, to := c.From, c.To
+	if id > 0 && slices.ContainsFunc(state.Queue, func(q *wsdl.QueueState) bool { return q != nil && int(q.Id) == id }) {
+		return true, false
+	}
+	for _, c := range state.Channel {
 		switch {
-		case from == nil || to == nil:
-			return false
+		case c == nil || c.From == nil || c.To == nil:
 		case outside != "":
-			return from.Outside == outside || to.Outside == outside
+			here = here || c.From.Outside == outside || c.To.Outside == outside
 		case id > 0:
-			return int(from.Queue) == id && from.Peer == "" || int(to.Queue) == id && to.Peer == ""
+			here = here || int(c.From.Queue) == id && c.From.Peer == "" || int(c.To.Queue) == id && c.To.Peer == ""
+		case int(wsdl.Or(c.Id, -1)) == channel:
+			end := c.To
+			if sent {
+				end = c.From
+			}
+			here, there = here || end.Peer == "", true
 		}
-		return int(wsdl.Or(c.Id, -1)) == channel && to.Peer == ""
-	})
+	}
+	return here, there
+}
+
+// planned is what the VM was to have at first.
+func (e *enclosure) planned() *wsdl.AttemptState {
+	e.runner.mu.Lock()
+	defer e.runner.mu.Unlock()
+	state := &wsdl.AttemptState{}
+	if plan := e.runner.plan; plan != nil {
+		for _, c := range plan.Channel {
+			state.Channel = append(state.Channel, &wsdl.ChannelState{Id: c.Id, From: c.From, To: c.To})
+		}
+	}
+	return state
+}
+
+// look is what the guest says of the attempt; nothing where it knows none.
+func (e *enclosure) look(ctx context.Context) (*wsdl.AttemptState, error) {
+	ctx, cancel := context.WithTimeout(ctx, e.runner.node.callTimeout)
+	defer cancel()
+	answer, err := e.queue().InspectContext(ctx, &wsdl.Inspect{Job: e.runner.key.job})
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range answer.Attempt {
+		if a != nil && a.Attempt != nil && int(a.Attempt.Number) == e.number {
+			return a, nil
+		}
+	}
+	return &wsdl.AttemptState{}, nil
 }
 
 // inspect adds what the guest says of the attempt's channels and queues.
 func (e *enclosure) inspect(ctx context.Context, state *wsdl.AttemptState) {
-	answer, err := e.queue().InspectContext(ctx, &wsdl.Inspect{Job: e.runner.key.job})
-	if err != nil {
-		return
-	}
-	i := slices.IndexFunc(answer.Attempt, func(a *wsdl.AttemptState) bool {
-		return a != nil && a.Attempt != nil && int(a.Attempt.Number) == e.number
-	})
-	if i >= 0 {
-		state.Channel, state.Queue, state.Micros = answer.Attempt[i].Channel, answer.Attempt[i].Queue, answer.Attempt[i].Micros
+	if a, err := e.look(ctx); err == nil {
+		state.Channel, state.Queue, state.Micros = a.Channel, a.Queue, a.Micros
 	}
 }

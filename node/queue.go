@@ -374,7 +374,9 @@ func (q *queue) enqueue(ctx context.Context, name string, request *wsdl.Enqueue)
 	if channel >= 0 {
 		return nil, between(channel)
 	}
-	if guest := q.node.inside(request.Job, name); guest != nil {
+	if guest, err := q.node.inside(ctx, request.Job, name, false); err != nil {
+		return nil, err
+	} else if guest != nil {
 		passed := *request
 		passed.Queue = name
 		return guest.EnqueueContext(ctx, &passed)
@@ -400,7 +402,9 @@ func (q *queue) dequeue(ctx context.Context, name string, request *wsdl.Dequeue)
 	if channel >= 0 {
 		return nil, between(channel)
 	}
-	if guest := q.node.inside(request.Job, name); guest != nil {
+	if guest, err := q.node.inside(ctx, request.Job, name, false); err != nil {
+		return nil, err
+	} else if guest != nil {
 		passed := *request
 		passed.Queue = name
 		return guest.DequeueContext(ctx, &passed)
@@ -445,7 +449,9 @@ func (q *queue) openSocket(ctx context.Context, name string, request *wsdl.OpenS
 	if id, channel, _ := held(name); id > 0 || channel >= 0 {
 		return nil, wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("%s is no end outside the job: a plain socket leads to such an end only", name), "use Enqueue and Dequeue, or add an edge from or to outside:NAME")
 	}
-	if guest := q.node.inside(request.Job, name); guest != nil {
+	if guest, err := q.node.inside(ctx, request.Job, name, false); err != nil {
+		return nil, err
+	} else if guest != nil {
 		passed := *request
 		passed.Queue = name
 		return guest.OpenSocketContext(ctx, &passed)
