@@ -61,6 +61,8 @@ enum {
     TOTAL_HEADER = 8,
     CHUNK = 64 << 10, /* published at once within a record, so that both ends copy at the same time */
     YIELDS = 32,
+    LOOKS = 4, /* at a socket between two yields, which take as long as a look */
+    JOINED = 256, /* bytes of an item and its header that are copied to go as one part */
     CONTROL_MESSAGE = 64 << 10,
     AHEAD = 16 << 10, /* read at once of what comes after an item: what is more is copied once, not twice */
 };
@@ -355,9 +357,10 @@ static int await(struct end *e, uint64_t need, int (*enough)(struct end *, uint6
     }
     int64_t before = now();
     if (before >= per_thread.no_yield_until)
-        for (int n = 0; n < YIELDS; n++) {
+        for (int n = 0; n < YIELDS / 2; n++) {
             sched_yield();
-            if ((got = enough(e, need))) return got > 0 ? MVM_OK : got;
+            for (int look = 0; look < LOOKS; look++)
+                if ((got = enough(e, need))) return got > 0 ? MVM_OK : got;
             int64_t after = now();
             if (after - before > SLOW_YIELD_NS) { per_thread.no_yield_until = after + YIELD_PENALTY_NS; break; }
             before = after;
@@ -411,9 +414,10 @@ static int direct_await(struct end *e, uint64_t need, int (*enough)(struct end *
         if ((got = enough(e, need))) return got > 0 ? MVM_OK : got;
     int64_t before = now();
     if (before >= per_thread.no_yield_until)
-        for (int n = 0; n < YIELDS; n++) {
+        for (int n = 0; n < YIELDS / 2; n++) {
             sched_yield();
-            if ((got = enough(e, need))) return got > 0 ? MVM_OK : got;
+            for (int look = 0; look < LOOKS; look++)
+                if ((got = enough(e, need))) return got > 0 ? MVM_OK : got;
             int64_t after = now();
             if (after - before > SLOW_YIELD_NS) { per_thread.no_yield_until = after + YIELD_PENALTY_NS; break; }
             before = after;
@@ -444,7 +448,7 @@ static int direct_read(struct direct *d, size_t want) {
     if (want < AHEAD) want = AHEAD;
     struct iovec parts[2] = {{d->to, d->left}, {d->buffer + d->end, room < want ? room : want}};
     ssize_t n;
-    do n = d->left ? readv(d->fd, parts, 2) : read(d->fd, parts[1].iov_base, parts[1].iov_len);
+    do n = d->left ? readv(d->fd, parts, 2) : recv(d->fd, parts[1].iov_base, parts[1].iov_len, 0);
     while (n < 0 && errno == EINTR);
     if (n <= 0) {
         if (n == 0 || errno != EAGAIN) d->ended = 1, d->torn = n < 0;
@@ -493,8 +497,9 @@ static int enough_sent(struct end *o, uint64_t need) {
     struct direct *d = o->direct;
     (void)need;
     while (d->parts[0].iov_len + d->parts[1].iov_len > 0) {
-        struct msghdr message = {.msg_iov = d->parts[0].iov_len ? d->parts : d->parts + 1, .msg_iovlen = d->parts[0].iov_len ? 2 : 1};
-        ssize_t n = sendmsg(d->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+        struct msghdr message = {.msg_iov = d->parts, .msg_iovlen = 2};
+        ssize_t n = d->parts[0].iov_len ? sendmsg(d->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT)
+                                        : send(d->fd, d->parts[1].iov_base, d->parts[1].iov_len, MSG_NOSIGNAL | MSG_DONTWAIT);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0 && errno == EAGAIN) return 0;
         if (n < 0) { /* why is told through the ring, which never has so much room */
@@ -541,8 +546,15 @@ static int direct_vacant(struct end *o, uint64_t need, int64_t deadline) {
 static int direct_send(struct end *o, void *header, size_t before, const void *item, size_t length) {
     int code = consumer_gone(o);
     if (code) return code;
+    unsigned char joined[JOINED]; /* the kernel takes one part quicker than two */
     o->direct->parts[0] = (struct iovec){header, before};
     o->direct->parts[1] = (struct iovec){(void *)item, length};
+    if (length <= sizeof joined - sizeof(uint64_t) && before == sizeof(uint64_t)) {
+        memcpy(joined, header, before);
+        if (length) memcpy(joined + before, item, length);
+        o->direct->parts[0].iov_len = 0;
+        o->direct->parts[1] = (struct iovec){joined, before + length};
+    }
     if ((code = direct_await(o, 0, enough_sent, -1))) return code;
     note_items(o, &o->header->items_in);
     return MVM_OK;
