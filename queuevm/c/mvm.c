@@ -357,10 +357,9 @@ static int await(struct end *e, uint64_t need, int (*enough)(struct end *, uint6
     }
     int64_t before = now();
     if (before >= per_thread.no_yield_until)
-        for (int n = 0; n < YIELDS / 2; n++) {
+        for (int n = 0; n < YIELDS; n++) {
             sched_yield();
-            for (int look = 0; look < LOOKS; look++)
-                if ((got = enough(e, need))) return got > 0 ? MVM_OK : got;
+            if ((got = enough(e, need))) return got > 0 ? MVM_OK : got;
             int64_t after = now();
             if (after - before > SLOW_YIELD_NS) { per_thread.no_yield_until = after + YIELD_PENALTY_NS; break; }
             before = after;
