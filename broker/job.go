@@ -270,7 +270,15 @@ func (j *job) tell(c commit) {
 	line := j.broker.log.WithFields(logrus.Fields{"job": j.id, "name": j.fixed.Name, "attempt": l.Attempt})
 	switch {
 	case c.Attempt:
-		line.WithFields(logrus.Fields{"nodes": len(l.Members), "processes": len(l.Processes)}).Info("job is placed")
+		nodes := map[string]bool{}
+		for _, m := range l.Members {
+			nodes[m.Node] = true
+		}
+		line = line.WithFields(logrus.Fields{"nodes": len(nodes), "processes": len(l.Processes)})
+		if len(nodes) < len(l.Members) {
+			line = line.WithField("vms", len(l.Members))
+		}
+		line.Info("job is placed")
 	case c.Go:
 		line.Info("job starts")
 	case c.Requeue:
