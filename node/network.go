@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -26,26 +27,26 @@ import (
 // one key for each attempt and node, so that nobody else can join, nor an attempt
 // another one's.
 type network struct {
-	node      *Node
-	of        key
-	key       *queuevm.Pinned
-	fabric    *vswitch.Switch
-	listener  net.Listener
-	handshake chan struct{} // places for who has not proved anything yet
-	log       *logrus.Entry
-	living    context.Context
-	stop      context.CancelFunc
-	under     sync.WaitGroup // goroutines
+	node     *Node
+	of       key
+	key      *queuevm.Pinned
+	fabric   *vswitch.Switch
+	listener net.Listener
+	log      *logrus.Entry
+	living   context.Context
+	stop     context.CancelFunc
+	under    sync.WaitGroup // goroutines
 
 	users int // VMs; n.mu guards it
 
-	mu    sync.Mutex            // guards peers
-	peers map[string]*wsdl.Peer // nodes of the attempt, by their key
+	mu       sync.Mutex            // guards what follows
+	peers    map[string]*wsdl.Peer // nodes of the attempt, by their key
+	unproved []net.Conn            // whose handshake is under way, the oldest first
 }
 
 const (
 	trunkLimit      = 10 * time.Second // for a trunk to be made
-	trunkHandshakes = 32               // at once
+	trunkHandshakes = 64               // at once: beyond, the oldest makes way, which only a stranger's is for long
 	trunkFirst      = 50 * time.Millisecond
 	trunkLast       = 2 * time.Second // between two tries
 	cardPause       = 100 * time.Millisecond
@@ -69,7 +70,7 @@ func (n *Node) joinNetwork(of key) (*network, error) {
 		return nil, fmt.Errorf("listen for the nodes of other VMs: %w", err)
 	}
 	w := &network{
-		node: n, of: of, key: pinned, fabric: vswitch.New(vswitch.Config{}), listener: listener, handshake: make(chan struct{}, trunkHandshakes),
+		node: n, of: of, key: pinned, fabric: vswitch.New(vswitch.Config{}), listener: listener,
 		log: n.log.WithField("attempt", of.String()), users: 1, peers: map[string]*wsdl.Peer{},
 	}
 	w.living, w.stop = context.WithCancel(context.Background())
@@ -194,12 +195,14 @@ func (w *network) accept() {
 			time.Sleep(cardPause) // out of descriptors, most likely
 			continue
 		}
-		select {
-		case w.handshake <- struct{}{}:
-			w.under.Go(func() { w.admit(raw, config) })
-		default:
-			_ = raw.Close()
+		w.mu.Lock()
+		if len(w.unproved) == trunkHandshakes {
+			_ = w.unproved[0].Close()
+			w.unproved = slices.Delete(w.unproved, 0, 1)
 		}
+		w.unproved = append(w.unproved, raw)
+		w.mu.Unlock()
+		w.under.Go(func() { w.admit(raw, config) })
 	}
 }
 
@@ -209,7 +212,9 @@ func (w *network) admit(raw net.Conn, config *tls.Config) {
 	ctx, cancel := context.WithTimeout(w.living, trunkLimit)
 	err := conn.HandshakeContext(ctx)
 	cancel()
-	<-w.handshake
+	w.mu.Lock()
+	w.unproved = slices.DeleteFunc(w.unproved, func(c net.Conn) bool { return c == raw })
+	w.mu.Unlock()
 	if err != nil {
 		_ = raw.Close()
 		w.log.WithError(err).Debugf("%v is no switch of this job's", raw.RemoteAddr())

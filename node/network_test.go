@@ -205,3 +205,42 @@ func TestPlaceOf(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestSilentStrangers: whoever connects and says nothing keeps no node of the attempt
+// out, not even for the time of a handshake.
+func TestSilentStrangers(t *testing.T) {
+	of := key{"j", 1}
+	a, b := joined(t, switching(t, "a"), of), joined(t, switching(t, "b"), of)
+	if a.key.Fingerprint() > b.key.Fingerprint() {
+		a, b = b, a // who dials
+	}
+	there := b.trunk()
+	there.Address = b.listener.Addr().String()
+	b.mu.Lock()
+	b.peers[a.key.Fingerprint()] = a.trunk()
+	b.mu.Unlock()
+	for range 2 * trunkHandshakes {
+		conn, err := net.Dial("tcp", there.Address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+	}
+	config, err := a.key.TLS(func(shown string) bool { return shown == there.Fingerprint })
+	if err != nil {
+		t.Fatal(err)
+	}
+	from, to := plugCard(t, a, 0), plugCard(t, b, 1)
+	through := make(chan struct{})
+	go func() {
+		err := a.dial(there, config) // once
+		select {
+		case <-through:
+		default:
+			t.Errorf("a node of the attempt is not let in: %v", err)
+			_ = to.Close()
+		}
+	}()
+	reaches(t, from, to, "amid strangers")
+	close(through)
+}
