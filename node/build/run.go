@@ -64,12 +64,16 @@ func Limited(pid int) error {
 	return errors.Join(problems...)
 }
 
+// FirstToKill is the rank of who goes first when a machine is out of memory (proc(5),
+// oom_score_adj).
+const FirstToKill = "1000"
+
 // RankForKilling has the kernel end a program first when the whole machine is out of
 // memory, not the node or an MVM process.
 func RankForKilling(pid int) {
 	// Only that it must not be done at all could keep it from working.
 	if file, err := os.OpenFile("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", os.O_WRONLY, 0); err == nil {
-		_, _ = file.WriteString("1000")
+		_, _ = file.WriteString(FirstToKill)
 		_ = file.Close()
 	}
 }

@@ -278,8 +278,7 @@ func (r *registered) start(logic Logic, files []*os.File) error {
 	var err error
 	barred := p.spawner.do(cell != nil, func() {
 		begin := func() error {
-			return p.spawner.start(c, func(pid, pidfd int) {
-				build.RankForKilling(pid)
+			return p.spawner.start(c, func(_, pidfd int) {
 				if fd, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, 0); err == nil {
 					r.pidfd = fd
 				}

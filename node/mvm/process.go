@@ -247,7 +247,6 @@ func (p *process) spawn(s ProcessSpec) error {
 		begin := func() error {
 			return p.spawner.start(c, func(pid, pidfd int) {
 				program.state.PID, program.state.Started = pid, time.Now()
-				build.RankForKilling(pid)
 				if c.cell != nil {
 					program.group, program.limit = c.cell.path, s.MemoryMiB
 				}
@@ -652,7 +651,6 @@ func (p *process) Run(ctx context.Context, s build.Step) (int, error) {
 		err = p.spawner.start(child{argv: s.Argv, environment: append(s.Environment, mark, markName+"="+p.mark), dir: s.Dir, files: []uintptr{p.null.Fd(), output, output}},
 			func(pid, _ int) {
 				e.pid = pid
-				build.RankForKilling(pid)
 				if e.failed = build.Limited(pid); e.failed != nil {
 					unix.Kill(-pid, unix.SIGKILL)
 				}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"sync"
 	"syscall"
@@ -11,6 +12,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"mvm/node/build"
 )
 
 // spawner starts every child of the MVM process and reaps every one, also the
@@ -19,6 +22,8 @@ import (
 type spawner struct {
 	deathSignal syscall.Signal // what children get when the MVM process dies; 0 where the namespace sees to it
 	tasks       *cell          // limits how many all children have together; nil if nothing does
+	rank        *os.File       // this process's oom_score_adj (proc(5)); nil where it cannot be written
+	own         []byte         // what that is while no child is born
 
 	mu       sync.Mutex              // guards what follows; held from before a fork until the child is known, and while one is reaped
 	works    chan func(barred error) // done on one OS thread that never ends; nil until there is need for one
@@ -37,6 +42,14 @@ func newSpawner(deathSignal syscall.Signal, tasks *cell) *spawner {
 		none:        true,
 	}
 	s.changed = sync.NewCond(&s.mu)
+	if rank, err := os.OpenFile("/proc/self/oom_score_adj", os.O_RDWR, 0); err == nil {
+		own := make([]byte, 16)
+		if n, _ := rank.ReadAt(own, 0); n > 0 {
+			s.rank, s.own = rank, own[:n]
+		} else {
+			_ = rank.Close()
+		}
+	}
 	go s.reap()
 	return s
 }
@@ -155,7 +168,11 @@ func (s *spawner) start(c child, before func(pid, pidfd int), ended func(syscall
 		}
 		s.leave, s.thread = leave, unix.Gettid()
 	}
-	pid, err := syscall.ForkExec(cmp.Or(c.path, c.argv[0]), c.argv, attributes)
+	var pid int
+	err := s.expendable(func() (err error) {
+		pid, err = syscall.ForkExec(cmp.Or(c.path, c.argv[0]), c.argv, attributes)
+		return err
+	})
 	stuck := s.outside() // no fault of a child that was born well: the next start says it
 	if err != nil {
 		if s.tasks != nil && errors.Is(err, unix.EAGAIN) {
@@ -169,6 +186,9 @@ func (s *spawner) start(c child, before func(pid, pidfd int), ended func(syscall
 	if pidfd >= 0 {
 		defer unix.Close(pidfd)
 	}
+	if s.rank == nil {
+		build.RankForKilling(pid)
+	}
 	if before != nil {
 		before(pid, pidfd)
 	}
@@ -176,6 +196,24 @@ func (s *spawner) start(c child, before func(pid, pidfd int), ended func(syscall
 	s.none = false
 	s.changed.Broadcast()
 	return nil
+}
+
+// expendable has the child that start makes be ended first when the machine is out of
+// memory, and whatever it starts, from its first instruction on: a process is born with
+// its parent's rank. For that moment this process has it too, among whom the kernel
+// takes the biggest. s.mu is held.
+func (s *spawner) expendable(start func() error) error {
+	if s.rank == nil {
+		return start()
+	}
+	_, raised := s.rank.WriteAt([]byte(build.FirstToKill), 0)
+	err := start()
+	if raised == nil {
+		if _, failed := s.rank.WriteAt(s.own, 0); failed != nil {
+			fmt.Fprintln(os.Stderr, "the MVM process stays ranked as its programs are:", failed)
+		}
+	}
+	return err
 }
 
 // outside brings the thread that starts children out of every cell. s.mu is held.
