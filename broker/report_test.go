@@ -43,7 +43,7 @@ func TestLostReports(t *testing.T) {
 // What ended well while the broker was away has ended well, though its node
 // does not know the attempt any more when the broker asks.
 func TestEndedWhileAway(t *testing.T) {
-	g := newGrid(t, nil)
+	g := newGrid(t, func(c *Config) { c.Flush = time.Minute }) // the machine may be slow to send what is late
 	n := g.node("n1", 2)
 	b := g.start()
 	id := g.submit(b, "t", profileOf("trial", task("a", 1, "sleep=100ms")))

@@ -174,6 +174,11 @@ func TestConsoleThatIsNotRead(t *testing.T) {
 // TestFailures: of all that a guest wrote, it is why it ended that is quoted.
 func TestFailures(t *testing.T) {
 	c, guest, end := serial(t)
+	for connected := false; !connected; time.Sleep(time.Millisecond) { // what ends before is never read
+		c.mu.Lock()
+		connected = c.port != nil
+		c.mu.Unlock()
+	}
 	write(t, guest, "[    1.2] booting\r\n[   15.7] Out of memory: Killed process 82 (exe) total-vm:1284472kB\r\nfatal error: all is lost\r\n\r\n"+
 		"goroutine 1 [running]:\r\nagent: the agent has ended: exit status -1, signal 9\r\n[   16.3] reboot: Power down\r\n")
 	end()
