@@ -2,10 +2,12 @@ package node
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
 
+	"mvm/osvm"
 	"mvm/wsdl"
 )
 
@@ -73,4 +75,40 @@ func TestWithin(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Error("it goes on after the attempt's end")
 	}
+}
+
+// TestSilentGuest: a guest that has said nothing for too long is given up, with what is
+// known of it, wherever its machine is; one whose machine was made to stand is not.
+func TestSilentGuest(t *testing.T) {
+	n := &Node{id: "n", caller: deaf{}}
+	now := time.Now()
+	for _, c := range []struct {
+		state  osvm.State
+		silent time.Duration
+		lost   bool
+	}{
+		{osvm.Running, guestSilent, false},
+		{osvm.Running, guestSilent + time.Second, true},
+		{osvm.Suspended, 2 * guestSilent, false},
+	} {
+		e := &enclosure{runner: &runner{node: n}, heard: now.Add(-c.silent)}
+		e.moving.away = &away{node: n, at: "there", state: c.state}
+		said := make(chan error, 1)
+		go func() { said <- e.listen(t.Context(), e.whereabouts(), now) }()
+		select {
+		case err := <-said:
+			if (err != nil) != c.lost {
+				t.Errorf("%s and silent for %v: %v", c.state, c.silent, err)
+			}
+		case <-time.After(time.Minute):
+			t.Fatalf("%s and silent for %v: nothing is said", c.state, c.silent)
+		}
+	}
+}
+
+// deaf answers no call.
+type deaf struct{}
+
+func (deaf) Call(context.Context, string, string, any, any) error {
+	return errors.New("it does not answer")
 }
