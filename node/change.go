@@ -158,13 +158,7 @@ func itemsOf(reply mvm.Reply) (items []*wsdl.QueueItem) {
 // not made before, and says how far it is.
 func (q *queue) ApplyChangeContext(ctx context.Context, request *wsdl.ApplyChange) (*wsdl.ApplyChangeResponse, error) {
 	n, f := q.node, fenceOf(request.Attempt)
-	n.mu.Lock()
-	fault := n.ledger.refuse(f)
-	n.mu.Unlock()
-	if fault != nil {
-		return nil, fault
-	}
-	r, err := n.runner(f.key)
+	r, err := n.runner(f)
 	if err != nil {
 		return nil, err
 	}

@@ -66,13 +66,7 @@ type taken struct {
 // CheckpointAttemptContext is this node's part in a checkpoint of a job in VMs.
 func (q *queue) CheckpointAttemptContext(ctx context.Context, request *wsdl.CheckpointAttempt) (*wsdl.CheckpointAttemptResponse, error) {
 	n, f := q.node, fenceOf(request.Attempt)
-	n.mu.Lock()
-	fault := n.ledger.refuse(f)
-	n.mu.Unlock()
-	if fault != nil {
-		return nil, fault
-	}
-	r, err := n.runner(f.key)
+	r, err := n.runner(f)
 	if err != nil {
 		return nil, err
 	}

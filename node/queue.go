@@ -78,7 +78,7 @@ func (q *queue) AwakenContext(ctx context.Context, request *wsdl.Awaken) (*wsdl.
 	if err != nil {
 		return nil, err
 	}
-	r, err := n.runner(f.key)
+	r, err := n.runner(f)
 	if err != nil {
 		return nil, err
 	}
@@ -118,14 +118,17 @@ func (q *queue) TerminateContext(ctx context.Context, request *wsdl.Terminate) (
 	return &wsdl.TerminateResponse{Sequence: wsdl.Of(a.sequence)}, nil
 }
 
-// runner finds a held attempt.
-func (n *Node) runner(k key) (*runner, error) {
+// runner finds the held attempt of a call that its fence lets in.
+func (n *Node) runner(f fence) (*runner, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if r := n.runners[k]; r != nil {
+	if fault := n.ledger.refuse(f); fault != nil {
+		return nil, fault
+	}
+	if r := n.runners[f.key]; r != nil {
 		return r, nil
 	}
-	return nil, wsdl.NewFault(wsdl.FaultCodeNotFound, fmt.Sprintf("node %s does not hold attempt %s", n.id, k),
+	return nil, wsdl.NewFault(wsdl.FaultCodeNotFound, fmt.Sprintf("node %s does not hold attempt %s", n.id, f.key),
 		"it has ended here, or runs elsewhere: ask the broker for the job")
 }
 
@@ -163,19 +166,13 @@ func passOn[Request, Response any](ctx context.Context, r *runner, request Reque
 
 func (q *queue) ReadStreamContext(ctx context.Context, request *wsdl.ReadStream) (*wsdl.ReadStreamResponse, error) {
 	n, f := q.node, fenceOf(request.Attempt)
-	n.mu.Lock()
-	fault := n.ledger.refuse(f)
-	n.mu.Unlock()
-	if fault != nil {
-		return nil, fault
-	}
 	length := int64(request.Length)
 	if length <= 0 || length > longestStream {
 		length = longestStream
 	}
 	deadline := time.Now().Add(min(max(0, millis(int64(request.WaitMillis))), longestWait))
 	for {
-		r, err := n.runner(f.key)
+		r, err := n.runner(f)
 		if err != nil {
 			return nil, err
 		}
@@ -214,13 +211,7 @@ func (q *queue) ReadStreamContext(ctx context.Context, request *wsdl.ReadStream)
 // nothing: rounds of questions prove something only because each answer is fresh.
 func (q *queue) GetQuietContext(ctx context.Context, request *wsdl.GetQuiet) (*wsdl.GetQuietResponse, error) {
 	n, f := q.node, fenceOf(request.Attempt)
-	n.mu.Lock()
-	fault := n.ledger.refuse(f)
-	n.mu.Unlock()
-	if fault != nil {
-		return nil, fault
-	}
-	r, err := n.runner(f.key)
+	r, err := n.runner(f)
 	if err != nil {
 		return nil, err
 	}
