@@ -144,7 +144,7 @@ func (tr *traces) descriptors() []string {
 		case listening[target]:
 			count["listening sockets"]++
 		case strings.HasPrefix(target, "socket:"): // idle connections
-		case strings.HasPrefix(target, "/memfd:"+mvm.ProcessName) && count["program"] == 0: // made at the first need, and kept
+		case strings.HasPrefix(strings.TrimPrefix(strings.TrimPrefix(target, "/"), "memfd:"), mvm.ProcessName) && count["program"] == 0: // made at the first need, and kept
 			count["program"]++
 		case strings.HasPrefix(target, "pipe:"), strings.HasPrefix(target, "anon_inode:"):
 			kind, _, _ := strings.Cut(target, ":[")

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"runtime"
 	"sync"
@@ -35,29 +34,6 @@ type LaunchConfig struct {
 	Stderr *os.File
 	// ReadyLimit bounds the start; 0 means 10 s.
 	ReadyLimit time.Duration
-}
-
-// Executable puts a program into memory and gives a file to run it from, as
-// often as one likes; closing it removes it. The program is read piece by piece: a
-// small machine has no room for it twice.
-func Executable(program io.Reader) (*os.File, error) {
-	fd, err := unix.MemfdCreate(ProcessName, unix.MFD_CLOEXEC|unix.MFD_EXEC)
-	if errors.Is(err, unix.EINVAL) { // a kernel older than 6.3
-		fd, err = unix.MemfdCreate(ProcessName, unix.MFD_CLOEXEC)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("run a program from memory: %w", os.NewSyscallError("memfd_create", err))
-	}
-	writer := os.NewFile(uintptr(fd), ProcessName)
-	defer writer.Close()
-	switch size, err := io.Copy(writer, program); {
-	case err != nil:
-		return nil, fmt.Errorf("put a program into memory, after %d bytes: %w", size, err)
-	case size == 0:
-		return nil, errors.New("run a program from memory: it is empty")
-	}
-	// What is open for writing cannot be run.
-	return os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
 }
 
 // Probe finds the best level of cleaning that works on this machine. It starts

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The test program plays three more parts: an MVM process (as all of mvm does),
@@ -68,6 +70,31 @@ func slim(t testing.TB) *os.File {
 	}
 	t.Cleanup(func() { f.Close() })
 	return f
+}
+
+// TestExecutable: a program runs from either kind of file, and holds no file
+// of the machine open.
+func TestExecutable(t *testing.T) {
+	for name, file := range map[string]func() (*os.File, error){"huge pages": hugeFile, "memfd": memoryFile} {
+		t.Run(name, func(t *testing.T) {
+			writer, err := file()
+			if err != nil {
+				t.Skipf("SKIPPED: this machine has no such files: %v", err)
+			}
+			program, err := seal(writer, slim(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer program.Close()
+			if cleaning := Probe(slim(t)); !Works(program, cleaning) {
+				t.Errorf("it does not run, at the level %s", cleaning)
+			}
+			var s unix.Stat_t
+			if err := unix.Fstat(int(program.Fd()), &s); err != nil || s.Nlink != 0 {
+				t.Errorf("%d names, %v: it stays when the node is gone", s.Nlink, err)
+			}
+		})
+	}
 }
 
 // levels runs a test under all levels of cleaning.
