@@ -281,7 +281,7 @@ func TestDirectEdgesGoOn(t *testing.T) {
 					to = r
 				}
 				next := w.lay(p, to, 8<<10)
-				must(t, a.Switch(1, next))
+				must(t, a.Switch(Swap{1, next}))
 				taken := [][]int{}
 				last := first
 				if elsewhere {

@@ -54,7 +54,7 @@ func TestFailedChangesLeaveNothing(t *testing.T) {
 						t.Fatal("what was taken back is made once more")
 					}
 					next := w.lay(p, q, 8<<10)
-					must(t, vms[0].Switch(id, next))
+					must(t, vms[0].Switch(Swap{id, next}))
 					id = next
 				}
 				g.result()
@@ -93,6 +93,31 @@ func TestAProgramOpensWhatIsTakenBack(t *testing.T) {
 				t.Errorf("%d items: %v", len(all), all)
 			}
 		})
+	}
+}
+
+// Of several switches none is made when one may not be: so what a change made can be
+// taken back.
+func TestSwitchesAllOrNone(t *testing.T) {
+	vm := start(t, Config{})
+	w := &loom{t: t, vms: []*VM{vm}}
+	processes(t, vm, 0, 1)
+	p, q := spot{0, 0, "next"}, spot{0, 1, "prev"}
+	id := w.lay(p, q, 8<<10)
+	next := w.lay(p, q, 8<<10)
+	for _, bad := range []Swap{{4711, 0}, {id, id}} {
+		if err := vm.Switch(Swap{id, next}, bad); err == nil {
+			t.Errorf("%+v is made", bad)
+		}
+	}
+	if s, err := vm.Switched(id); err != nil || s.Told {
+		t.Fatalf("the first was told: %+v, %v", s, err)
+	}
+	must(t, vm.Discard(next))
+	r := spawn(t, vm, 1, built.c, "receive", "prev", "100")
+	spawn(t, vm, 0, built.c, "send", "next", "500", "100").result()
+	if got := r.result(); got != "500" {
+		t.Errorf("%s items came", got)
 	}
 }
 
@@ -154,7 +179,7 @@ func TestItemsWaitForTheNextTaker(t *testing.T) {
 				for k := range 3 {
 					at := uint64(400 * (k + 1))
 					eventually(t, "items are through", func() bool { return b.queue().ItemsOut >= at })
-					must(t, home.Switch(id, 0))
+					must(t, home.Switch(Swap{id, 0}))
 					taken = append(taken, numbers(t, first.result()))
 					eventually(t, "the producer waits for room", func() bool { return b.queue().ProducersWait == 1 })
 					if err := home.ChangeQueue(1, QueueChange{Type: new(QueueBroadcast)}); err == nil || !strings.Contains(err.Error(), "no taker") {

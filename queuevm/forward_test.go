@@ -37,7 +37,7 @@ func (w *loom) succeed(e edge, old, next spot, capacity int) edge {
 		}
 	}
 	made := edge{forward.ID, old, w.lay(e.producer, next, capacity), e.producer}
-	must(w.t, w.vms[e.producer.node].Switch(e.channel, made.channel))
+	must(w.t, w.vms[e.producer.node].Switch(Swap{e.channel, made.channel}))
 	return made
 }
 
@@ -134,7 +134,7 @@ func TestWhatATakerLeavesGoesIntoAQueue(t *testing.T) {
 			if p.node != old.node {
 				must(t, vms[p.node].Resume(id))
 			}
-			must(t, vms[p.node].Switch(id, next))
+			must(t, vms[p.node].Switch(Swap{id, next}))
 			stays := b.gather(0, home, built.c, "block")
 			for k := range 2 {
 				guest := spot{nodes[3], 400 + k, "queue"}
@@ -142,7 +142,7 @@ func TestWhatATakerLeavesGoesIntoAQueue(t *testing.T) {
 				to := w.fromQueue(home, guest, 1)
 				r := spawn(t, vms[guest.node], guest.process, languages()[k].program, "gather", "queue", "block")
 				eventually(t, "some are its", func() bool { return state(vms[home], to).ItemsIn > 4 || b.queue().ProducersClosed > 0 })
-				must(t, vms[home].Switch(to, 0))
+				must(t, vms[home].Switch(Swap{to, 0}))
 				taken = append(taken, numbers(t, r.result()))
 			}
 			g.result()

@@ -153,7 +153,7 @@ func killSwitch(t *testing.T, step string, a, b *VM, k int, at [2]string, verb s
 		r = q
 	}
 	old, next := w.lay(p, q, 16<<10), w.lay(p, r, 16<<10)
-	must(t, a.Switch(old, next))
+	must(t, a.Switch(Swap{old, next}))
 	var stepped *child
 	others := map[*child]string{} // what each may say
 	if verb == "follow" {

@@ -76,7 +76,7 @@ func TestSanitizers(t *testing.T) {
 				p := spawn(t, vm, 0, []string{program}, "both", "self", "self", count, "9000")
 				for k := uint32(1); k < 40; k++ { // the client knows up to 64 rings as one memory
 					w.lay(self, self, 16<<10)
-					must(t, vm.Switch(k, k+1))
+					must(t, vm.Switch(Swap{k, k + 1}))
 					eventually(t, "it goes on", func() bool { st, err := vm.Switched(k); return err == nil && st.Written })
 				}
 				if got := p.finish(5 * time.Minute); got != count || strings.Contains(p.stderr.String(), "WARNING") {

@@ -45,31 +45,54 @@ func (c *channel) switched() SwitchState {
 	}
 }
 
-// Switch tells the producer of a channel, which must be at this node, to end it
-// with SWITCH before its next item and to go on with the channel next, which was
-// added here with After; or, next being 0, with nothing: its enqueues then answer
-// "closed" until its port is given another channel. Where the daemon is the
-// producer it ends the channel itself, between two items; a taker of a broadcast
-// still gets what is in its fifo. The channel is done with when its taker has
-// gone on too (Switched), and is then removed. Doing it again changes nothing.
-func (vm *VM) Switch(old, next uint32) error {
+// Swap ends a channel at its producer, who goes on with the channel Next, which was
+// added here with After; or, Next being 0, with nothing: its enqueues then answer
+// "closed" until its port is given another channel.
+type Swap struct{ Channel, Next uint32 }
+
+// Switch tells the producers of channels, which must be at this node, to end them
+// with SWITCH before their next item; or, when one of the swaps may not be, none of
+// them. Where the daemon is the producer it ends the channel itself, between two
+// items; a taker of a broadcast still gets what is in its fifo. A channel is done
+// with when its taker has gone on too (Switched), and is then removed. Doing it again
+// changes nothing.
+func (vm *VM) Switch(swaps ...Swap) error {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
-	c := vm.channels[old]
-	switch {
-	case vm.closed:
+	if vm.closed {
 		return ErrDown
-	case c == nil && vm.removed[old]:
+	}
+	for _, s := range swaps {
+		if err := vm.maySwitch(s); err != nil {
+			return err
+		}
+	}
+	for _, s := range swaps {
+		vm.swap(s)
+	}
+	return nil
+}
+
+func (vm *VM) maySwitch(s Swap) error {
+	c := vm.channels[s.Channel]
+	switch {
+	case c == nil && vm.removed[s.Channel]:
 		return nil
 	case c == nil:
-		return fmt.Errorf("switch channel %d: %w", old, ErrUnknown)
+		return fmt.Errorf("switch channel %d: %w", s.Channel, ErrUnknown)
 	case c.in != nil:
-		return fmt.Errorf("switch channel %d: its producer is at node %s", old, c.From.Peer)
-	case next != 0 && !vm.follows(c, next) && !c.told:
-		return fmt.Errorf("switch channel %d: channel %d does not follow it", old, next)
+		return fmt.Errorf("switch channel %d: its producer is at node %s", s.Channel, c.From.Peer)
+	case s.Next != 0 && !vm.follows(c, s.Next) && !c.told:
+		return fmt.Errorf("switch channel %d: channel %d does not follow it", s.Channel, s.Next)
 	}
-	if c.told {
-		return nil
+	return nil
+}
+
+// swap makes one that may be.
+func (vm *VM) swap(s Swap) {
+	c := vm.channels[s.Channel]
+	if c == nil || c.told {
+		return
 	}
 	c.told = true
 	vm.changes++
@@ -77,7 +100,7 @@ func (vm *VM) Switch(old, next uint32) error {
 	case c.back != nil:
 		c.back.dismiss(vm)
 	case c.give != nil:
-		c.give.dismiss(vm, next)
+		c.give.dismiss(vm, s.Next)
 	default:
 		vm.pending = append(vm.pending, c)
 		atomic.OrUint32(&c.ring.header.consumerState, controlSwitch)
@@ -86,7 +109,6 @@ func (vm *VM) Switch(old, next uint32) error {
 	}
 	vm.heat(c)
 	ring1(vm.bell)
-	return nil
 }
 
 // follows says whether a producer goes on with channel next after c.

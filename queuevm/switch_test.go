@@ -87,8 +87,8 @@ func TestCapacityOfABareEdgeUnderFullLoad(t *testing.T) {
 							time.Sleep(50 * time.Microsecond)
 						} else {
 							next := w.lay(p, q, []int{4 << 10, 64 << 10, 16 << 10}[changes%3])
-							must(t, from.Switch(id, next))
-							must(t, from.Switch(id, next))
+							must(t, from.Switch(Swap{id, next}))
+							must(t, from.Switch(Swap{id, next}))
 							old, id = id, next
 							changes++
 						}
@@ -195,7 +195,7 @@ func TestRewireUnderFullLoad(t *testing.T) {
 						}
 					}
 					chain = append(chain, w.lay(p, takers[(changes+4)%3], 8<<10))
-					must(t, w.vms[0].Switch(chain[changes], chain[changes+1]))
+					must(t, w.vms[0].Switch(Swap{chain[changes], chain[changes+1]}))
 					changes++
 				}
 				var taken [][]int
@@ -231,7 +231,7 @@ func TestAThousandRewires(t *testing.T) {
 			g := spawn(t, w.vms[0], 0, built.c, "give", "out", "p0", "1000000000", "8", "0")
 			for k := range 1000 {
 				chain = append(chain, w.lay(p, takers[(k+3)%2], 4096))
-				must(t, w.vms[0].Switch(chain[k], chain[k+1]))
+				must(t, w.vms[0].Switch(Swap{chain[k], chain[k+1]}))
 				eventually(t, "the producer goes on", func() bool { st, _ := w.vms[0].Switched(chain[k]); return st.Written })
 			}
 			eventually(t, "the old rings are gone", func() bool { return rings(t) <= before+2*6 })
@@ -284,7 +284,7 @@ func TestBareBecomesServedAndBack(t *testing.T) {
 					} else {
 						nextOut = w.lay(p, q, 8<<10)
 					}
-					must(t, w.vms[p.node].Switch(out, nextOut))
+					must(t, w.vms[p.node].Switch(Swap{out, nextOut}))
 					for {
 						st, err := w.vms[p.node].Switched(out)
 						must(t, err)
@@ -363,7 +363,7 @@ func TestEndsOfAServedQueueComeAndGo(t *testing.T) {
 					id := w.fromQueue(way.home, guest, 1)
 					r := spawn(t, vms[guest.node], guest.process, languages()[guests%3].program, "gather", "queue", []string{"block", "timed", "wait", "try"}[guests%4])
 					eventually(t, "some are its", func() bool { return state(vms[way.home], id).ItemsIn > 4 || b.queue().ProducersClosed > 0 })
-					must(t, vms[way.home].Switch(id, 0))
+					must(t, vms[way.home].Switch(Swap{id, 0}))
 					taken = append(taken, numbers(t, r.result()))
 					guests++
 				}
@@ -411,7 +411,7 @@ func TestProducersComeAndGo(t *testing.T) {
 			s := spawn(t, vms[side.node], side.process, built.python, "gather", "in", "block")
 			g := b.give(0, way.producer, built.c, count, 2000, 0)
 			eventually(t, "some items are through", func() bool { return b.queue().ItemsIn >= 100 })
-			must(t, vms[way.producer].Switch(1, next))
+			must(t, vms[way.producer].Switch(Swap{1, next}))
 			refused := 0
 			_, err := fmt.Sscan(g.result(), &refused)
 			must(t, err)
@@ -449,7 +449,7 @@ func TestEdgeRemovedAndAdded(t *testing.T) {
 			a := spawn(t, vm, 1, lang.program, "gather", "in", "block")
 			g := spawn(t, vm, 0, lang.program, "insist", "out", "20000")
 			eventually(t, "some items are through", func() bool { return state(vm, first).ItemsOut > 100 })
-			must(t, vm.Switch(first, 0))
+			must(t, vm.Switch(Swap{first, 0}))
 			one := numbers(t, a.result()) // END
 			w.lay(p, r, 4096)
 			b := spawn(t, vm, 2, lang.program, "gather", "in", "wait")
@@ -483,7 +483,7 @@ func TestSwitchOfIdleAndEndedProducers(t *testing.T) {
 				maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", g.cmd.Process.Pid))
 				return err == nil && strings.Contains(string(maps), "mvm-ring")
 			})
-			must(t, from.Switch(first, second))
+			must(t, from.Switch(Swap{first, second}))
 			time.Sleep(20 * time.Millisecond)
 			if st, err := from.Switched(first); err != nil || !st.Told || st.Written {
 				t.Errorf("%+v %v", st, err)
@@ -497,10 +497,10 @@ func TestSwitchOfIdleAndEndedProducers(t *testing.T) {
 				t.Error(got)
 			}
 			eventually(t, "it is removed", func() bool { st, err := from.Switched(first); return err == nil && st.Removed })
-			if err := from.Switch(first, second); err != nil {
+			if err := from.Switch(Swap{first, second}); err != nil {
 				t.Error(err)
 			}
-			if err := from.Switch(77, 0); err == nil {
+			if err := from.Switch(Swap{77, 0}); err == nil {
 				t.Error("a channel that never was can be switched")
 			}
 		})
@@ -549,7 +549,7 @@ func TestRewireOverCutLinks(t *testing.T) {
 			continue
 		}
 		chain = append(chain, w.lay(p, takers[(changes+3)%2], 4096))
-		must(t, vms[0].Switch(chain[changes], chain[changes+1]))
+		must(t, vms[0].Switch(Swap{chain[changes], chain[changes+1]}))
 		changes++
 	}
 	accounted(t, count, numbers(t, a.result()), numbers(t, b.result()))
@@ -580,8 +580,8 @@ func TestDeadlockAfterRewires(t *testing.T) {
 			second := w.lay(idle, in, 4096)
 			w.lay(out, back, 64<<10)
 			third := w.lay(idle, in, 4096)
-			must(t, a.Switch(first, 0))
-			must(t, a.Switch(second, third)) // whoever is to do it never enqueues
+			must(t, a.Switch(Swap{first, 0}))
+			must(t, a.Switch(Swap{second, third})) // whoever is to do it never enqueues
 			e := spawn(t, b, 2, built.c, "echo", "in", "out")
 			g := spawn(t, a, 1, built.golang, "gather", "x", "block")
 			staysUnlocked(t, distinct(a, b)...) // the first producer has not even begun

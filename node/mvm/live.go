@@ -194,16 +194,14 @@ func (p *process) makeStep(r *Change) error {
 			return err
 		}
 	}
-	for _, s := range r.Switches {
-		next := uint32(0)
+	swaps := make([]queuevm.Swap, len(r.Switches))
+	for i, s := range r.Switches {
+		swaps[i].Channel = s.Channel
 		if s.Next != nil {
-			next = *s.Next
-		}
-		if err := p.vm.Switch(s.Channel, next); err != nil {
-			return err
+			swaps[i].Next = *s.Next
 		}
 	}
-	return nil
+	return p.vm.Switch(swaps...) // all or none: what a refused change made is taken back
 }
 
 // alter changes a served queue.
