@@ -43,4 +43,22 @@ func (a *assembly) add(r record, most uint64) (whole bool, err error) {
 	return !r.more, nil
 }
 
+// begin takes the first bytes of a record of which no more is there: what a look at
+// an item can show of it. Nothing can be added then.
+func (a *assembly) begin(r record, there, most uint64) error {
+	part := r.payload[:there]
+	switch {
+	case r.cont || r.more && there >= totalHeader:
+		r.payload, r.more = part, true
+		_, err := a.add(r, most)
+		return err
+	case r.more: // not even its length is here
+		return nil
+	case uint64(len(r.payload)) > most:
+		return fmt.Errorf("%w: %d bytes, at most %d", ErrTooBig, len(r.payload), most)
+	}
+	*a = assembly{bytes: append([]byte{}, part...), meta: r.meta, total: uint64(len(r.payload)), begun: true}
+	return nil
+}
+
 func (a *assembly) reset() { *a = assembly{} }

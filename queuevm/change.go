@@ -141,40 +141,51 @@ func (vm *VM) DrainQueue(id int, limit int) ([]Item, error) {
 	return outsideItems(all), nil
 }
 
+// Glance is what a look at a channel's ring has seen.
+type Glance struct {
+	Items []Item // that wait, the next to be taken first
+	// Rest is how many bytes of the last of them are not here: it is being enqueued,
+	// or it lies partly at another node.
+	Rest int
+	// Next is, at the taker's node of a channel between nodes, the ring offset from
+	// which on more may wait at its producer's; nil when there is more here.
+	Next *uint64
+}
+
 // PeekChannel copies the first items that wait in a bare channel's ring on the node
-// of its taker, the next to be taken first. Of an item that has not come whole
-// nothing is given. Nothing moves; what the taker takes meanwhile is left out. Of a
-// channel from a peer next is the ring offset from which on items may wait there,
-// and nil when there are more here.
-func (vm *VM) PeekChannel(id uint32, limit int) (items []Item, next *uint64, err error) {
+// of its taker. Nothing moves; what the taker takes meanwhile is left out.
+func (vm *VM) PeekChannel(id uint32, limit int) (Glance, error) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
 	c := vm.channels[id]
 	switch {
 	case vm.closed:
-		return nil, nil, ErrDown
+		return Glance{}, ErrDown
 	case c == nil:
-		return nil, nil, fmt.Errorf("channel %d: %w", id, ErrUnknown)
+		return Glance{}, fmt.Errorf("channel %d: %w", id, ErrUnknown)
 	case c.To.Peer != "":
-		return nil, nil, fmt.Errorf("channel %d: its items wait at node %s: %w here", id, c.To.Peer, ErrUnknown)
+		return Glance{}, fmt.Errorf("channel %d: its items wait at node %s: %w here", id, c.To.Peer, ErrUnknown)
 	}
 	h := c.ring.header
 	from := atomic.LoadUint64(&h.head)
 	if begun := atomic.LoadUint64(&h.begun); begun > from && begun-from <= c.ring.capacity && begun&7 == 0 {
 		from = begun // the taker is copying a record out
 	}
-	items, starts, end, err := c.ring.peek(from, limit, uint64(vm.config.MaxItem))
+	seen, err := c.ring.peek(from, limit, uint64(vm.config.MaxItem))
 	if err != nil {
-		return nil, nil, err
+		return Glance{}, err
 	}
 	now, first := atomic.LoadUint64(&h.head), 0
-	for first < len(items) && int64(now-starts[first]) > 0 {
+	for first < len(seen.Items) && int64(now-seen.starts[first]) > 0 {
 		first++
 	}
-	if c.From.Peer != "" && c.direct == nil && len(items) < limit {
-		next = &end
+	if c.From.Peer != "" && c.direct == nil && len(seen.Items) < limit {
+		seen.Next = &seen.end
 	}
-	return items[first:], next, nil
+	if seen.Items = seen.Items[first:]; len(seen.Items) == 0 {
+		seen.Rest = 0
+	}
+	return seen.Glance, nil
 }
 
 // ErrMoved says that the taker's node has received what was to be looked at.
@@ -183,75 +194,110 @@ var ErrMoved = errors.New("it has moved on")
 // PeekSent copies the first items that wait in a bare channel's ring on the node of its
 // producer, and that the taker's node has not received: from the ring offset after on,
 // which is what PeekChannel says there. ErrMoved says that it has by now.
-func (vm *VM) PeekSent(id uint32, after uint64, limit int) ([]Item, error) {
+func (vm *VM) PeekSent(id uint32, after uint64, limit int) (Glance, error) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
 	c := vm.channels[id]
 	switch {
 	case vm.closed:
-		return nil, ErrDown
+		return Glance{}, ErrDown
 	case c == nil || c.To.Peer == "":
-		return nil, fmt.Errorf("channel %d to another node: %w", id, ErrUnknown)
+		return Glance{}, fmt.Errorf("channel %d to another node: %w", id, ErrUnknown)
 	case c.direct != nil:
-		return nil, nil
+		return Glance{}, nil
 	}
 	h := c.ring.header
 	gone := func() bool { return int64(atomic.LoadUint64(&h.head)-after) > 0 }
 	if gone() || after&7 != 0 || after-atomic.LoadUint64(&h.head) > c.ring.capacity {
-		return nil, fmt.Errorf("channel %d: %w", id, ErrMoved)
+		return Glance{}, fmt.Errorf("channel %d: %w", id, ErrMoved)
 	}
-	items, _, _, err := c.ring.peek(after, limit, uint64(vm.config.MaxItem))
+	seen, err := c.ring.peek(after, limit, uint64(vm.config.MaxItem))
 	if err == nil && gone() {
 		err = fmt.Errorf("channel %d: %w", id, ErrMoved)
 	}
 	if err != nil {
-		return nil, err
+		return Glance{}, err
 	}
-	return items, nil
+	return seen.Glance, nil
 }
 
-// peek copies whole items from an offset on, and says where each of them begins, and
-// what is not among them. The ring is the children's: every word is checked, and what
-// the taker may have taken meanwhile is the caller's to give up.
-func (r *ring) peek(from uint64, limit int, most uint64) (items []Item, starts []uint64, end uint64, err error) {
+// look is a glance at one ring, and the offsets where each item begins and where
+// what was not seen does.
+type look struct {
+	Glance
+	starts []uint64
+	end    uint64
+}
+
+// peek copies items from an offset on, the last of them as far as it is there. The
+// ring is the children's: every word is checked, and what the taker may have taken
+// meanwhile is the caller's to give up.
+func (r *ring) peek(from uint64, limit int, most uint64) (look, error) {
 	view := taker{ring: r}
 	if r.data == nil {
 		mapped, unmap, err := r.view()
 		if err != nil {
-			return nil, nil, 0, err
+			return look{}, err
 		}
 		defer unmap()
 		view.ring = mapped
 	}
 	if from&7 != 0 {
-		return nil, nil, 0, fmt.Errorf("%w: head %d", ErrBroken, from)
+		return look{}, fmt.Errorf("%w: head %d", ErrBroken, from)
 	}
 	view.head, view.tail = from, from
-	end = from
+	seen := look{end: from}
 	var part assembly
-	for len(items) < limit {
-		r, ok, err := view.next()
-		if err != nil || !ok {
+	start := from // of the item that part is of
+	note := func() {
+		seen.Items = append(seen.Items, outsideItems([]item{{meta: part.meta, data: part.bytes}})...)
+		seen.starts = append(seen.starts, start)
+		seen.end = view.head
+	}
+	for len(seen.Items) < limit {
+		r, here, err := view.next()
+		if err != nil {
+			return seen, nil
+		}
+		if r.size == 0 {
 			break
 		}
-		if r.control || r.cont && !part.begun { // the rest of an item that was taken
+		if r.cont && !part.begun { // the rest of an item that was taken, or seen elsewhere
 			view.head += r.size
-			end = view.head
+			seen.end = view.head
+			if !here {
+				break
+			}
 			continue
 		}
-		whole, err := part.add(r, most)
-		if err != nil {
-			break
+		if !part.begun {
+			start = view.head
 		}
-		view.head += r.size
+		whole := false
+		if here {
+			whole, err = part.add(r, most)
+		} else {
+			err = part.begin(r, view.tail-view.head-recordHeader, most)
+		}
+		if err != nil {
+			return seen, nil
+		}
+		if here || part.begun {
+			view.head += r.size
+		}
 		if whole {
-			items = append(items, outsideItems([]item{{meta: part.meta, data: part.bytes}})...)
-			starts = append(starts, end)
-			end = view.head
+			note()
 			part.reset()
 		}
+		if !here {
+			break
+		}
 	}
-	return items, starts, end, nil
+	if part.begun && len(seen.Items) < limit {
+		note()
+		seen.Rest = int(part.total) - len(part.bytes)
+	}
+	return seen, nil
 }
 
 // view maps the ring's data area for a look.

@@ -1,6 +1,7 @@
 package queuevm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -259,17 +260,17 @@ func TestPeekChannel(t *testing.T) {
 	vm := start(t, Config{})
 	processes(t, vm, 0, 1)
 	wire(t, 1, 16<<10, vm, Endpoint{Process: 0, Port: "next"}, vm, Endpoint{Process: 1, Port: "prev"})
-	if seen, _, err := vm.PeekChannel(1, 5); err != nil || len(seen) != 0 {
+	if seen, err := vm.PeekChannel(1, 5); err != nil || len(seen.Items) != 0 {
 		t.Errorf("%v %v", seen, err)
 	}
 	s := spawn(t, vm, 0, built.c, "send", "next", "20", "2000")
 	eventually(t, "some wait", func() bool { return state(vm, 1).GiverWaits })
-	seen, _, err := vm.PeekChannel(1, 3)
+	seen, err := vm.PeekChannel(1, 3)
 	must(t, err)
-	if len(seen) != 3 {
-		t.Fatalf("%d items seen", len(seen))
+	if len(seen.Items) != 3 {
+		t.Fatalf("%d items seen", len(seen.Items))
 	}
-	for k, it := range seen {
+	for k, it := range seen.Items {
 		if n := (k * 2654435761) % 2001; len(it.Data) != n || n > 0 && it.Data[0] != byte(k*31) {
 			t.Errorf("item %d has %d bytes, not %d", k, len(it.Data), n)
 		}
@@ -280,7 +281,35 @@ func TestPeekChannel(t *testing.T) {
 	s.result()
 }
 
-// What waits on both sides of the proxies is seen in order and once.
+// both looks at a channel on its taker's node and then on its producer's. The sizes
+// are those of the whole items.
+func both(t *testing.T, from, to *VM) (items []Item, sizes []int, here int) {
+	t.Helper()
+	for {
+		seen, err := to.PeekChannel(1, 1000)
+		must(t, err)
+		if seen.Next == nil {
+			t.Fatal("nothing may wait at the producer's node")
+		}
+		sent, err := from.PeekSent(1, *seen.Next, 1000)
+		if errors.Is(err, ErrMoved) {
+			continue
+		}
+		must(t, err)
+		for _, part := range []Glance{seen, sent} {
+			for _, it := range part.Items {
+				sizes = append(sizes, len(it.Data))
+			}
+			if len(part.Items) > 0 {
+				sizes[len(sizes)-1] += part.Rest
+			}
+		}
+		return append(seen.Items, sent.Items...), sizes, len(seen.Items)
+	}
+}
+
+// What waits on both sides of the proxies is seen in order and once, also an item
+// that lies half on each.
 func TestPeekBothSides(t *testing.T) {
 	a, b := pair(t, Config{Plain: true, Cores: 1})
 	processes(t, a, 0)
@@ -288,34 +317,20 @@ func TestPeekBothSides(t *testing.T) {
 	wire(t, 1, 8<<10, a, Endpoint{Process: 0, Port: "next"}, b, Endpoint{Process: 1, Port: "prev"})
 	s := spawn(t, a, 0, built.c, "send", "next", "60", "700")
 	eventually(t, "both rings are full", func() bool { return state(a, 1).GiverWaits && state(b, 1).Depth > 7000 })
-	look := func() (all []Item, here int) {
-		for {
-			items, next, err := b.PeekChannel(1, 1000)
-			must(t, err)
-			if next == nil {
-				t.Fatal("nothing may wait at the producer's node")
-			}
-			more, err := a.PeekSent(1, *next, 1000)
-			if errors.Is(err, ErrMoved) {
-				continue
-			}
-			must(t, err)
-			return append(items, more...), len(items)
-		}
-	}
 	var all []Item
+	var sizes []int
 	here := 0
-	eventually(t, "all that was sent is seen", func() bool { all, here = look(); return len(all) == int(state(a, 1).ItemsIn) })
+	eventually(t, "all that was sent is seen", func() bool { all, sizes, here = both(t, a, b); return len(all) == int(state(a, 1).ItemsIn) })
 	if here < 5 || len(all) < here+5 {
 		t.Errorf("%d items are seen, %d of them at the taker's node", len(all), here)
 	}
 	for k, it := range all {
-		if n := (k * 2654435761) % 701; len(it.Data) != n || n > 0 && it.Data[0] != byte(k*31) {
-			t.Errorf("item %d has %d bytes, not %d", k, len(it.Data), n)
+		if n := (k * 2654435761) % 701; sizes[k] != n || len(it.Data) != n && k != here-1 || len(it.Data) > 0 && it.Data[0] != byte(k*31) {
+			t.Errorf("item %d has %d bytes of %d, not of %d", k, len(it.Data), sizes[k], n)
 		}
 	}
-	if items, next, err := b.PeekChannel(1, 3); len(items) != 3 || next != nil || err != nil {
-		t.Errorf("three of many are %d, %v, %v", len(items), next, err)
+	if seen, err := b.PeekChannel(1, 3); len(seen.Items) != 3 || seen.Next != nil || seen.Rest != 0 || err != nil {
+		t.Errorf("three of many are %d, %v, %v", len(seen.Items), seen.Next, err)
 	}
 	if _, err := a.PeekSent(1, 0, 10); !errors.Is(err, ErrMoved) {
 		t.Errorf("what was received long ago: %v", err)
@@ -329,7 +344,66 @@ func TestPeekBothSides(t *testing.T) {
 	s.result()
 }
 
-// A look at a ring under full load sees whole items in order, or fewer.
+// An item that is bigger than the rings of both nodes is seen by its first bytes and
+// its whole size while it is enqueued; and one that lies half on each node by all
+// that is on the taker's, with what is behind it.
+func TestPeekBigItems(t *testing.T) {
+	for _, size := range []int{100, 3000, 5000, 7000, 50_000} { // a record; one that lies on both; fragments; more than there is room for
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			const few = 3 // bytes of every other item
+			a, b := pair(t, Config{Plain: true, Cores: 1})
+			must(t, a.AddChannel(Channel{ID: 1, Capacity: 8 << 10, From: Endpoint{Outside: "q"}, To: Endpoint{Peer: "b"}}))
+			processes(t, b, 1)
+			must(t, b.AddChannel(Channel{ID: 1, Capacity: 8 << 10, From: Endpoint{Peer: "a"}, To: Endpoint{Process: 1, Port: "prev"}}))
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			done := make(chan int, 1)
+			go func() {
+				for k := range 40 {
+					item := bytes.Repeat([]byte{byte(k)}, few)
+					if k%2 == 1 {
+						item = bytes.Repeat([]byte{byte(k)}, size)
+					}
+					if a.Enqueue(ctx, "q", item) != nil {
+						done <- k
+						return
+					}
+				}
+				done <- 40
+			}()
+			var all []Item
+			var sizes []int
+			here, half := 0, -1
+			eventually(t, "the rings are full, with an item half in one", func() bool {
+				if len(done) == 0 && state(a, 1).Depth+state(b, 1).Depth < 11<<10 {
+					return false
+				}
+				all, sizes, here = both(t, a, b)
+				if half = -1; here > 0 && len(all[here-1].Data) < sizes[here-1] {
+					half = here - 1
+				}
+				return size == 100 || half >= 0
+			})
+			for k, it := range all {
+				want := few
+				if k%2 == 1 {
+					want = size
+				}
+				last := k == half || k == len(all)-1
+				if sizes[k] != want || len(it.Data) != want && !last || len(it.Data) > want || bytes.Count(it.Data, []byte{byte(k)}) != len(it.Data) {
+					t.Errorf("item %d of %d (%d here) has %d bytes of %d, not of %d", k, len(all), here, len(it.Data), sizes[k], want)
+				}
+			}
+			if size > 100 && size < 50_000 && len(all) <= here {
+				t.Errorf("of %d items none is behind the %d at the taker's node", len(all), here)
+			}
+			cancel()
+			t.Logf("%d items, %d here; %d were enqueued", len(all), here, <-done)
+		})
+	}
+}
+
+// A look at a ring under full load sees items in order, or fewer.
 func TestPeekUnderLoad(t *testing.T) {
 	vm := start(t, Config{})
 	processes(t, vm, 0, 1)
@@ -344,10 +418,10 @@ func TestPeekUnderLoad(t *testing.T) {
 			must(t, err)
 			running = false
 		}
-		items, _, err := vm.PeekChannel(1, 4)
+		glance, err := vm.PeekChannel(1, 4)
 		must(t, err)
-		seen += len(items)
-		for _, it := range items {
+		seen += len(glance.Items)
+		for _, it := range glance.Items {
 			for j := range min(len(it.Data), 64) {
 				if it.Data[j] != it.Data[0]+byte(j*7) {
 					t.Fatalf("after %d looks: a garbled item of %d bytes", looks, len(it.Data))

@@ -36,6 +36,16 @@ func FuzzReaderOfARing(f *testing.F) {
 		defer r.free()
 		copy(r.data[:r.capacity], data)
 		r.header.tail, r.header.producerState = tail, uint32(state)|stateClosed
+		for _, from := range []uint64{0, 16, tail - 32} {
+			seen, err := r.peek(from, 50, 1<<20)
+			size := seen.Rest
+			for _, item := range seen.Items {
+				size += len(item.Data)
+			}
+			if size-seen.Rest > minCapacity || seen.Rest < 0 || size > 1<<20 || len(seen.Items) > 50 || err == nil && seen.end-from > 2*minCapacity {
+				t.Fatalf("a look from %d on sees %d items, %d bytes and %d more, up to %d", from, len(seen.Items), size, seen.Rest, seen.end)
+			}
+		}
 		c := &channel{ring: r}
 		o := newOutside(c)
 		for step := 0; ; step++ {

@@ -245,8 +245,9 @@ type record struct {
 	control bool // no item: the answer of a served queue that has none
 }
 
-// next is the record at head when it is there whole; ok is false when it is
-// not. Its header is copied once and then checked.
+// next is the record at head when it is there whole; ok is false when it is not:
+// then size is 0, or the header is there, and of the payload what ready says. The
+// header is copied once and then checked.
 func (t *taker) next() (r record, ok bool, err error) {
 	n, err := t.ready()
 	if err != nil || n < recordHeader {
@@ -265,11 +266,8 @@ func (t *taker) next() (r record, ok bool, err error) {
 	} else if length > largest(t.capacity) || uint32(word)&flagControl != 0 || (r.more && !r.cont && length < totalHeader) {
 		return record{}, false, fmt.Errorf("%w: a record of %d bytes with flags %#x", ErrBroken, length, uint32(word)&^lengthMask)
 	}
-	if n < r.size {
-		return record{}, false, nil
-	}
 	r.payload = t.at(t.head+recordHeader, uint64(length))
-	return r, true, nil
+	return r, n >= r.size, nil
 }
 
 // release gives the bytes up to head back to the producer and wakes it.

@@ -2914,7 +2914,7 @@ type QueueItem struct {
 	// Bytes of the whole.
 	Size *int64 `xml:"size,omitempty" json:"size,omitempty"`
 
-	// The first bytes, or all.
+	// The first bytes, or all. Of an item that is still being enqueued, or lies partly at another node, no more than what is here.
 	Data *Binary `xml:"data,omitempty" json:"data,omitempty"`
 
 	// true: program text.

@@ -19,19 +19,24 @@ func (p *process) peek(r *Peek) (items []queuevm.Item, sizes []int, next *uint64
 	if err := p.awaitWiring(); err != nil {
 		return nil, nil, nil, err
 	}
+	var seen queuevm.Glance
 	switch {
 	case r.Queue > 0:
-		items, err = p.vm.PeekQueue(r.Queue, r.Limit)
+		seen.Items, err = p.vm.PeekQueue(r.Queue, r.Limit)
 	case r.After != nil:
-		items, err = p.vm.PeekSent(r.Channel, *r.After, r.Limit)
+		seen, err = p.vm.PeekSent(r.Channel, *r.After, r.Limit)
 	default:
-		items, next, err = p.vm.PeekChannel(r.Channel, r.Limit)
+		seen, err = p.vm.PeekChannel(r.Channel, r.Limit)
 	}
+	items = seen.Items
 	for i := range items {
 		sizes = append(sizes, len(items[i].Data))
 		items[i].Data = items[i].Data[:min(len(items[i].Data), r.Bytes)]
 	}
-	return items, sizes, next, err
+	if len(items) > 0 {
+		sizes[len(items)-1] += seen.Rest
+	}
+	return items, sizes, seen.Next, err
 }
 
 // drained takes items out of a queue, a few at a time: what is taken must fit
