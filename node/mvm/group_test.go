@@ -163,3 +163,70 @@ func TestTasksThatCannotBeLimited(t *testing.T) {
 		}
 	}
 }
+
+// Where the limit of tasks is of version 2, programs with a limit of memory are born
+// below it; where that cannot share memory out, in a group of version 1, or in none:
+// they must not leave the limit of tasks for another group of version 2.
+func TestMemoryGroups(t *testing.T) {
+	old, other := groups{parent: "/memory"}, groups{parent: "/elsewhere", unified: true}
+	for name, c := range map[string]struct {
+		tasks, unified bool
+		barred         string // which group does not share memory out
+		found, want    groups
+		within         bool
+	}{
+		"no limit of tasks":                         {found: other, want: other},
+		"one of version 1":                          {tasks: true, found: old, want: old},
+		"one of version 2":                          {tasks: true, unified: true, found: other, within: true},
+		"the whole does not share, memory is v1":    {tasks: true, unified: true, barred: ".", found: old, want: old},
+		"the whole does not share, memory is v2":    {tasks: true, unified: true, barred: ".", found: other},
+		"the limited does not share, memory is v1":  {tasks: true, unified: true, barred: "tasks", found: old, want: old},
+		"the limited does not share, memory is v2":  {tasks: true, unified: true, barred: "tasks", found: other},
+		"the limited does not share, there is none": {tasks: true, unified: true, barred: "tasks"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			all := t.TempDir()
+			s := Start{TaskUnified: c.unified}
+			if c.tasks {
+				s.TaskGroup = filepath.Join(all, "tasks", "rest")
+			}
+			for _, group := range []string{".", "tasks"} {
+				control := filepath.Join(all, group, "cgroup.subtree_control")
+				if err := os.MkdirAll(filepath.Dir(control), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if c.barred == group {
+					if err := os.Mkdir(control, 0o755); err != nil { // nobody can write to it
+						t.Fatal(err)
+					}
+				}
+			}
+			want := c.want
+			if c.within {
+				want = groups{parent: filepath.Join(all, "tasks"), unified: true}
+			}
+			g, within := s.memoryGroups(func(controller string) groups {
+				if controller != forMemory {
+					t.Errorf("a place for %s is looked for", controller)
+				}
+				return c.found
+			})
+			if g != want || within != c.within {
+				t.Fatalf("%+v, %v; want %+v", g, within, want)
+			}
+			for _, group := range []string{".", "tasks"} { // both, or a program could not be born there
+				control := filepath.Join(all, group, "cgroup.subtree_control")
+				_ = os.Chmod(control, 0o700) // where a kernel did not make it nobody but root may read it
+				text, err := os.ReadFile(control)
+				if c.within && (err != nil || string(text) != "+memory") {
+					t.Errorf("%s shares %q out: %v", group, text, err)
+				}
+			}
+			p := &process{start: s, mark: "m"}
+			p.groups = &g
+			if g == (groups{}) && p.memoryCell("1", 10) != nil {
+				t.Error("a program has a group where none can be made")
+			}
+		})
+	}
+}

@@ -162,7 +162,10 @@ func (p *process) memoryCell(name string, mebibytes int64) *cell {
 		return nil
 	}
 	if p.groups == nil {
-		p.groups = new(p.memoryGroups())
+		g, within := p.start.memoryGroups(findGroups)
+		if p.groups = &g; within {
+			p.kills = 0 // see exceeded
+		}
 	}
 	c, err := p.groups.limit(groupName(p.mark)+name, uint64(mebibytes)<<20)
 	if err != nil {
@@ -172,24 +175,23 @@ func (p *process) memoryCell(name string, mebibytes int64) *cell {
 }
 
 // memoryGroups is where cells for programs can be made: within the limit of tasks,
-// where that is of version 2 too. p.mu is held.
-func (p *process) memoryGroups() groups {
-	if p.start.TaskGroup == "" || !p.start.TaskUnified {
-		return findGroups(forMemory)
+// where that is of version 2 too, else where find finds a place.
+func (s *Start) memoryGroups(find func(controller string) groups) (g groups, within bool) {
+	if s.TaskGroup == "" || !s.TaskUnified {
+		return find(forMemory), false
 	}
 	// It is rarely wanted, and a group that counts memory costs more to make.
-	limited := filepath.Dir(p.start.TaskGroup)
+	limited := filepath.Dir(s.TaskGroup)
 	for _, group := range []string{filepath.Dir(limited), limited} {
 		if os.WriteFile(filepath.Join(group, "cgroup.subtree_control"), []byte("+memory"), 0) != nil {
-			found := findGroups(forMemory) // which may be of version 1 nevertheless
+			found := find(forMemory) // which may be of version 1 nevertheless
 			if found.unified {
-				return groups{} // a process is in one group of version 2, and that limits tasks: limitData is the other way
+				return groups{}, false // a process is in one group of version 2, and that limits tasks: limitData is the other way
 			}
-			return found
+			return found, false
 		}
 	}
-	p.kills = 0 // see exceeded
-	return groups{parent: limited, unified: true}
+	return groups{parent: limited, unified: true}, true
 }
 
 // limitedWord is the first argument of this program when it is to limit itself
