@@ -552,9 +552,17 @@ func (r *runner) clear(p process) {
 func (r *runner) kill() { r.harden.Do(func() { close(r.hard) }) }
 
 // politeness is how long an MVM process that was told to SIGKILL everything
-// may take to say what became of it, before it is killed itself. It is more than
-// what it leaves those outside to take what is left (mvm, takeLimit).
+// may take to say what became of it, before it is killed itself.
 const politeness = 3 * time.Second
+
+// patience is how long an MVM process may take to end its attempt as ordered. Without
+// a grace it may leave those outside to take what is left.
+func (o end) patience() time.Duration {
+	if o.grace == 0 {
+		return mvm.LeaveLimit + politeness
+	}
+	return o.grace + politeness
+}
 
 // stop ends the MVM process. Asked by the broker it first tells it to end its
 // processes, so that their last words are heard; when the lease is over
@@ -562,7 +570,7 @@ const politeness = 3 * time.Second
 func (r *runner) stop(p process, order end) {
 	if order.asked {
 		r.count(p)
-		ctx, cancel := context.WithTimeout(context.Background(), order.grace+politeness)
+		ctx, cancel := context.WithTimeout(context.Background(), order.patience())
 		answered := make(chan struct{})
 		go func() {
 			defer close(answered)

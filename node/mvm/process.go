@@ -37,6 +37,11 @@ const (
 	callLimit    = time.Second            // for calls from outside to be answered when all is over
 )
 
+// LeaveLimit is for how long a Terminate without a grace may leave those outside to
+// take what is left, and calls from there to be answered: on top of what it takes to
+// end what runs.
+const LeaveLimit = takeLimit + callLimit
+
 // process is the MVM process: one attempt's queue-level VM and programs.
 type process struct {
 	start     Start
