@@ -256,6 +256,16 @@ func (g *grid) node(id string, slots int) *fakeNode {
 	return n
 }
 
+// several are nodes alike, by their ids.
+func (g *grid) several(slots int, ids ...string) map[string]*fakeNode {
+	g.t.Helper()
+	nodes := map[string]*fakeNode{}
+	for _, id := range ids {
+		nodes[id] = g.node(id, slots)
+	}
+	return nodes
+}
+
 var incarnations atomic.Int64
 
 // join registers the node under a new incarnation, with nothing on it.

@@ -65,10 +65,7 @@ func TestSets(t *testing.T) {
 	for name, anew := range map[string]bool{"one broker": false, "another broker": true} {
 		t.Run(name, func(t *testing.T) {
 			g := newGrid(t, nil)
-			nodes := map[string]*fakeNode{}
-			for _, id := range []string{"n1", "n2", "n3"} {
-				nodes[id] = g.node(id, 1)
-			}
+			nodes := g.several(1, "n1", "n2", "n3")
 			b := g.start()
 			id := g.submit(b, "t", g.inVMs(profileOf("trial", task("worker", 2, "unrestored"))))
 			first := g.set(id, 1)
@@ -100,10 +97,7 @@ func TestSets(t *testing.T) {
 // nodes: each is an attempt of its own there. When that is lost, the other takes all.
 func TestSeveralVMsOnANode(t *testing.T) {
 	g := newGrid(t, nil)
-	nodes := map[string]*fakeNode{}
-	for _, id := range []string{"n1", "n2"} {
-		nodes[id] = g.node(id, 4)
-	}
+	nodes := g.several(4, "n1", "n2")
 	b := g.start()
 	job := g.inVMs(profileOf("trial", task("worker", 4, "unrestored")))
 	job.Policy.PerVM, job.Policy.Nodes = wsdl.Of(wsdl.Number("1")), nil
@@ -130,10 +124,7 @@ func TestSeveralVMsOnANode(t *testing.T) {
 // record is gone has the job begin anew.
 func TestSetsThatFail(t *testing.T) {
 	g := newGrid(t, nil)
-	nodes := map[string]*fakeNode{}
-	for _, id := range []string{"n1", "n2", "n3"} {
-		nodes[id] = g.node(id, 1)
-	}
+	nodes := g.several(1, "n1", "n2", "n3")
 	b := g.start()
 	id := g.submit(b, "t", g.inVMs(profileOf("trial", task("worker", 2, "unrestored"))))
 	g.set(id, 1)

@@ -221,40 +221,41 @@ func validate(t *testing.T, elements []string) {
 	}
 }
 
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // exerciseVMs registers an image and forgets it, and asks a node for all that it does
 // with VMs: of one that is not there.
 func exerciseVMs(t *testing.T, g *grid, caller wsdl.Caller, c *client.Client) {
 	t.Helper()
 	ctx := t.Context()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
 	folder := filepath.Join(t.TempDir(), "tiny")
-	must(os.Mkdir(folder, 0o755))
+	must(t, os.Mkdir(folder, 0o755))
 	var files []string
 	for _, part := range []string{"kernel", "initrd"} {
-		must(os.WriteFile(filepath.Join(folder, part), []byte(part), 0o600))
+		must(t, os.WriteFile(filepath.Join(folder, part), []byte(part), 0o600))
 		files = append(files, fmt.Sprintf("    {\n      \"part\": %q,\n      \"digest\": \"sha256:%x\",\n      \"size\": %d\n    }", part, sha256.Sum256([]byte(part)), len(part)))
 	}
-	must(os.WriteFile(filepath.Join(folder, "manifest.json"), fmt.Appendf(nil,
+	must(t, os.WriteFile(filepath.Join(folder, "manifest.json"), fmt.Appendf(nil,
 		"{\n  \"format\": \"mvm-image-1\",\n  \"name\": \"tiny\",\n  \"architecture\": \"amd64\",\n  \"leastMemory\": 80,\n  \"files\": [\n%s\n  ]\n}\n", strings.Join(files, ",\n")), 0o600))
 	pushed, err := c.PushImage(ctx, folder, "", nil)
-	must(err)
+	must(t, err)
 	_, _, err = c.Image(ctx, pushed.Name, 0)
-	must(err)
+	must(t, err)
 	_, err = c.Images(ctx, "")
-	must(err)
+	must(t, err)
 	_, err = c.RemoveImage(ctx, pushed.Name, 0)
-	must(err)
+	must(t, err)
 
 	vm := wsdl.NewVMClient(caller, g.url+"/services/vm")
 	_, err = vm.ListVMsContext(ctx, &wsdl.ListVMs{})
-	must(err)
+	must(t, err)
 	_, err = vm.ListCheckpointsContext(ctx, &wsdl.ListCheckpoints{})
-	must(err)
+	must(t, err)
 	for _, ask := range []func() error{
 		func() error { _, err := vm.GetVMContext(ctx, &wsdl.GetVM{Id: "none"}); return err },
 		func() error {
@@ -292,82 +293,76 @@ func exerciseVMs(t *testing.T, g *grid, caller wsdl.Caller, c *client.Client) {
 func exercise(t *testing.T, g *grid, soap12 bool) {
 	t.Helper()
 	ctx := t.Context()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
 	caller := soap.NewClient(soap.ClientConfig{SOAP12: soap12, Strict: true})
 	defer caller.Close()
 	c, err := client.Config{Caller: caller}.Dial(ctx, g.url)
-	must(err)
+	must(t, err)
 	_, err = c.Services(ctx)
-	must(err)
+	must(t, err)
 	_, err = c.Nodes(ctx)
-	must(err)
+	must(t, err)
 	_, err = wsdl.NewInformationClient(caller, g.url+"/services/information").QueryContext(ctx, &wsdl.Query{})
-	must(err)
+	must(t, err)
 	ring := wsdl.TopologyKindRing
 	_, err = c.Register(ctx, &wsdl.Profile{Kind: wsdl.Of(wsdl.ProfileKindTopology), Name: "ring", Topology: &wsdl.Topology{Kind: &ring}})
-	must(err)
+	must(t, err)
 	_, err = c.Profiles(ctx, "", "")
-	must(err)
+	must(t, err)
 	_, err = c.Profile(ctx, wsdl.ProfileKindTopology, "ring", 0)
-	must(err)
+	must(t, err)
 
 	data := wsdl.Binary("a blob")
 	digest := fmt.Sprintf("sha256:%x", sha256.Sum256(data))
 	image := wsdl.NewImageClient(caller, g.url+"/services/image")
 	_, err = image.PutBlobContext(ctx, &wsdl.PutBlob{Digest: digest, Size: wsdl.Of(int64(len(data))), Data: &data})
-	must(err)
+	must(t, err)
 	_, err = image.GetBlobContext(ctx, &wsdl.GetBlob{Digest: digest})
-	must(err)
+	must(t, err)
 	_, err = image.StatBlobContext(ctx, &wsdl.StatBlob{Digest: digest})
-	must(err)
+	must(t, err)
 	_, err = image.ListBlobsContext(ctx, &wsdl.ListBlobs{})
-	must(err)
+	must(t, err)
 
 	document, err := client.Load("../jobs/testdata/outside.xml")
-	must(err)
+	must(t, err)
 	_, err = c.Plan(ctx, client.Request{Document: document})
-	must(err)
+	must(t, err)
 	id, err := c.Submit(ctx, client.Request{Document: document})
-	must(err)
+	must(t, err)
 	var job *wsdl.JobStatus
 	waitFor(t, "the job's process runs", func() bool {
 		job, err = c.Job(ctx, id)
-		must(err)
+		must(t, err)
 		return len(job.Process) == 1 && wsdl.Or(job.Process[0].State, "") == wsdl.ProcessStateRunning
 	})
 	for _, q := range job.Outside {
 		queue := wsdl.NewQueueClient(caller, q.Url)
 		held, err := queue.InspectContext(ctx, &wsdl.Inspect{Job: id})
-		must(err)
+		must(t, err)
 		for _, a := range held.Attempt {
 			_, err = queue.GetQuietContext(ctx, &wsdl.GetQuiet{Attempt: a.Attempt})
-			must(err)
+			must(t, err)
 			_, err = queue.CheckpointAttemptContext(ctx, &wsdl.CheckpointAttempt{Attempt: a.Attempt, Set: 1, Step: wsdl.Of(wsdl.CheckpointStepDrop)})
-			must(err)
+			must(t, err)
 		}
 		_, err = queue.OpenSocketContext(ctx, &wsdl.OpenSocket{Job: id, Queue: q.Name})
-		must(err)
+		must(t, err)
 		if q.Name == "questions" {
 			_, err = queue.EnqueueContext(ctx, &wsdl.Enqueue{Job: id, Queue: q.Name, Item: []*wsdl.Binary{&data}})
 		} else {
 			_, err = queue.DequeueContext(ctx, &wsdl.Dequeue{Job: id, Queue: q.Name, TimeoutMillis: 1000})
 		}
-		must(err)
+		must(t, err)
 	}
 	exerciseVMs(t, g, caller, c)
 	exerciseJobQueues(t, c, document)
 	exerciseChanges(t, c)
 	_, err = c.Jobs(ctx, client.JobFilter{})
-	must(err)
+	must(t, err)
 	_, err = c.Cancel(ctx, id, "it was said")
-	must(err)
+	must(t, err)
 	_, err = c.Wait(ctx, id, nil)
-	must(err)
+	must(t, err)
 }
 
 // still has a process on each node that never says a word on its ports: changes
@@ -384,77 +379,65 @@ const still = `<job xmlns="urn:mvm:1" name="still">
 func exerciseChanges(t *testing.T, c *client.Client) {
 	t.Helper()
 	ctx := t.Context()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
 	file := filepath.Join(t.TempDir(), "still.xml")
-	must(os.WriteFile(file, []byte(still), 0o600))
+	must(t, os.WriteFile(file, []byte(still), 0o600))
 	document, err := client.Load(file)
-	must(err)
+	must(t, err)
 	id, err := c.Submit(ctx, client.Request{Document: document})
-	must(err)
+	must(t, err)
 	waitFor(t, "all processes run", func() bool { // their streams are read from their nodes then
 		job, err := c.Job(ctx, id)
-		must(err)
+		must(t, err)
 		running := func(p *wsdl.ProcessStatus) bool { return wsdl.Or(p.State, "") == wsdl.ProcessStateRunning }
 		return len(job.Process) == 4 && !slices.ContainsFunc(job.Process, func(p *wsdl.ProcessStatus) bool { return !running(p) })
 	})
 	for process := range 4 { // one of them is on the broker's own node, and read there without the network
 		_, err = c.Output(ctx, id, process, client.Stdout, 0, false, io.Discard)
-		must(err)
+		must(t, err)
 	}
 	change, err := c.AddEdge(ctx, &wsdl.AddEdge{Job: id, Edge: &wsdl.Edge{From: "still[0]:added", To: "still[3]:added"}, WaitMillis: 10_000})
-	must(err)
+	must(t, err)
 	_, err = c.Change(ctx, id, change.Number, 0)
-	must(err)
+	must(t, err)
 	_, err = c.RewireEdge(ctx, &wsdl.RewireEdge{Job: id, Edge: "still[0]:rewired", To: "still[2]:rewired"})
-	must(err)
+	must(t, err)
 	_, err = c.RemoveEdge(ctx, &wsdl.RemoveEdge{Job: id, Edge: "still[2]:removed"})
-	must(err)
+	must(t, err)
 	_, err = c.Cancel(ctx, id, "it was changed enough")
-	must(err)
+	must(t, err)
 }
 
 // exerciseJobQueues calls all that is there for the queues in which jobs wait.
 func exerciseJobQueues(t *testing.T, c *client.Client, document *client.Document) {
 	t.Helper()
 	ctx := t.Context()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
 	_, err := c.MakeQueue(ctx, &wsdl.MakeQueue{Name: "night", Capacity: 9, Held: true})
-	must(err)
+	must(t, err)
 	_, err = c.ChangeQueue(ctx, &wsdl.ChangeQueue{Queue: "night", Type_: wsdl.Of(wsdl.QueueTypePriority), Weight: 3})
-	must(err)
+	must(t, err)
 	ids := []string{}
 	for range 2 {
 		id, err := c.Submit(ctx, client.Request{Document: document, Queue: "night"})
-		must(err)
+		must(t, err)
 		ids = append(ids, id)
 	}
 	_, err = c.MoveJob(ctx, &wsdl.MoveJob{Job: ids[1], Place: wsdl.Of(wsdl.JobPlaceFirst), Priority: wsdl.Of(int32(50))})
-	must(err)
+	must(t, err)
 	listed, err := c.Queues(ctx, &wsdl.ListQueues{Queue: "night", SampleMillis: 1})
-	must(err)
+	must(t, err)
 	if len(listed.Queue) != 1 || wsdl.Or(listed.Queue[0].Items, 0) != 2 {
 		t.Errorf("the queue night is %+v", listed.Queue)
 	}
 	waiting, _, err := c.Peek(ctx, &wsdl.PeekQueue{Queue: "night"})
-	must(err)
+	must(t, err)
 	if len(waiting) != 2 || waiting[0].Job != ids[1] || waiting[1].Job != ids[0] {
 		t.Errorf("in the queue night wait %+v, expected %s before %s", waiting, ids[1], ids[0])
 	}
 	_, _, err = c.Drain(ctx, &wsdl.DrainQueue{Queue: "night", Limit: 1})
-	must(err)
-	must(c.RemoveQueue(ctx, "night", "default"))
+	must(t, err)
+	must(t, c.RemoveQueue(ctx, "night", "default"))
 	_, err = c.Cancel(ctx, ids[0], "it waited")
-	must(err)
+	must(t, err)
 }
 
 // provoke sends every operation, in one version of SOAP, an element that it
