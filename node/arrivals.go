@@ -17,6 +17,7 @@ const (
 	mostArrivals  = 64 // that are expected at once
 	arrivalSecret = 16 // bytes of a token
 	ownerMost     = 200
+	arrivalPins   = "arrival:" // begins who pins an image's blobs until a VM has arrived
 )
 
 // arrivals are the VMs that other nodes are about to send here. Each was asked for
@@ -25,6 +26,7 @@ const (
 type arrivals struct {
 	mu       sync.Mutex // guards what follows
 	expected map[string]arrival
+	coming   map[string]int // ids of those that are being let in
 }
 
 // arrival is one that is expected.
@@ -33,6 +35,10 @@ type arrival struct {
 	memory int64 // MiB
 	owner  string
 	slots  int
+	home   string   // base address of the node that keeps its attempt
+	back   *away    // the attempt is this node's, and the machine comes back to it
+	image  string   // digest of what its disks lie over; "" without
+	source []string // base addresses of nodes that have that
 	token  string
 	until  time.Duration
 }
@@ -68,7 +74,28 @@ func (a *arrivals) take(authorization string, now time.Duration) (arrival, error
 	if !there || expected.until <= now {
 		return arrival{}, fmt.Errorf("no VM is expected with that token: AwaitVM gives one, for one VM and %v", arrivalLimit)
 	}
+	if a.coming == nil {
+		a.coming = map[string]int{}
+	}
+	a.coming[expected.id]++
 	return expected, nil
+}
+
+// over notes that what take let in is here, or is not.
+func (a *arrivals) over(id string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.coming[id]--; a.coming[id] == 0 {
+		delete(a.coming, id)
+	}
+}
+
+// comes says whether a machine of that id is being let in: that it is not here yet
+// does not mean that it will not be.
+func (a *arrivals) comes(id string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.coming[id] > 0
 }
 
 // is refuses a machine that is not the one that was asked for.
@@ -101,9 +128,44 @@ func (v *machines) AwaitVMContext(ctx context.Context, r *wsdl.AwaitVM) (*wsdl.A
 	if err := v.room(order.MemoryMiB, int(r.Slots)); err != nil {
 		return nil, err
 	}
-	token, err := v.node.arrivals.expect(arrival{id: order.ID, memory: r.Memory, owner: r.Owner, slots: int(r.Slots)}, v.node.clock.Now())
+	expected := awaited(r)
+	if r.Image != "" { // now, while nobody waits for the VM
+		pins := arrivalPins + random(4)
+		if _, err := v.node.below(ctx, expected, pins); err != nil {
+			return nil, wsdl.NewFault(wsdl.FaultCodeUnavailable, fmt.Sprintf("node %s does not get the image below the disks of the VM %s: %v", v.node.id, order.ID, err), "see whether its registration is still there, or choose another node")
+		}
+		if err := v.node.images.Unpin(pins); err != nil { // it stays for a lease, far longer than a token
+			return nil, err
+		}
+	}
+	token, err := v.expect(expected)
 	if err != nil {
-		return nil, wsdl.NewFault(wsdl.FaultCodeBusy, fmt.Sprintf("node %s: %v", v.node.id, err), "try again in a minute")
+		return nil, err
 	}
 	return &wsdl.AwaitVMResponse{Token: token}, nil
+}
+
+func awaited(r *wsdl.AwaitVM) arrival {
+	return arrival{id: r.Id, memory: r.Memory, owner: r.Owner, slots: int(r.Slots), home: r.Home, image: r.Image, source: r.Source}
+}
+
+func (v *machines) expect(expected arrival) (token string, err error) {
+	token, err = v.node.arrivals.expect(expected, v.node.clock.Now())
+	if err != nil {
+		return "", wsdl.NewFault(wsdl.FaultCodeBusy, fmt.Sprintf("node %s: %v", v.node.id, err), "try again in a minute")
+	}
+	return token, nil
+}
+
+// below is the image that the disks of an arrival lie over, as files of this node,
+// pinned; without disks it is none.
+func (n *Node) below(ctx context.Context, expected arrival, pins string) (osvm.Image, error) {
+	if expected.image == "" {
+		return osvm.Image{}, nil
+	}
+	files, err := n.images.Files(ctx, n.http, expected.source, expected.image, pins)
+	if err != nil {
+		return osvm.Image{}, err
+	}
+	return imageOf(files, ""), nil
 }

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,7 +20,9 @@ import (
 // machine and nothing else: it leads the guest's port here, byte by byte. So what
 // ends this node silences the guest at the same moment, as it would have in a VM of
 // this node's own, and nobody else's state knows of the move. The price is that
-// this node must stay for as long as the attempt.
+// this node must stay for as long as the attempt. Moved on, the machine is sent from
+// the one node to the other at this node's word, which again is all that changes; it
+// may come back to here, too.
 
 // away is an enclosure's machine at another node.
 type away struct {
@@ -30,9 +33,19 @@ type away struct {
 	token string // lets nobody else to the guest's port
 	ended chan struct{}
 
+	// Of a machine that comes back: at is this node, and it is here once it has arrived.
+	enclosure *enclosure
+	arrived   chan struct{}
+
 	mu     sync.Mutex // guards what follows
 	state  osvm.State
 	reason error // once ended is closed
+	next   *away // where it may be when it is not here any more: that was never settled
+	before error // why it was thought to be here: it had gone where it was before
+}
+
+func newAway(n *Node, id, at, base, token string) *away {
+	return &away{node: n, id: id, at: at, base: base, token: token, state: osvm.Running, ended: make(chan struct{})}
 }
 
 // portUpgrade is the protocol that a connection becomes on which a VM's host leads
@@ -42,16 +55,57 @@ const portUpgrade = "mvm-port"
 const (
 	awayLook     = 3 * guestCheck   // of silence, after which the other node is asked what the machine does
 	awayPatience = 10 * time.Second // with the other node, when it is to end the machine
+	awayPause    = 200 * time.Millisecond
 )
 
 // end notes that the machine is no more.
 func (a *away) end(reason error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.reason == nil {
-		a.reason, a.state = fmt.Errorf("on node %s, where it was moved to: %w", a.at, reason), osvm.Ended
-		close(a.ended)
+	if a.reason != nil {
+		return
 	}
+	a.reason, a.state = fmt.Errorf("on node %s, where it was moved to: %w", a.at, reason), osvm.Ended
+	if a.before != nil {
+		a.reason = a.before
+	}
+	close(a.ended)
+}
+
+// may has the machine be looked for at another node when it is not here any more.
+func (a *away) may(next *away) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.next = next
+}
+
+// onward is where to look, nil for nowhere.
+func (a *away) onward() *away {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.next != nil && a.reason != nil {
+		a.next.mu.Lock()
+		defer a.next.mu.Unlock()
+		a.next.before = a.reason
+	}
+	return a.next
+}
+
+// arrive has a machine be this node's own again, or ends it where nobody has a use for
+// it any more.
+func (a *away) arrive(machine *osvm.Machine) error {
+	e, over := a.enclosure, false
+	e.turn(func(m *moving) {
+		if over = e.over; !over {
+			m.away, m.back = nil, machine
+			e.heard = time.Now()
+		}
+	})
+	close(a.arrived)
+	if over {
+		return errors.Join(errors.New("its attempt is over"), a.node.destroy(machine))
+	}
+	return nil
 }
 
 func (a *away) how() (osvm.State, error) {
@@ -97,13 +151,26 @@ func (a *away) look(ctx context.Context) {
 	}
 }
 
-// destroy has the other node end the machine. One that does not answer does so by
-// itself when nobody has come for it for a while (lodgers), or when it begins anew;
-// and nobody hears the guest meanwhile.
+// destroy has the other node end the machine, also one that is just arriving there.
+// One that does not answer does so by itself when nobody has come for it for a while
+// (lodgers), or when it begins anew; and nobody hears the guest meanwhile.
 func (a *away) destroy() {
+	if a.arrived != nil {
+		return // to here: arrive ends it
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), awayPatience)
 	defer cancel()
-	_, err := wsdl.NewVMClient(a.node.caller, a.base+"/services/vm").DestroyVMContext(ctx, &wsdl.DestroyVM{Id: a.id, Force: true})
+	var err error
+	for {
+		_, err = wsdl.NewVMClient(a.node.caller, a.base+"/services/vm").DestroyVMContext(ctx, &wsdl.DestroyVM{Id: a.id, Force: true})
+		if wsdl.CodeOf(err) != wsdl.FaultCodeBusy || ctx.Err() != nil {
+			break
+		}
+		select {
+		case <-time.After(awayPause):
+		case <-ctx.Done():
+		}
+	}
 	if err != nil && wsdl.CodeOf(err) != wsdl.FaultCodeNotFound {
 		a.node.log.WithError(err).Warnf("node %s does not say that it has ended the VM %s, and is left to", a.at, a.id)
 	}
@@ -112,7 +179,9 @@ func (a *away) destroy() {
 // moving is where an enclosure's machine is; e.mu guards it.
 type moving struct {
 	under  bool          // way: its end here means nothing
+	doubt  bool          // under way, and whether it has arrived is not known: it stands still
 	away   *away         // nil while it is here
+	back   *osvm.Machine // what it is here, once it has come back
 	tried  []*away       // where it may be, if that was never settled
 	turned chan struct{} // closed and made anew when one of these changes
 }
@@ -138,22 +207,26 @@ func (e *enclosure) state() osvm.State {
 		state, _ := a.how()
 		return state
 	}
-	return e.machine.State()
+	return e.here().State()
 }
+
+// here is the machine as this node has it, or had it last.
+func (e *enclosure) here() *osvm.Machine { return cmp.Or(e.whereabouts().back, e.machine) }
 
 // session begins a session with the guest, wherever it is.
 func (e *enclosure) session(ctx context.Context) (*link.Session, error) {
 	if a := e.whereabouts().away; a != nil {
 		return a.session(ctx)
 	}
-	session, _, err := e.machine.Session(ctx)
+	session, _, err := e.here().Session(ctx)
 	return session, err
 }
 
-// migrate moves the machine by send, to where a is. send's error is a DoubtError
-// while nobody knows whether it has arrived: it is nowhere then, until that is
-// settled.
-func (e *enclosure) migrate(a *away, send func(ctx context.Context) (osvm.Migrated, error)) (osvm.Migrated, error) {
+// migrate moves the machine by send, from where it is to another place: a node each,
+// and from nil for this one. send's error is a DoubtError while nobody knows whether
+// it has arrived: it is nowhere then, until that is settled. With any other error of
+// another node's it may be there or here, and is looked for.
+func (e *enclosure) migrate(from, to *away, send func(ctx context.Context) (osvm.Migrated, error)) (osvm.Migrated, error) {
 	if !e.migrating.TryLock() {
 		return osvm.Migrated{}, errors.New("it is being moved already")
 	}
@@ -172,20 +245,31 @@ func (e *enclosure) migrate(a *away, send func(ctx context.Context) (osvm.Migrat
 		no = errors.New("a checkpoint of its job is being taken")
 	case !there:
 		no = errors.New("its attempt is not running yet, or not any more")
-	case e.whereabouts().away != nil:
-		no = errMovedOnce
+	case e.whereabouts().away != from:
+		no = errors.New("it has been moved meanwhile")
 	}
 	if no != nil {
 		over()
 		return osvm.Migrated{}, no
 	}
-	e.turn(func(m *moving) { m.under, m.tried = true, append(m.tried, a) })
+	e.turn(func(m *moving) { m.under, m.tried = true, append(m.tried, to) })
 	moved, err := send(e.runner.ctx)
 	settle := func() {
-		gone := err == nil || e.machine.Destroyed()
+		gone := err == nil || from == nil && e.here().Destroyed()
+		if gone && to.arrived != nil {
+			select { // the other node may have been quicker with its answer
+			case <-to.arrived:
+			case <-e.runner.ctx.Done():
+			}
+		}
+		if !gone && from != nil {
+			from.may(to)
+		}
 		e.turn(func(m *moving) {
-			if m.under = false; gone {
-				m.away = a
+			if m.under, m.doubt = false, false; gone && to.arrived == nil {
+				m.away = to
+			}
+			if gone {
 				e.heard = time.Now()
 			}
 		})
@@ -196,6 +280,7 @@ func (e *enclosure) migrate(a *away, send func(ctx context.Context) (osvm.Migrat
 		settle()
 		return moved, err
 	}
+	e.turn(func(m *moving) { m.doubt = true })
 	n := e.runner.node
 	n.running.Go(func() { // settleDoubts asks on
 		for e.runner.ctx.Err() == nil && n.doubts(doubt.ID) {
@@ -208,8 +293,6 @@ func (e *enclosure) migrate(a *away, send func(ctx context.Context) (osvm.Migrat
 	})
 	return moved, err
 }
-
-var errMovedOnce = errors.New("it has been moved from the node that keeps its attempt, and is not moved on")
 
 // doubts says whether the outcome of a migration from here is not known.
 func (n *Node) doubts(migration string) bool {
@@ -224,6 +307,25 @@ func (n *Node) doubts(migration string) bool {
 // enclosing is the enclosure that a machine is, nil where no attempt of this node
 // is in it.
 func (n *Node) enclosing(m *osvm.Machine) *enclosure {
+	return n.enclosure(func(e *enclosure) bool { return e.here() == m })
+}
+
+// elsewhere is the enclosure whose machine of that id is at another node, and where;
+// nil for none.
+func (n *Node) elsewhere(id string) (*enclosure, *away) {
+	var at *away
+	e := n.enclosure(func(e *enclosure) bool {
+		at = e.whereabouts().away
+		return at != nil && at.id == id
+	})
+	if e == nil {
+		return nil, nil
+	}
+	return e, at
+}
+
+// enclosure finds one, nil for none.
+func (n *Node) enclosure(is func(*enclosure) bool) *enclosure {
 	n.mu.Lock()
 	var all []*runner
 	for _, r := range n.runners {
@@ -231,9 +333,16 @@ func (n *Node) enclosing(m *osvm.Machine) *enclosure {
 	}
 	n.mu.Unlock()
 	for _, r := range all {
-		if e := r.enclosed(); e != nil && e.machine == m {
+		if e := r.enclosed(); e != nil && is(e) {
 			return e
 		}
 	}
 	return nil
+}
+
+// base is this node's own address.
+func (n *Node) base() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.url
 }

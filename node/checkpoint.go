@@ -113,15 +113,15 @@ func (e *enclosure) take(ctx context.Context, set int64) error {
 	if a := e.whereabouts().away; a != nil {
 		return wsdl.NewFault(wsdl.FaultCodeUnsupported, fmt.Sprintf("VM %s has moved to node %s, and its state is not taken there", e.machine.ID, a.at), "the job goes on without checkpoints, and from the one before when it must")
 	}
-	if state := e.machine.State(); state != osvm.Running {
+	if state := e.here().State(); state != osvm.Running {
 		return wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("VM %s is %s", e.machine.ID, state), "resume it: a checkpoint is of a job that runs")
 	}
 	t := &taken{set: set, begun: time.Now()}
 	e.reporting.Lock()
 	defer e.reporting.Unlock()
-	err := e.machine.Suspend(ctx)
+	err := e.here().Suspend(ctx)
 	if err == nil {
-		t.capture, err = e.machine.Capture(ctx)
+		t.capture, err = e.here().Capture(ctx)
 	}
 	if err != nil {
 		e.goOn()
@@ -173,7 +173,7 @@ func (e *enclosure) letGo() {
 func (e *enclosure) goOn() {
 	ctx, cancel := context.WithTimeout(context.Background(), takenLimit)
 	defer cancel()
-	if err := e.machine.Resume(ctx); err != nil {
+	if err := e.here().Resume(ctx); err != nil {
 		e.runner.log.WithError(err).Warn("the VM does not go on") // its watcher sees why
 	}
 }

@@ -181,8 +181,8 @@ func (e *enclosure) start() error {
 	case <-e.up:
 		n.running.Go(func() { e.watch(living) })
 		return nil
-	case <-e.machine.Ended():
-		return e.machine.Reason()
+	case <-e.here().Ended():
+		return e.here().Reason()
 	case <-ctx.Done():
 		return e.because(context.Cause(ctx))
 	}
@@ -220,16 +220,16 @@ func (e *enclosure) because(err error) error {
 	}
 	if wsdl.CodeOf(err) == wsdl.FaultCodeUnavailable {
 		select {
-		case <-e.machine.Ended():
+		case <-e.here().Ended():
 		case <-time.After(guestGasp):
 		}
 	}
 	select {
-	case <-e.machine.Ended():
-		return fmt.Errorf("its VM %s is lost: %w", e.machine.ID, e.machine.Reason())
+	case <-e.here().Ended():
+		return fmt.Errorf("its VM %s is lost: %w", e.machine.ID, e.here().Reason())
 	default:
 	}
-	if last := bytes.TrimSpace(e.machine.Console().Last()); len(last) > 0 {
+	if last := bytes.TrimSpace(e.here().Console().Last()); len(last) > 0 {
 		line := last[bytes.LastIndexByte(last, '\n')+1:]
 		return fmt.Errorf("%w (the last line on its console is %.300q)", err, line)
 	}
@@ -243,7 +243,7 @@ func (e *enclosure) watch(ctx context.Context) {
 	for {
 		var why error
 		at := e.whereabouts()
-		ended := e.machine.Ended()
+		ended := cmp.Or(at.back, e.machine).Ended()
 		switch {
 		case at.under:
 			ended = nil
@@ -255,10 +255,17 @@ func (e *enclosure) watch(ctx context.Context) {
 			return
 		case <-at.turned:
 		case <-ended:
-			if now := e.whereabouts(); now.under || now.away != at.away {
+			now := e.whereabouts()
+			if now.under || now.away != at.away || now.back != at.back {
 				continue // it was moved meanwhile
 			}
-			if why = e.machine.Reason(); at.away != nil {
+			if at.away != nil {
+				if next := at.away.onward(); next != nil {
+					e.turn(func(m *moving) { m.away = next })
+					continue
+				}
+			}
+			if why = e.here().Reason(); at.away != nil {
 				_, why = at.away.how()
 			}
 		case now := <-ticker.C:
@@ -276,7 +283,8 @@ func (e *enclosure) listen(ctx context.Context, at moving, now time.Time) error 
 	if at.away != nil && e.silence(now) > awayLook {
 		at.away.look(ctx)
 	}
-	if e.state() != osvm.Running || at.under {
+	unsettled := at.doubt || at.away != nil && at.away.onward() != nil // which may be so for ever
+	if !unsettled && (e.state() != osvm.Running || at.under) {
 		e.mu.Lock()
 		e.heard = now // it is somebody's will that it is silent
 		e.mu.Unlock()
@@ -422,7 +430,7 @@ func (e *enclosure) reported(report *wsdl.Report) (acknowledged int64) {
 	}
 	r.mu.Unlock()
 	if report.Failure != "" {
-		last := e.machine.Console().Last()
+		last := e.here().Console().Last()
 		r.log.WithField("console", string(last[max(0, len(last)-consoleKept):])).Warn("the guest of its VM reports a failure: " + report.Failure)
 	}
 	r.reportAll(changed, report.Failure, report.Lost, durable || report.Failure != "")
@@ -507,5 +515,5 @@ func (e *enclosure) remove() error {
 	for _, a := range e.whereabouts().tried {
 		a.destroy()
 	}
-	return e.runner.node.destroy(e.machine)
+	return e.runner.node.destroy(e.here())
 }

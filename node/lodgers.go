@@ -27,6 +27,7 @@ type lodgers struct {
 type lodger struct {
 	machine *osvm.Machine
 	token   string
+	home    string // base address of the node that keeps its attempt
 	slots   int
 	visits  int       // connections to its port
 	left    time.Time // when the last of them ended
@@ -38,7 +39,7 @@ const lodgerSilent = 30 * time.Second
 
 // lodge takes a machine in that has arrived, until it is destroyed.
 func (n *Node) lodge(m *osvm.Machine, expected arrival) {
-	l := &lodger{machine: m, token: expected.token, slots: expected.slots, left: time.Now()}
+	l := &lodger{machine: m, token: expected.token, home: expected.home, slots: expected.slots, left: time.Now()}
 	n.lodgers.mu.Lock()
 	if n.lodgers.all == nil {
 		n.lodgers.all = map[string]*lodger{}
@@ -94,17 +95,45 @@ func (l *lodgers) take() (sum room) {
 	return sum
 }
 
-// visit notes that somebody who has the token has come for a machine.
-func (l *lodgers) visit(id, authorization string) (*lodger, int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+// known finds the machine for one who has its token. The error has a status of HTTP.
+func (l *lodgers) known(id, token string) (*lodger, int, error) {
 	one := l.all[id]
 	if one == nil || one.machine.Destroyed() {
 		return nil, http.StatusNotFound, fmt.Errorf("there is no VM %.80q here that another node has sent for an attempt of its own", id)
 	}
-	token, _ := strings.CutPrefix(authorization, bearer)
 	if subtle.ConstantTimeCompare([]byte(token), []byte(one.token)) != 1 {
-		return nil, http.StatusForbidden, fmt.Errorf("the VM %s is for the node that sent it", id)
+		return nil, http.StatusForbidden, fmt.Errorf("the VM %s is for the node that keeps its attempt", id)
+	}
+	return one, 0, nil
+}
+
+// may says whether a token is that of a machine.
+func (l *lodgers) may(id, token string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, _, err := l.known(id, token)
+	return err
+}
+
+// home is the base address of the node that keeps a machine's attempt, "" where that
+// is this one, or nobody.
+func (l *lodgers) home(m *osvm.Machine) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if one := l.all[m.ID]; one != nil && one.machine == m {
+		return one.home
+	}
+	return ""
+}
+
+// visit notes that somebody who has the token has come for a machine.
+func (l *lodgers) visit(id, authorization string) (*lodger, int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	token, _ := strings.CutPrefix(authorization, bearer)
+	one, status, err := l.known(id, token)
+	if err != nil {
+		return nil, status, err
 	}
 	if one.machine.State() == osvm.Ended {
 		return nil, http.StatusGone, one.machine.Reason()
@@ -128,7 +157,12 @@ func (n *Node) Port() http.Handler {
 		if !asks(w, r, portUpgrade, "the port of a VM's guest is for the node whose attempt is in it") {
 			return
 		}
-		one, status, err := n.lodgers.visit(mux.Vars(r)["id"], r.Header.Get("Authorization"))
+		id := mux.Vars(r)["id"]
+		coming := n.arrivals.comes(id) // asked first: it is in one of the two
+		one, status, err := n.lodgers.visit(id, r.Header.Get("Authorization"))
+		if status == http.StatusNotFound && coming {
+			status, err = http.StatusServiceUnavailable, fmt.Errorf("the VM %s is arriving", id)
+		}
 		if err != nil {
 			sayPlainly(w, status, err)
 			return

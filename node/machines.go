@@ -95,11 +95,14 @@ func (n *Node) openHost() error {
 		}
 	}
 	for _, owner := range n.images.Owners() {
-		if id, ours := strings.CutPrefix(owner, vmPins); ours {
-			if _, err := host.Get(id); err != nil {
-				if err := n.images.Unpin(owner); err != nil {
-					return err
-				}
+		id, ours := strings.CutPrefix(owner, vmPins)
+		if ours {
+			_, err := host.Get(id)
+			ours = err != nil
+		}
+		if ours || strings.HasPrefix(owner, arrivalPins) {
+			if err := n.images.Unpin(owner); err != nil {
+				return err
 			}
 		}
 	}
@@ -162,11 +165,15 @@ func (v *machines) find(ctx context.Context, id string) (*osvm.Machine, error) {
 	if err != nil {
 		return nil, err
 	}
+	coming := v.node.arrivals.comes(id) // asked first: it is in one of the two
 	m, err := host.Get(id)
-	if err != nil {
-		return nil, wsdl.NewFault(wsdl.FaultCodeNotFound, fmt.Sprintf("node %s has no VM %.80q", v.node.id, id), "`mvm vm ls` lists those of all nodes")
+	switch {
+	case err == nil:
+		return m, nil
+	case coming:
+		return nil, wsdl.NewFault(wsdl.FaultCodeBusy, fmt.Sprintf("the VM %s is arriving on node %s", id, v.node.id), "try again in a moment")
 	}
-	return m, nil
+	return nil, wsdl.NewFault(wsdl.FaultCodeNotFound, fmt.Sprintf("node %s has no VM %.80q", v.node.id, id), "`mvm vm ls` lists those of all nodes")
 }
 
 // host is what keeps the VMs, or a fault that names nodes which have some.

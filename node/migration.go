@@ -21,8 +21,13 @@ const migrationUpgrade = "mvm-migration"
 // that it was sending when the connection was cut.
 const settlePause = 2 * time.Second
 
-// MigrateVMContext moves a VM to another node.
+// MigrateVMContext moves a VM to another node. That of an attempt is moved by the
+// node that keeps the attempt, wherever the VM is.
 func (v *machines) MigrateVMContext(ctx context.Context, r *wsdl.MigrateVM) (*wsdl.MigrateVMResponse, error) {
+	n := v.node
+	if e, at := n.elsewhere(r.Id); at != nil {
+		return v.moveOn(ctx, e, at, r.Node)
+	}
 	m, err := v.find(ctx, r.Id)
 	if err != nil {
 		return nil, err
@@ -30,60 +35,160 @@ func (v *machines) MigrateVMContext(ctx context.Context, r *wsdl.MigrateVM) (*ws
 	switch {
 	case m.State() == osvm.Ended:
 		return nil, v.ended(m)
-	case r.Node == v.node.id:
-		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("the VM %s is on node %s already", m.ID, r.Node), "name another node")
+	case r.Node == n.id:
+		return nil, onThatNode(r)
 	}
-	target, err := v.target(ctx, r.Node)
-	if err != nil {
-		return nil, err
+	if home := n.lodgers.home(m); home != "" {
+		return wsdl.NewVMClient(n.caller, home+"/services/vm").MigrateVMContext(ctx, r)
 	}
-	wish := &wsdl.AwaitVM{Id: m.ID, Memory: int64(m.MemoryMiB), Owner: m.Owner}
+	wish := wishFor(m)
+	wish.Source = []string{n.base()}
 	var e *enclosure
 	if m.Owner != "" {
-		if e = v.node.enclosing(m); e == nil {
-			return nil, wsdl.NewFault(wsdl.FaultCodeUnsupported, fmt.Sprintf("the VM %s belongs to %s: %v", m.ID, m.Owner, errMovedOnce), "cancel the job, and submit it again where it is to run")
+		if e = n.enclosing(m); e == nil {
+			return nil, wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("the VM %s belongs to %s, of which nothing is known here any more", m.ID, m.Owner), "it will be gone in a moment")
 		}
-		wish.Slots = e.runner.request.Slots
+		wish.Slots, wish.Home = e.runner.request.Slots, n.base()
 	}
-	awaited, err := wsdl.NewVMClient(v.node.caller, target+"/services/vm").AwaitVMContext(ctx, wish)
+	target, token, err := v.await(ctx, r.Node, wish)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := dialMigration(ctx, target, awaited.Token)
-	if err != nil {
-		return nil, wsdl.NewFault(wsdl.FaultCodeUnavailable, fmt.Sprintf("node %s does not take the VM %s: %v", r.Node, m.ID, err), "see whether it runs, or choose another node")
-	}
-	// Whoever asked may go: a move is not left half done.
-	send := func(living context.Context) (osvm.Migrated, error) {
-		living, cancel := context.WithTimeout(living, makeLimit)
-		defer cancel()
-		moved, err := v.node.host.MigrateTo(living, m.ID, conn, osvm.Migration{Peer: target})
-		var doubt *osvm.DoubtError
-		if errors.As(err, &doubt) {
-			err = v.node.settle(ctx, doubt)
-		}
-		return moved, err
-	}
+	send := func(living context.Context) (osvm.Migrated, error) { return v.send(ctx, living, m, target, token) }
 	var moved osvm.Migrated
 	if e == nil {
-		moved, err = send(v.node.living)
+		moved, err = send(n.living)
 	} else {
-		moved, err = e.migrate(&away{node: v.node, id: m.ID, at: r.Node, base: target, token: awaited.Token, state: osvm.Running, ended: make(chan struct{})}, send)
-		_ = conn.Close() // where it was not even begun
+		moved, err = e.migrate(nil, newAway(n, m.ID, r.Node, target, token), send)
 	}
-	v.node.booked()
 	if err != nil {
-		if m.State() == osvm.Ended {
-			return nil, v.ended(m)
+		return nil, v.unmoved(m, err)
+	}
+	return migrated(moved), nil
+}
+
+// SendVMContext has this node send on the VM of an attempt that the caller keeps.
+func (v *machines) SendVMContext(ctx context.Context, r *wsdl.SendVM) (*wsdl.SendVMResponse, error) {
+	m, err := v.find(ctx, r.Id)
+	if err != nil {
+		return nil, err
+	}
+	if err := v.node.lodgers.may(r.Id, r.Key); err != nil {
+		return nil, wsdl.NewFault(wsdl.FaultCodeForbidden, err.Error(), "ask the node that keeps its attempt")
+	}
+	moved, err := v.send(ctx, v.node.living, m, r.Target, r.Token)
+	if err != nil {
+		return nil, v.unmoved(m, err)
+	}
+	response := wsdl.SendVMResponse(*migrated(moved))
+	return &response, nil
+}
+
+// moveOn has the node where the VM of an attempt of this node's is send it on, or back
+// to here.
+func (v *machines) moveOn(ctx context.Context, e *enclosure, from *away, to string) (*wsdl.MigrateVMResponse, error) {
+	n := v.node
+	if to == from.at {
+		return nil, onThatNode(&wsdl.MigrateVM{Id: from.id, Node: to})
+	}
+	wish := wishFor(e.machine)
+	wish.Slots, wish.Home, wish.Source = e.runner.request.Slots, n.base(), []string{from.base}
+	var next *away
+	if to == n.id { // where it is booked yet
+		next = newAway(n, from.id, to, n.base(), "")
+		next.arrived = make(chan struct{})
+		next.enclosure = e
+		expected := awaited(wish)
+		expected.back = next
+		token, err := v.expect(expected)
+		if err != nil {
+			return nil, err
 		}
-		return nil, wsdl.NewFault(wsdl.FaultCodeUnavailable, fmt.Sprintf("the VM %s is not moved: %v", m.ID, err), "it goes on where it was")
+		next.token = token
+	} else {
+		target, token, err := v.await(ctx, to, wish)
+		if err != nil {
+			return nil, err
+		}
+		next = newAway(n, from.id, to, target, token)
 	}
-	if err := v.node.images.Unpin(vmPins + m.ID); err != nil {
-		v.node.log.WithError(err).Warn("the image of a VM that has gone is kept")
+	var answer *wsdl.SendVMResponse
+	_, err := e.migrate(from, next, func(living context.Context) (moved osvm.Migrated, err error) {
+		living, cancel := context.WithTimeout(living, makeLimit)
+		defer cancel()
+		answer, err = wsdl.NewVMClient(n.caller, from.base+"/services/vm").SendVMContext(living, &wsdl.SendVM{Id: from.id, Key: from.token, Target: next.base, Token: next.token})
+		return moved, err
+	})
+	if err != nil {
+		return nil, wsdl.NewFault(wsdl.FaultCodeUnavailable, fmt.Sprintf("the VM %s is not moved on: %v", from.id, err), "it goes on where it was, or is looked for there and where it was to go")
 	}
+	response := wsdl.MigrateVMResponse(*answer)
+	return &response, nil
+}
+
+func onThatNode(r *wsdl.MigrateVM) error {
+	return wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("the VM %s is on node %s already", r.Id, r.Node), "name another node")
+}
+
+// wishFor is what another node is asked for, that it take a machine.
+func wishFor(m *osvm.Machine) *wsdl.AwaitVM {
+	wish := &wsdl.AwaitVM{Id: m.ID, Memory: int64(m.MemoryMiB), Owner: m.Owner}
+	if len(m.Disks) > 0 {
+		wish.Image = m.ImageDigest
+	}
+	return wish
+}
+
+// await has a node let a machine in: at that address, by that token.
+func (v *machines) await(ctx context.Context, node string, wish *wsdl.AwaitVM) (target, token string, err error) {
+	if target, err = v.target(ctx, node); err != nil {
+		return "", "", err
+	}
+	ctx, cancel := context.WithTimeout(ctx, makeLimit) // it may have an image to fetch
+	defer cancel()
+	answer, err := wsdl.NewVMClient(v.node.caller, target+"/services/vm").AwaitVMContext(ctx, wish)
+	if err != nil {
+		return "", "", err
+	}
+	return target, answer.Token, nil
+}
+
+// send moves a machine of this node's. Whoever asked may go, by the end of ctx: a move
+// is not left half done, unless living ends.
+func (v *machines) send(ctx, living context.Context, m *osvm.Machine, target, token string) (osvm.Migrated, error) {
+	n := v.node
+	living, cancel := context.WithTimeout(living, makeLimit)
+	defer cancel()
+	conn, err := dialMigration(living, target, token)
+	if err != nil {
+		return osvm.Migrated{}, fmt.Errorf("%s does not take it: %w", target, err)
+	}
+	moved, err := n.host.MigrateTo(living, m.ID, conn, osvm.Migration{Peer: target})
+	var doubt *osvm.DoubtError
+	if errors.As(err, &doubt) {
+		err = n.settle(ctx, doubt)
+	}
+	n.booked()
+	if m.Destroyed() {
+		if err := n.images.Unpin(vmPins + m.ID); err != nil {
+			n.log.WithError(err).Warn("the image of a VM that has gone is kept")
+		}
+	}
+	return moved, err
+}
+
+// unmoved is the fault about a machine that was to move.
+func (v *machines) unmoved(m *osvm.Machine, err error) error {
+	if m.State() == osvm.Ended && !m.Destroyed() {
+		return v.ended(m)
+	}
+	return wsdl.NewFault(wsdl.FaultCodeUnavailable, fmt.Sprintf("the VM %s is not moved: %v", m.ID, err), "it goes on where it was")
+}
+
+func migrated(moved osvm.Migrated) *wsdl.MigrateVMResponse {
 	return &wsdl.MigrateVMResponse{
 		Rounds: wsdl.Of(int32(moved.Rounds)), Bytes: wsdl.Of(moved.Bytes), TotalMicros: wsdl.Of(moved.Total.Microseconds()), DownMicros: wsdl.Of(moved.Downtime.Microseconds()),
-	}, nil
+	}
 }
 
 // target is the base address of a node that can have VMs.
@@ -120,7 +225,6 @@ func dialMigration(ctx context.Context, base, token string) (net.Conn, error) {
 // Arrivals takes VMs from other nodes, which have asked by AwaitVM: GET with the
 // token that they got there and an upgrade to mvm-migration.
 func (n *Node) Arrivals() http.Handler {
-	v := &machines{node: n}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !asks(w, r, migrationUpgrade, "VMs come here from other nodes; `mvm vm migrate` sends one") {
 			return
@@ -132,27 +236,66 @@ func (n *Node) Arrivals() http.Handler {
 		}
 		conn, ok := soap.AcceptUpgrade(w, migrationUpgrade)
 		if !ok {
+			n.arrivals.over(expected.id)
 			return
 		}
-		m, err := n.host.MigrateFrom(n.living, conn, func(a osvm.Arrival) error {
-			if err := expected.is(a.Spec); err != nil {
-				return err
-			}
-			return v.room(a.Spec.MemoryMiB, expected.slots)
-		})
-		n.booked()
+		m, err := n.receive(conn, expected)
 		if err != nil {
 			n.log.WithError(err).Warn("a VM did not arrive")
 			return
 		}
-		go n.attend(m)
-		if m.Owner != "" {
-			n.lodge(m, expected)
-		} else if err := n.join(m, nil); err != nil {
-			n.log.WithError(err).Warn("a VM that has arrived is cut off")
-		}
 		n.log.WithField("vm", m.ID).Info("a VM has arrived")
 	})
+}
+
+// receive takes the VM that a token was given for, and has it be whose it is.
+func (n *Node) receive(conn net.Conn, expected arrival) (*osvm.Machine, error) {
+	defer n.arrivals.over(expected.id)
+	v := &machines{node: n}
+	m, err := n.host.MigrateFrom(n.living, conn, func(a osvm.Arrival) (image osvm.Image, err error) {
+		if err := expected.is(a.Spec); err != nil {
+			return image, err
+		}
+		if expected.back == nil { // else it is booked
+			if err := v.room(a.Spec.MemoryMiB, expected.slots); err != nil {
+				return image, err
+			}
+		}
+		ctx, cancel := context.WithTimeout(n.living, arrivalLimit) // it is here already
+		defer cancel()
+		return n.below(ctx, expected, vmPins+expected.id)
+	})
+	n.booked()
+	if err != nil {
+		n.unpinMissing(expected.id)
+		return nil, err
+	}
+	go n.attend(m)
+	switch {
+	case expected.back != nil:
+		err = expected.back.arrive(m)
+	case m.Owner != "":
+		n.lodge(m, expected)
+	default:
+		err = n.join(m, nil)
+	}
+	if err != nil {
+		n.log.WithError(err).Warn("a VM that has arrived is cut off")
+	}
+	return m, nil
+}
+
+// unpinMissing lets go of the image of a machine that is not here.
+func (n *Node) unpinMissing(id string) {
+	n.mu.Lock()
+	making := n.makings[id]
+	n.mu.Unlock()
+	if _, err := n.host.Get(id); err == nil || making != nil {
+		return
+	}
+	if err := n.images.Unpin(vmPins + id); err != nil {
+		n.log.WithError(err).Warn("the image of a VM that is not here is kept")
+	}
 }
 
 // settle asks a target whether it has a VM, until it answers or ctx ends; the

@@ -16,16 +16,17 @@ import (
 // Arrival is a machine that another host wants to send.
 type Arrival struct {
 	Migration string // its id, by which the source asks for the outcome
-	Spec      Spec   // Kernel and Initrd are empty: it boots no more
+	Spec      Spec   // Kernel and Initrd are empty: it boots no more; its disks have no paths
 	Running   bool   // it is to run here at once
 	Extra     []byte // as Migration.Extra was
 }
 
 // MigrateFrom takes the machine that the host at the other end of conn sends by
 // MigrateTo; conn is authenticated, and closed by this. Nothing of the machine is
-// made before admit agrees, whose error the source hears. When it returns an
-// error nothing is left here.
-func (h *Host) MigrateFrom(ctx context.Context, conn net.Conn, admit func(Arrival) error) (*Machine, error) {
+// made before admit agrees, whose error the source hears; for a machine with disks
+// it gives the image that these began as, as it is here. When it returns an error
+// nothing is left here.
+func (h *Host) MigrateFrom(ctx context.Context, conn net.Conn, admit func(Arrival) (Image, error)) (*Machine, error) {
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
@@ -61,10 +62,22 @@ type immigration struct {
 	memory  *os.File // the machine's
 	pages   int      // that have come
 	state   []byte
+	disks   map[int]*arrivingDisk // by number: those that the guest writes
 }
 
+// arrivingDisk is the overlay of a disk that is being sent.
+type arrivingDisk struct {
+	file *os.File
+	size int64 // as the guest sees it
+	come int64 // bytes
+}
+
+// most is what an overlay may have: all clusters of the disk, and the tables by which
+// they are found.
+func (d *arrivingDisk) most() int64 { return d.size + d.size>>10 + 16<<20 }
+
 // hear reads what is offered and judges it.
-func (i *immigration) hear(admit func(Arrival) error) error {
+func (i *immigration) hear(admit func(Arrival) (Image, error)) error {
 	text, err := i.wire.expect(frameHello)
 	if err != nil {
 		return err
@@ -83,6 +96,9 @@ func (i *immigration) hear(admit func(Arrival) error) error {
 		}
 	}
 	o.Spec.Template, o.Spec.Kernel, o.Spec.Initrd = nil, "", ""
+	for n := range o.Spec.Disks {
+		o.Spec.Disks[n].Path, o.Spec.Disks[n].Base = "", ""
+	}
 	switch err := o.Spec.check(); {
 	case err != nil:
 		return err
@@ -92,8 +108,8 @@ func (i *immigration) hear(admit func(Arrival) error) error {
 		return fmt.Errorf("migration %q: its id is not 32 hexadecimal digits", o.Migration)
 	case o.Spec.Accelerator != i.host.accelerator:
 		return fmt.Errorf("VM %s runs by %s, and VMs of this host by %s", o.Spec.ID, o.Spec.Accelerator, i.host.accelerator)
-	case len(o.Spec.Disks) > 0:
-		return fmt.Errorf("VM %s: %w", o.Spec.ID, errDisks)
+	case len(o.Spec.Disks) > disksMost:
+		return fmt.Errorf("VM %s has %d disks: at most %d", o.Spec.ID, len(o.Spec.Disks), disksMost)
 	case o.Spec.Network:
 		return fmt.Errorf("VM %s: %w", o.Spec.ID, errNetwork)
 	case !machineForm.MatchString(o.Spec.Machine):
@@ -103,7 +119,31 @@ func (i *immigration) hear(admit func(Arrival) error) error {
 	case o.Spec.MemoryMiB > memoryMostMiB:
 		return fmt.Errorf("VM %s has %d MiB of memory: at most %d", o.Spec.ID, o.Spec.MemoryMiB, memoryMostMiB)
 	}
-	return admit(Arrival{o.Migration, o.Spec, o.Running, o.Extra})
+	image, err := admit(Arrival{o.Migration, o.Spec, o.Running, o.Extra})
+	if err != nil || len(o.Spec.Disks) == 0 {
+		return err
+	}
+	return o.Spec.lie(image)
+}
+
+// lie has the disks of a machine that comes lie over those of its image here.
+func (s *Spec) lie(image Image) error {
+	if len(image.Disks) != len(s.Disks) {
+		return fmt.Errorf("VM %s has %d disks, and its image has %d here", s.ID, len(s.Disks), len(image.Disks))
+	}
+	for n, here := range image.Disks {
+		switch there := s.Disks[n]; {
+		case there.ReadOnly != here.ReadOnly || there.Format != here.Format || there.BaseFormat != here.BaseFormat:
+			return fmt.Errorf("VM %s: its disk %d is not as that of its image is here", s.ID, n)
+		case !here.ReadOnly && (there.Size <= 0 || there.Size > diskMost || there.Size%diskSector != 0):
+			return fmt.Errorf("VM %s: its disk %d has %d bytes", s.ID, n, there.Size)
+		default:
+			here.Size = there.Size
+		}
+		s.Disks[n] = here
+	}
+	s.Kernel = image.Kernel // it is not booted: but whether its disk would be is part of its hardware
+	return nil
 }
 
 // receive has the machine come into being; an error leaves nothing of it.
@@ -129,6 +169,10 @@ func (i *immigration) receive(ctx context.Context) (_ *Machine, err error) {
 		return nil, err
 	}
 	defer i.memory.Close()
+	defer i.closeDisks()
+	if err := i.openDisks(); err != nil {
+		return nil, err
+	}
 	h.pass("waiting")
 	if err := i.wire.say(frameWelcome); err != nil {
 		return nil, err
@@ -139,6 +183,9 @@ func (i *immigration) receive(ctx context.Context) (_ *Machine, err error) {
 		}
 	}
 	h.pass("ended")
+	if err := i.checkDisks(); err != nil {
+		return nil, err
+	}
 	if err := i.load(ctx); err != nil {
 		return nil, err
 	}
@@ -220,6 +267,8 @@ func (i *immigration) take() (over bool, err error) {
 		if err != nil {
 			return false, err
 		}
+	case frameDisk:
+		return false, i.put(payload)
 	case frameRound:
 		return false, i.wire.say(frameRound, payload)
 	case frameState:
@@ -246,6 +295,72 @@ func (i *immigration) place(payload []byte, pages int) (at int64, err error) {
 		return 0, fmt.Errorf("more than %d pages have come, for a memory of %d", (roundsMax+1)*all, all)
 	}
 	return int64(first) * pageSize, nil
+}
+
+// openDisks empties the overlays that QEMU was started with. It does not mind: it
+// reads them anew when it has the state of its devices (bdrv_activate_all in QEMU),
+// and not before.
+func (i *immigration) openDisks() error {
+	i.disks = map[int]*arrivingDisk{}
+	for n, disk := range i.machine.Disks {
+		if disk.ReadOnly {
+			continue
+		}
+		file, err := os.OpenFile(filepath.Join(i.machine.folder, diskName(n)), os.O_RDWR|os.O_TRUNC, 0)
+		if err != nil {
+			return err
+		}
+		i.disks[n] = &arrivingDisk{file: file, size: disk.Size}
+	}
+	return nil
+}
+
+func (i *immigration) closeDisks() {
+	for _, d := range i.disks {
+		_ = d.file.Close()
+	}
+}
+
+// put writes a piece of a disk where it is to be, or ends the file there.
+func (i *immigration) put(payload []byte) error {
+	if len(payload) < diskHead {
+		return fmt.Errorf("a frame of a disk has %d bytes", len(payload))
+	}
+	number, at, content := binary.BigEndian.Uint32(payload), binary.BigEndian.Uint64(payload[4:]), payload[diskHead:]
+	d := i.disks[int(number)]
+	if d == nil {
+		return fmt.Errorf("a frame is of disk %d, which there is not", number)
+	}
+	if most := d.most(); at > uint64(most) || int64(at)+int64(len(content)) > most {
+		return fmt.Errorf("%d bytes from %d on, in the file of a disk that has at most %d", len(content), at, most)
+	}
+	if d.come += int64(len(content)); d.come > (roundsMax+1)*d.most() {
+		return fmt.Errorf("more than %d bytes have come for disk %d", (roundsMax+1)*d.most(), number)
+	}
+	if len(content) == 0 {
+		return d.file.Truncate(int64(at))
+	}
+	_, err := d.file.WriteAt(content, int64(at))
+	return err
+}
+
+// checkDisks holds what came against what was said: it must not mean files of this
+// host's.
+func (i *immigration) checkDisks() error {
+	for n, d := range i.disks {
+		info, err := d.file.Stat()
+		if err != nil {
+			return err
+		}
+		said, err := probeDisk(d.file, info.Size())
+		if err == nil && said != (DiskInfo{QCOW2, d.size, false}) {
+			err = fmt.Errorf("%w: it is no overlay of %d bytes", ErrDisk, d.size)
+		}
+		if err != nil {
+			return fmt.Errorf("what came of disk %d: %w", n, err)
+		}
+	}
+	return nil
 }
 
 // load gives QEMU the state that came.

@@ -25,6 +25,7 @@ type Disk struct {
 	Base       string `json:",omitempty"` // path of what a qcow2 file holds the differences from
 	BaseFormat string `json:",omitempty"`
 	ReadOnly   bool   `json:",omitempty"` // it has no overlay: the guest's writes fail
+	Size       int64  `json:",omitempty"` // of an overlay that comes from another host, in bytes; 0 is that of the file, or the limit
 }
 
 // ErrDisk is wrapped by what is wrong with a disk's file.
@@ -188,6 +189,9 @@ func (m *Machine) openDisks(user *user, inherited *files) ([]string, error) {
 					return nil, fmt.Errorf("%w: the image's disk has %d MiB, and the limit is %d", ErrOrder, (info.Size+1<<20-1)>>20, m.Limits.DiskMiB)
 				}
 			}
+			if disk.Size > 0 {
+				size = disk.Size
+			}
 			overlay, err := m.overlay(user, name, size)
 			if err := d.add(inherited, overlay, err, name, QCOW2, false, top); err != nil {
 				return nil, err
@@ -324,15 +328,6 @@ func (m *Machine) freezeDisks(folder string) error {
 		if err := os.Link(filepath.Join(m.folder, name), filepath.Join(folder, name)); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// undivided refuses what is not made for machines with disks of their own: their
-// memory alone would be half of them.
-func (m *Machine) undivided(what string) error {
-	if len(m.writable()) > 0 {
-		return fmt.Errorf("VM %s: %w: a VM with a disk that it writes to cannot be %s", m.ID, ErrOrder, what)
 	}
 	return nil
 }

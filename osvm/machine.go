@@ -204,6 +204,9 @@ func (m *Machine) Publish(port int, address string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.published[port] = address
+	if m.cleared { // its guest lives elsewhere
+		return nil
+	}
 	return m.write()
 }
 

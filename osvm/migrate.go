@@ -8,14 +8,17 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
 	"runtime"
 	"time"
 )
 
 // A migration is a pre-copy of our own (QEMU's corrupts guests under TCG): while
-// the guest runs, the pages that changed are sent in rounds until few are left;
-// then it stands still, the last pages and the state of its devices follow, and
-// it goes on at the target.
+// the guest runs, the pages of its memory and the pieces of its disks' files that
+// changed are sent in rounds until few are left; then it stands still, the last of
+// both and the state of its devices follow, and it goes on at the target. What of a
+// disk goes along is what the guest has written; what lies below is the image's,
+// which the target has.
 //
 // Whose it is, is decided in one place: the target takes it, by noting that in its
 // folder, after the source has noted that it will not run it until the target has
@@ -62,15 +65,14 @@ const (
 // errNetwork is why a machine with a network card stays where it is.
 var errNetwork = errors.New("it is on a virtual network, which does not go along: take a checkpoint")
 
-// errDisks is why a machine with disks stays where it is.
-var errDisks = errors.New("it has disks, and those are not migrated: stop it, or take a checkpoint")
-
 // Migrated is what a migration was.
 type Migrated struct {
 	ID       string // of the migration
 	Rounds   int    // while the guest ran
 	Pages    int    // sent, in all rounds and the last
 	Last     int    // of them while the guest stood still
+	Disks    int64  // bytes sent of disks, in all rounds and the last
+	LastDisk int64  // of them while the guest stood still
 	Bytes    int64  // sent
 	Total    time.Duration
 	Downtime time.Duration // from before the guest was stopped until the target said that it runs
@@ -123,12 +125,6 @@ func (h *Host) MigrateTo(ctx context.Context, id string, conn net.Conn, how Migr
 	m, err := h.Get(id)
 	if err != nil {
 		return Migrated{}, err
-	}
-	if err := m.undivided("migrated"); err != nil {
-		return Migrated{}, err
-	}
-	if len(m.Disks) > 0 {
-		return Migrated{}, fmt.Errorf("VM %s: %w", id, errDisks)
 	}
 	if m.Spec.Network {
 		return Migrated{}, fmt.Errorf("VM %s: %w", id, errNetwork)
@@ -218,8 +214,13 @@ func (e *emigration) run(ctx context.Context) error {
 		return err
 	}
 	defer shadow.close()
+	disks, err := m.shadowDisks(e.wire)
+	if err != nil {
+		return err
+	}
+	defer disks.close()
 	if !e.how.StopAndCopy && e.move.Running {
-		if err := e.rounds(shadow); err != nil {
+		if err := e.rounds(shadow, disks); err != nil {
 			return err
 		}
 	}
@@ -229,11 +230,16 @@ func (e *emigration) run(ctx context.Context) error {
 	}
 	down := time.Now()
 	e.stopped = true
+	if len(disks) > 0 && m.State() == Suspended { // QEMU gives disks out of its hands once (Capture)
+		if err := m.execute(ctx, "cont"); err != nil {
+			return err
+		}
+	}
 	if err := m.execute(ctx, "stop"); err != nil {
 		return err
 	}
 	h.pass("standing")
-	if err := e.last(ctx, shadow); err != nil {
+	if err := e.last(ctx, shadow, disks); err != nil {
 		return err
 	}
 	h.pass("end")
@@ -259,7 +265,19 @@ func (e *emigration) run(ctx context.Context) error {
 // offer has the target prepare for the machine.
 func (e *emigration) offer() error {
 	spec := e.machine.Spec
-	spec.Kernel, spec.Initrd = "", "" // files of this host
+	spec.Kernel, spec.Initrd = "", "" // files of this host, as those of the disks
+	spec.Disks = nil
+	for i, disk := range e.machine.Disks {
+		disk.Path, disk.Base = "", ""
+		if !disk.ReadOnly {
+			info, err := ProbeDisk(filepath.Join(e.machine.folder, diskName(i)))
+			if err != nil {
+				return err
+			}
+			disk.Size = info.Size
+		}
+		spec.Disks = append(spec.Disks, disk)
+	}
 	o := offer{wireVersion, e.move.ID, spec, "", e.move.Running, e.how.Extra}
 	if spec.Accelerator == KVM {
 		var err error
@@ -276,15 +294,21 @@ func (e *emigration) offer() error {
 
 // rounds sends pages while the guest runs, until few are left or it writes them
 // as quickly as they are sent.
-func (e *emigration) rounds(s *shadow) error {
-	before := s.memory.size() / pageSize
+func (e *emigration) rounds(s *shadow, disks diskShadows) error {
+	before := 0
 	for {
 		pages, err := s.round(1)
 		if err != nil {
 			return err
 		}
+		written, err := disks.round()
+		if err != nil {
+			return err
+		}
 		e.done.Rounds++
 		e.done.Pages += pages
+		e.done.Disks += written
+		pages += int(written / pageSize)
 		number := binary.BigEndian.AppendUint32(nil, uint32(e.done.Rounds))
 		if err := e.wire.say(frameRound, number); err != nil {
 			return err
@@ -303,12 +327,17 @@ func (e *emigration) rounds(s *shadow) error {
 }
 
 // last sends what a machine that stands still has left.
-func (e *emigration) last(ctx context.Context, s *shadow) error {
+func (e *emigration) last(ctx context.Context, s *shadow, disks diskShadows) error {
 	var state []byte
+	var written int64
 	saved := make(chan error, 1)
 	go func() {
 		var err error
-		state, err = e.machine.stateBytes(ctx)
+		if state, err = e.machine.stateBytes(ctx); err == nil { // now QEMU has written all of the disks
+			if written, err = disks.round(); err == nil {
+				err = disks.end()
+			}
+		}
 		saved <- err
 	}()
 	pages, err := s.round(min(4, runtime.GOMAXPROCS(0)))
@@ -318,6 +347,8 @@ func (e *emigration) last(ctx context.Context, s *shadow) error {
 	e.host.pass("last page")
 	e.done.Last = pages
 	e.done.Pages += pages
+	e.done.LastDisk = written
+	e.done.Disks += written
 	for len(state) > 0 {
 		piece := state[:min(len(state), chunkSize)]
 		if err := e.wire.put(frameState, piece); err != nil {

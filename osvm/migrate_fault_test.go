@@ -31,7 +31,7 @@ type couple struct {
 const wanderer = "wanderer"
 
 func newCouple(t *testing.T) *couple {
-	c := &couple{image: vmtest.Patterns(t), test: t}
+	c := &couple{image: vmtest.DiskPatterns(t), test: t}
 	for i := range c.hosts {
 		c.folders[i] = t.TempDir()
 		c.again(t, i)
@@ -136,7 +136,7 @@ func (c *couple) move(t *testing.T, near, far net.Conn) (source, target error) {
 	defer cancel()
 	done := make(chan error, 1)
 	go func() {
-		_, err := c.hosts[1-c.at].MigrateFrom(ctx, far, admitAll)
+		_, err := c.hosts[1-c.at].MigrateFrom(ctx, far, admit(c.image))
 		done <- err
 	}()
 	_, source = c.hosts[c.at].MigrateTo(ctx, wanderer, near, osvm.Migration{})
@@ -259,7 +259,7 @@ func TestMigrationNodeKilled(t *testing.T) {
 			}
 			defer listener.Close()
 			node, out := beginHelper(t, helping{
-				Dir: c.folders[killed], Templates: vmtest.Templates(t), QEMU: vmtest.QEMU(t),
+				Dir: c.folders[killed], Templates: vmtest.Templates(t), QEMU: vmtest.QEMU(t), Image: c.image,
 				Move: &moving{listener.Addr().String(), name, point},
 			}, nil)
 			gone := make(chan string, 1)
@@ -273,7 +273,7 @@ func TestMigrationNodeKilled(t *testing.T) {
 			if name == "" {
 				_, err = c.hosts[other].MigrateTo(ctx, wanderer, conn, osvm.Migration{})
 			} else {
-				_, err = c.hosts[other].MigrateFrom(ctx, conn, admitAll)
+				_, err = c.hosts[other].MigrateFrom(ctx, conn, admit(c.image))
 			}
 			t.Logf("the other one: %v", err)
 			if said := <-gone; said != "" {
@@ -311,7 +311,7 @@ func helpMoving(told helping) helped {
 		return helped{Error: err.Error()}
 	}
 	if told.Move.Machine == "" {
-		_, err = h.MigrateFrom(ctx, conn, admitAll)
+		_, err = h.MigrateFrom(ctx, conn, admit(told.Image))
 	} else {
 		_, err = h.MigrateTo(ctx, told.Move.Machine, conn, osvm.Migration{})
 	}

@@ -33,12 +33,20 @@ func pipe(t testing.TB) (net.Conn, net.Conn) {
 	return near, far
 }
 
-func admitAll(osvm.Arrival) error { return nil }
+// admit takes whatever comes, with the disks of the one image that there is.
+func admit(image osvm.Image) func(osvm.Arrival) (osvm.Image, error) {
+	return func(osvm.Arrival) (osvm.Image, error) { return image, nil }
+}
 
 // migrate moves a machine from one host to another in this process.
 func migrate(t testing.TB, from, to *osvm.Host, id string, how osvm.Migration) (*osvm.Machine, osvm.Migrated, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), vmtest.Limit)
 	defer cancel()
+	leaves, err := from.Get(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := osvm.Image{Kernel: leaves.Kernel, Disks: leaves.Disks}
 	near, far := pipe(t)
 	type arrived struct {
 		m   *osvm.Machine
@@ -46,7 +54,7 @@ func migrate(t testing.TB, from, to *osvm.Host, id string, how osvm.Migration) (
 	}
 	done := make(chan arrived, 1)
 	go func() {
-		m, err := to.MigrateFrom(ctx, far, admitAll)
+		m, err := to.MigrateFrom(ctx, far, admit(image))
 		done <- arrived{m, err}
 	}()
 	moved, err := from.MigrateTo(ctx, id, near, how)
@@ -61,10 +69,10 @@ func migrate(t testing.TB, from, to *osvm.Host, id string, how osvm.Migration) (
 }
 
 // TestMigrate moves a machine back and forth while its guest writes and verifies
-// all over its memory: first a clone, then what arrived.
+// all over its memory and its disk: first a clone, then what arrived.
 func TestMigrate(t *testing.T) {
 	hosts := []*osvm.Host{vmtest.Host(t), vmtest.Host(t)}
-	m := vmtest.MachineOf(t, hosts[0], osvm.Order{ID: "traveller", Image: vmtest.Patterns(t), MemoryMiB: 160, Template: true})
+	m := vmtest.MachineOf(t, hosts[0], osvm.Order{ID: "traveller", Image: vmtest.DiskPatterns(t), MemoryMiB: 160, Template: true})
 	agent := vmtest.Start(t, m)
 	hello := vmtest.Call[guest.Greeting](t, agent, "Hello", guest.Nothing{})
 	moves := 4
@@ -121,7 +129,7 @@ func TestMigrate(t *testing.T) {
 // second one's.
 func BenchmarkMigration(b *testing.B) {
 	hosts := []*osvm.Host{vmtest.Host(b), vmtest.Host(b)}
-	m := vmtest.MachineOf(b, hosts[0], osvm.Order{ID: "traveller", Image: vmtest.Patterns(b), MemoryMiB: 160, Template: true})
+	m := vmtest.MachineOf(b, hosts[0], osvm.Order{ID: "traveller", Image: vmtest.DiskPatterns(b), MemoryMiB: 160, Template: true})
 	if err := m.Resume(b.Context()); err != nil {
 		b.Fatal(err)
 	}

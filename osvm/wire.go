@@ -24,6 +24,8 @@ import (
 //	zero     u32 first, u32 count    → 1 to 64 pages that are zeros
 //	round    u32 number              → this round's pages have been sent
 //	         ← round u32             they are in place
+//	disk     u32 disk, u64 at, bytes → of the file that has what the guest wrote;
+//	                                   none: the file ends there
 //	state    bytes                   → of processor and devices, in pieces
 //	end                              → the machine stands still, and this was all
 //	         ← ready                 it is loaded and could run
@@ -39,6 +41,7 @@ const (
 	framePage    = 'P'
 	frameZero    = 'Z'
 	frameRound   = 'R'
+	frameDisk    = 'D'
 	frameState   = 'S'
 	frameEnd     = 'E'
 	frameReady   = 'Y'
@@ -50,7 +53,8 @@ const (
 	wireVersion = 1
 	frameHead   = 5
 	frameSum    = 4
-	frameMax    = chunkSize + 4
+	frameMax    = chunkSize + diskHead
+	diskHead    = 12
 	helloMax    = 64 << 10
 	wireBuffer  = 1 << 20
 )

@@ -100,18 +100,21 @@ func TestOffersThatAreRefused(t *testing.T) {
 		"runs by kvm":               func(o *offer) { o.Spec.Accelerator = KVM },
 		"a machine":                 func(o *offer) { o.Spec.Machine = "pc-q35-7.2,accel=kvm" },
 		"is not like this host's":   func(o *offer) { o.Processor = "other" },
-		"it has disks":              func(o *offer) { o.Spec.Disks = []Disk{{Path: "/etc/shadow"}} },
+		"has 17 disks":              func(o *offer) { o.Spec.Disks = make([]Disk, 17) },
+		"its image has 1 here":      func(o *offer) { o.Spec.Disks = make([]Disk, 2) },
+		"is not as that of its":     func(o *offer) { o.Spec.Disks = []Disk{{Path: "/etc/shadow", Format: QCOW2, Size: 512}} },
+		"its disk 0 has 513 bytes":  func(o *offer) { o.Spec.Disks = []Disk{{Format: Raw, Size: 513}} },
 		"not today":                 func(o *offer) { o.Spec.ID = "unwanted" },
 	} {
 		o := good
 		spoil(&o)
 		conn := &replay{in: bytes.NewReader(said(t, func(w *wire) error { return w.sayJSON(frameHello, o) }))}
 		h := &Host{accelerator: TCG, all: map[string]*Machine{}}
-		_, err := h.MigrateFrom(t.Context(), conn, func(a Arrival) error {
+		_, err := h.MigrateFrom(t.Context(), conn, func(a Arrival) (Image, error) {
 			if a.Spec.ID == "unwanted" {
-				return errors.New("not today")
+				return Image{}, errors.New("not today")
 			}
-			return nil
+			return Image{Disks: []Disk{{Path: "disk", Format: Raw}}}, nil
 		})
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, expected one with %q", err, want)
@@ -134,6 +137,8 @@ func FuzzArrival(f *testing.F) {
 	f.Add(frame(frameZero, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff))
 	f.Add(append(frame(frameState, 1, 2, 3), frame(frameEnd)...))
 	f.Add(append(frame(frameRound, 0, 0, 0, 1), frame(frameCommit)...))
+	f.Add(append(frame(frameDisk, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 2, 0, 'x'), frame(frameDisk, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 3)...))
+	f.Add(frame(frameDisk, 0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 'x'))
 	h := &Host{}
 	f.Fuzz(func(t *testing.T, script []byte) {
 		memory, err := anonymous()
@@ -155,7 +160,13 @@ func FuzzArrival(f *testing.F) {
 			}
 			return nil
 		})
-		i := &immigration{host: h, wire: replayed(text), memory: memory}
+		disk, err := anonymous()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer disk.Close()
+		overlay := &arrivingDisk{file: disk, size: 1 << 20}
+		i := &immigration{host: h, wire: replayed(text), memory: memory, disks: map[int]*arrivingDisk{1: overlay}}
 		i.offer.Spec.MemoryMiB = LeastMemoryMiB
 		for over := false; !over && err == nil; {
 			over, err = i.take()
@@ -163,6 +174,10 @@ func FuzzArrival(f *testing.F) {
 		if info, err := memory.Stat(); err != nil || info.Size() != size {
 			t.Errorf("the memory has %d bytes: %v", info.Size(), err)
 		}
+		if info, err := disk.Stat(); err != nil || info.Size() > overlay.most() {
+			t.Errorf("the disk's file has %d bytes: %v", info.Size(), err)
+		}
+		_ = i.checkDisks() // whatever it is
 		if len(i.state) > stateMax || i.pages > (roundsMax+1)*int(size/pageSize) {
 			t.Errorf("%d bytes of state, %d pages", len(i.state), i.pages)
 		}

@@ -106,6 +106,12 @@ func (v *AwaitVM) visit(c *codec, field int) bool {
 		return one(c, &v.Owner, text)
 	case 3:
 		return one(c, &v.Slots, number)
+	case 4:
+		return one(c, &v.Home, text)
+	case 5:
+		return one(c, &v.Image, text)
+	case 6:
+		return texts(c, &v.Source, text)
 	}
 	return false
 }
@@ -2085,6 +2091,48 @@ func (v *RewireEdgeResponse) root() (string, *xml.Name) {
 		return "", nil
 	}
 	return "RewireEdgeResponse", &v.XMLName
+}
+
+func (v *SendVM) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Id, text)
+	case 1:
+		return one(c, &v.Key, text)
+	case 2:
+		return one(c, &v.Target, text)
+	case 3:
+		return one(c, &v.Token, text)
+	}
+	return false
+}
+
+func (v *SendVM) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "SendVM", &v.XMLName
+}
+
+func (v *SendVMResponse) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Rounds, number)
+	case 1:
+		return optional(c, &v.Bytes, number)
+	case 2:
+		return optional(c, &v.TotalMicros, number)
+	case 3:
+		return optional(c, &v.DownMicros, number)
+	}
+	return false
+}
+
+func (v *SendVMResponse) root() (string, *xml.Name) {
+	if v == nil {
+		return "", nil
+	}
+	return "SendVMResponse", &v.XMLName
 }
 
 func (v *SettleMigration) visit(c *codec, field int) bool {

@@ -1006,6 +1006,8 @@ type VMContext interface {
 	MigrateVMContext(ctx context.Context, request *MigrateVM) (*MigrateVMResponse, error)
 	// From nodes: take the VM that the caller is about to send here, or say why not.
 	AwaitVMContext(ctx context.Context, request *AwaitVM) (*AwaitVMResponse, error)
+	// From the node that keeps the attempt in a VM which it has sent here: send the VM on. Answered when it runs there.
+	SendVMContext(ctx context.Context, request *SendVM) (*SendVMResponse, error)
 	// From nodes: whether a VM that was being sent here is here. When it is not, it never will be.
 	SettleMigrationContext(ctx context.Context, request *SettleMigration) (*SettleMigrationResponse, error)
 }
@@ -1070,6 +1072,10 @@ func (w VMWithoutContext) AwaitVM(request *AwaitVM) (*AwaitVMResponse, error) {
 	return w.Server.AwaitVMContext(context.Background(), request)
 }
 
+func (w VMWithoutContext) SendVM(request *SendVM) (*SendVMResponse, error) {
+	return w.Server.SendVMContext(context.Background(), request)
+}
+
 func (w VMWithoutContext) SettleMigration(request *SettleMigration) (*SettleMigrationResponse, error) {
 	return w.Server.SettleMigrationContext(context.Background(), request)
 }
@@ -1118,6 +1124,9 @@ func VMContract(server VMContext) Contract {
 		}},
 		{Name: "AwaitVM", Doc: "From nodes: take the VM that the caller is about to send here, or say why not.", NewRequest: func() any { return new(AwaitVM) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.AwaitVMContext(ctx, request.(*AwaitVM)))
+		}},
+		{Name: "SendVM", Doc: "From the node that keeps the attempt in a VM which it has sent here: send the VM on. Answered when it runs there.", NewRequest: func() any { return new(SendVM) }, Call: func(ctx context.Context, request any) (any, error) {
+			return reply(server.SendVMContext(ctx, request.(*SendVM)))
 		}},
 		{Name: "SettleMigration", Doc: "From nodes: whether a VM that was being sent here is here. When it is not, it never will be.", NewRequest: func() any { return new(SettleMigration) }, Call: func(ctx context.Context, request any) (any, error) {
 			return reply(server.SettleMigrationContext(ctx, request.(*SettleMigration)))
@@ -1248,6 +1257,14 @@ func (c *VMClient) MigrateVMContext(ctx context.Context, request *MigrateVM) (*M
 func (c *VMClient) AwaitVMContext(ctx context.Context, request *AwaitVM) (*AwaitVMResponse, error) {
 	response := new(AwaitVMResponse)
 	if err := c.caller.Call(ctx, c.url, "AwaitVM", request, response); err != nil {
+		return nil, err
+	}
+	return response, nil
+}
+
+func (c *VMClient) SendVMContext(ctx context.Context, request *SendVM) (*SendVMResponse, error) {
+	response := new(SendVMResponse)
+	if err := c.caller.Call(ctx, c.url, "SendVM", request, response); err != nil {
 		return nil, err
 	}
 	return response, nil

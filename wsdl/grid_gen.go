@@ -1730,6 +1730,15 @@ type AwaitVM struct {
 
 	// That the attempt has.
 	Slots int32 `xml:"slots,omitempty" json:"slots,omitempty"`
+
+	// Base address of the node that keeps the attempt.
+	Home string `xml:"home,omitempty" json:"home,omitempty"`
+
+	// Digest of the image whose disks lie below its own; where it has some.
+	Image string `xml:"image,omitempty" json:"image,omitempty"`
+
+	// Base addresses of nodes that have that image.
+	Source []string `xml:"source" json:"source,omitempty"`
 }
 
 type AwaitVMResponse struct {
@@ -1737,6 +1746,33 @@ type AwaitVMResponse struct {
 
 	// Lets that VM in, once, within a minute; and then its owner, if it has one, to its port.
 	Token string `xml:"token" json:"token,omitempty"`
+}
+
+type SendVM struct {
+	XMLName xml.Name `xml:"urn:mvm:1 SendVM"`
+
+	Id string `xml:"id" json:"id,omitempty"`
+
+	// The token by which it was let in here.
+	Key string `xml:"key" json:"key,omitempty"`
+
+	// Base address of the node that it moves to.
+	Target string `xml:"target" json:"target,omitempty"`
+
+	// Lets it in there, as AwaitVM answered.
+	Token string `xml:"token" json:"token,omitempty"`
+}
+
+type SendVMResponse struct {
+	XMLName xml.Name `xml:"urn:mvm:1 SendVMResponse"`
+
+	Rounds *int32 `xml:"rounds,omitempty" json:"rounds,omitempty"`
+
+	Bytes *int64 `xml:"bytes,omitempty" json:"bytes,omitempty"`
+
+	TotalMicros *int64 `xml:"totalMicros,omitempty" json:"totalMicros,omitempty"`
+
+	DownMicros *int64 `xml:"downMicros,omitempty" json:"downMicros,omitempty"`
 }
 
 type SettleMigration struct {
@@ -4461,6 +4497,14 @@ type VMPortType interface {
 	// Error can be either of the following types:
 	//
 	//   - GridFault
+	/* From the node that keeps the attempt in a VM which it has sent here: send the VM on. Answered when it runs there. */
+	SendVM(request *SendVM) (*SendVMResponse, error)
+
+	SendVMContext(ctx context.Context, request *SendVM) (*SendVMResponse, error)
+
+	// Error can be either of the following types:
+	//
+	//   - GridFault
 	/* From nodes: whether a VM that was being sent here is here. When it is not, it never will be. */
 	SettleMigration(request *SettleMigration) (*SettleMigrationResponse, error)
 
@@ -4710,6 +4754,23 @@ func (service *vMPortType) AwaitVMContext(ctx context.Context, request *AwaitVM)
 
 func (service *vMPortType) AwaitVM(request *AwaitVM) (*AwaitVMResponse, error) {
 	return service.AwaitVMContext(
+		context.Background(),
+		request,
+	)
+}
+
+func (service *vMPortType) SendVMContext(ctx context.Context, request *SendVM) (*SendVMResponse, error) {
+	response := new(SendVMResponse)
+	err := service.client.CallContext(ctx, "urn:mvm:1#SendVM", request, response)
+	if err != nil {
+		return nil, err
+	}
+
+	return response, nil
+}
+
+func (service *vMPortType) SendVM(request *SendVM) (*SendVMResponse, error) {
+	return service.SendVMContext(
 		context.Background(),
 		request,
 	)

@@ -16,7 +16,8 @@ import (
 // streams is a job of two processes, on the nodes of two names, which send each
 // other numbers, one every few milliseconds, and die of one that is lost, doubled or
 // out of turn. They end when an item comes from outside. Each says from time to time
-// how many it has.
+// how many it has. Where they can write to a disk they do so with each number, and die
+// when it does not have what they wrote.
 func streams(first, second, policy string) map[string]string {
 	return map[string]string{
 		"job.xml": fmt.Sprintf(`<job xmlns="urn:mvm:1" name="streams">
@@ -28,14 +29,31 @@ func streams(first, second, policy string) map[string]string {
   <edge from="outside:enough" to="right:enough"/>
   <policy wallTime="600" %s/>
 </job>`, first, second, policy),
-		"side.c": `#include <mvm.h>
+		"side.c": `#include <fcntl.h>
+#include <mvm.h>
 #include <stdio.h>
 #include <time.h>
 #include <unistd.h>
+/* Writes a number to its place in a file and reads the one that was there, if not from
+   the cache then from the disk. */
+static int wear(int file, long number) {
+	enum { places = 64, words = 512 };
+	static long block[words];
+	off_t at = number % places * sizeof block;
+	if (number > places && (pread(file, block, sizeof block, at) != sizeof block || block[0] != number - places || block[words - 1] != number - places))
+		return 0;
+	for (int i = 0; i < words; i++) block[i] = number;
+	if (pwrite(file, block, sizeof block, at) != sizeof block) return 0;
+	if (number % 8 == 0) fdatasync(file), posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED);
+	return 1;
+}
 int main(int argc, char **argv) {
 	mvm_port *wire = mvm_open("wire"), *enough = argc > 2 ? mvm_open("enough") : NULL;
 	long item[3], sent[3] = {0, 0, 0}, got = 0, sum = 0, over = 0;
 	char any[16];
+	sprintf(any, "/var/tmp/%d", getpid() % 100000);
+	int file = open(any, O_RDWR | O_CREAT | O_EXCL, 0600);
+	unlink(any);
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	while (!over || !sent[2]) {
 		struct timespec pace = {0, 8000000};
@@ -44,6 +62,10 @@ int main(int argc, char **argv) {
 			sent[0]++, sent[1] = sent[1] * 31 + sent[0];
 			sent[2] = over || enough && mvm_try_dequeue(enough, any, sizeof any) > 0;
 			if (mvm_enqueue(wire, sent, sizeof sent) < 0) return 1;
+			if (file >= 0 && !wear(file, sent[0])) {
+				printf("the disk has lost number %ld\n", sent[0]);
+				return 3;
+			}
 		}
 		while (!over && mvm_try_dequeue(wire, item, sizeof item) == sizeof item) {
 			got++, sum = sum * 31 + got;
@@ -129,53 +151,63 @@ func TestMoveAmidMessages(t *testing.T) {
 	l.must("vm", "destroy", "mover")
 }
 
-// TestMoveOfAJobsVM has what would tear a job's checkpoints refused, and moves a VM that was made for a job to a third node: the job goes
-// on, what it takes is the other node's, and with the job the VM is gone. So is it
-// when the other node's machine ends, and then the job has failed with that reason,
-// and when the node that keeps the attempt does.
+// stream submits such a job in VMs of an image, the first of worker1 and the second of
+// worker2, and waits until it runs; vm is the first.
+func (l *lab) stream(image, policy string) (job, vm string) {
+	l.t.Helper()
+	text := l.must("submit", l.write(streams("worker1", "worker2", fmt.Sprintf(`isolation="vm" image="%s" %s`, image, policy))))
+	job, _, _ = strings.Cut(text, "\n")
+	l.more(job)
+	found, _ := filepath.Glob(filepath.Join(l.dir, "worker1", "node", "vm", "machines", "job-"+job+"*"))
+	if len(found) != 1 {
+		l.t.Fatalf("VMs of job %s on worker1: %v", job, found)
+	}
+	return job, filepath.Base(found[0])
+}
+
+// move moves the VM of a job, and holds that it is where it was to go.
+func (l *lab) move(job, vm, node string) {
+	l.t.Helper()
+	l.t.Log(l.must("vm", "migrate", vm, node))
+	if text := l.must("vm", "ls"); !regexp.MustCompile(vm + ` +` + node + ` +running .* ` + job + `/1 `).MatchString(text) {
+		l.t.Errorf("moved, it is not on %s: mvm vm ls says\n%s", node, text)
+	}
+}
+
+// failed waits until a job has, for a reason.
+func (l *lab) failed(job, why string) {
+	l.t.Helper()
+	l.eventually("failed, with the words: "+why, job, func(text string) bool {
+		return strings.Contains(text, "failed") && strings.Contains(text, why)
+	}, "job", job)
+	l.clean()
+}
+
+// TestMoveOfAJobsVM has what would tear a job's checkpoints refused, and moves a VM
+// that was made for a job, with its disk, to a third node, on to a second, and back:
+// the job goes on, and with it the VM is gone. So is it when the other node's machine
+// ends, and then the job has failed with that reason.
 func TestMoveOfAJobsVM(t *testing.T) {
 	l := newLab(t, 3)
-	submit := func() (job, vm string) {
-		text := l.must("submit", l.write(streams("worker1", "worker2", `isolation="vm" image="minimal"`)))
-		job, _, _ = strings.Cut(text, "\n")
-		l.more(job)
-		found, _ := filepath.Glob(filepath.Join(l.dir, "worker1", "node", "vm", "machines", "job-"+job+"*"))
-		if len(found) != 1 {
-			t.Fatalf("VMs of job %s on worker1: %v", job, found)
+	l.pushDisk(t)
+	job, vm := l.stream("disk", "")
+	for _, verb := range []string{"suspend", "resume", "checkpoint", "clone"} {
+		if text, err := l.mvm("vm", verb, vm); err == nil || !strings.Contains(text, "with its whole job only") {
+			t.Errorf("mvm vm %s of a job's VM: %v, %s", verb, err, text)
 		}
-		vm = filepath.Base(found[0])
-		for _, verb := range []string{"suspend", "resume", "checkpoint", "clone"} {
-			if text, err := l.mvm("vm", verb, vm); err == nil || !strings.Contains(text, "with its whole job only") {
-				t.Errorf("mvm vm %s of a job's VM: %v, %s", verb, err, text)
-			}
-		}
-		t.Log(l.must("vm", "migrate", vm, "worker3"))
-		if text := l.must("vm", "ls"); !regexp.MustCompile(vm + ` +worker3 +running .* ` + job + `/1 `).MatchString(text) {
-			t.Errorf("moved, it is not on worker3: mvm vm ls says\n%s", text)
-		}
-		return job, vm
 	}
-	job, vm := submit()
-	l.more(job)
-	if text, err := l.mvm("vm", "migrate", vm, "worker1"); err == nil || !strings.Contains(text, "is not moved on") {
-		t.Errorf("moved on: %v, %s", err, text)
+	for _, node := range []string{"worker3", "worker2", "worker1"} {
+		l.move(job, vm, node)
+		l.more(job)
+		if text, err := l.mvm("vm", "migrate", vm, node); err == nil || !strings.Contains(text, "already") {
+			t.Errorf("moved to where it is: %v, %s", err, text)
+		}
 	}
 	l.agree(job)
 	l.clean()
 
-	job, vm = submit()
+	job, vm = l.stream("minimal", "")
+	l.move(job, vm, "worker3")
 	l.must("vm", "stop", vm, "--force")
-	l.eventually("failed", job, func(text string) bool {
-		return strings.Contains(text, "failed") && strings.Contains(text, "its VM "+vm+" is lost: on node")
-	}, "job", job)
-	l.clean()
-
-	if os.Getenv("MVM_SOAK") == "" {
-		return // what follows takes a minute
-	}
-	job, _ = submit()
-	l.workers[0].Kill()
-	l.worker("worker1", strings.TrimPrefix(l.workers[0].URL, "http://"))
-	l.eventually("failed", job, func(text string) bool { return strings.Contains(text, "failed") }, "job", job)
-	l.clean()
+	l.failed(job, "its VM "+vm+" is lost: on node")
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -26,6 +27,29 @@ func Patterns(t testing.TB) osvm.Image {
 		t.Fatal(err)
 	}
 	image.Initrd, image.Digest, image.CommandLine = initrd, digest, "rdinit=/pattern"
+	return image
+}
+
+// DiskPatterns is Patterns with a disk, which the guest writes and verifies too.
+func DiskPatterns(t testing.TB) osvm.Image {
+	t.Helper()
+	image := Patterns(t)
+	disk := filepath.Join(filepath.Dir(image.Initrd), "pattern.disk")
+	if _, err := os.Stat(disk); err != nil {
+		scratch, err := os.CreateTemp(filepath.Dir(disk), "pattern.")
+		if err == nil {
+			defer os.Remove(scratch.Name())
+			const size, fresh = 16 << 20, 0x5a // as the guest has it
+			_, err = scratch.Write(bytes.Repeat([]byte{fresh}, size))
+		}
+		if err == nil {
+			err = errors.Join(scratch.Close(), os.Rename(scratch.Name(), disk))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	image.Disks = []osvm.Disk{{Path: disk, Format: osvm.Raw}}
 	return image
 }
 
@@ -79,11 +103,13 @@ func patterns(initrd string) (path, digest string, err error) {
 // Verified waits until the guest of a Patterns machine has verified more than it
 // had told on its console when this was called, and says how many pages that are
 // and how many of them were bad.
+//
+// With a disk that is so of its blocks, too.
 func Verified(t testing.TB, m *osvm.Machine) (verified, bad int) {
 	t.Helper()
-	before, _ := told(m)
+	before, _, blocks := told(m)
 	for begin := time.Now(); time.Since(begin) < Limit; time.Sleep(2 * time.Millisecond) {
-		if verified, bad := told(m); verified > before {
+		if verified, bad, now := told(m); verified > before && (now > blocks || len(m.Disks) == 0) {
 			return verified, bad
 		}
 	}
@@ -107,18 +133,19 @@ func Rest(t testing.TB, m *osvm.Machine) {
 	}
 }
 
-var verifiedLine = regexp.MustCompile(`pattern verified ([0-9]+) bad ([0-9]+)\r?\n`)
+var verifiedLine = regexp.MustCompile(`pattern verified ([0-9]+) bad ([0-9]+) disk ([0-9]+)\r?\n`)
 
 // told is what the last whole line says.
-func told(m *osvm.Machine) (verified, bad int) {
+func told(m *osvm.Machine) (verified, bad, blocks int) {
 	lines := verifiedLine.FindAllSubmatch(m.Console().Last(), -1)
 	if len(lines) == 0 {
-		return 0, 0
+		return 0, 0, 0
 	}
 	last := lines[len(lines)-1]
-	verified, _ = strconv.Atoi(string(last[1]))
-	bad, _ = strconv.Atoi(string(last[2]))
-	return verified, bad
+	for i, number := range []*int{&verified, &bad, &blocks} {
+		*number, _ = strconv.Atoi(string(last[i+1]))
+	}
+	return verified, bad, blocks
 }
 
 func build(ctx context.Context, into, what string) error {

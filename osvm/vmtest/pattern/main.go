@@ -1,12 +1,13 @@
 // Command pattern is PID 1 of an image for tests: the agent, and beside it a
-// program that writes and verifies patterns over its memory for ever. It tells on
-// the console how many pages it has verified and how many of them were not as it
-// had left them; a number that it reads there is how many microseconds it rests
-// after each page.
+// program that writes and verifies patterns over its memory, and over its disk if it
+// has one, for ever. It tells on the console how many pages it has verified, how many
+// of all were not as it had left them, and how many blocks of the disk it has verified;
+// a number that it reads there is how many microseconds it rests after each.
 package main
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"os"
@@ -26,6 +27,11 @@ const (
 	pages    = 16 << 20 / pageSize
 	writers  = 2
 	telling  = 50 * time.Millisecond
+
+	disk      = "/dev/vda"
+	blocks    = 16 << 20 / pageSize // of the disk; the second half is only read
+	fresh     = 0x5a                // what every byte of it is at first
+	diskLooks = 200                 // its driver is loaded beside us
 )
 
 func main() {
@@ -56,7 +62,7 @@ func begin() {
 }
 
 func verify() {
-	var rest, verified, bad atomic.Int64
+	var rest, verified, bad, onDisk atomic.Int64
 	memory, err := unix.Mmap(-1, 0, pages*pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
 	if err != nil {
 		fmt.Println("pattern:", err)
@@ -65,6 +71,7 @@ func verify() {
 	for w := range writers {
 		go write(memory, w, &rest, &verified, &bad)
 	}
+	go writeDisk(&rest, &onDisk, &bad)
 	go func() {
 		for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 			if microseconds, err := strconv.ParseInt(strings.TrimSpace(lines.Text()), 10, 64); err == nil {
@@ -74,7 +81,7 @@ func verify() {
 	}()
 	for {
 		time.Sleep(telling)
-		fmt.Printf("pattern verified %d bad %d\n", verified.Load(), bad.Load())
+		fmt.Printf("pattern verified %d bad %d disk %d\n", verified.Load(), bad.Load(), onDisk.Load())
 	}
 }
 
@@ -95,6 +102,49 @@ func write(memory []byte, share int, rest, verified, bad *atomic.Int64) {
 		}
 		counts[i]++
 		fill(page, number, counts[i])
+		verified.Add(1)
+		if pause := rest.Load(); pause > 0 {
+			time.Sleep(time.Duration(pause) * time.Microsecond)
+		}
+	}
+}
+
+// writeDisk does the same with the blocks of the disk, past the kernel's cache.
+func writeDisk(rest, verified, bad *atomic.Int64) {
+	var file *os.File
+	for look := 0; file == nil; look++ {
+		var err error
+		if file, err = os.OpenFile(disk, os.O_RDWR|unix.O_DIRECT, 0); err != nil && look == diskLooks {
+			return
+		}
+		time.Sleep(telling)
+	}
+	block, err := unix.Mmap(-1, 0, pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON) // aligned
+	if err != nil {
+		fmt.Println("pattern:", err)
+		return
+	}
+	counts := make([]uint64, blocks)
+	random := uint64(0x9e3779b97f4a7c15)
+	for {
+		random = next(random)
+		number := int(random>>33) % blocks
+		_, err := file.ReadAt(block, int64(number)*pageSize)
+		as := holds(block, pages+number, counts[number])
+		if counts[number] == 0 {
+			as = bytes.Count(block, []byte{fresh}) == pageSize
+		}
+		if err == nil && number < blocks/2 {
+			counts[number]++
+			fill(block, pages+number, counts[number])
+			_, err = file.WriteAt(block, int64(number)*pageSize)
+		}
+		if err != nil {
+			fmt.Println("pattern:", err)
+		}
+		if err != nil || !as {
+			bad.Add(1)
+		}
 		verified.Add(1)
 		if pause := rest.Load(); pause > 0 {
 			time.Sleep(time.Duration(pause) * time.Microsecond)
