@@ -34,7 +34,8 @@ type scheduler struct {
 	booked  map[string][]booking // by job
 	nodes   []node               // workers that live, by id
 	known   map[string]node      // every node, by id
-	later   bool                 // a look is due when reasons are no longer fresh
+	later   time.Time            // a look is due then, for reasons' sake; zero: none is
+	looked  time.Time            // when all that wait were last looked at
 	avoided map[string]refusal   // nodes that refused an attempt
 }
 
@@ -91,9 +92,10 @@ type refusal struct {
 }
 
 const (
-	avoidance = 2 * time.Second // how long a node that cannot take an attempt is left alone
-	fresh     = time.Second     // how long a reason is not worked out anew
-	detailed  = 50              // jobs a round that are told step by step why they do not fit
+	avoidance = 2 * time.Second  // how long a node that cannot take an attempt is left alone
+	fresh     = time.Second      // how long a reason is not worked out anew
+	glance    = time.Second / 10 // how long those that wait are not all looked at again where there is no room
+	detailed  = 50               // jobs a round that are told step by step why they do not fit
 )
 
 func newScheduler(b *Service) *scheduler {
@@ -388,12 +390,22 @@ func (s *scheduler) round() {
 	}
 	told := 0
 	now := s.broker.clock.Now()
-	// A job may end while it comes to wait.
-	s.queues.Drop(func(j *job) bool { return j.profile() == nil })
+	// While hundreds wait, to look at each of them whenever something changed would
+	// be a tenth of the work of a short job.
+	all := now.Sub(s.looked) >= glance
+	if all {
+		s.looked = now
+		// A job may end while it comes to wait.
+		s.queues.Drop(func(j *job) bool { return j.profile() == nil })
+	}
 	s.queues.Round(func(w *jobqueue.Job[*job]) jobqueue.Answer {
 		j, size := w.Value, w.Size
+		if room <= 0 && !all {
+			s.lookLater(glance)
+			return jobqueue.Enough
+		}
 		if size > room && now.Sub(j.explained) < fresh {
-			s.explainLater()
+			s.lookLater(fresh)
 			return jobqueue.Passed
 		}
 		if size > room && told >= detailed {
@@ -405,8 +417,9 @@ func (s *scheduler) round() {
 			return jobqueue.Enough
 		}
 		compiled := j.profile()
-		if compiled == nil {
-			return jobqueue.Passed // it ends just now
+		if compiled == nil { // it ends just now
+			s.lookLater(glance)
+			return jobqueue.Passed
 		}
 		of := j.newestSet()
 		plan, reason, ok := fit(compiled, of, views)
@@ -441,16 +454,19 @@ func (s *scheduler) round() {
 	}
 }
 
-// explainLater looks again once the reasons that were told are no longer
-// fresh. s.mu is held.
-func (s *scheduler) explainLater() {
-	if s.later {
+// lookLater has a round look at all that wait when so much time is over: some are
+// to be told why they do, or what they were told is no longer fresh. s.mu is held.
+func (s *scheduler) lookLater(after time.Duration) {
+	due := s.broker.clock.Now().Add(after)
+	if !s.later.IsZero() && !due.Before(s.later) {
 		return
 	}
-	s.later = true
-	s.broker.clock.AfterFunc(fresh, func() {
+	s.later = due
+	s.broker.clock.AfterFunc(after, func() {
 		s.mu.Lock()
-		s.later = false
+		if s.later.Equal(due) {
+			s.later = time.Time{}
+		}
 		s.mu.Unlock()
 		s.kick()
 	})
