@@ -446,7 +446,7 @@ func (e *enclosure) reported(report *wsdl.Report) (acknowledged int64) {
 // answers, and hears its last words. The VM is gone when it returns nil.
 func (e *enclosure) end(order end) {
 	if order.asked {
-		ctx, cancel := context.WithTimeout(context.Background(), order.grace+politeness)
+		ctx, cancel := context.WithTimeout(context.Background(), order.patience()+politeness) // the guest's node takes the first for itself
 		if order.grace > 0 {
 			go func() {
 				select {
