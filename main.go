@@ -145,6 +145,7 @@ type nodeOptions struct {
 	roles, plainLinks                          []string
 	slots, cacheLimit                          int
 	accelerator, vmTemplates                   string
+	vmBoot                                     time.Duration
 	insecure                                   bool
 	logFormat, logLevel                        string
 
@@ -205,6 +206,7 @@ there can read and change them. Direct channels exist only there.`,
 	f.StringVar(&o.queueLimits, "queue-limits", "", "`FILE` that says what the queues of jobs may have here: types, codecs, number, memory")
 	f.StringVar(&o.accelerator, "accelerator", string(osvm.Auto), "what OS-level VMs run with: auto, kvm, tcg, or none for a node without VMs")
 	f.StringVar(&o.vmTemplates, "vm-templates", "", "`DIR` for booted VMs of which others are clones, which the nodes of a machine may share (default: in --data)")
+	f.DurationVar(&o.vmBoot, "vm-boot", 0, "`TIME` that the guest of a VM may take to answer as it boots (default 2m, or 8m from a disk of its own)")
 	f.IntVar(&o.cacheLimit, "cache-limit", 4096, "`MIB` of builds that are kept, and of what Go compiled, each; what was not used for longest goes")
 	f.DurationVar(&o.lease, "lease", 10*time.Second, "`TIME` without an answer to its heartbeats after which a node ends its jobs; then they may go elsewhere (back and front ends, alike)")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
@@ -235,6 +237,9 @@ func (o *nodeOptions) run(cmd *cobra.Command) error {
 	}
 	if o.lease < time.Second {
 		return client.Usage(fmt.Errorf("--lease %v: a node must be able to miss a heartbeat; write at least 1s", o.lease))
+	}
+	if o.vmBoot < 0 {
+		return client.Usage(fmt.Errorf("--vm-boot %v: a guest needs some time to boot; leave it out for the default", o.vmBoot))
 	}
 	if o.cacheLimit < 1 {
 		return client.Usage(fmt.Errorf("--cache-limit %d: write how many MiB are kept", o.cacheLimit))
@@ -652,7 +657,7 @@ func (s *server) openNode() (err error) {
 		c.Slots = -1
 	}
 	if a := s.options.accelerator; a != "none" {
-		c.Accelerator, c.VMTemplates = osvm.Accelerator(a), s.options.vmTemplates
+		c.Accelerator, c.VMTemplates, c.VMBoot = osvm.Accelerator(a), s.options.vmTemplates, s.options.vmBoot
 	}
 	s.node, err = node.New(c)
 	return err

@@ -74,7 +74,7 @@ func (n *Node) openHost() error {
 	}
 	n.qemu = q.Version
 	host, err := osvm.NewHost(n.living, osvm.HostConfig{
-		Dir: filepath.Join(n.folders.root, "vm"), Templates: n.config.VMTemplates, QEMU: q, Accelerator: n.config.Accelerator, Log: n.log.Logger,
+		Dir: filepath.Join(n.folders.root, "vm"), Templates: n.config.VMTemplates, QEMU: q, Accelerator: n.config.Accelerator, Boot: n.config.VMBoot, Log: n.log.Logger,
 	})
 	if err != nil {
 		n.hostless = err.Error()

@@ -96,6 +96,10 @@ type Config struct {
 	// CacheMax bounds the builds that are kept, and what Go compiled, each, in
 	// bytes: above it goes what was not used for longest. 0 is 4 GiB.
 	CacheMax int64
+	// VMBoot is how long the guest of a VM may take to answer as it boots; 0 is as
+	// package osvm has it.
+	VMBoot time.Duration
+
 	// QueueLimits is the file in which this node says what the queues of jobs may
 	// have (queueLimits of profile.xsd); "" is no limit.
 	QueueLimits string

@@ -25,6 +25,10 @@ type HostConfig struct {
 	Accelerator Accelerator    // as wanted: Auto, KVM or TCG
 	Log         *logrus.Logger // nil is none
 
+	// Boot is how long a guest may take from the start of its boot until its agent
+	// answers; 0 is bootDefault, or bootOfSystem where it starts from its disk.
+	Boot time.Duration
+
 	// Pass is told of each of MigrationPoints as it is passed; nil is nobody. It is
 	// for tests, which end something there.
 	Pass func(point string)

@@ -1,6 +1,8 @@
 package osvm
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -18,13 +20,16 @@ import (
 	"golang.org/x/sys/unix"
 
 	"mvm/osvm/guest"
+	"mvm/osvm/link"
 )
 
 // Bounds of what is kept warm: templates, and the bytes that they have on disk.
 const (
 	templatesMax      = 16
 	templatesMaxSize  = 4 << 30
-	templateBoot      = 2 * time.Minute        // to the agent's answer, on a busy machine
+	bootDefault       = 2 * time.Minute        // to the agent's answer, on a busy machine
+	bootOfSystem      = 8 * time.Minute        // to that of a distribution, which without KVM starts for a minute or two
+	settleLimit       = 3 * time.Minute        // for a distribution to have started all, once its agent answers
 	templateRest      = 100 * time.Millisecond // its agent looks for a host often for twice as long
 	templatesInMemory = 4
 	lockPoll          = 5 * time.Millisecond
@@ -151,7 +156,11 @@ func (t *templates) get(ctx context.Context, key string, spec Spec) (*Template, 
 
 // make boots a machine and freezes it once its agent answers.
 func (t *templates) make(ctx context.Context, template *Template, key string, spec Spec) error {
-	ctx, cancel := context.WithTimeout(ctx, templateBoot)
+	limit := cmp.Or(t.host.config.Boot, bootDefault)
+	if spec.Kernel == "" && t.host.config.Boot == 0 {
+		limit = bootOfSystem
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("its guest has not answered for %v since its boot began", limit))
 	defer cancel()
 	scratch := template.folder + ".new"
 	if err := errors.Join(os.RemoveAll(scratch), template.Remove()); err != nil {
@@ -167,7 +176,10 @@ func (t *templates) make(ctx context.Context, template *Template, key string, sp
 	// an identity, as they will, and is left until it is at rest again.
 	session, err := m.Start(ctx, guest.Identity{})
 	if err != nil {
-		return err
+		return m.withLastLine(err)
+	}
+	if spec.Kernel == "" {
+		m.settle(ctx, session)
 	}
 	_ = session.Close()
 	select {
@@ -179,6 +191,22 @@ func (t *templates) make(ctx context.Context, template *Template, key string, sp
 		return err
 	}
 	return os.Rename(scratch, template.folder)
+}
+
+// settle waits until a distribution has started all that it starts, so that no clone
+// goes on with that. Where it cannot be asked, or does not come to an end, it is frozen
+// as it is.
+func (m *Machine) settle(ctx context.Context, session *link.Session) {
+	question := guest.Command{Words: []string{"/bin/systemctl", "is-system-running", "--wait"}, Limit: settleLimit}
+	_ = call(ctx, session, "Run", question, &guest.Output{})
+}
+
+// withLastLine adds to an error what the guest has said last.
+func (m *Machine) withLastLine(err error) error {
+	if last := bytes.TrimSpace(m.Console().Last()); len(last) > 0 {
+		return fmt.Errorf("%w (the last line on its console is %.300q)", err, last[bytes.LastIndexByte(last, '\n')+1:])
+	}
+	return err
 }
 
 // templateID names the machine that becomes a template; others never have it.
