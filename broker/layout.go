@@ -132,6 +132,9 @@ func (y *layout) awaken(job string, number, i int) *wsdl.Awaken {
 	}
 	if vm := y.job.VM; vm != nil {
 		request.Vm = &wsdl.Enclosure{Image: vm.Blobs[0], Name: vm.Name, Memory: m.Memory, Network: y.network(i)}
+		if l := vm.Limits; l != (profile.VMLimits{}) {
+			request.Vm.Limits = &wsdl.VMLimits{CpuPercent: int32(l.CPUPercent), Disk: l.DiskMiB, DiskRate: l.DiskRate, NetworkRate: l.NetworkRate}
+		}
 		if m.Part > 0 {
 			request.Vm.Peer = m.peer()
 		}

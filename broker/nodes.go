@@ -29,6 +29,9 @@ func viewOf(n *wsdl.Node, held booking) place.Node {
 				v.Queues[kind] = words
 			}
 		}
+		if m := l.Vm; m != nil {
+			v.VMs = profile.VMLimits{CPUPercent: int64(m.Cpu), DiskMiB: m.Disk, DiskRate: m.DiskRate, NetworkRate: m.NetworkRate}
+		}
 		if l.Machines > 0 && held.attempts >= int(l.Machines) {
 			v.Shunned, v.FreeSlots = fmt.Sprintf("at the %d queue-level VMs that its own file allows", l.Machines), 0
 		}

@@ -111,7 +111,7 @@ func (a arrival) is(spec osvm.Spec) error {
 
 // AwaitVMContext says to another node whether it may send a VM here.
 func (v *machines) AwaitVMContext(ctx context.Context, r *wsdl.AwaitVM) (*wsdl.AwaitVMResponse, error) {
-	order, err := orderOf(r.Id, nil, r.Memory)
+	order, err := v.orderOf(r.Id, nil, r.Memory)
 	if err != nil {
 		return nil, err
 	}

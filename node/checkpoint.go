@@ -340,6 +340,9 @@ func (e *enclosure) restore() (err error) {
 	}
 	e.was, e.id, e.number, e.address, e.home, e.published, e.sequence = was, was.Guest, was.Number, was.Address, was.URL, was.Published, was.Sequence
 	order := osvm.Order{ID: r.vmID(), Owner: r.key.String(), Image: osvm.Image{Name: was.Name, Digest: was.Image}}
+	if order.Limits, err = n.boundedLimits(r.request.Vm.Limits); err != nil {
+		return err
+	}
 	c, err := osvm.ReadCheckpoint(r.ctx, blobs, was.Checkpoint)
 	if err != nil {
 		return err

@@ -135,7 +135,7 @@ func (v *machines) kept(digest string) error {
 
 // RestoreVMContext makes a VM that goes on from a checkpoint.
 func (v *machines) RestoreVMContext(ctx context.Context, r *wsdl.RestoreVM) (*wsdl.RestoreVMResponse, error) {
-	order, err := orderOf(r.Id, r.Limits, 0)
+	order, err := v.orderOf(r.Id, r.Limits, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -189,7 +189,7 @@ func (v *machines) CloneVMContext(ctx context.Context, r *wsdl.CloneVM) (*wsdl.C
 	if m.State() == osvm.Ended {
 		return nil, v.ended(m)
 	}
-	order, err := orderOf(r.Clone, r.Limits, 0)
+	order, err := v.orderOf(r.Clone, r.Limits, 0)
 	if err != nil {
 		return nil, err
 	}

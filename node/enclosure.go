@@ -110,6 +110,10 @@ func (r *runner) enclose() *wsdl.Fault {
 		ID: r.vmID(), MemoryMiB: int(want.Memory), Owner: r.key.String(), Template: true, Network: e.place != nil,
 		Image: imageOf(files, want.Name),
 	}
+	if order.Limits, err = n.boundedLimits(want.Limits); err != nil {
+		_ = n.images.Unpin(vmPins + order.ID)
+		return r.fault("make its VM", err)
+	}
 	if order.Image.Kernel == "" || order.Image.Initrd == "" {
 		_ = n.images.Unpin(vmPins + order.ID)
 		return wsdl.NewFault(wsdl.FaultCodeUnsupported, fmt.Sprintf("the image %s starts from its disk, which VMs of jobs do not", want.Name), "choose an image with a kernel and an initial file system")

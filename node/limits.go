@@ -7,13 +7,14 @@ import (
 	"strings"
 
 	"mvm/node/mvm"
+	"mvm/osvm"
 	"mvm/queuevm"
 	"mvm/queuevm/codec"
 	"mvm/wsdl"
 )
 
-// limits are what the node's own file lets the queues of jobs have: the paper's
-// node-level policy. None are no limits.
+// limits are what the node's own file lets the queues of jobs have, and OS-level VMs:
+// the paper's node-level policy. None are no limits.
 type limits struct {
 	file string
 	wsdl.QueueLimits
@@ -45,6 +46,11 @@ func readLimits(file string) (l limits, err error) {
 	}
 	if min(l.Machines, l.Queues, l.Channels) < 0 || l.Memory < 0 {
 		return l, fmt.Errorf("the limits of queues, %s: a limit is below 0; leave it out for none", file)
+	}
+	if l.Vm != nil {
+		if _, err := limitsOf(&wsdl.VMLimits{CpuPercent: l.Vm.Cpu, Disk: l.Vm.Disk, DiskRate: l.Vm.DiskRate, NetworkRate: l.Vm.NetworkRate}); err != nil {
+			return l, fmt.Errorf("the limits of queues, %s: what VMs may have: %w", file, err)
+		}
 	}
 	return l, nil
 }
@@ -83,6 +89,67 @@ func (l *limits) against(want *wsdl.QueueLimits) string {
 		}
 	}
 	return ""
+}
+
+// bounded are the limits of a VM for which want is asked: that, and of what nothing
+// is asked, the most that the file lets it have. Where it asks for more, against says
+// of what, and which rule is against it.
+func (l *limits) bounded(want *wsdl.VMLimits) (bounded wsdl.VMLimits, against string) {
+	if want != nil {
+		bounded = *want
+	}
+	most := l.Vm
+	if most == nil {
+		return bounded, ""
+	}
+	percent := int64(bounded.CpuPercent)
+	for _, number := range []struct {
+		name, what string
+		lets       int64
+		wants      *int64
+	}{
+		{"cpu", "% of a core", int64(most.Cpu), &percent}, {"disk", "MiB of disk", most.Disk, &bounded.Disk},
+		{"diskRate", "KiB a second from and to its disk", most.DiskRate, &bounded.DiskRate}, {"networkRate", "KiB a second over the network", most.NetworkRate, &bounded.NetworkRate},
+	} {
+		switch {
+		case number.lets == 0:
+		case *number.wants == 0:
+			*number.wants = number.lets
+		case *number.wants > number.lets:
+			return bounded, fmt.Sprintf("a VM with %d %s: the rule vm %s=%q of %s", *number.wants, number.what, number.name, fmt.Sprint(number.lets), l.file)
+		}
+	}
+	bounded.CpuPercent = int32(percent)
+	return bounded, ""
+}
+
+// awakening says which rule of the file keeps an attempt from this node; "" is none.
+func (l *limits) awakening(request *wsdl.Awaken) string {
+	against := l.against(request.QueueLimits)
+	if against == "" && request.Vm != nil {
+		_, against = l.bounded(request.Vm.Limits)
+	}
+	return against
+}
+
+// arriving refuses a VM of another node that has more than one may have here. What it
+// has it keeps: nobody has asked it whether it could do with less.
+func (l *limits) arriving(has osvm.Limits) error {
+	if l.Vm == nil {
+		return nil
+	}
+	told := wsdl.VMLimits{}
+	if t := toldLimits(has); t != nil {
+		told = *t
+	}
+	bounded, against := l.bounded(&told)
+	switch {
+	case against == "" && bounded == told:
+		return nil
+	case against == "":
+		against = "a VM without all of the limits that the rule vm names in " + l.file
+	}
+	return fmt.Errorf("this node does not let in %s", against)
 }
 
 // told are the limits as the grid is told them; where nothing can be confined,

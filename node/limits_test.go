@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"mvm/node/mvm"
+	"mvm/osvm"
 	"mvm/wsdl"
 )
 
@@ -24,11 +25,13 @@ func limitsFile(t *testing.T, text string) string {
 func TestQueueLimits(t *testing.T) {
 	for text, want := range map[string]string{
 		`<limits/>`: "must be",
-		`<queueLimits xmlns="urn:mvm:1" types="fifo stack"/>`:      `types has the word "stack"`,
-		`<queueLimits xmlns="urn:mvm:1" codecs="morse"/>`:          `codecs has the word "morse"`,
-		`<queueLimits xmlns="urn:mvm:1" machines="many"/>`:         "machines",
-		`<queueLimits xmlns="urn:mvm:1" memory="-1"/>`:             "below 0",
-		"<queueLimits xmlns=\"urn:mvm:1\"\n speed=\"unlimited\"/>": ":2: ",
+		`<queueLimits xmlns="urn:mvm:1" types="fifo stack"/>`:                 `types has the word "stack"`,
+		`<queueLimits xmlns="urn:mvm:1" codecs="morse"/>`:                     `codecs has the word "morse"`,
+		`<queueLimits xmlns="urn:mvm:1" machines="many"/>`:                    "machines",
+		`<queueLimits xmlns="urn:mvm:1" memory="-1"/>`:                        "below 0",
+		`<queueLimits xmlns="urn:mvm:1"><vm cpu="-1"/></queueLimits>`:         "what VMs may have",
+		`<queueLimits xmlns="urn:mvm:1"><vm networkRate="63"/></queueLimits>`: "at least 65536",
+		"<queueLimits xmlns=\"urn:mvm:1\"\n speed=\"unlimited\"/>":            ":2: ",
 	} {
 		if _, err := readLimits(limitsFile(t, text)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", text, err, want)
@@ -58,6 +61,37 @@ func TestQueueLimits(t *testing.T) {
 		if c.against == "" && got != "" || c.against != "" && got != c.against+" of "+file {
 			t.Errorf("%+v: %q, want %q", c.want, got, c.against)
 		}
+	}
+	bounds, err := readLimits(limitsFile(t, `<queueLimits xmlns="urn:mvm:1"><vm cpu="50" networkRate="100"/></queueLimits>`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		want, has wsdl.VMLimits
+		against   string
+	}{
+		{wsdl.VMLimits{}, wsdl.VMLimits{CpuPercent: 50, NetworkRate: 100}, ""},
+		{wsdl.VMLimits{CpuPercent: 20, DiskRate: 1 << 30, NetworkRate: 100}, wsdl.VMLimits{CpuPercent: 20, DiskRate: 1 << 30, NetworkRate: 100}, ""},
+		{wsdl.VMLimits{CpuPercent: 51}, wsdl.VMLimits{}, `a VM with 51 % of a core: the rule vm cpu="50"`},
+		{wsdl.VMLimits{NetworkRate: 101}, wsdl.VMLimits{}, `a VM with 101 KiB a second over the network: the rule vm networkRate="100"`},
+	} {
+		has, got := bounds.bounded(&c.want)
+		if c.against == "" && (got != "" || has != c.has) || c.against != "" && got != c.against+" of "+bounds.file || got != bounds.awakening(&wsdl.Awaken{Vm: &wsdl.Enclosure{Limits: &c.want}}) {
+			t.Errorf("%+v: %+v, %q; want %+v, %q", c.want, has, got, c.has, c.against)
+		}
+	}
+	for has, lets := range map[osvm.Limits]bool{
+		{}: false, {CPUs: 0.5}: false, {CPUs: 0.6, NetworkBytesPerSecond: 100 << 10}: false, {CPUs: 0.4, NetworkBytesPerSecond: 100 << 10, DiskMiB: 5}: true,
+	} {
+		if err := bounds.arriving(has); (err == nil) != lets {
+			t.Errorf("of another node %+v: %v", has, err)
+		}
+		if err := l.arriving(has); err != nil {
+			t.Errorf("without bounds for VMs, of another node %+v: %v", has, err)
+		}
+	}
+	if told := bounds.told(mvm.Confinement{}); told == nil || told.Vm == nil || told.Vm.Cpu != 50 {
+		t.Errorf("the grid is told %+v", told)
 	}
 	var none limits
 	if none.told(mvm.Confinement{}) != nil || none.told(mvm.Confinement{Level: -1}).Rules != "none" || l.told(mvm.Confinement{}).Types != "fifo work" {

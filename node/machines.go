@@ -220,9 +220,7 @@ func (v *machines) tell(ctx context.Context, m *osvm.Machine) *wsdl.VirtualMachi
 	if reason := m.Reason(); state == osvm.Ended && reason != nil {
 		vm.Reason = reason.Error()
 	}
-	if l := m.Limits; l != (osvm.Limits{}) {
-		vm.Limits = &wsdl.VMLimits{CpuPercent: int32(l.CPUs*100 + 0.5), Disk: int64(l.DiskMiB), DiskRate: l.DiskBytesPerSecond >> 10, NetworkRate: l.NetworkBytesPerSecond >> 10}
-	}
+	vm.Limits = toldLimits(m.Limits)
 	if state != osvm.Ended {
 		ctx, cancel := context.WithTimeout(ctx, statisticsLimit)
 		defer cancel()
@@ -261,7 +259,7 @@ func (v *machines) GetVMContext(ctx context.Context, r *wsdl.GetVM) (*wsdl.GetVM
 
 // CreateVMContext makes a VM, or finds it made.
 func (v *machines) CreateVMContext(ctx context.Context, r *wsdl.CreateVM) (*wsdl.CreateVMResponse, error) {
-	order, err := orderOf(r.Id, r.Limits, r.Memory)
+	order, err := v.orderOf(r.Id, r.Limits, r.Memory)
 	if err != nil {
 		return nil, err
 	}
@@ -279,26 +277,60 @@ func (v *machines) CreateVMContext(ctx context.Context, r *wsdl.CreateVM) (*wsdl
 }
 
 // orderOf is what a request asks of a machine, all but what it begins from.
-func orderOf(id string, l *wsdl.VMLimits, memory int64) (osvm.Order, error) {
-	const most = 1 << 40 // of any limit: it then fits wherever it is multiplied
-	order := osvm.Order{ID: id, MemoryMiB: int(memory)}
+func (v *machines) orderOf(id string, l *wsdl.VMLimits, memory int64) (order osvm.Order, err error) {
+	order.ID, order.MemoryMiB = id, int(memory)
 	if order.ID == "" {
 		order.ID = "vm-" + random(4)
 	}
 	if !osvm.ValidID(order.ID) {
 		return order, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("%.80q cannot be the id of a VM", order.ID), "write a letter or digit, then up to 62 letters, digits, '_', '.' or '-'")
 	}
-	numbers := []int64{memory}
-	if l != nil {
-		numbers = append(numbers, int64(l.CpuPercent), l.Disk, l.DiskRate, l.NetworkRate)
-		order.Limits = osvm.Limits{CPUs: float64(l.CpuPercent) / 100, DiskMiB: int(l.Disk), DiskBytesPerSecond: l.DiskRate << 10, NetworkBytesPerSecond: l.NetworkRate << 10}
+	if memory < 0 || memory > vmMost {
+		return order, notSoMuch(memory)
 	}
-	for _, number := range numbers {
-		if number < 0 || number > most {
-			return order, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("a VM cannot have a memory or limit of %d", number), "leave out what is not to be limited")
+	order.Limits, err = v.node.boundedLimits(l)
+	return order, err
+}
+
+// boundedLimits are a machine's limits as they are asked for, within what this node
+// lets one have.
+func (n *Node) boundedLimits(want *wsdl.VMLimits) (osvm.Limits, error) {
+	bounded, against := n.queueLimits.bounded(want)
+	if against != "" {
+		return osvm.Limits{}, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("node %s does not make %s", n.id, against), "ask for less, or for another node")
+	}
+	return limitsOf(&bounded)
+}
+
+const vmMost = 1 << 40 // of any limit: it then fits wherever it is multiplied
+
+func notSoMuch(number int64) error {
+	return wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("a VM cannot have a memory or limit of %d", number), "leave out what is not to be limited")
+}
+
+// limitsOf are a machine's limits as they are asked for.
+func limitsOf(l *wsdl.VMLimits) (limits osvm.Limits, err error) {
+	if l == nil {
+		return limits, nil
+	}
+	for _, number := range []int64{int64(l.CpuPercent), l.Disk, l.DiskRate, l.NetworkRate} {
+		if number < 0 || number > vmMost {
+			return limits, notSoMuch(number)
 		}
 	}
-	return order, nil
+	limits = osvm.Limits{CPUs: float64(l.CpuPercent) / 100, DiskMiB: int(l.Disk), DiskBytesPerSecond: l.DiskRate << 10, NetworkBytesPerSecond: l.NetworkRate << 10}
+	if err := limits.Check(); err != nil {
+		return limits, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, err.Error(), "leave out what is not to be limited")
+	}
+	return limits, nil
+}
+
+// toldLimits are a machine's limits as the contract has them, nil where it has none.
+func toldLimits(l osvm.Limits) *wsdl.VMLimits {
+	if l == (osvm.Limits{}) {
+		return nil
+	}
+	return &wsdl.VMLimits{CpuPercent: int32(l.CPUs*100 + 0.5), Disk: int64(l.DiskMiB), DiskRate: l.DiskBytesPerSecond >> 10, NetworkRate: l.NetworkBytesPerSecond >> 10}
 }
 
 // make has a VM made and started, unless it is there or being made, which it must

@@ -257,6 +257,9 @@ func (n *Node) receive(conn net.Conn, expected arrival) (*osvm.Machine, error) {
 			return image, err
 		}
 		if expected.back == nil { // else it is booked
+			if err := n.queueLimits.arriving(a.Spec.Limits); err != nil {
+				return image, err
+			}
 			if err := v.room(a.Spec.MemoryMiB, expected.slots); err != nil {
 				return image, err
 			}

@@ -73,7 +73,7 @@ func (q *queue) AwakenContext(ctx context.Context, request *wsdl.Awaken) (*wsdl.
 	n, f := q.node, fenceOf(request.Attempt)
 	need := room{Slots: int(request.Slots), Memory: request.Memory, Cores: int(request.Cores)}
 	_, err := n.ask(ctx, request, func(call uint64) any {
-		return awakenCall{call: call, at: n.clock.Now(), fence: f, need: need, against: n.queueLimits.against(request.QueueLimits)}
+		return awakenCall{call: call, at: n.clock.Now(), fence: f, need: need, against: n.queueLimits.awakening(request)}
 	}, nil)
 	if err != nil {
 		return nil, err

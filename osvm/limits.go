@@ -16,6 +16,11 @@ import (
 
 // Limits are a machine's share of its host. Zero is no limit, but for the memory,
 // which always has one: the guest's and what QEMU needs beside it.
+//
+// The disk's rate is held by QEMU (disk.go), and by no control group beside it: those
+// of version 1 count what is read and written past the page cache alone, and io.max of
+// version 2 what the device below does, which is nothing for an image that another
+// guest has read. QEMU counts what the guest asks for, the same everywhere.
 type Limits struct {
 	CPUs                  float64 // processor time, for all that QEMU does: 0.5 is half a core; also its weight where the host is busy
 	DiskMiB               int     // of its writable disk
@@ -30,7 +35,7 @@ const (
 	leastNetwork = 64 << 10
 )
 
-func (l Limits) check() error {
+func (l Limits) Check() error {
 	switch {
 	case l.CPUs != 0 && !(l.CPUs >= leastCPUs): // also what is no number
 		return fmt.Errorf("a limit of %v processors: it is 0 for none, or at least %v", l.CPUs, leastCPUs)

@@ -96,7 +96,7 @@ func TestNiceness(t *testing.T) {
 
 func TestLimitsThatCannotBe(t *testing.T) {
 	for _, l := range []Limits{{CPUs: -1}, {CPUs: math.NaN()}, {CPUs: 0.001}, {NetworkBytesPerSecond: 1}, {NetworkBytesPerSecond: -1}, {DiskMiB: -1}, {DiskBytesPerSecond: -1}} {
-		if l.check() == nil {
+		if l.Check() == nil {
 			t.Errorf("%+v is allowed", l)
 		}
 	}

@@ -63,7 +63,7 @@ func (s *Spec) check() error {
 	case s.Accelerator != KVM && s.Accelerator != TCG:
 		return fmt.Errorf("VM %s: %w: accelerator %q is not %s or %s: Choose says which", s.ID, ErrOrder, s.Accelerator, KVM, TCG)
 	}
-	if err := s.Limits.check(); err != nil {
+	if err := s.Limits.Check(); err != nil {
 		return fmt.Errorf("VM %s: %w: %w", s.ID, ErrOrder, err)
 	}
 	return nil

@@ -2605,6 +2605,8 @@ func (v *Enclosure) visit(c *codec, field int) bool {
 		return optional(c, &v.Network, record)
 	case 4:
 		return one(c, &v.Peer, text)
+	case 5:
+		return optional(c, &v.Limits, record)
 	}
 	return false
 }
@@ -2769,24 +2771,26 @@ func (v *Job) root() (string, *xml.Name) {
 func (v *JobPolicy) visit(c *codec, field int) bool {
 	switch field {
 	case 0:
-		return optional(c, &v.WallTime, text)
+		return optional(c, &v.Vm, record)
 	case 1:
-		return optional(c, &v.Retries, text)
+		return optional(c, &v.WallTime, text)
 	case 2:
-		return optional(c, &v.Priority, text)
+		return optional(c, &v.Retries, text)
 	case 3:
-		return one(c, &v.Queue, text)
+		return optional(c, &v.Priority, text)
 	case 4:
-		return optional(c, &v.Isolation, text)
+		return one(c, &v.Queue, text)
 	case 5:
-		return one(c, &v.Image, text)
+		return optional(c, &v.Isolation, text)
 	case 6:
-		return optional(c, &v.PerVM, text)
+		return one(c, &v.Image, text)
 	case 7:
-		return optional(c, &v.Checkpoint, text)
+		return optional(c, &v.PerVM, text)
 	case 8:
-		return optional(c, &v.Network, text)
+		return optional(c, &v.Checkpoint, text)
 	case 9:
+		return optional(c, &v.Network, text)
+	case 10:
 		return optional(c, &v.Nodes, text)
 	}
 	return false
@@ -3151,20 +3155,22 @@ func (v *QueueItem) visit(c *codec, field int) bool {
 func (v *QueueLimits) visit(c *codec, field int) bool {
 	switch field {
 	case 0:
-		return one(c, &v.Types, text)
+		return optional(c, &v.Vm, record)
 	case 1:
-		return one(c, &v.Codecs, text)
+		return one(c, &v.Types, text)
 	case 2:
-		return one(c, &v.Registered, text)
+		return one(c, &v.Codecs, text)
 	case 3:
-		return one(c, &v.Rules, text)
+		return one(c, &v.Registered, text)
 	case 4:
-		return one(c, &v.Machines, number)
+		return one(c, &v.Rules, text)
 	case 5:
-		return one(c, &v.Queues, number)
+		return one(c, &v.Machines, number)
 	case 6:
-		return one(c, &v.Channels, number)
+		return one(c, &v.Queues, number)
 	case 7:
+		return one(c, &v.Channels, number)
+	case 8:
 		return one(c, &v.Memory, number)
 	}
 	return false
@@ -3501,6 +3507,20 @@ func (v *Topology) visit(c *codec, field int) bool {
 	return false
 }
 
+func (v *VMBounds) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return one(c, &v.Cpu, number)
+	case 1:
+		return one(c, &v.Disk, number)
+	case 2:
+		return one(c, &v.DiskRate, number)
+	case 3:
+		return one(c, &v.NetworkRate, number)
+	}
+	return false
+}
+
 func (v *VMCheckpoint) visit(c *codec, field int) bool {
 	switch field {
 	case 0:
@@ -3541,6 +3561,20 @@ func (v *VMNetwork) visit(c *codec, field int) bool {
 		return optional(c, &v.Index, number)
 	case 1:
 		return texts(c, &v.Vm, text)
+	}
+	return false
+}
+
+func (v *VMResources) visit(c *codec, field int) bool {
+	switch field {
+	case 0:
+		return optional(c, &v.Cpu, text)
+	case 1:
+		return optional(c, &v.Disk, text)
+	case 2:
+		return optional(c, &v.DiskRate, text)
+	case 3:
+		return optional(c, &v.NetworkRate, text)
 	}
 	return false
 }

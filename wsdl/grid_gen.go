@@ -2152,8 +2152,30 @@ type Encoder struct {
 	Type string `xml:"type,attr,omitempty" json:"type,omitempty"`
 }
 
+type VMBounds struct {
+
+	// Percent of one core.
+
+	Cpu int32 `xml:"cpu,attr,omitempty" json:"cpu,omitempty"`
+
+	// MiB of its disk. No VM is made here from an image whose disk is larger.
+
+	Disk int64 `xml:"disk,attr,omitempty" json:"disk,omitempty"`
+
+	// KiB a second.
+
+	DiskRate int64 `xml:"diskRate,attr,omitempty" json:"diskRate,omitempty"`
+
+	// KiB a second; at least 64.
+
+	NetworkRate int64 `xml:"networkRate,attr,omitempty" json:"networkRate,omitempty"`
+}
+
 type QueueLimits struct {
 	XMLName xml.Name `xml:"urn:mvm:1 queueLimits"`
+
+	// Only in a node's own file.
+	Vm *VMBounds `xml:"vm,omitempty" json:"vm,omitempty"`
 
 	// Types of queue: fifo, priority, lifo, latest, work, broadcast.
 
@@ -2188,7 +2210,29 @@ type QueueLimits struct {
 	Memory int64 `xml:"memory,attr,omitempty" json:"memory,omitempty"`
 }
 
+type VMResources struct {
+
+	// Percent of one core, for the VM and all that its machine does for it: 50 is half of one. It is the VM's weight, too, where the machine is busy.
+
+	Cpu *Number `xml:"cpu,attr,omitempty" json:"cpu,omitempty"`
+
+	// MiB: the size of its disk, at least its image's, where the image has one.
+
+	Disk *Number `xml:"disk,attr,omitempty" json:"disk,omitempty"`
+
+	// KiB a second, from and to its disks together.
+
+	DiskRate *Number `xml:"diskRate,attr,omitempty" json:"diskRate,omitempty"`
+
+	// KiB a second, of all that passes between it and its machine: edges, files, and its network. 0, or at least 64.
+
+	NetworkRate *Number `xml:"networkRate,attr,omitempty" json:"networkRate,omitempty"`
+}
+
 type JobPolicy struct {
+
+	// Only with isolation="vm".
+	Vm *VMResources `xml:"vm,omitempty" json:"vm,omitempty"`
 
 	// Seconds that one attempt may run, with those that led to the checkpoint that it goes on from. Default 3600; 0 is no limit.
 
@@ -2319,7 +2363,7 @@ type Node struct {
 	// A wall around registered codecs and rules that this machine does not have. Absent: all stand.
 	Unconfined []string `xml:"unconfined" json:"unconfined,omitempty"`
 
-	// What its own file lets queues have.
+	// What its own file lets queues and VMs have.
 	QueueLimits *QueueLimits `xml:"queueLimits,omitempty" json:"queueLimits,omitempty"`
 
 	// up, or lost: its lease ran out.
@@ -2588,6 +2632,9 @@ type Enclosure struct {
 
 	// What its proxy calls itself to its peers; absent: the node's id. Of several VMs that a job has on one node each is an attempt of its own there, whose job is JOB.PART.
 	Peer string `xml:"peer,omitempty" json:"peer,omitempty"`
+
+	// Absent: as much as the node lets a VM have.
+	Limits *VMLimits `xml:"limits,omitempty" json:"limits,omitempty"`
 }
 
 type VMNetwork struct {

@@ -34,7 +34,8 @@ type Node struct {
 	FreeMemoryMiB int64 // not claimed
 	Compilers     []string
 	QEMU          bool
-	Accelerator   string // of its OS-level VMs; "" = it has none
+	Accelerator   string           // of its OS-level VMs; "" = it has none
+	VMs           profile.VMLimits // the most that it lets one of them have; 0 = no limit
 	Cleaning      string
 	Queues        map[string][]string // by profile.Need.Kind: the names that its own file allows; a kind that is not there is free
 	Shunned       string              // why it takes nothing for now: "left alone for 2s after a refusal"; "" = it takes

@@ -453,6 +453,16 @@ func TestVMs(t *testing.T) {
 	if !ok || plan.Used != 1 || plan.Node[0] != 2 {
 		t.Errorf("found %+v", plan)
 	}
+	nodes[2].VMs = profile.VMLimits{CPUPercent: 50, DiskRate: 100}
+	job.VM.Limits = profile.VMLimits{CPUPercent: 50, DiskMiB: 5000, DiskRate: 100, NetworkRate: 5000}
+	if plan, ok := Place(job, nodes, ""); !ok {
+		t.Errorf("what a node allows: %+v", plan)
+	}
+	job.VM.Limits.DiskRate++
+	if plan, ok := Place(job, nodes[2:], ""); ok || !plan.Never || !strings.Contains(plan.Reason, "lets a VM have 100 KiB a second from and to its disk at most, fewer than 101") {
+		t.Errorf("found %+v", plan)
+	}
+	job.VM.Limits = profile.VMLimits{}
 	job.VM.Languages = []string{"shell"}
 	if plan, ok := Place(job, nodes, ""); ok || !strings.Contains(plan.Reason, "lack a C compiler") {
 		t.Errorf("found %+v", plan)

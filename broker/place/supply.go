@@ -230,6 +230,9 @@ func bar(c *class, n *Node, vm *profile.VM) phrase {
 		if n.Accelerator == "" {
 			return phrase{"have", "no OS-level VMs"}
 		}
+		if p := exceeds(vm.Limits, n.VMs); p != (phrase{}) {
+			return p
+		}
 		compilers = vm.Languages
 	}
 	if c.language != "" && !slices.Contains(compilers, c.language) {
@@ -248,6 +251,22 @@ func bar(c *class, n *Node, vm *profile.VM) phrase {
 	for _, r := range c.require {
 		if p := miss(r, n); p != (phrase{}) {
 			return p
+		}
+	}
+	return phrase{}
+}
+
+// exceeds is how a VM would have more than a node lets one have.
+func exceeds(want, most profile.VMLimits) phrase {
+	for _, l := range []struct {
+		want, most int64
+		what       string
+	}{
+		{want.CPUPercent, most.CPUPercent, "%% of a core"}, {want.DiskMiB, most.DiskMiB, "MiB of disk"},
+		{want.DiskRate, most.DiskRate, "KiB a second from and to its disk"}, {want.NetworkRate, most.NetworkRate, "KiB a second over the network"},
+	} {
+		if l.most > 0 && l.want > l.most {
+			return phrase{"let", fmt.Sprintf("a VM have %d "+l.what+" at most, fewer than %d", l.most, l.want)}
 		}
 	}
 	return phrase{}

@@ -442,6 +442,9 @@ func (c *compiler) compilePolicy(at place, policy *wsdl.JobPolicy) {
 		if perVM > 0 {
 			c.add(at.attribute("perVM"), fmt.Sprint(perVM), `isolation="vm" with it`, "the policy says how many processes one VM has, but its isolation is process: there are no VMs")
 		}
+		if policy.Vm != nil {
+			c.add(at.child("vm"), "vm", `isolation="vm" with it`, "the policy says what its VMs may take, but its isolation is process: there are no VMs")
+		}
 	case wsdl.IsolationVm:
 		c.compileVM(at, policy, perVM)
 		return
@@ -463,7 +466,7 @@ func (c *compiler) compileVM(at place, policy *wsdl.JobPolicy, most int) {
 	case policy.Image == "":
 		c.add(at.attribute("image"), "", "a registered image", "the policy's isolation is vm, and no image is named that the VMs are begun from: write image=\"NAME\"; `mvm image ls` lists those that are registered")
 	case image.set:
-		c.out.VM = &VM{Image: image.text, Most: most}
+		c.out.VM = &VM{Image: image.text, Most: most, Limits: c.compileVMLimits(at.child("vm"), policy.Vm)}
 	}
 	switch joined := wsdl.Or(policy.Network, wsdl.NetworkNone) == wsdl.NetworkJob; {
 	case joined && len(c.out.Processes) > MaxNetwork:
@@ -477,6 +480,30 @@ func (c *compiler) compileVM(at place, policy *wsdl.JobPolicy, most int) {
 			return
 		}
 	}
+}
+
+// Bounds of what a VM can be limited to. Below the least it would look dead.
+const (
+	mostVMPercent = 100_000
+	mostVMLimit   = 1 << 40
+	leastVMRate   = 64 // KiB a second over the network
+)
+
+func (c *compiler) compileVMLimits(at place, vm *wsdl.VMResources) VMLimits {
+	if vm == nil {
+		return VMLimits{}
+	}
+	number := func(name string, value *wsdl.Number, high int64) int64 {
+		return c.whole(numberField(&c.problems, at, c.scope, name, value), "the "+name+" of a VM", 0, high, 0)
+	}
+	limits := VMLimits{
+		CPUPercent: number("cpu", vm.Cpu, mostVMPercent), DiskMiB: number("disk", vm.Disk, mostVMLimit),
+		DiskRate: number("diskRate", vm.DiskRate, mostVMLimit), NetworkRate: number("networkRate", vm.NetworkRate, mostVMLimit),
+	}
+	if rate := limits.NetworkRate; rate > 0 && rate < leastVMRate {
+		c.add(at.attribute("networkRate"), fmt.Sprint(rate), fmt.Sprintf("0, or at least %d", leastVMRate), "a VM with %d KiB a second over the network would look dead: at least %d, or 0 for no limit", rate, leastVMRate)
+	}
+	return limits
 }
 
 // compileCheckpoint refuses checkpoints that could not be gone on from: all that a

@@ -161,7 +161,15 @@ func TestIsolationInVMs(t *testing.T) {
 			t.Errorf("with %q: found %+v, %v", network, job, err)
 		}
 	}
+	limited := `<policy isolation="vm" image="minimal"><vm cpu="150" disk="2048" diskRate="4096" networkRate="64"/></policy>`
+	if job, err := parse(t, pair+limited); err != nil || job.VM.Limits != (VMLimits{CPUPercent: 150, DiskMiB: 2048, DiskRate: 4096, NetworkRate: 64}) {
+		t.Errorf("found %+v, %v", job, err)
+	}
 	for _, c := range []struct{ body, want string }{
+		{pair + `<policy><vm cpu="50"/></policy>`, "what its VMs may take, but its isolation is process"},
+		{pair + strings.Replace(limited, `"64"`, `"63"`, 1), "a VM with 63 KiB a second over the network would look dead"},
+		{pair + strings.Replace(limited, `"150"`, `"100001"`, 1), "the cpu of a VM is"},
+		{pair + strings.Replace(limited, `disk="2048"`, `disc="2048"`, 1), "disc"},
 		{pair + `<policy isolation="vm"/>`, "no image is named"},
 		{pair + `<policy image="minimal"/>`, "its isolation is process"},
 		{pair + `<policy isolation="vm" image="minimal" network="job" checkpoint="5"/>`, "whose VMs have a network are not made yet"},

@@ -73,6 +73,15 @@ type VM struct {
 	Languages []string // that it can build and run
 	Blobs     []string // of the image, its manifest the first
 	Network   bool     // an Ethernet of the job's own joins them
+	Limits    VMLimits // of each
+}
+
+// VMLimits is what one VM may take of its machine; 0 is as much as that lets it.
+type VMLimits struct {
+	CPUPercent  int64 // of one core
+	DiskMiB     int64
+	DiskRate    int64 // KiB a second
+	NetworkRate int64 // KiB a second
 }
 
 // Source is one program to build.

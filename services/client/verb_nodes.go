@@ -133,6 +133,19 @@ func limitsOf(l *wsdl.QueueLimits) (limits []string) {
 	if l.Memory > 0 {
 		limits = append(limits, fmt.Sprintf("at most %s of one job's queues", bytesText(l.Memory<<20)))
 	}
+	if m := l.Vm; m != nil {
+		for _, limit := range []struct {
+			most int64
+			text string
+		}{
+			{int64(m.Cpu), fmt.Sprintf("%d %% of a core", m.Cpu)}, {m.Disk, bytesText(m.Disk<<20) + " of disk"},
+			{m.DiskRate, bytesText(m.DiskRate<<10) + " a second from and to its disk"}, {m.NetworkRate, bytesText(m.NetworkRate<<10) + " a second over the network"},
+		} {
+			if limit.most > 0 {
+				limits = append(limits, "a VM has at most "+limit.text)
+			}
+		}
+	}
 	return limits
 }
 
