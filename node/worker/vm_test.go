@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -26,10 +27,14 @@ type lab struct {
 	workers []*launch.Node
 }
 
-func newLab(t *testing.T, workers int) *lab {
+func newLab(t *testing.T, workers int) *lab { return newLabOn(t, workers, func(string) {}) }
+
+// newLabOn is newLab with something done to its folder first.
+func newLabOn(t *testing.T, workers int, first func(dir string)) *lab {
 	vmtest.QEMU(t)
 	made := vmtest.Image(t)
 	l := &lab{t: t, outer: t, dir: t.TempDir()}
+	first(l.dir)
 	l.front = l.start("front", "--roles", "backend,frontend", "--accelerator", "none")
 	for i := range workers {
 		l.workers = append(l.workers, l.worker(fmt.Sprintf("worker%d", i+1), "127.0.0.1:0"))
@@ -138,7 +143,7 @@ func (l *lab) clean() {
 // TestJobsInVMs has profiles with isolation="vm" get their VMs with no other word.
 func TestJobsInVMs(t *testing.T) {
 	l := newLab(t, 2)
-	for name, test := range map[string]func(t *testing.T){"two": l.two, "network": l.network, "on a disk": l.onDisk, "hostile": l.hostile, "refused": l.refused, "ended": l.ended, "inside and outside": l.mixed, "host killed": l.hostKilled} {
+	for name, test := range map[string]func(t *testing.T){"two": l.two, "network": l.network, "on a disk": l.onDisk, "hostile": l.hostile, "refused": l.refused, "ended": l.ended, "inside and outside": l.mixed, "host killed": l.hostKilled, "hang": l.hang, "limited": l.limited, "terminal": l.terminal} {
 		t.Run(name, func(t *testing.T) {
 			defer func(outer *testing.T) { l.t = outer }(l.t)
 			l.t = t
@@ -319,4 +324,24 @@ func (l *lab) mixed(t *testing.T) {
 	if said := l.must("logs", job, "--process", "give[0]"); said != "gave all in free\n" {
 		t.Errorf("mvm logs says %q", said)
 	}
+}
+
+// limited: a job's VM has the limits that its policy names.
+func (l *lab) limited(t *testing.T) {
+	files := sleeper("shell", `wallTime="300" isolation="vm" image="minimal"`)
+	files["job.xml"] = strings.Replace(files["job.xml"], "/>\n</job>", `><vm cpu="60" disk="100" diskRate="2048" networkRate="1024"/></policy></job>`, 1)
+	job, _, _ := strings.Cut(l.must("submit", l.write(files)), "\n")
+	l.eventually("running", job, func(text string) bool { return strings.Contains(text, "runs") }, "logs", job)
+	found, _ := filepath.Glob(filepath.Join(l.dir, "worker*", "node", "vm", "machines", "job-"+job+"*"))
+	if len(found) != 1 {
+		t.Fatalf("VMs of job %s: %v", job, found)
+	}
+	text := l.must("vm", "inspect", filepath.Base(found[0]))
+	for _, want := range []string{`cpu limit +60 % of a core`, `disk limit +100\.0 MiB`, `disk rate +2\.0 MiB a second`, `network rate +1\.0 MiB a second`} {
+		if !regexp.MustCompile(want).MatchString(text) {
+			t.Errorf("mvm vm inspect does not say %q:\n%s", want, text)
+		}
+	}
+	l.must("cancel", job)
+	l.eventually("cancelled", job, func(text string) bool { return strings.Contains(text, "cancelled") }, "job", job)
 }
