@@ -112,6 +112,8 @@ func (c *Client) CreateVM(ctx context.Context, node string, r *wsdl.CreateVM) (*
 		}
 	}
 	return firstOf(c, nodes, func(service *wsdl.VMClient) (*wsdl.VirtualMachine, error) {
+		ctx, cancel := context.WithTimeout(ctx, makingLimit)
+		defer cancel()
 		answer, err := service.CreateVMContext(ctx, r)
 		if err != nil {
 			return nil, err
@@ -119,6 +121,10 @@ func (c *Client) CreateVM(ctx context.Context, node string, r *wsdl.CreateVM) (*
 		return answer.Vm, nil
 	})
 }
+
+// makingLimit is for a node to make a VM, which it gives up itself a little earlier:
+// the image is fetched, and a distribution without KVM starts for minutes.
+const makingLimit = 11 * time.Minute
 
 func noHosts() error {
 	return wsdl.NewFault(wsdl.FaultCodeUnavailable, "no node of the grid can have VMs", "install QEMU on one of them (Debian: qemu-system-x86) and start its node again")
