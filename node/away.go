@@ -116,16 +116,22 @@ func (a *away) how() (osvm.State, error) {
 
 // session begins a session with the guest over the other node.
 func (a *away) session(ctx context.Context) (*link.Session, error) {
+	session, err := a.connect(ctx)
+	var refused *soap.RefusedUpgrade
+	if errors.As(err, &refused) && (refused.Response.StatusCode == http.StatusNotFound || refused.Response.StatusCode == http.StatusGone) {
+		a.end(errors.New(refused.Said))
+	}
+	return session, err
+}
+
+// connect is session that draws no conclusion.
+func (a *away) connect(ctx context.Context) (*link.Session, error) {
 	request, err := http.NewRequest(http.MethodGet, a.base+"/services/vm/"+a.id+"/port", nil)
 	if err != nil {
 		return nil, err
 	}
 	request.Header.Set("Authorization", bearer+a.token)
 	port, err := soap.Upgrade(ctx, request, portUpgrade)
-	var refused *soap.RefusedUpgrade
-	if errors.As(err, &refused) && (refused.Response.StatusCode == http.StatusNotFound || refused.Response.StatusCode == http.StatusGone) {
-		a.end(errors.New(refused.Said))
-	}
 	if err != nil {
 		return nil, err
 	}
@@ -216,7 +222,18 @@ func (e *enclosure) here() *osvm.Machine { return cmp.Or(e.whereabouts().back, e
 // session begins a session with the guest, wherever it is.
 func (e *enclosure) session(ctx context.Context) (*link.Session, error) {
 	if a := e.whereabouts().away; a != nil {
-		return a.session(ctx)
+		session, err := a.session(ctx)
+		if next := a.onward(); err != nil && next != nil { // its word is not needed where the other has the machine: it is in one place
+			if there, no := next.connect(ctx); no == nil {
+				e.turn(func(m *moving) {
+					if m.away == a {
+						m.away = next
+					}
+				})
+				return there, nil
+			}
+		}
+		return session, err
 	}
 	session, _, err := e.here().Session(ctx)
 	return session, err

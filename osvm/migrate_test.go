@@ -3,8 +3,10 @@ package osvm_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -112,6 +114,11 @@ func TestMigrate(t *testing.T) {
 	if err := m.Suspend(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	capture, err := m.Capture(t.Context()) // for which QEMU has given the disk out of its hands
+	if err != nil {
+		t.Fatal(err)
+	}
+	capture.Close()
 	m, moved, err := migrate(t, hosts[0], hosts[1], m.ID, osvm.Migration{})
 	if err != nil {
 		t.Fatal(err)
@@ -124,16 +131,45 @@ func TestMigrate(t *testing.T) {
 	}
 }
 
-// BenchmarkMigration moves a machine whose guest is moderately busy, running and
-// then standing still all the time. Its ratio is the first one's downtime to the
-// second one's.
-func BenchmarkMigration(b *testing.B) {
+// BenchmarkMigration moves a machine whose guest is moderately busy, in its memory and
+// on its disk, running and then standing still all the time. Its ratio is the first
+// one's downtime to the second one's.
+func BenchmarkMigration(b *testing.B) { benchmarkMigration(b, 0) }
+
+// BenchmarkMigrationOfDisk is that of a machine that has written 256 MiB to its disk.
+func BenchmarkMigrationOfDisk(b *testing.B) { benchmarkMigration(b, 256) }
+
+func benchmarkMigration(b *testing.B, written int) {
+	image := vmtest.DiskPatterns(b)
+	if written > 0 {
+		folder := b.TempDir()
+		for _, parent := range []string{folder, filepath.Dir(folder)} { // QEMU is not us
+			if err := os.Chmod(parent, 0o755); err != nil {
+				b.Fatal(err)
+			}
+		}
+		content, err := os.ReadFile(image.Disks[0].Path)
+		if err != nil {
+			b.Fatal(err)
+		}
+		large := filepath.Join(folder, "disk")
+		if err := errors.Join(os.WriteFile(large, content, 0o644), os.Truncate(large, int64(len(content)+written<<20))); err != nil {
+			b.Fatal(err)
+		}
+		image.Disks = []osvm.Disk{{Path: large, Format: osvm.Raw}}
+	}
 	hosts := []*osvm.Host{vmtest.Host(b), vmtest.Host(b)}
-	m := vmtest.MachineOf(b, hosts[0], osvm.Order{ID: "traveller", Image: vmtest.DiskPatterns(b), MemoryMiB: 160, Template: true})
+	m := vmtest.MachineOf(b, hosts[0], osvm.Order{ID: "traveller", Image: image, MemoryMiB: 160, Template: written == 0})
 	if err := m.Resume(b.Context()); err != nil {
 		b.Fatal(err)
 	}
 	vmtest.Rest(b, m)
+	const piece = 32 // MiB that QEMU writes at once
+	for at := 0; at < written; at += piece {
+		if said, err := m.QEMUIO(b.Context(), fmt.Sprintf("write -P %d %dM %dM", 1+at/piece, 16+at, piece)); err != nil || said != "" {
+			b.Fatal(said, err)
+		}
+	}
 	var down [2][]time.Duration
 	at := 0
 	for b.Loop() {
@@ -142,6 +178,7 @@ func BenchmarkMigration(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
+			b.Logf("%+v", moved)
 			down[way] = append(down[way], moved.Downtime)
 			at = 1 - at
 		}

@@ -126,6 +126,45 @@ func TestOffersThatAreRefused(t *testing.T) {
 	}
 }
 
+// TestDisksThatDoNotArrive: what came of a disk is what was said of it, or it is given
+// to no QEMU, which would follow it to files of this host's.
+func TestDisksThatDoNotArrive(t *testing.T) {
+	var whole bytes.Buffer
+	if err := writeOverlay(&sparse{&whole}, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	big := binary.BigEndian
+	for name, c := range map[string]struct {
+		spoil func(b []byte) []byte
+		want  string
+	}{
+		"as it was said":    {func(b []byte) []byte { return b }, ""},
+		"with a file below": {func(b []byte) []byte { big.PutUint64(b[8:], 104); big.PutUint32(b[16:], 11); return b }, "no overlay of 1048576 bytes"},
+		"of another size":   {func(b []byte) []byte { big.PutUint64(b[24:], 2<<20); return b }, "no overlay of 1048576 bytes"},
+		"with other files":  {func(b []byte) []byte { big.PutUint64(b[72:], 4); return b }, "its data are in another file"},
+		"not qcow2":         {func(b []byte) []byte { return make([]byte, len(b)&^511) }, "no overlay of 1048576 bytes"},
+		"cut off":           {func(b []byte) []byte { return b[:cluster] }, "and is cut off"},
+		"nothing":           {func([]byte) []byte { return nil }, "of its 0 bytes"},
+	} {
+		file, err := anonymous()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		i := &immigration{disks: map[int]*arrivingDisk{0: {file: file, size: 1 << 20}}}
+		content := c.spoil(bytes.Clone(whole.Bytes()))
+		for at := 0; at < len(content) && err == nil; at += diskPiece {
+			err = i.put(append(big.AppendUint64(make([]byte, 4), uint64(at)), content[at:min(at+diskPiece, len(content))]...))
+		}
+		if err == nil {
+			err = i.checkDisks()
+		}
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s: error %v, expected one with %q", name, err, c.want)
+		}
+	}
+}
+
 // FuzzArrival has a target take whatever frames a source may say for a machine's
 // memory: it keeps them within it.
 func FuzzArrival(f *testing.F) {

@@ -25,11 +25,12 @@ func (l *lab) onDisk(t *testing.T) {
 		t.Errorf("the sum is %q; mvm submit said\n%s", sum, text)
 	}
 
-	// What a person makes of the image goes on from a checkpoint, too, and is cloned.
+	// What a person makes of the image goes on from a checkpoint, too, is cloned, and moves.
 	l.must("vm", "create", "disk", "--name", "lab1", "--node", "worker1")
 	said := strings.Fields(l.must("vm", "checkpoint", "lab1"))
 	l.must("vm", "restore", said[len(said)-1], "--name", "lab2", "--node", "worker2")
 	l.must("vm", "clone", "lab1", "--name", "lab3")
+	l.must("vm", "migrate", "lab1", "worker2")
 	for _, id := range []string{"lab1", "lab2", "lab3"} {
 		if text := l.must("vm", "inspect", id); !strings.Contains(text, "running") || !strings.Contains(text, "disk@1") {
 			t.Errorf("%s is not as it was:\n%s", id, text)

@@ -258,7 +258,9 @@ func vmMigrateCommand() *cobra.Command {
 		Use:   "migrate VM NODE",
 		Short: "Move a VM to another node while it runs",
 		Long: `Moves a VM to another node, called by its name or id, while it runs: its memory
-follows in rounds, and only for the last of it the guest stands still.`,
+and what it has written to its disks follow in rounds, and only for the last of them
+the guest stands still. The node that a job's VM was made on keeps its attempt, and
+must stay for as long as the job, wherever the VM is.`,
 		Example: `  mvm vm migrate lab1 n2`,
 		Args:    exactly("a VM", "a NODE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
