@@ -245,5 +245,5 @@ func (c *cache) fill(dir string, fresh func() (string, error)) error {
 	if err := os.Chmod(dir, 0o555); err != nil {
 		return fmt.Errorf("keep a build: %w", err)
 	}
-	return syncFolder(c.dir)
+	return syncFile(c.dir)
 }

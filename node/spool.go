@@ -45,7 +45,14 @@ type spool struct {
 	spares  []string         // paths of files to write the next reports to
 	made    int              // spare files so far
 	sending sync.WaitGroup
+	syncing sync.WaitGroup // of reports that the broker did not acknowledge soon
 }
+
+// soon is how long the broker has to acknowledge a report before the disk is
+// waited for: nearly always it does, and two waits for the disk cost as much as all
+// else that is done for a report. A machine that crashes before takes the end of a
+// process with it that nobody was told of, as if it had crashed so much earlier.
+const soon = 100 * time.Millisecond
 
 // mostSpares is how many files wait for the next reports.
 const mostSpares = 16
@@ -56,14 +63,21 @@ type lane struct {
 	busy    bool               // a goroutine delivers
 	memory  map[int64]*spooled // those that the disk would not take
 	fresh   *spooled           // the first of waiting, as it was put: the first try need not read it
+	unsure  map[int64]*unsure  // those that a crash of the machine may take
 	// substitutes is what goes in the place of reports that cannot be read or
 	// are refused. Those of an earlier life's have none.
 	substitutes map[int64]*spooled
 	replaced    int64 // the report whose substitute is being delivered
 }
 
+// unsure is a report that is in a file which was not synced yet.
+type unsure struct {
+	report *spooled
+	timer  *time.Timer // syncs it
+}
+
 func newLane() *lane {
-	return &lane{memory: map[int64]*spooled{}, substitutes: map[int64]*spooled{}}
+	return &lane{memory: map[int64]*spooled{}, substitutes: map[int64]*spooled{}, unsure: map[int64]*unsure{}}
 }
 
 // spooled is a report with what its delivery needs. It is written as XML, like
@@ -149,8 +163,23 @@ func (s *spool) start(ctx context.Context) {
 	}
 }
 
-// wait returns when nobody delivers any more. Only after start's ctx ended.
-func (s *spool) wait() { s.sending.Wait() }
+// wait returns when nobody delivers any more, and what is left is on disk. Only
+// after start's ctx ended.
+func (s *spool) wait() {
+	s.sending.Wait()
+	s.mu.Lock()
+	left := map[string][]int64{}
+	for name, l := range s.lanes {
+		left[name] = slices.Collect(maps.Keys(l.unsure))
+	}
+	s.mu.Unlock()
+	for name, sequences := range left {
+		for _, n := range sequences {
+			s.secure(name, n)
+		}
+	}
+	s.syncing.Wait()
+}
 
 // empty tells whether everything is delivered.
 func (s *spool) empty() bool {
@@ -188,11 +217,12 @@ func cutLast(s string) (before, after string, ok bool) {
 }
 
 // put keeps a report and has it delivered. When it returns nil, the report
-// survives the node's process; when durable, the machine's crash as well. On
-// an error the report waits in memory only.
+// survives the node's process; when durable, and the broker does not acknowledge
+// it soon, the machine's crash as well. On an error the report waits in memory
+// only.
 func (s *spool) put(r *spooled, durable bool) error {
 	name := laneName(r.Report.Attempt)
-	err := s.write(name, r, durable) // an attempt's reports are put one at a time
+	err := s.write(name, r, false) // an attempt's reports are put one at a time
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l := s.lanes[name]
@@ -203,6 +233,9 @@ func (s *spool) put(r *spooled, durable bool) error {
 	if err != nil {
 		l.memory[r.Report.Sequence] = r
 		err = fmt.Errorf("keep a report: %w", err)
+	} else if durable {
+		n := r.Report.Sequence
+		l.unsure[n] = &unsure{r, time.AfterFunc(soon, func() { s.secure(name, n) })}
 	}
 	l.substitutes[r.Report.Sequence] = substitute(r)
 	if l.waiting = append(l.waiting, r.Report.Sequence); len(l.waiting) == 1 {
@@ -221,12 +254,20 @@ func (s *spool) write(name string, r *spooled, durable bool) error {
 		return err
 	}
 	dir, path := s.spare()
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	// Written over, not emptied first: ext4 begins to write at once what is closed
+	// after it was emptied.
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	if _, err = f.Write(text); err == nil {
+		var old fs.FileInfo
+		if old, err = f.Stat(); err == nil && old.Size() > int64(len(text)) {
+			err = f.Truncate(int64(len(text)))
+		}
+	}
+	if err == nil {
 		err = os.Rename(path, pathOf(dir, name, r.Report.Sequence))
 	}
 	if err != nil {
@@ -239,7 +280,37 @@ func (s *spool) write(name string, r *spooled, durable bool) error {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	return syncFolder(dir)
+	return syncFile(dir)
+}
+
+// secure syncs a report, if it is still there. One that the disk does not take
+// is written anew when the next try to deliver fails.
+func (s *spool) secure(name string, sequence int64) {
+	s.mu.Lock()
+	l := s.lanes[name]
+	if l == nil || l.unsure[sequence] == nil {
+		s.mu.Unlock()
+		return
+	}
+	u := l.unsure[sequence]
+	u.timer.Stop()
+	delete(l.unsure, sequence)
+	s.syncing.Add(1)
+	defer s.syncing.Done()
+	s.mu.Unlock()
+	err := syncFile(pathOf(s.dir, name, sequence))
+	if err == nil {
+		err = syncFile(s.dir)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil || !slices.Contains(l.waiting, sequence) { // it is delivered
+		return
+	}
+	if l.memory[sequence] == nil { // a substitute has taken its place otherwise
+		l.memory[sequence] = u.report
+	}
+	s.log.WithError(err).WithFields(logrus.Fields{"attempt": name, "report": sequence}).Error("a report is not on disk: it is lost if this machine crashes before the broker has it")
 }
 
 // spare is the path of a file to write a report to, which may be there.
@@ -321,18 +392,19 @@ func writeFile(path string, data []byte, durable bool) error {
 		return err
 	}
 	if durable {
-		return syncFolder(filepath.Dir(path))
+		return syncFile(filepath.Dir(path))
 	}
 	return nil
 }
 
-func syncFolder(path string) error {
-	d, err := os.Open(path)
+// syncFile waits until the disk has a file, or a folder's names.
+func syncFile(path string) error {
+	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
-	defer d.Close()
-	return d.Sync()
+	defer f.Close()
+	return f.Sync()
 }
 
 // send has a lane delivered. The caller holds mu.
@@ -417,6 +489,10 @@ func (s *spool) drain(ctx context.Context, name string, l *lane) {
 			}
 			delete(l.memory, n)
 			delete(l.substitutes, n)
+			if u := l.unsure[n]; u != nil {
+				u.timer.Stop()
+				delete(l.unsure, n)
+			}
 			if err := s.discard(name, n); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				s.log.WithError(err).Warn("a delivered report stays in the spool")
 			}
