@@ -103,7 +103,7 @@ conformance: setup build ## other people's SOAP stacks against a running grid
 # The seed that it prints replays a run: make soak SOAK='-seed 1234'.
 soak: setup build ## the long loops of faults: 2,000 jobs through four nodes, every kill point, 10 million items
 	$(GO) test -count 1 -v -timeout 120m ./examples/soak -args -long $(SOAK)
-	MVM_SOAK=1 $(GO) test -count 1 -timeout 120m -p 1 ./node ./queuevm ./osvm
+	MVM_SOAK=1 $(GO) test -count 1 -timeout 120m -p 1 ./node ./node/worker ./queuevm ./osvm
 
 bench bench-setup: PEERS = need mpicc.mpich mpich; need mpicc.mpich libmpich-dev; need mpiexec.openmpi openmpi-bin; need mpicc.openmpi libopenmpi-dev; need slurmctld slurm-wlm; need munged munge; need nginx nginx-light; need curl curl; need soapcpp2 gsoap; need wrk wrk;
 bench-setup: setup ## install also what MVM is measured against

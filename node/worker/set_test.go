@@ -1,14 +1,29 @@
 package worker
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"mvm/examples/launch"
 	"mvm/osvm/vmtest"
@@ -121,3 +136,147 @@ func TestJobGoesOn(t *testing.T) {
 		}
 	})
 }
+
+// gate is where others reach a node, and passes on what they ask of it. It tells of a
+// node's part in the checkpoint of a job: "taken" once a VM's state is and nobody knows
+// that yet, "save" when it is to be stored.
+type gate struct {
+	address string
+	tell    atomic.Pointer[func(point string)]
+}
+
+func newGate(t *testing.T, node string) *gate {
+	g := &gate{}
+	asks := func(r *http.Request) (step string) { step, _ = r.Context().Value(g).(string); return step }
+	tell := func(point string) {
+		if f := g.tell.Load(); f != nil {
+			(*f)(point)
+		}
+	}
+	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: node})
+	proxy.ErrorLog = log.New(io.Discard, "", 0)
+	proxy.ModifyResponse = func(response *http.Response) error {
+		if asks(response.Request) == "take" {
+			tell("taken")
+		}
+		return nil
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			text, err := io.ReadAll(r.Body)
+			if err != nil {
+				return
+			}
+			r.Body = io.NopCloser(bytes.NewReader(text))
+			if found := regexp.MustCompile(`<CheckpointAttempt[ >].*>(take|save)<`).FindSubmatch(text); found != nil {
+				r = r.WithContext(context.WithValue(r.Context(), g, string(found[1])))
+			}
+			if asks(r) == "save" {
+				tell("save")
+			}
+		}
+		proxy.ServeHTTP(w, r)
+	}))
+	t.Cleanup(server.Close)
+	g.address = server.Listener.Addr().String()
+	return g
+}
+
+// TestKilledAmidASet kills a node amid the checkpoint of a job: when the state of its VM
+// is taken and not stored, when it is to be stored, and while it is. The job goes on
+// from the set before, and of the VM that stood still nothing is left.
+func TestKilledAmidASet(t *testing.T) {
+	if os.Getenv("MVM_SOAK") == "" {
+		t.Skip("SKIPPED: no node was killed amid the checkpoint of a job in real VMs: that is for MVM_SOAK=1")
+	}
+	l := newLab(t, 1)
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	listen := free.Addr().String()
+	_ = free.Close()
+	g := newGate(t, listen)
+	second := func() *launch.Node {
+		return l.start("worker2", "--listen", listen, "--advertise", g.address, "--join", l.front.URL, "--slots", "2", "--accelerator", "tcg", "--vm-templates", vmtest.Templates(t))
+	}
+	n := second()
+	for _, c := range []struct {
+		point string
+		after time.Duration
+	}{{"taken", 0}, {"save", 0}, {"save", 30 * time.Millisecond}} {
+		l.goesOn("minimal", 2, 2, func(status string) {
+			if !strings.Contains(status, "worker2") {
+				t.Fatalf("no part of the job is on worker2:\n%s", status)
+			}
+			killed := make(chan struct{})
+			var once sync.Once
+			tell := func(point string) {
+				if point == c.point {
+					once.Do(func() {
+						time.AfterFunc(c.after, func() { n.Kill(); close(killed) })
+					})
+					if c.after == 0 {
+						<-killed
+					}
+				}
+			}
+			g.tell.Store(&tell)
+			select {
+			case <-killed:
+			case <-time.After(vmtest.Limit):
+				t.Fatalf("no state was %s in %v", c.point, vmtest.Limit)
+			}
+			g.tell.Store(nil)
+			t.Logf("killed %v after %s; its VMs: %d", c.after, c.point, len(l.machines("worker2")))
+			n = second()
+		})
+	}
+}
+
+// TestNoRoomForASet has the disk on which the sets of a job are kept be full: the job
+// goes on, with the set before; when there is room again there are sets again.
+func TestNoRoomForASet(t *testing.T) {
+	if os.Getenv("MVM_SOAK") == "" {
+		t.Skip("SKIPPED: the disk was not filled under the checkpoint of a job in real VMs: that is for MVM_SOAK=1")
+	}
+	store := ""
+	l := newLabOn(t, 1, func(dir string) {
+		store = filepath.Join(dir, "front", "image")
+		if err := os.MkdirAll(store, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount("tmpfs", store, "tmpfs", 0, "size=700m"); err != nil {
+			t.Skip("SKIPPED: the disk was not filled under the checkpoint of a job: no small one can be made: ", err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(store, unix.MNT_DETACH) })
+	})
+	const none = "a checkpoint of the job could not be made; the one before stays"
+	l.goesOn("minimal", 1, 1, func(string) {
+		fill, err := os.Create(filepath.Join(store, "fill"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = io.Copy(fill, neverEnding{})
+		_ = fill.Close()
+		if !errors.Is(err, unix.ENOSPC) {
+			t.Fatalf("fill the disk: %v", err)
+		}
+		l.await("front", none, l.count("front", none)+2)
+		made := l.count("front", "checkpoint of the job is made")
+		if err := os.Remove(fill.Name()); err != nil {
+			t.Fatal(err)
+		}
+		l.await("front", "checkpoint of the job is made", made+1)
+		for _, path := range l.machines("*") {
+			l.kill(path)
+		}
+	})
+	if !strings.Contains(l.front.Tail(1<<20), "no space left on device") {
+		t.Error("the front's log does not say that its disk was full")
+	}
+}
+
+type neverEnding struct{}
+
+func (neverEnding) Read(into []byte) (int, error) { clear(into); return len(into), nil }
