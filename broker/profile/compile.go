@@ -510,9 +510,6 @@ func (c *compiler) compileVMLimits(at place, vm *wsdl.VMResources) VMLimits {
 // job is must be in its VMs.
 func (c *compiler) compileCheckpoint(at place, policy *wsdl.JobPolicy) {
 	value := fmt.Sprint(int(c.out.Checkpoint / time.Second))
-	if wsdl.Or(policy.Network, wsdl.NetworkNone) != wsdl.NetworkNone {
-		c.add(at, value, `0, or network="none"`, "checkpoints of a job whose VMs have a network are not made yet: what is on its way in that is in no checkpoint")
-	}
 	if wsdl.Or(policy.Isolation, wsdl.IsolationProcess) != wsdl.IsolationVm {
 		c.add(at, value, `0, or isolation="vm"`, "checkpoints are of OS-level VMs, and this job's processes are in none")
 		return

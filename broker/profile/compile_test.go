@@ -172,7 +172,6 @@ func TestIsolationInVMs(t *testing.T) {
 		{pair + strings.Replace(limited, `disk="2048"`, `disc="2048"`, 1), "disc"},
 		{pair + `<policy isolation="vm"/>`, "no image is named"},
 		{pair + `<policy image="minimal"/>`, "its isolation is process"},
-		{pair + `<policy isolation="vm" image="minimal" network="job" checkpoint="5"/>`, "whose VMs have a network are not made yet"},
 		{pair + `<policy network="job"/>`, "there are no VMs for it to join"},
 		{pair + `<policy isolation="vm" image="minimal" network="world"/>`, "not one of none, job"},
 		{`<source name="s" language="c"><file path="a.c"/></source><task name="p" source="s" count="1001"/><policy isolation="vm" image="minimal" network="job"/>`, "at most 1000 can have a network"},

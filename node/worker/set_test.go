@@ -118,10 +118,11 @@ func TestJobGoesOn(t *testing.T) {
 			l.kill(path)
 		}
 	})
-	// Of four VMs on two machines, whose processes send each other items, two are lost
-	// with their machine, which comes back without any. Another, which had no part in
-	// it, takes their place, and every item is counted exactly once. (That a machine does
-	// not come back is told by its lease, and package broker's to test.)
+	// Of four VMs on two machines, whose processes send each other items by their edges
+	// and over TCP connections in the VMs' network, two are lost with their machine, which
+	// comes back without any. Another, which had no part in it, takes their place, and
+	// every item is counted exactly once. (That a machine does not come back is told by
+	// its lease, and package broker's to test.)
 	l.goesOn("minimal", 4, 2, func(status string) {
 		for i, n := range l.workers {
 			name := fmt.Sprintf("worker%d", i+1)
