@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"sync"
 	"time"
@@ -17,7 +18,7 @@ import (
 
 // An attempt whose VM has moved stays this node's: booking, fence, lease, relay,
 // reports and end, and its proxy is reached here as before. The other node has the
-// machine and nothing else: it leads the guest's port here, byte by byte. So what
+// machine and nothing else: it leads the guest's ports here, byte by byte. So what
 // ends this node silences the guest at the same moment, as it would have in a VM of
 // this node's own, and nobody else's state knows of the move. The price is that
 // this node must stay for as long as the attempt. Moved on, the machine is sent from
@@ -49,8 +50,14 @@ func newAway(n *Node, id, at, base, token string) *away {
 }
 
 // portUpgrade is the protocol that a connection becomes on which a VM's host leads
-// the guest's port to the node whose attempt it is in: the port's own.
+// a port of the guest's to the node whose attempt it is in: the port's own.
 const portUpgrade = "mvm-port"
+
+// Ports of a guest, as they are named in the path.
+const (
+	agentPort = "port"
+	cardPort  = "network"
+)
 
 const (
 	awayLook     = 3 * guestCheck   // of silence, after which the other node is asked what the machine does
@@ -114,6 +121,16 @@ func (a *away) how() (osvm.State, error) {
 	return a.state, a.reason
 }
 
+// port is a connection to what the guest has of that name, over the other node.
+func (a *away) port(ctx context.Context, name string) (net.Conn, error) {
+	request, err := http.NewRequest(http.MethodGet, a.base+"/services/vm/"+a.id+"/"+name, nil)
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set("Authorization", bearer+a.token)
+	return soap.Upgrade(ctx, request, portUpgrade)
+}
+
 // session begins a session with the guest over the other node.
 func (a *away) session(ctx context.Context) (*link.Session, error) {
 	session, err := a.connect(ctx)
@@ -126,12 +143,7 @@ func (a *away) session(ctx context.Context) (*link.Session, error) {
 
 // connect is session that draws no conclusion.
 func (a *away) connect(ctx context.Context) (*link.Session, error) {
-	request, err := http.NewRequest(http.MethodGet, a.base+"/services/vm/"+a.id+"/port", nil)
-	if err != nil {
-		return nil, err
-	}
-	request.Header.Set("Authorization", bearer+a.token)
-	port, err := soap.Upgrade(ctx, request, portUpgrade)
+	port, err := a.port(ctx, agentPort)
 	if err != nil {
 		return nil, err
 	}
@@ -237,6 +249,16 @@ func (e *enclosure) session(ctx context.Context) (*link.Session, error) {
 	}
 	session, _, err := e.here().Session(ctx)
 	return session, err
+}
+
+// card connects to the guest's network card, wherever it is.
+func (e *enclosure) card(ctx context.Context) (net.Conn, error) {
+	if a := e.whereabouts().away; a != nil {
+		ctx, cancel := context.WithTimeout(ctx, awayPatience)
+		defer cancel()
+		return a.port(ctx, cardPort)
+	}
+	return e.here().Network(ctx)
 }
 
 // migrate moves the machine by send, from where it is to another place: a node each,

@@ -369,7 +369,7 @@ func (e *enclosure) restore() (err error) {
 		return err
 	}
 	if e.place != nil {
-		if e.plugged, err = n.plug(r.key.whole(), e.machine, e.place); err != nil {
+		if err := e.plug(); err != nil {
 			return err
 		}
 	}

@@ -167,7 +167,7 @@ func (e *enclosure) start() error {
 		return err
 	}
 	if e.place != nil {
-		if e.plugged, err = n.plug(r.key.whole(), e.machine, e.place); err != nil {
+		if err := e.plug(); err != nil {
 			return err
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/subtle"
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -17,7 +18,7 @@ import (
 )
 
 // lodgers are the machines here that carry attempts of other nodes, which sent them
-// (away.go). This node leads the guest's port to that other one, and ends the
+// (away.go). This node leads the guest's ports to that other one, and ends the
 // machine when nobody has come for it for a while.
 type lodgers struct {
 	mu  sync.Mutex // guards what follows
@@ -152,9 +153,14 @@ func (l *lodgers) leave(one *lodger) {
 // Port leads to the port of a guest that another node has sent here with an attempt
 // of its own: GET of a path with the variable id, with the token by which it was let
 // in and an upgrade to mvm-port.
-func (n *Node) Port() http.Handler {
+func (n *Node) Port() http.Handler { return n.leads((*osvm.Machine).Agent) }
+
+// Card is Port for the network card of such a guest.
+func (n *Node) Card() http.Handler { return n.leads((*osvm.Machine).Network) }
+
+func (n *Node) leads(to func(*osvm.Machine, context.Context) (net.Conn, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !asks(w, r, portUpgrade, "the port of a VM's guest is for the node whose attempt is in it") {
+		if !asks(w, r, portUpgrade, "the ports of a VM's guest are for the node whose attempt is in it") {
 			return
 		}
 		id := mux.Vars(r)["id"]
@@ -168,7 +174,7 @@ func (n *Node) Port() http.Handler {
 			return
 		}
 		defer n.lodgers.leave(one)
-		port, err := one.machine.Agent(n.living)
+		port, err := to(one.machine, n.living)
 		if err != nil {
 			sayPlainly(w, http.StatusServiceUnavailable, err)
 			return

@@ -48,9 +48,9 @@ const (
 	trunkLimit      = 10 * time.Second // for a trunk to be made
 	trunkHandshakes = 64               // at once: beyond, the oldest makes way, which only a stranger's is for long
 	trunkFirst      = 50 * time.Millisecond
-	trunkLast       = 2 * time.Second // between two tries
-	cardPause       = 100 * time.Millisecond
-	mostVMs         = 1 << 15 // of one network
+	trunkLast       = 2 * time.Second       // between two tries
+	cardPause       = 50 * time.Millisecond // in which a VM that moves is without
+	mostVMs         = 1 << 15               // of one network
 )
 
 // joinNetwork finds or makes the network of an attempt; leave is called as often.
@@ -229,20 +229,24 @@ type plugged struct {
 	end     func() // takes it off; harmless the second time
 }
 
-// plug has a VM be on the network of its attempt.
-func (n *Node) plug(of key, m *osvm.Machine, v *wsdl.VMNetwork) (*plugged, error) {
-	w, err := n.joinNetwork(of)
+// plug has the enclosure's VM be on the network of its attempt, wherever it is: as the
+// attempt is this node's, so is the port of its switch.
+func (e *enclosure) plug() error {
+	of := e.runner.key.whole()
+	w, err := e.runner.node.joinNetwork(of)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	var gone sync.WaitGroup
-	gone.Go(func() { w.connect(ctx, m, macOf(of.job, int(wsdl.Or(v.Index, 0)))) })
-	return &plugged{w, sync.OnceFunc(func() {
+	card := vswitch.Card{Name: "VM " + e.machine.ID, MAC: macOf(of.job, int(wsdl.Or(e.place.Index, 0)))}
+	gone.Go(func() { stayOn(ctx, w.fabric, card, e.card, w.log) })
+	e.plugged = &plugged{w, sync.OnceFunc(func() {
 		stop()
 		gone.Wait()
 		w.leave()
-	})}, nil
+	})}
+	return nil
 }
 
 // trunk is how other nodes of the attempt reach the switch of its VM, nil where there
@@ -254,40 +258,39 @@ func (e *enclosure) trunk() *wsdl.Peer {
 	return e.plugged.network.trunk()
 }
 
-// connect has a VM's network card be on the switch, by the one address, until ctx
-// ends.
-func (w *network) connect(ctx context.Context, m *osvm.Machine, mac vswitch.MAC) {
-	for {
-		conn, err := m.Network(ctx)
-		if errors.Is(err, osvm.ErrOrder) {
-			w.log.WithError(err).Warn("a VM is not on its network")
+// stayOn has a VM's network card be on a switch until ctx ends. connect leads to it.
+func stayOn(ctx context.Context, fabric *vswitch.Switch, card vswitch.Card, connect func(context.Context) (net.Conn, error), log *logrus.Entry) {
+	for ctx.Err() == nil {
+		err := beOn(ctx, fabric, card, connect)
+		if errors.Is(err, osvm.ErrOrder) || errors.Is(err, vswitch.ErrGarbage) {
+			log.WithError(err).Warnf("%s is cut off its network", card.Name)
 			return
-		}
-		if err == nil {
-			var port *vswitch.Port
-			if port, err = w.fabric.Guest("VM "+m.ID, mac, conn); err != nil {
-				_ = conn.Close()
-			} else {
-				select {
-				case <-port.Done():
-				case <-ctx.Done():
-					port.Close()
-				}
-				if err = port.Err(); errors.Is(err, vswitch.ErrGarbage) {
-					w.log.WithError(err).Warn("a VM is cut off its network")
-					return
-				}
-			}
 		}
 		select {
-		case <-m.Ended():
-			return
 		case <-ctx.Done():
-			return
 		case <-time.After(cardPause):
-			w.log.WithError(err).Debugf("VM %s is connected to its network again", m.ID)
+			log.WithError(err).Debugf("%s is connected to its network again", card.Name)
 		}
 	}
+}
+
+// beOn is a card's time on a switch, and returns why it ended.
+func beOn(ctx context.Context, fabric *vswitch.Switch, card vswitch.Card, connect func(context.Context) (net.Conn, error)) error {
+	conn, err := connect(ctx)
+	if err != nil {
+		return err
+	}
+	port, err := fabric.Guest(card, conn)
+	if err != nil {
+		_ = conn.Close()
+		return err
+	}
+	select {
+	case <-port.Done():
+	case <-ctx.Done():
+		port.Close()
+	}
+	return port.Err()
 }
 
 // checkNetwork says what is wrong with what a VM is told of its network.

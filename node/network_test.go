@@ -55,7 +55,7 @@ func plugCard(t *testing.T, w *network, index int) *card {
 	t.Helper()
 	ours, theirs := net.Pipe()
 	mac := macOf(w.of.job, index)
-	if _, err := w.fabric.Guest("guest", mac, ours); err != nil {
+	if _, err := w.fabric.Guest(vswitch.Card{Name: "guest", MAC: mac}, ours); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = theirs.Close() })

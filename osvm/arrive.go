@@ -110,8 +110,6 @@ func (i *immigration) hear(admit func(Arrival) (Image, error)) error {
 		return fmt.Errorf("VM %s runs by %s, and VMs of this host by %s", o.Spec.ID, o.Spec.Accelerator, i.host.accelerator)
 	case len(o.Spec.Disks) > disksMost:
 		return fmt.Errorf("VM %s has %d disks: at most %d", o.Spec.ID, len(o.Spec.Disks), disksMost)
-	case o.Spec.Network:
-		return fmt.Errorf("VM %s: %w", o.Spec.ID, errNetwork)
 	case !machineForm.MatchString(o.Spec.Machine):
 		return fmt.Errorf("VM %s is a machine %.80q, which no QEMU has", o.Spec.ID, o.Spec.Machine)
 	case o.Processor != here:

@@ -62,9 +62,6 @@ const (
 	roundsFew       = 64 // pages in a round after which the rest is sent with the guest standing still
 )
 
-// errNetwork is why a machine with a network card stays where it is.
-var errNetwork = errors.New("it is on a virtual network, which does not go along: take a checkpoint")
-
 // Migrated is what a migration was.
 type Migrated struct {
 	ID       string // of the migration
@@ -118,16 +115,15 @@ type offer struct {
 // no error the machine is gone from here. An error is that of a machine that goes
 // on here as before, but for DoubtError and for one whose QEMU has ended.
 //
-// The machine's connections to agent and console are cut shortly before it stands
-// still, and there are no others until this is over.
+// The machine's connections to agent, console and network card are cut shortly before
+// it stands still, and there are no others until this is over. What is on its way in a
+// network is lost then, as on any Ethernet; whoever connects the card at the target has
+// the guest go on there by the same address.
 func (h *Host) MigrateTo(ctx context.Context, id string, conn net.Conn, how Migration) (Migrated, error) {
 	defer conn.Close()
 	m, err := h.Get(id)
 	if err != nil {
 		return Migrated{}, err
-	}
-	if m.Spec.Network {
-		return Migrated{}, fmt.Errorf("VM %s: %w", id, errNetwork)
 	}
 	if len(how.Extra) > extraMax {
 		return Migrated{}, fmt.Errorf("VM %s: %d bytes are too many to go along with it: at most %d", id, len(how.Extra), extraMax)

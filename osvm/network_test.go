@@ -14,13 +14,13 @@ import (
 )
 
 // plug connects a machine's network card with a switch.
-func plug(t *testing.T, s *vswitch.Switch, m *osvm.Machine, mac vswitch.MAC) *vswitch.Port {
+func plug(t testing.TB, s *vswitch.Switch, m *osvm.Machine, mac vswitch.MAC) *vswitch.Port {
 	t.Helper()
 	conn, err := m.Network(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	port, err := s.Guest(m.ID, mac, conn)
+	port, err := s.Guest(vswitch.Card{Name: m.ID, MAC: mac}, conn)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,4 +160,50 @@ func TestNoNetwork(t *testing.T) {
 	if strings.TrimSpace(out.Said) != "lo" {
 		t.Errorf("it has %s", out.Said)
 	}
+}
+
+// TestNetworkMoves moves a machine amid a TCP connection, which goes on once its card is
+// connected where it is now.
+func TestNetworkMoves(t *testing.T) {
+	hosts := []*osvm.Host{vmtest.Host(t), vmtest.Host(t)}
+	here, there := vswitch.New(vswitch.Config{}), vswitch.New(vswitch.Config{})
+	defer here.Close()
+	defer there.Close()
+	trunk(t, here, there)
+	mac := func(i int) vswitch.MAC { return vswitch.MAC{2, 0, 0, 0, 0, byte(1 + i)} }
+	var machines [2]inhabited
+	for i := range machines {
+		m := vmtest.MachineOf(t, hosts[0], osvm.Order{ID: fmt.Sprint("vm", i), Image: vmtest.Image(t), MemoryMiB: 128, Template: true, Network: true})
+		plug(t, here, m, mac(i))
+		machines[i] = inhabited{m, vmtest.Start(t, m)}
+		place := guest.Network{MAC: mac(i).String(), Address: fmt.Sprintf("10.86.0.%d/16", 1+i), Hosts: []string{"10.86.0.1 vm0", "10.86.0.2 vm1"}}
+		if err := m.Join(t.Context(), machines[i].agent, place); err != nil {
+			t.Fatal(err)
+		}
+	}
+	inside(t, machines[1], "sleep 1000 2>&1 | nc -l -p 7000 >/got 2>&1 & until grep -q :1B58 /proc/net/tcp /proc/net/tcp6; do usleep 10000; done")
+	inside(t, machines[0], "(i=0; while [ ! -e /enough ]; do i=$((i+1)); echo $i; usleep 5000; done; echo end) 2>/dev/null | nc vm1 7000 >/dev/null 2>&1 &")
+	more := func() {
+		t.Helper()
+		inside(t, machines[1], "n=$(wc -l </got); i=0; until [ $(wc -l </got) -ge $((n+20)) ]; do usleep 50000; i=$((i+1)); [ $i -lt 1000 ] || exit 1; done")
+	}
+	more()
+	_ = machines[0].agent.Close()
+	m, moved, err := migrate(t, hosts[0], hosts[1], "vm0", osvm.Migration{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%+v", moved)
+	plug(t, there, m, mac(0))
+	machines[0] = inhabited{m, session(t, t.Context(), m)}
+	more()
+	inside(t, machines[0], "touch /enough")
+	got := inside(t, machines[1], "i=0; until tail -n 1 /got | grep -q end; do usleep 50000; i=$((i+1)); [ $i -lt 1000 ] || exit 1; done; cat /got")
+	lines := strings.Fields(got)
+	for i, line := range lines[:len(lines)-1] {
+		if line != fmt.Sprint(i+1) {
+			t.Fatalf("line %d is %q", i+1, line)
+		}
+	}
+	t.Logf("%d lines went over the connection", len(lines))
 }

@@ -17,21 +17,28 @@ import (
 // other numbers, one every few milliseconds, and die of one that is lost, doubled or
 // out of turn. They end when an item comes from outside. Each says from time to time
 // how many it has. Where they can write to a disk they do so with each number, and die
-// when it does not have what they wrote.
+// when it does not have what they wrote. Where the policy says network="job", each number
+// goes over a TCP connection in that network, too.
 func streams(first, second, policy string) map[string]string {
+	ethernet := fmt.Sprint(strings.Contains(policy, `network="job"`))
 	return map[string]string{
 		"job.xml": fmt.Sprintf(`<job xmlns="urn:mvm:1" name="streams">
   <source name="side" language="c"><file path="side.c"/></source>
-  <task name="left" source="side"><argument>left.txt</argument><resources><require property="name" equals="%s"/></resources><output name="left.txt"/></task>
-  <task name="right" source="side"><argument>right.txt</argument><argument>asked</argument><resources><require property="name" equals="%s"/></resources><output name="right.txt"/></task>
+  <task name="left" source="side"><argument>left.txt</argument><argument>told</argument><argument>%[4]s</argument><resources><require property="name" equals="%[1]s"/></resources><output name="left.txt"/></task>
+  <task name="right" source="side"><argument>right.txt</argument><argument>asked</argument><argument>%[4]s</argument><resources><require property="name" equals="%[2]s"/></resources><output name="right.txt"/></task>
   <edge from="left:wire" to="right:wire"/>
   <edge from="right:wire" to="left:wire"/>
   <edge from="outside:enough" to="right:enough"/>
-  <policy wallTime="600" %s/>
-</job>`, first, second, policy),
+  <policy wallTime="600" %[3]s/>
+</job>`, first, second, policy, ethernet),
 		"side.c": `#include <fcntl.h>
 #include <mvm.h>
+#include <arpa/inet.h>
+#include <netdb.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 /* Writes a number to its place in a file and reads the one that was there, if not from
@@ -47,9 +54,28 @@ static int wear(int file, long number) {
 	if (number % 8 == 0) fdatasync(file), posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED);
 	return 1;
 }
+static int joined(int listens) {
+	struct addrinfo *right, hints;
+	memset(&hints, 0, sizeof hints);
+	hints.ai_family = AF_INET, hints.ai_socktype = SOCK_STREAM;
+	if (getaddrinfo("right", "7000", &hints, &right) != 0) exit(4);
+	for (int fd;; usleep(100000), close(fd)) {
+		fd = socket(AF_INET, SOCK_STREAM, 0);
+		if (!listens && connect(fd, right->ai_addr, right->ai_addrlen) == 0) return fd;
+		if (listens && bind(fd, right->ai_addr, right->ai_addrlen) == 0 && listen(fd, 1) == 0) return accept(fd, NULL, NULL);
+	}
+}
+static void whole(int fd, void *data, size_t size) {
+	for (char *p = data; size > 0;) {
+		ssize_t n = read(fd, p, size);
+		if (n <= 0) perror("read"), exit(5);
+		p += n, size -= n;
+	}
+}
 int main(int argc, char **argv) {
-	mvm_port *wire = mvm_open("wire"), *enough = argc > 2 ? mvm_open("enough") : NULL;
-	long item[3], sent[3] = {0, 0, 0}, got = 0, sum = 0, over = 0;
+	int asked = strcmp(argv[2], "asked") == 0, fd = strcmp(argv[3], "true") == 0 ? joined(asked) : -1;
+	mvm_port *wire = mvm_open("wire"), *enough = asked ? mvm_open("enough") : NULL;
+	long same[3], item[3], sent[3] = {0, 0, 0}, got = 0, sum = 0, over = 0;
 	char any[16];
 	sprintf(any, "/var/tmp/%d", getpid() % 100000);
 	int file = open(any, O_RDWR | O_CREAT | O_EXCL, 0600);
@@ -66,9 +92,17 @@ int main(int argc, char **argv) {
 				printf("the disk has lost number %ld\n", sent[0]);
 				return 3;
 			}
+			if (fd >= 0 && write(fd, sent, sizeof sent) != sizeof sent) return perror("write"), 3;
 		}
 		while (!over && mvm_try_dequeue(wire, item, sizeof item) == sizeof item) {
 			got++, sum = sum * 31 + got;
+			if (fd >= 0) {
+				whole(fd, same, sizeof same);
+				if (memcmp(same, item, sizeof item) != 0) {
+					printf("number %ld comes over the network where %ld is due\n", same[0], got);
+					return 6;
+				}
+			}
 			if (item[0] != got || item[1] != sum) {
 				printf("number %ld with sum %ld comes where %ld with %ld is due\n", item[0], item[1], got, sum);
 				return 2;
@@ -184,13 +218,13 @@ func (l *lab) failed(job, why string) {
 }
 
 // TestMoveOfAJobsVM has what would tear a job's checkpoints refused, and moves a VM
-// that was made for a job, with its disk, to a third node, on to a second, and back:
-// the job goes on, and with it the VM is gone. So is it when the other node's machine
+// that was made for a job, with its disk, to a third node, on to a second, and back: the
+// job goes on, and the TCP connection in the network of its VMs, and with the job the VM is gone. So is it when the other node's machine
 // ends, and then the job has failed with that reason.
 func TestMoveOfAJobsVM(t *testing.T) {
 	l := newLab(t, 3)
 	l.pushDisk(t)
-	job, vm := l.stream("disk", "")
+	job, vm := l.stream("disk", `network="job"`)
 	for _, verb := range []string{"suspend", "resume", "checkpoint", "clone"} {
 		if text, err := l.mvm("vm", verb, vm); err == nil || !strings.Contains(text, "with its whole job only") {
 			t.Errorf("mvm vm %s of a job's VM: %v, %s", verb, err, text)

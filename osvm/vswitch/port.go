@@ -21,6 +21,8 @@ type Port struct {
 	trunk  bool
 	mac    MAC // a guest's
 	conn   net.Conn
+	rate   Rate      // a guest's
+	paid   time.Time // by when all that it has sent would be through at its rate; read's alone
 	floods *rate.Limiter
 	counts counts
 	done   chan struct{}
@@ -29,6 +31,28 @@ type Port struct {
 	filled  *sync.Cond
 	waiting []byte // frames as they are to be written
 	reason  error  // why the port is no more
+}
+
+// Rate is how much a guest may send. What is 0 is as much as a port ever may.
+type Rate struct {
+	Bytes  int // a second
+	Frames int // a second, each counted for every port that it goes to
+}
+
+// within is the rate as a port has it.
+func (r Rate) within() Rate {
+	if r.Bytes <= 0 || r.Bytes > bytesMost {
+		r.Bytes = bytesMost
+	}
+	if r.Frames <= 0 || r.Frames > framesMost {
+		r.Frames = framesMost
+	}
+	return r
+}
+
+// cost is how long such a frame takes at this rate.
+func (r Rate) cost(bytes, copies int) time.Duration {
+	return max(time.Duration(bytes)*time.Second/time.Duration(r.Bytes), time.Duration(copies)*time.Second/time.Duration(r.Frames))
 }
 
 // counts are of frames.
@@ -85,10 +109,31 @@ func (p *Port) read() {
 	p.cut(frames(p.conn, func(frame []byte) {
 		if frame == nil {
 			p.counts.malformed.Add(1)
+			p.pay(lengthMost, 1)
 			return
 		}
-		p.of.forward(p, frame)
+		p.pay(len(frame), p.of.forward(p, frame))
 	}))
+}
+
+// pay has a guest that sends faster than it may wait: what stays in its connection
+// costs nobody anything, and when that is full, it is the guest's own card that waits.
+// A trunk brings what other nodes have let pass.
+func (p *Port) pay(bytes, copies int) {
+	if p.trunk {
+		return
+	}
+	now := p.of.config.Now()
+	if ready := now.Add(-rateCredit); p.paid.Before(ready) {
+		p.paid = ready
+	}
+	p.paid = p.paid.Add(p.rate.cost(bytes, max(1, copies)))
+	if ahead := p.paid.Sub(now); ahead >= rateRest {
+		select {
+		case <-p.of.config.After(ahead):
+		case <-p.done:
+		}
+	}
 }
 
 // frames reads frame after frame; each is good until take returns. A nil one was

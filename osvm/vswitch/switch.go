@@ -41,6 +41,13 @@ const (
 	floodRate        = 4096      // frames a second that one port may have sent to all others
 	floodBurst       = 1024
 	trunkPatience    = 20 * time.Second // that a trunk may take nothing
+
+	// A guest's port is at most one of 1 Gbit/s. Its frames are bounded, too, because
+	// it is they that cost the node time.
+	bytesMost  = 125_000_000
+	framesMost = 50_000
+	rateCredit = 20 * time.Millisecond // of its rate, that a guest may send at once
+	rateRest   = 5 * time.Millisecond  // the least that it waits, for which it is let so far ahead
 )
 
 // MAC is an Ethernet address.
@@ -58,9 +65,10 @@ func (m MAC) reserved() bool {
 
 // Config says what a switch is like. The zero value is the default.
 type Config struct {
-	Addresses int              // of other nodes' guests that it knows at most
-	Age       time.Duration    // for how long it knows one that is not heard of
-	Now       func() time.Time // nil is time.Now
+	Addresses int                                  // of other nodes' guests that it knows at most
+	Age       time.Duration                        // for how long it knows one that is not heard of
+	Now       func() time.Time                     // nil is time.Now
+	After     func(time.Duration) <-chan time.Time // nil is time.After
 }
 
 // Switch joins its ports. All methods may be called from any goroutine.
@@ -92,6 +100,9 @@ func New(config Config) *Switch {
 	if config.Now == nil {
 		config.Now = time.Now
 	}
+	if config.After == nil {
+		config.After = time.After
+	}
 	return &Switch{config: config, ports: map[*Port]struct{}{}, guests: map[MAC]*Port{}, known: map[MAC]place{}}
 }
 
@@ -102,13 +113,20 @@ var (
 	ErrReplaced = errors.New("another connection has taken its place")
 )
 
-// Guest joins a VM's network card, which may use the one address. conn is closed
-// with the port. The error says that the address is no guest's, or another's.
-func (s *Switch) Guest(name string, mac MAC, conn net.Conn) (*Port, error) {
-	if mac.group() || mac == (MAC{}) {
-		return nil, fmt.Errorf("%s: %v is no address of a network card", name, mac)
+// Card is a VM's network card.
+type Card struct {
+	Name string // for people
+	MAC  MAC    // the one address that it may use
+	Rate Rate   // at which it may send
+}
+
+// Guest joins a VM's network card, to which conn leads; that is closed with the port.
+// The error says that the address is no guest's, or another's.
+func (s *Switch) Guest(card Card, conn net.Conn) (*Port, error) {
+	if card.MAC.group() || card.MAC == (MAC{}) {
+		return nil, fmt.Errorf("%s: %v is no address of a network card", card.Name, card.MAC)
 	}
-	return s.add(&Port{name: name, mac: mac, conn: conn})
+	return s.add(&Port{name: card.Name, mac: card.MAC, conn: conn, rate: card.Rate.within()})
 }
 
 // Trunk joins the switch of another node, which is authenticated, in place of the
@@ -141,6 +159,7 @@ func (s *Switch) add(p *Port) (*Port, error) {
 		delete(s.known, p.mac) // it has come here
 	}
 	s.ports[p] = struct{}{}
+	s.tell(p)
 	s.mu.Unlock()
 	if before != nil {
 		before.cut(ErrReplaced)
@@ -148,6 +167,28 @@ func (s *Switch) add(p *Port) (*Port, error) {
 	go p.write()
 	go p.read()
 	return p, nil
+}
+
+// tell has the other switches know at once which guests are here, because one that has
+// come from another node is looked for there until it speaks. s.mu is held.
+func (s *Switch) tell(p *Port) {
+	for other := range s.ports {
+		switch {
+		case p.trunk && !other.trunk:
+			p.put(announcement(other.mac))
+		case !p.trunk && other.trunk:
+			other.put(announcement(p.mac))
+		}
+	}
+}
+
+// announcement is a frame of a guest's that no switch passes on: each learns from it.
+func announcement(guest MAC) []byte {
+	const least = 60 // that there are on an Ethernet
+	frame := make([]byte, least)
+	copy(frame, []byte{0x01, 0x80, 0xc2, 0, 0, 0x0f})
+	copy(frame[6:], guest[:])
+	return frame
 }
 
 // remove forgets a port, with all that was known to be behind it.
@@ -179,45 +220,47 @@ func (s *Switch) Close() {
 	}
 }
 
-// forward brings a frame to where it is to go.
-func (s *Switch) forward(from *Port, frame []byte) {
+// forward brings a frame to where it is to go, and says to how many ports it went.
+func (s *Switch) forward(from *Port, frame []byte) (copies int) {
 	to, source := MAC(frame[0:6]), MAC(frame[6:12])
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, there := s.ports[from]; !there {
-		return
+		return 0
 	}
 	if from.trunk {
 		if source.group() || s.guests[source] != nil { // a guest of this node speaks here
 			from.counts.spoofed.Add(1)
-			return
+			return 0
 		}
 		s.learn(source, from)
 	} else if source != from.mac {
 		from.counts.spoofed.Add(1)
-		return
+		return 0
 	}
 	from.counts.in.Add(1)
 	if to.reserved() {
-		return
+		return 0
 	}
 	if !to.group() {
 		if there := s.find(to); there != nil {
 			if there != from && !(from.trunk && there.trunk) {
 				there.put(frame)
 			}
-			return
+			return 1
 		}
 	}
 	if !from.floods.AllowN(s.config.Now(), 1) {
 		from.counts.stormed.Add(1)
-		return
+		return 0
 	}
 	for p := range s.ports {
 		if p != from && !(from.trunk && p.trunk) {
 			p.put(frame)
+			copies++
 		}
 	}
+	return copies
 }
 
 // find is where an address is, nil where that is not known; s.mu is held.

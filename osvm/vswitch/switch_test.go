@@ -48,10 +48,12 @@ type guest struct {
 	port *Port
 }
 
-func (s *Switch) plug(t testing.TB, m MAC) *guest {
+func (s *Switch) plug(t testing.TB, m MAC) *guest { return s.plugAt(t, m, Rate{}) }
+
+func (s *Switch) plugAt(t testing.TB, m MAC, rate Rate) *guest {
 	t.Helper()
 	ours, theirs := pair(t)
-	p, err := s.Guest(fmt.Sprint("guest ", m), m, ours)
+	p, err := s.Guest(Card{Name: fmt.Sprint("guest ", m), MAC: m, Rate: rate}, ours)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +164,7 @@ func TestOneAddress(t *testing.T) {
 	}
 	for _, m := range []MAC{a.mac, all, {}} {
 		ours, _ := pair(t)
-		if _, err := s.Guest("another", m, ours); err == nil {
+		if _, err := s.Guest(Card{Name: "another", MAC: m}, ours); err == nil {
 			t.Errorf("a second guest has the address %v", m)
 		}
 	}
@@ -303,7 +305,10 @@ func TestSlowPort(t *testing.T) {
 // TestStorm: one guest may send so much to all, and to each as much as it likes.
 func TestStorm(t *testing.T) {
 	var now atomic.Int64
-	s := newSwitch(t, Config{Now: func() time.Time { return time.Unix(now.Load(), 0) }})
+	s := newSwitch(t, Config{
+		Now:   func() time.Time { return time.Unix(now.Load(), 0) },
+		After: func(time.Duration) <-chan time.Time { c := make(chan time.Time); close(c); return c },
+	})
 	a, b := s.plug(t, mac(1)), s.plug(t, mac(2))
 	heard := make(chan int)
 	go func() {
@@ -327,6 +332,130 @@ func TestStorm(t *testing.T) {
 	if got := a.port.Counts().Stormed; got != 2*floodBurst {
 		t.Errorf("%d frames to all are counted as too many", got)
 	}
+}
+
+// TestRate: what a guest sends above its rate waits with it, and all of it arrives. The
+// time is the test's.
+func TestRate(t *testing.T) {
+	const frames, size = 4000, 1000
+	for _, of := range []struct {
+		name  string
+		rate  Rate
+		to    MAC
+		takes time.Duration
+	}{
+		{"bytes", Rate{Bytes: 1_000_000}, mac(2), frames * size * time.Second / 1_000_000},
+		{"frames", Rate{Frames: 1000}, mac(2), frames * time.Second / 1000},
+		{"frames, each to two", Rate{Frames: 1000}, all, 2 * frames * time.Second / 1000},
+		{"false ones", Rate{Frames: 1000}, mac(2), frames * time.Second / 1000},
+		{"as any port", Rate{Bytes: 1 << 40, Frames: 1 << 40}, mac(2), frames * time.Second / framesMost},
+	} {
+		t.Run(of.name, func(t *testing.T) {
+			var mu sync.Mutex // guards what follows
+			now, rests := time.Unix(0, 0), 0
+			s := newSwitch(t, Config{
+				Now: func() time.Time { mu.Lock(); defer mu.Unlock(); return now },
+				After: func(d time.Duration) <-chan time.Time {
+					mu.Lock()
+					defer mu.Unlock()
+					now = now.Add(d)
+					rests++
+					c := make(chan time.Time, 1)
+					c <- now
+					return c
+				},
+			})
+			a, b, c := s.plugAt(t, mac(1), of.rate), s.plug(t, mac(2)), s.plug(t, mac(3))
+			source := a.mac
+			if of.name == "false ones" {
+				source = mac(9)
+			}
+			one := framed(frame(of.to, source, string(make([]byte, size-headSize))))
+			for range frames {
+				a.raw(one)
+				switch {
+				case of.to == all:
+					b.next()
+					c.next()
+				case source == a.mac:
+					b.next()
+				}
+			}
+			a.raw(framed(frame(b.mac, a.mac, "end")))
+			b.expect("end")
+			mu.Lock()
+			defer mu.Unlock()
+			took := now.Sub(time.Unix(0, 0))
+			if most := of.takes + rateCredit; took > most || took < of.takes-rateCredit-rateRest {
+				t.Errorf("it takes %v, and not %v", took, of.takes)
+			}
+			if most := int(took/rateRest) + 1; rests > most || rests == 0 {
+				t.Errorf("it has waited %d times in %v", rests, took)
+			}
+		})
+	}
+}
+
+// TestRateEnds: a port that waits ends at once.
+func TestRateEnds(t *testing.T) {
+	waits := make(chan struct{}, 1)
+	s := newSwitch(t, Config{After: func(time.Duration) <-chan time.Time {
+		select {
+		case waits <- struct{}{}:
+		default:
+		}
+		return nil
+	}})
+	a := s.plugAt(t, mac(1), Rate{Frames: 1})
+	a.send(mac(2), "the first")
+	a.send(mac(2), "the second")
+	<-waits
+	a.port.Close()
+	<-a.port.Done()
+	s.plug(t, mac(1))
+}
+
+// TestMoved: what is for a guest that has come from another node goes to where it is
+// now, before it has said anything there; also where a trunk is made later.
+func TestMoved(t *testing.T) {
+	from, to, third := newSwitch(t, Config{}), newSwitch(t, Config{}), newSwitch(t, Config{})
+	mesh(t, from, to, third)
+	far, near := third.plug(t, mac(1)), from.plug(t, mac(3))
+	guest := from.plug(t, mac(2))
+	guest.send(far.mac, "from where it was")
+	far.expect("from where it was")
+	guest.port.Close()
+	<-guest.port.Done()
+	guest = to.plug(t, mac(2))
+	for _, s := range []*Switch{from, third} {
+		waitFor(t, "the guest is known where it is", func() bool {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			at := s.find(guest.mac)
+			return at != nil && at.name == "to 1"
+		})
+	}
+	before := far.port.Counts().Out + near.port.Counts().Out
+	far.send(guest.mac, "from afar")
+	guest.expect("from afar")
+	near.send(guest.mac, "from where it was")
+	guest.expect("from where it was")
+	if got := far.port.Counts().Out + near.port.Counts().Out - before; got != 0 {
+		t.Errorf("the others have had %d frames of that", got)
+	}
+
+	late := newSwitch(t, Config{})
+	x, y := pair(t)
+	for s, conn := range map[*Switch]net.Conn{late: x, to: y} {
+		if _, err := s.Trunk("late", conn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waitFor(t, "the guest is known over the new trunk", func() bool {
+		late.mu.Lock()
+		defer late.mu.Unlock()
+		return late.find(guest.mac) != nil
+	})
 }
 
 // TestKnown: what is known of addresses elsewhere is bounded, and forgotten.
