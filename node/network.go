@@ -239,7 +239,7 @@ func (e *enclosure) plug() error {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	var gone sync.WaitGroup
-	card := vswitch.Card{Name: "VM " + e.machine.ID, MAC: macOf(of.job, int(wsdl.Or(e.place.Index, 0)))}
+	card := vswitch.Card{Name: "VM " + e.machine.ID, MAC: macOf(of.job, int(wsdl.Or(e.place.Index, 0))), Rate: vswitch.Rate{Bytes: int(e.machine.Limits.NetworkBytesPerSecond)}}
 	gone.Go(func() { stayOn(ctx, w.fabric, card, e.card, w.log) })
 	e.plugged = &plugged{w, sync.OnceFunc(func() {
 		stop()
