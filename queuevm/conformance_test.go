@@ -3,6 +3,7 @@ package queuevm
 import (
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -26,6 +27,10 @@ type programs struct {
 var built programs
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	if fuzzing() {
+		os.Exit(m.Run())
+	}
 	dir, err := os.MkdirTemp("", "queuevm")
 	if err != nil {
 		panic(err)
@@ -38,6 +43,13 @@ func TestMain(m *testing.M) {
 	}
 	_ = os.RemoveAll(dir)
 	os.Exit(code)
+}
+
+// fuzzing says that only fuzzers are to run: they need none of the programs, and each
+// of their many processes would build them all.
+func fuzzing() bool {
+	run := flag.Lookup("test.run").Value.String()
+	return strings.HasPrefix(run, "^Fuzz") || run == "^$" && flag.Lookup("test.fuzz").Value.String() != ""
 }
 
 func build(dir string) error {
