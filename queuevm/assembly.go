@@ -33,7 +33,7 @@ func (a *assembly) add(r record, most uint64) (whole bool, err error) {
 	// Grown as it comes: the total is only what a child said.
 	a.bytes = append(a.bytes, payload...)
 	size := uint64(len(a.bytes))
-	if size > most || r.cont && size > a.total {
+	if size > most || (r.cont || r.more) && size > a.total {
 		return false, fmt.Errorf("%w: an item longer than it said, or than %d bytes", ErrTooBig, most)
 	}
 	if r.cont && !r.more && size != a.total {
