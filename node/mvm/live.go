@@ -2,10 +2,8 @@ package mvm
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"mvm/queuevm"
 )
@@ -68,52 +66,6 @@ func (p *process) drained(r *Drain) (items []queuevm.Item, more bool, err error)
 	}
 	left, err := p.vm.PeekQueue(r.Queue, 1)
 	return items, err == nil && len(left) > 0, nil
-}
-
-// enqueueServed puts items from outside into a queue that is kept here, and says
-// how many are in when the time is over.
-func (p *process) enqueueServed(r *Enqueue) (taken int, err error) {
-	if r.End {
-		return 0, &Error{Code: "conflict", Message: "END is for an end outside the job, which the profile opens: nobody outside is a producer of this queue that could end"}
-	}
-	items := make([]queuevm.Item, len(r.Items))
-	for i, data := range r.Items {
-		items[i] = r.Meta
-		items[i].Data = data
-	}
-	ctx, cancel := context.WithTimeout(p.life, max(r.Timeout, time.Millisecond))
-	defer cancel()
-	taken, err = p.vm.EnqueueQueue(ctx, r.ID, items)
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, queuevm.ErrFull) {
-		return taken, nil
-	}
-	return taken, err
-}
-
-// dequeueServed takes items from a queue that is kept here. No item in time is no
-// failure.
-func (p *process) dequeueServed(ctx context.Context, r *Dequeue) (*Dequeued, error) {
-	var got Dequeued
-	for size := 0; len(got.Items) < max(r.Limit, 1) && size < batchMax; {
-		items, end, err := p.vm.DequeueQueue(ctx, r.ID, min(16, max(r.Limit, 1)-len(got.Items)))
-		for _, item := range items {
-			got.Items = append(got.Items, item.Data)
-			size += len(item.Data)
-		}
-		got.End = end
-		switch {
-		case err != nil && (len(got.Items) > 0 || errors.Is(err, context.DeadlineExceeded)):
-			return &got, nil // what failed will fail again
-		case err != nil:
-			return nil, err
-		case end || len(items) == 0:
-			return &got, nil
-		}
-		now, enough := context.WithTimeout(p.life, time.Millisecond)
-		defer enough()
-		ctx = now
-	}
-	return &got, nil
 }
 
 // change makes one step of a live change, unless it was made before, and says how
