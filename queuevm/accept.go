@@ -74,7 +74,7 @@ func (vm *VM) welcome(conn net.Conn, proven func()) {
 		_ = conn.Close()
 		return
 	}
-	plain := string(head) == greetingMagic || string(head) == directMagic || string(head) == movedMagic // else it is TLS, or nonsense
+	plain := string(head) == greetingMagic || string(head) == directMagic || string(head) == bothMagic || string(head) == movedMagic // else it is TLS, or nonsense
 	if plain && !vm.open(conn) {
 		vm.logf("a connection from %v is refused: it is not encrypted", conn.RemoteAddr())
 		_ = conn.Close()
@@ -91,8 +91,8 @@ func (vm *VM) welcome(conn net.Conn, proven func()) {
 			p.Address = string(theirs.address)
 		}
 		vm.mu.Unlock()
-		if theirs.direct {
-			err = vm.adopt(p, theirs.channel, conn, secured)
+		if len(theirs.direct) > 0 {
+			err = vm.adopt(p, theirs.direct, conn, secured)
 		} else {
 			err = vm.attach(p, conn, secured, theirs)
 		}
@@ -144,8 +144,10 @@ func (vm *VM) takes(theirs greeting) byte {
 	switch {
 	case p == nil || p.gone:
 		return givenUp
-	case theirs.direct && vm.awaited(p, theirs.channel) != nil:
+	case len(theirs.direct) > 0 && vm.awaited(p, theirs.direct) != nil:
 		return notNow
+	case len(theirs.direct) == 2 && vm.channels[theirs.direct[0]].direct.back() != vm.channels[theirs.direct[1]].direct:
+		return apart
 	}
 	return welcomed
 }

@@ -22,10 +22,11 @@ func duplex(t testing.TB, a, b *VM, capacity int) {
 	processes(t, b, 1)
 	wire(t, 1, capacity, a, Endpoint{Process: 0, Port: "far"}, b, Endpoint{Process: 1, Port: "far"})
 	wire(t, 2, capacity, b, Endpoint{Process: 1, Port: "far"}, a, Endpoint{Process: 0, Port: "far"})
+	linked(t, a, b)
 }
 
 func TestEveryFormOfTheCallsFarAway(t *testing.T) {
-	for _, way := range paths() {
+	for _, way := range bothWays() {
 		for _, near := range languages() {
 			t.Run(way.name+"/"+near.name, func(t *testing.T) {
 				a, b := way.make(t)
@@ -210,7 +211,7 @@ func TestDirectSocketsAreTheChannels(t *testing.T) {
 	defer cancel()
 	for _, id := range []uint32{1, 7} {
 		d := &direct{vm: a, channel: &channel{Channel: Channel{ID: id, To: Endpoint{Peer: "b"}}}, fd: -1, up: make(chan struct{})}
-		if err := a.dialDirect(ctx, d, a.peers["b"]); !errors.Is(err, errNotNow) {
+		if err := a.dialDirect(ctx, a.peers["b"], d); !errors.Is(err, errNotNow) {
 			t.Errorf("channel %d: %v", id, err)
 		}
 	}

@@ -111,6 +111,7 @@ func (k *key) pinned(ok func(fingerprint string) bool) (*tls.Config, error) {
 const (
 	greetingMagic = "MVMP\x01"
 	directMagic   = "MVMD\x01" // for one direct channel: its id follows the nonce
+	bothMagic     = "MVMB\x01" // for two, one each way: the ids of both do
 	movedMagic    = "MVMM\x01" // of one that is reached elsewhere by now: where is the last field
 	nonceSize     = 32
 	greetingMax   = 1024
@@ -118,11 +119,10 @@ const (
 
 type greeting struct {
 	id, public []byte
-	direct     bool   // it is for a direct channel
-	channel    uint32 // that one
-	machine    []byte // which machine it is sent from, if that is known
-	address    []byte // where it is reached, if not where the broker said
-	whole      []byte // as sent, nonce included
+	direct     []uint32 // the direct channels that it is for: one, or one each way; none for a link
+	machine    []byte   // which machine it is sent from, if that is known
+	address    []byte   // where it is reached, if not where the broker said
+	whole      []byte   // as sent, nonce included
 }
 
 // greeting names this node, in place of what another greeting is for: a link,
@@ -131,10 +131,7 @@ func (k *key) greeting(self string, purpose greeting) (greeting, error) {
 	if len(self) > 255 {
 		return greeting{}, errors.New("a node id has at most 255 bytes")
 	}
-	b := []byte(greetingMagic)
-	if purpose.direct {
-		b = []byte(directMagic)
-	}
+	b := []byte([]string{greetingMagic, directMagic, bothMagic}[len(purpose.direct)])
 	if len(purpose.address) > 0 {
 		b = []byte(movedMagic)
 	}
@@ -143,8 +140,8 @@ func (k *key) greeting(self string, purpose greeting) (greeting, error) {
 		return greeting{}, err
 	}
 	b = append(b, nonce...)
-	if purpose.direct {
-		b = binary.LittleEndian.AppendUint32(b, purpose.channel)
+	for _, channel := range purpose.direct {
+		b = binary.LittleEndian.AppendUint32(b, channel)
 	}
 	b = append(append(b, byte(len(self))), self...)
 	b = append(append(b, byte(len(k.public))), k.public...)
@@ -170,13 +167,18 @@ func readGreeting(r io.Reader) (greeting, error) {
 	case movedMagic:
 		fields = append(fields, &g.address)
 	case directMagic:
+		g.direct = make([]uint32, 1)
+	case bothMagic:
+		g.direct = make([]uint32, 2)
+	default:
+		return greeting{}, errors.New("it does not greet as a proxy of this version")
+	}
+	for k := range g.direct {
 		var id [4]byte
 		if _, err := io.ReadFull(tee, id[:]); err != nil {
 			return greeting{}, err
 		}
-		g.direct, g.channel = true, binary.LittleEndian.Uint32(id[:])
-	default:
-		return greeting{}, errors.New("it does not greet as a proxy of this version")
+		g.direct[k] = binary.LittleEndian.Uint32(id[:])
 	}
 	for _, field := range fields {
 		var err error
@@ -217,17 +219,21 @@ func (k *key) sign(message []byte) ([]byte, error) {
 }
 
 // The last byte of the exchange: the connection is taken, or no other ever will be,
-// or this one is not, and another may be later.
+// or this one is not, and another may be later, or only one for each channel.
 const (
 	welcomed = 1
 	givenUp  = 2
 	notNow   = 3
+	apart    = 4
 )
 
 // errGivenUp: to dial again would not help.
 var errGivenUp = errors.New("it has given this node up for lost")
 
 var errNotNow = errors.New("it has no use for a connection for this channel")
+
+// errApart: two channels do not lead to and fro between two ports there.
+var errApart = errors.New("it wants a connection for each of the channels")
 
 // readField reads a u8 length and as many bytes.
 func readField(r io.Reader) ([]byte, error) {
@@ -267,7 +273,7 @@ func (k *key) dial(raw net.Conn, plain bool, self string, p Peer, purpose greeti
 	if err != nil {
 		return nil, greeting{}, err
 	}
-	if theirs.direct != mine.direct || theirs.channel != mine.channel {
+	if !slices.Equal(theirs.direct, mine.direct) {
 		return nil, greeting{}, errors.New("it answers for something else")
 	}
 	if string(theirs.id) != p.ID || fingerprint(theirs.public) != p.Fingerprint || !theirs.proves(said("acceptor", mine, theirs), signature) {
@@ -280,7 +286,7 @@ func (k *key) dial(raw net.Conn, plain bool, self string, p Peer, purpose greeti
 	if _, err := conn.Write(proof); err != nil {
 		return nil, greeting{}, err
 	}
-	if purpose.direct {
+	if len(purpose.direct) > 0 {
 		// From here on the other side may take it, for good: it has this long.
 		_ = raw.SetDeadline(time.Now().Add(strangersTime))
 	}
@@ -293,6 +299,8 @@ func (k *key) dial(raw net.Conn, plain bool, self string, p Peer, purpose greeti
 		return conn, theirs, nil
 	case notNow:
 		return nil, greeting{}, errNotNow
+	case apart:
+		return nil, greeting{}, errApart
 	}
 	return nil, greeting{}, errGivenUp
 }
@@ -318,7 +326,7 @@ func (k *key) accept(raw net.Conn, plain bool, self string, find func(g greeting
 	if !ok || fingerprint(theirs.public) != expected {
 		return nil, greeting{}, fmt.Errorf("%q with its key is not in the group, or must not dial", id)
 	}
-	mine, err := k.greeting(self, greeting{direct: theirs.direct, channel: theirs.channel})
+	mine, err := k.greeting(self, greeting{direct: theirs.direct})
 	if err != nil {
 		return nil, greeting{}, err
 	}
@@ -344,7 +352,9 @@ func (k *key) accept(raw net.Conn, plain bool, self string, find func(g greeting
 	case givenUp:
 		return nil, greeting{}, fmt.Errorf("%q was given up for lost", id)
 	case notNow:
-		return nil, greeting{}, fmt.Errorf("%q has no channel %d that waits for a connection", id, theirs.channel)
+		return nil, greeting{}, fmt.Errorf("%q asks for channel %v, which waits for no connection", id, theirs.direct)
+	case apart:
+		return nil, greeting{}, fmt.Errorf("%q takes channels %v for a way and the way back", id, theirs.direct)
 	}
 	return conn, theirs, nil
 }

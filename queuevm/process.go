@@ -184,7 +184,7 @@ func (p *process) end() {
 		}
 		for _, c := range q.ins {
 			c.ring.endConsumer(stateClosed, p.vm.bell)
-			c.direct.shut(unix.SHUT_RDWR)
+			c.direct.leave()
 			p.vm.heat(c)
 			p.vm.review(c)
 		}

@@ -117,6 +117,7 @@ _Static_assert(sizeof(struct header) == 640, "layout");
 /* An end of a direct channel: a socket, and bytes between it and the program. */
 struct direct {
     int fd, out;
+    int both;               /* the other way leads over it too */
     int ended, torn;        /* consumer: the socket has no more; and not because it was closed */
     unsigned char *buffer;  /* consumer: start to end was read and not taken. Producer: what reserve gave */
     size_t size, start, end;
@@ -1412,12 +1413,12 @@ static int take_socket(struct end *e, int fd, int out) {
 /* Asks for the sockets of a port's direct channels. */
 static int open_sockets(mvm_port *p) {
     char question[300], answer[512];
-    int fds[3], out = 0, in = 0, used = 0;
+    int fds[3], out = 0, in = 0, both = 0, used = 0;
     snprintf(question, sizeof question, "direct %s", p->name);
     if (ask(question, answer, sizeof answer, fds) < 0) return 0;
-    int ok = sscanf(answer, "ok %d %d", &out, &in) == 2;
+    int ok = sscanf(answer, "ok %d %d %d", &out, &in, &both) >= 2;
     if (ok && out && (ok = fds[used] >= 0 && take_socket(&p->out, fds[used], 1))) used++;
-    if (ok && in && (ok = fds[used] >= 0 && take_socket(&p->in, fds[used], 0))) used++;
+    if (ok && in && (ok = fds[used] >= 0 && take_socket(&p->in, fds[used], 0))) used++, p->in.direct->both = both;
     for (; used < 3; used++)
         if (fds[used] >= 0) close(fds[used]);
     if (!ok) fail("the sockets of port \"%s\" could not be opened: %s", p->name, strerror(errno));
@@ -1504,7 +1505,8 @@ static void finish(struct end *e, _Atomic uint32_t *state, _Atomic uint32_t *oth
     atomic_thread_fence(memory_order_seq_cst);
     wake(e->header, other);
     ring_bell(e->header); /* the daemon may hold the other end without sleeping on it */
-    if (e->direct) shutdown(e->direct->fd, e->direct->out ? SHUT_WR : SHUT_RDWR);
+    if (e->direct && e->direct->out) shutdown(e->direct->fd, SHUT_WR);
+    else if (e->direct && !e->direct->both) shutdown(e->direct->fd, SHUT_RDWR);
 }
 
 int mvm_end(mvm_port *port) {

@@ -14,6 +14,7 @@ import (
 type direct struct {
 	fd     int
 	out    bool
+	both   bool   // the other way leads over it too
 	ended  bool   // consumer: the socket has no more
 	torn   bool   // and not because it was closed
 	buffer []byte // consumer: start to end was read and not taken; producer: what reserve gave
@@ -43,7 +44,8 @@ func (s *session) connectSockets(p *Port) error {
 		return err
 	}
 	var there [2]int
-	if n, err := fmt.Sscanf(answer, "ok %d %d", &there[0], &there[1]); n != 2 || there[0]+there[1] != len(fds) {
+	var both int
+	if n, err := fmt.Sscanf(answer, "ok %d %d %d", &there[0], &there[1], &both); n < 2 || there[0]+there[1] != len(fds) {
 		closeAll(fds)
 		return fmt.Errorf("the answer %q is not understood: %w", answer, err)
 	}
@@ -51,7 +53,7 @@ func (s *session) connectSockets(p *Port) error {
 		if there[k] == 0 {
 			continue
 		}
-		e.direct = &direct{fd: fds[0], out: k == 0}
+		e.direct = &direct{fd: fds[0], out: k == 0, both: both == 1}
 		fds = fds[1:]
 		if k == 1 {
 			e.direct.buffer = make([]byte, max(chunk, int(e.capacity/2))+chunk)
@@ -403,9 +405,10 @@ func sleepOnSockets(ports []*Port, until deadline, nap time.Duration) {
 }
 
 // shut ends the socket's way, if there is one, for the other end and for whoever
-// else has it.
+// else has it. The giver hears of a taker that reads no more of two ways from the
+// proxies alone: a shut one would answer with a reset, which ends the other way too.
 func (d *direct) shut() {
-	if d == nil {
+	if d == nil || d.both && !d.out {
 		return
 	}
 	how := syscall.SHUT_RDWR

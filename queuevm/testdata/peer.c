@@ -396,6 +396,22 @@ static int do_drain(char **a) {
 }
 
 /* hold PORT: opens, says so, and waits to be killed. */
+/* Enqueues, not too fast, until nobody takes any more, and only then takes what came. */
+static int do_shed(char **a) {
+    mvm_port *p = must(a[0]);
+    char item[100] = {0};
+    int code;
+    while (!(code = mvm_enqueue(p, item, sizeof item))) usleep(1000);
+    if (code != MVM_CLOSED) die("enqueue", code);
+    return do_receive((char *[]){a[0], a[1]});
+}
+
+static int do_say(char **a) {
+    do_send(a);
+    pause();
+    return 0;
+}
+
 static int do_hold(char **a) {
     must(a[0]);
     puts("open");
@@ -413,6 +429,8 @@ int main(int argc, char **argv) {
     if (!strcmp(verb, "echo")) return do_echo(rest);
     if (!strcmp(verb, "lead")) return do_lead(rest);
     if (!strcmp(verb, "both")) return do_both(rest);
+    if (!strcmp(verb, "say")) return do_say(rest);
+    if (!strcmp(verb, "shed")) return do_shed(rest);
     if (!strcmp(verb, "forms")) return do_forms();
     if (!strcmp(verb, "far")) return do_far(rest);
     if (!strcmp(verb, "fill")) return do_fill(rest);
