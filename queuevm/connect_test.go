@@ -241,11 +241,13 @@ func FuzzGreeting(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	g, err := k.greeting("node", greeting{})
-	if err != nil {
-		f.Fatal(err)
+	for _, purpose := range []greeting{{}, {direct: []uint32{7}}, {direct: []uint32{7, 8}}, {address: []byte("127.0.0.1:1")}} {
+		g, err := k.greeting("node", purpose)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(g.whole)
 	}
-	f.Add(g.whole)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		g, err := readGreeting(bytes.NewReader(b))
 		if err != nil {
