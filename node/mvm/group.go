@@ -52,21 +52,29 @@ func findAllGroups(controllers ...string) []groups {
 type Places struct {
 	mu         sync.Mutex // guards what follows
 	membership string
+	read       time.Time         // membership was
 	found      map[string]groups // by controller
 }
+
+// settled is how long the kernel is not asked again in which groups this process
+// is: the answer is made under a lock of all groups. What is made meanwhile where
+// it was has its limits as well.
+const settled = time.Second
 
 func (p *Places) find(controllers ...string) []groups {
 	if p == nil {
 		return findAllGroups(controllers...)
 	}
-	text, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return make([]groups, len(controllers))
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.membership != string(text) {
-		p.membership, p.found = string(text), map[string]groups{}
+	if now := time.Now(); p.found == nil || now.Sub(p.read) >= settled {
+		text, err := os.ReadFile("/proc/self/cgroup")
+		if err != nil {
+			return make([]groups, len(controllers))
+		}
+		if p.read = now; p.found == nil || p.membership != string(text) {
+			p.membership, p.found = string(text), map[string]groups{}
+		}
 	}
 	all := make([]groups, len(controllers))
 	for i, controller := range controllers {
@@ -79,6 +87,16 @@ func (p *Places) find(controllers ...string) []groups {
 		all[i] = g
 	}
 	return all
+}
+
+// forget has the next find look.
+func (p *Places) forget() {
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.found = nil
 }
 
 func findGroupsIn(root, membership string, controllers ...string) []groups {
@@ -167,6 +185,11 @@ func (p *Places) enclose(mark string, killing bool, limits Limits) (e enclosure,
 	places := p.find(wanted...)
 	for i, controller := range wanted {
 		c, err := e.at(places[i], mark)
+		if err != nil && places[i].parent != "" { // perhaps this process is elsewhere by now
+			p.forget()
+			places = p.find(wanted...)
+			c, err = e.at(places[i], mark)
+		}
 		if err == nil {
 			switch controller {
 			case forKilling:

@@ -1,6 +1,7 @@
 package mvm
 
 import (
+	"crypto/rand"
 	"errors"
 	"os"
 	"os/exec"
@@ -228,5 +229,28 @@ func TestMemoryGroups(t *testing.T) {
 				t.Error("a program has a group where none can be made")
 			}
 		})
+	}
+}
+
+// TestPlacesThatWent: a launch has its limits also where the groups that were
+// remembered are gone.
+func TestPlacesThatWent(t *testing.T) {
+	for _, controller := range []string{forMemory, forTasks} {
+		if findGroups(controller).parent == "" {
+			t.Skipf("SKIPPED: this process may make no control group for %s", controller)
+		}
+	}
+	var p Places
+	p.find(forMemory, forTasks)
+	for controller, g := range p.found {
+		p.found[controller] = groups{g.parent + "/gone", g.unified}
+	}
+	mark := "test." + rand.Text()
+	e, err := p.enclose(mark, false, Limits{MemoryMiB: 100, Tasks: 10})
+	if err != nil || e.memory == "" || e.tasks == nil {
+		t.Errorf("limits: %+v, %v", e, err)
+	}
+	if err := endGroups(groupName(mark), time.Now().Add(time.Second)); err != nil {
+		t.Error(err)
 	}
 }

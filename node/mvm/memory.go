@@ -78,8 +78,9 @@ func (c *cell) limitMemory(bytes uint64) error {
 	if err := os.WriteFile(filepath.Join(c.path, file), []byte(strconv.FormatUint(bytes, 10)), 0); err != nil {
 		return err
 	}
-	// One thing goes wrong late: swap would only make it slow.
-	_ = os.WriteFile(filepath.Join(c.path, "memory.swap.max"), []byte("0"), 0)
+	if c.unified { // One thing goes wrong late: swap would only make it slow.
+		_ = os.WriteFile(filepath.Join(c.path, "memory.swap.max"), []byte("0"), 0)
+	}
 	return nil
 }
 

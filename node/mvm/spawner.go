@@ -290,6 +290,15 @@ func nextDead(options int) (int, error) {
 // returns when none is left or after limit (a process that hangs in the kernel).
 func (s *spawner) killAll(namespace bool, limit time.Duration) error {
 	deadline := time.Now().Add(limit)
+	// Whoever is in the namespace descends from its PID 1, so when that has no
+	// child it is alone. To look for others, the kernel goes through all processes
+	// of the machine.
+	s.mu.Lock()
+	alone := namespace && s.none
+	s.mu.Unlock()
+	if alone {
+		return nil
+	}
 	for {
 		if namespace {
 			unix.Kill(-1, unix.SIGKILL) // everyone in the namespace but its PID 1
