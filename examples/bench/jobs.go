@@ -23,7 +23,7 @@ func jobsCase() *contest {
 		order:  []string{"rate", "node", "processes"},
 		units:  map[string]string{"rate": "jobs/s", "node": "ms of CPU a job, broker and state in it", "processes": "ms of CPU a job, MVM process and program"},
 		goals: []goal{{text: "jobs a second, against Slurm", atLeast: 4, ratio: more("rate", theirs),
-			holds: "processor time, as the table has it: each job is seven SOAP calls (SubmitJob and WaitJob over the network; Awaken, Heartbeat, Instantiate, Report and Terminate within the node), four durable commits, a report spooled to disk, a control group, a fresh MVM process in namespaces of its own, and the program."}},
+			holds: "processor time, as the table has it: each job is seven SOAP calls (SubmitJob and WaitJob over the network; Awaken, Heartbeat, Instantiate, Report and Terminate within the node), four durable commits, a report spooled to a file, a control group, a fresh MVM process in namespaces of its own, and the program."}},
 	}
 	c.open = func(ctx context.Context, b *bench) ([]player, func(), error) {
 		dir, err := b.folder("jobs")
