@@ -401,7 +401,7 @@ static int do_shed(char **a) {
     mvm_port *p = must(a[0]);
     char item[100] = {0};
     int code;
-    while (!(code = mvm_enqueue(p, item, sizeof item))) usleep(1000);
+    while (!(code = mvm_enqueue(p, item, sizeof item))) usleep(5000);
     if (code != MVM_CLOSED) die("enqueue", code);
     return do_receive((char *[]){a[0], a[1]});
 }
