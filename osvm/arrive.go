@@ -72,9 +72,7 @@ type arrivingDisk struct {
 	come int64 // bytes
 }
 
-// most is what an overlay may have: all clusters of the disk, and the tables by which
-// they are found.
-func (d *arrivingDisk) most() int64 { return d.size + d.size>>10 + 16<<20 }
+func (d *arrivingDisk) most() int64 { return overlayMost(d.size) }
 
 // hear reads what is offered and judges it.
 func (i *immigration) hear(admit func(Arrival) (Image, error)) error {

@@ -297,7 +297,7 @@ func (e *emigration) rounds(s *shadow, disks diskShadows) error {
 		if err != nil {
 			return err
 		}
-		written, err := disks.round()
+		written, err := disks.round(1)
 		if err != nil {
 			return err
 		}
@@ -326,17 +326,18 @@ func (e *emigration) rounds(s *shadow, disks diskShadows) error {
 func (e *emigration) last(ctx context.Context, s *shadow, disks diskShadows) error {
 	var state []byte
 	var written int64
+	workers := min(4, runtime.GOMAXPROCS(0))
 	saved := make(chan error, 1)
 	go func() {
 		var err error
 		if state, err = e.machine.stateBytes(ctx); err == nil { // now QEMU has written all of the disks
-			if written, err = disks.round(); err == nil {
+			if written, err = disks.round(workers); err == nil {
 				err = disks.end()
 			}
 		}
 		saved <- err
 	}()
-	pages, err := s.round(min(4, runtime.GOMAXPROCS(0)))
+	pages, err := s.round(workers)
 	if err := errors.Join(err, <-saved); err != nil {
 		return err
 	}

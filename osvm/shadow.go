@@ -36,31 +36,40 @@ func (s *shadow) close() { _ = unix.Munmap(s.copied) }
 // round sends what differs and says how many pages that were. Several workers
 // look at memory when the guest waits for them.
 func (s *shadow) round(workers int) (pages int, err error) {
-	var group sync.WaitGroup
-	sent, failed := make([]int, workers), make([]error, workers)
-	chunks := (s.memory.size() + chunkSize - 1) / chunkSize
-	for i := range workers {
-		group.Go(func() {
-			debug.SetPanicOnFault(true) // memory that its file cannot give
-			defer func() {
-				if fault := recover(); fault != nil {
-					failed[i] = fmt.Errorf("the guest's memory cannot be read: %v", fault)
-				}
-			}()
-			into := make([]byte, chunkSize)
-			for c := i * chunks / workers; c < (i+1)*chunks/workers && failed[i] == nil; c++ {
-				var n int
-				n, failed[i] = s.chunk(c*chunkSize, into)
-				sent[i] += n
-			}
-		})
-	}
-	group.Wait()
+	sent, intos := make([]int, workers), make([]byte, workers*chunkSize)
+	err = inParallel(workers, (s.memory.size()+chunkSize-1)/chunkSize, func(worker, i int) error {
+		n, err := s.chunk(i*chunkSize, intos[worker*chunkSize:(worker+1)*chunkSize])
+		sent[worker] += n
+		return err
+	})
 	s.rounds++
 	for _, n := range sent {
 		pages += n
 	}
-	return pages, errors.Join(failed...)
+	return pages, err
+}
+
+// inParallel does something with each of so many things, by workers each of which
+// takes its share, in order, until it fails; also if that is because memory is mapped
+// that its file cannot give.
+func inParallel(workers, things int, do func(worker, i int) error) error {
+	var group sync.WaitGroup
+	failed := make([]error, workers)
+	for worker := range workers {
+		group.Go(func() {
+			debug.SetPanicOnFault(true)
+			defer func() {
+				if fault := recover(); fault != nil {
+					failed[worker] = fmt.Errorf("the guest's memory or its disk cannot be read: %v", fault)
+				}
+			}()
+			for i := worker * things / workers; i < (worker+1)*things/workers && failed[worker] == nil; i++ {
+				failed[worker] = do(worker, i)
+			}
+		})
+	}
+	group.Wait()
+	return errors.Join(failed...)
 }
 
 // chunk sends the pages of a chunk that differ, in as few frames as that gives.
