@@ -207,7 +207,7 @@ there can read and change them. Direct channels exist only there.`,
 	f.StringVar(&o.queueLimits, "queue-limits", "", "`FILE` that says what the queues of jobs may have here: types, codecs, number, memory")
 	f.StringVar(&o.accelerator, "accelerator", string(osvm.Auto), "what OS-level VMs run with: auto, kvm, tcg, or none for a node without VMs")
 	f.StringVar(&o.vmTemplates, "vm-templates", "", "`DIR` for booted VMs of which others are clones, which the nodes of a machine may share (default: in --data)")
-	f.DurationVar(&o.vmBoot, "vm-boot", 0, "`TIME` that the guest of a VM may take to answer as it boots (default 2m, or 8m from a disk of its own)")
+	f.DurationVar(&o.vmBoot, "vm-boot", 0, "`TIME` that the guest of a VM may take to answer as it boots (default 2m, or 10m from a disk of its own)")
 	f.IntVar(&o.cacheLimit, "cache-limit", 4096, "`MIB` of builds that are kept, and of what Go compiled, each; what was not used for longest goes")
 	f.DurationVar(&o.lease, "lease", 10*time.Second, "`TIME` without an answer to its heartbeats after which a node ends its jobs; then they may go elsewhere (back and front ends, alike)")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")

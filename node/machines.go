@@ -39,7 +39,7 @@ func (n *Node) Machines() wsdl.VMContext {
 
 const (
 	vmPins       = "vm:"            // before the id: who pins an image's blobs for a VM
-	makeLimit    = 10 * time.Minute // for a VM to be made, its image's way here included
+	makeLimit    = 15 * time.Minute // for a VM to be made, its image's way here included
 	roomInVM     = 64               // MiB beside what the image starts in, where nobody says: for its being a node, as broker gives it to a job's
 	defaultGrace = 10 * time.Second
 	longestGrace = time.Minute

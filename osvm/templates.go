@@ -28,7 +28,7 @@ const (
 	templatesMax      = 16
 	templatesMaxSize  = 4 << 30
 	bootDefault       = 2 * time.Minute        // to the agent's answer, on a busy machine
-	bootOfSystem      = 8 * time.Minute        // to that of a distribution, which without KVM starts for a minute or two
+	bootOfSystem      = 10 * time.Minute       // to that of a distribution, which without KVM starts for a minute or two
 	settleLimit       = 3 * time.Minute        // for a distribution to have started all, once its agent answers
 	templateRest      = 100 * time.Millisecond // its agent looks for a host often for twice as long
 	templatesInMemory = 4
@@ -160,28 +160,31 @@ func (t *templates) make(ctx context.Context, template *Template, key string, sp
 	if spec.Kernel == "" && t.host.config.Boot == 0 {
 		limit = bootOfSystem
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("its guest has not answered for %v since its boot began", limit))
+	booting, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("its guest has not answered for %v since its boot began", limit))
 	defer cancel()
 	scratch := template.folder + ".new"
 	if err := errors.Join(os.RemoveAll(scratch), template.Remove()); err != nil {
 		return err
 	}
 	spec.ID, spec.Owner, spec.Limits = templateID(key), "", Limits{DiskMiB: spec.diskMiB()}
-	m, err := Create(ctx, t.host.config.QEMU, t.host.machines, spec)
+	began := time.Now()
+	m, err := Create(booting, t.host.config.QEMU, t.host.machines, spec)
 	if err != nil {
 		return err
 	}
 	defer m.Destroy()
 	// What the guest has done before, its clones do not do for the first time: it gets
 	// an identity, as they will, and is left until it is at rest again.
-	session, err := m.Start(ctx, guest.Identity{})
+	session, err := m.Start(booting, guest.Identity{})
 	if err != nil {
 		return m.withLastLine(err)
 	}
+	answered := time.Since(began)
 	if spec.Kernel == "" {
 		m.settle(ctx, session)
 	}
 	_ = session.Close()
+	t.host.config.Log.Infof("template %s: its guest answered after %v, and was at rest after %v", key, answered, time.Since(began))
 	select {
 	case <-time.After(templateRest):
 	case <-ctx.Done():
@@ -197,6 +200,8 @@ func (t *templates) make(ctx context.Context, template *Template, key string, sp
 // goes on with that. Where it cannot be asked, or does not come to an end, it is frozen
 // as it is.
 func (m *Machine) settle(ctx context.Context, session *link.Session) {
+	ctx, cancel := context.WithTimeout(ctx, settleLimit)
+	defer cancel()
 	question := guest.Command{Words: []string{"/bin/systemctl", "is-system-running", "--wait"}, Limit: settleLimit}
 	_ = call(ctx, session, "Run", question, &guest.Output{})
 }

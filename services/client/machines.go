@@ -124,7 +124,7 @@ func (c *Client) CreateVM(ctx context.Context, node string, r *wsdl.CreateVM) (*
 
 // makingLimit is for a node to make a VM, which it gives up itself a little earlier:
 // the image is fetched, and a distribution without KVM starts for minutes.
-const makingLimit = 11 * time.Minute
+const makingLimit = 16 * time.Minute
 
 func noHosts() error {
 	return wsdl.NewFault(wsdl.FaultCodeUnavailable, "no node of the grid can have VMs", "install QEMU on one of them (Debian: qemu-system-x86) and start its node again")

@@ -20,8 +20,12 @@ import (
 	"mvm/osvm/link"
 )
 
-// data is where the node has its data: in memory, as all of the minimal image.
-const data = "/run/mvm"
+// Where the node has its data: in memory, as all of the minimal image; on the disk of a
+// stock image, where no program can be run of what is in /run.
+const (
+	inMemory = "/run/mvm"
+	onDisk   = "/var/lib/mvm"
+)
 
 func main() {
 	if mvm.IsProcess(os.Args) { // where no slim one is embedded
@@ -32,8 +36,14 @@ func main() {
 		fmt.Fprintln(os.Stderr, "agent: this is the first program of an OS-level VM; `mvm vm create` starts one")
 		os.Exit(2)
 	}
+	dir := inMemory
+	if serve {
+		dir = onDisk
+	}
 	_ = os.Setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-	fmt.Println("agent:", guest.Run(guest.Config{Node: run}))
+	fmt.Println("agent:", guest.Run(guest.Config{Node: func(ctx context.Context, identity []byte, uplink *link.Inside) {
+		run(ctx, dir, identity, uplink)
+	}}))
 	if serve {
 		os.Exit(1) // the machine is another's, who starts us again
 	}
@@ -41,13 +51,13 @@ func main() {
 }
 
 // run is the node, until ctx ends. What ends it is written to the console.
-func run(ctx context.Context, identity []byte, uplink *link.Inside) {
+func run(ctx context.Context, dir string, identity []byte, uplink *link.Inside) {
 	log := logrus.New()
 	log.SetOutput(io.Writer(os.Stdout))
 	log.SetLevel(logrus.WarnLevel)
 	who, err := node.ReadGuest(identity)
 	if err == nil {
-		err = worker.Run(ctx, worker.Config{Guest: who, Dir: data, Uplink: uplink, Log: log})
+		err = worker.Run(ctx, worker.Config{Guest: who, Dir: dir, Uplink: uplink, Log: log})
 	}
 	fmt.Println("agent: this guest is no node any more:", err)
 }
