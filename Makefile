@@ -101,6 +101,7 @@ conformance: setup build ## other people's SOAP stacks against a running grid
 	MVM_CONFORMANCE=all $(GO) test -count 1 -v ./examples/conformance/...
 
 # The seed that it prints replays a run: make soak SOAK='-seed 1234'.
+soak: PEERS = need mmdebstrap mmdebstrap; need sfdisk fdisk;
 soak: setup build ## the long loops of faults: 2,000 jobs through four nodes, every kill point, 10 million items
 	$(GO) test -count 1 -v -timeout 120m ./examples/soak -args -long $(SOAK)
 	MVM_SOAK=1 $(GO) test -count 1 -timeout 120m -p 1 ./node ./node/worker ./queuevm ./osvm
