@@ -76,7 +76,9 @@ func (l *lab) hang(t *testing.T) {
 	if text, err := l.mvm("vm", "create", "stuck", "--memory", "160", "--node", "hasty"); err == nil || !strings.Contains(text, want) {
 		t.Errorf("mvm vm create: %v, %s", err, text)
 	}
-	l.eventually("failed for its guest", job, func(text string) bool { return strings.Contains(text, "failed") && strings.Contains(text, want) }, "job", job)
+	l.eventually("given up for its guest", job, func(text string) bool { return strings.Contains(text, want) }, "job", job)
+	l.must("cancel", job) // else it tries five times
+	l.eventually("cancelled", job, func(text string) bool { return strings.Contains(text, "cancelled") }, "job", job)
 	if left, _ := filepath.Glob(filepath.Join(l.dir, "hasty", "node", "vm", "machines", "*")); len(left) > 0 {
 		t.Errorf("VMs are left: %v", left)
 	}
