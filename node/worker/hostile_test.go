@@ -79,8 +79,14 @@ func (l *lab) hang(t *testing.T) {
 	l.eventually("given up for its guest", job, func(text string) bool { return strings.Contains(text, want) }, "job", job)
 	l.must("cancel", job) // else it tries five times
 	l.eventually("cancelled", job, func(text string) bool { return strings.Contains(text, "cancelled") }, "job", job)
-	if left, _ := filepath.Glob(filepath.Join(l.dir, "hasty", "node", "vm", "machines", "*")); len(left) > 0 {
-		t.Errorf("VMs are left: %v", left)
+	for deadline := time.Now().Add(vmtest.Limit); ; time.Sleep(50 * time.Millisecond) {
+		left, _ := filepath.Glob(filepath.Join(l.dir, "hasty", "node", "vm", "machines", "*"))
+		if len(left) == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("VMs are left: %v", left)
+		}
 	}
 	if err := hasty.Stop(); err != nil { // else it takes other jobs
 		t.Error(err)
