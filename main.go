@@ -95,9 +95,9 @@ run time, connect the processes, run them, and leave nothing behind.`,
 			if len(args) == 0 {
 				return nil
 			}
-			text := fmt.Sprintf("there is no verb %q", args[0])
+			text := fmt.Sprintf("there is no verb %q;", args[0])
 			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-				text += "; did you mean " + strings.Join(near, " or ") + "?"
+				text += " did you mean " + strings.Join(near, " or ") + "?"
 			}
 			return client.Usage(errors.New(text + " `mvm help` lists the verbs"))
 		},
