@@ -81,7 +81,7 @@ func (c *compiler) program(kind wsdl.ProfileKind, at place, name field, version 
 	wanted := c.whole(number, "the version", 1, 1<<31-1, 0)
 	what := fmt.Sprintf("registered %s %q", kind, name.text)
 	if c.lookup == nil {
-		c.add(name.at, name.text, "a built-in one", "the %s cannot be looked up here; ask a broker", what)
+		c.add(name.at, name.text, "a built-in one", "the %s is known only to a grid that stays, where `mvm profiles register` has put it; submit the job there", what)
 		return "", false
 	}
 	found, err := c.lookup(kind, name.text, int32(wanted))

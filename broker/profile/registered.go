@@ -31,7 +31,7 @@ func (c *compiler) registered(kind wsdl.ProfileKind, at place, s *scope, name st
 		return nil, nil, at, false
 	}
 	if c.lookup == nil {
-		c.add(profile.at, profile.text, "a profile written out", "the %s cannot be looked up here; ask a broker", what)
+		c.add(profile.at, profile.text, "a profile written out", "the %s is known only to a grid that stays, where `mvm profiles register` has put it; submit the job there", what)
 		return nil, nil, at, false
 	}
 	found, err := c.lookup(kind, profile.text, int32(wanted))
