@@ -36,6 +36,10 @@ import (
 // it does take, because the tests' machine is busy.
 const Limit = 2 * time.Minute
 
+// making is how long the image may take to be fetched and made, beside other work
+// too: without it every test of machines is skipped.
+const making = 8 * time.Minute
+
 // imagesMax is how many images are kept: each change of the agent makes a new
 // one, and several checkouts may be at work.
 const imagesMax = 12
@@ -93,7 +97,7 @@ func Folder(t testing.TB) string {
 
 // minimal is asked once a process: linking the agent takes longer than a clone.
 var minimal = sync.OnceValues(func() (image osvm.Image, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), Limit)
+	ctx, cancel := context.WithTimeout(context.Background(), making)
 	defer cancel()
 	kept, err := kept()
 	if err != nil {
