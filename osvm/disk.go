@@ -320,14 +320,3 @@ func (s *Spec) diskMiB() int {
 	}
 	return s.Limits.DiskMiB
 }
-
-// freezeDisks gives a template the overlays of the stopped machine, whose QEMU has
-// written all of them.
-func (m *Machine) freezeDisks(folder string) error {
-	for _, name := range m.writable() {
-		if err := os.Link(filepath.Join(m.folder, name), filepath.Join(folder, name)); err != nil {
-			return err
-		}
-	}
-	return nil
-}

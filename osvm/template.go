@@ -2,6 +2,7 @@ package osvm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -56,13 +57,26 @@ func (m *Machine) freeze(ctx context.Context, t *Template) error {
 	if err := m.save(ctx, t.state()); err != nil {
 		return err
 	}
-	if err := os.Link(filepath.Join(m.folder, memoryName), t.memory()); err != nil {
-		return fmt.Errorf("VM %s: freeze it: %w", m.ID, err)
-	}
-	if err := m.freezeDisks(t.folder); err != nil {
-		return fmt.Errorf("VM %s: freeze it: %w", m.ID, err)
+	for _, name := range append(m.writable(), memoryName) { // QEMU has written all of them
+		if err := linkFile(filepath.Join(m.folder, name), filepath.Join(t.folder, name)); err != nil {
+			return fmt.Errorf("VM %s: freeze it: %w", m.ID, err)
+		}
 	}
 	return m.Destroy()
+}
+
+// linkFile gives a file another name, or where that is in another file system, makes
+// a copy there.
+func linkFile(from, to string) error {
+	err := os.Link(from, to)
+	if !errors.Is(err, unix.EXDEV) {
+		return err
+	}
+	file, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	return errors.Join(copyFile(file, from), file.Close())
 }
 
 // open gives what a clone begins with: the memory, sealed, and the state of the
@@ -159,9 +173,10 @@ func (t *Template) generation() int64 {
 // size is what the template has on disk, in bytes.
 func (t *Template) size() int64 {
 	var size int64
-	for _, path := range []string{t.memory(), t.state()} {
+	files, _ := os.ReadDir(t.folder)
+	for _, file := range files {
 		var info unix.Stat_t
-		if unix.Stat(path, &info) == nil {
+		if unix.Stat(filepath.Join(t.folder, file.Name()), &info) == nil {
 			const block = 512 // whatever the file system's is: stat(2)
 			size += info.Blocks * block
 		}

@@ -1,7 +1,10 @@
 package osvm
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -48,5 +51,42 @@ func TestTemplatesWithinBounds(t *testing.T) {
 	}
 	if len(all.known) != templatesInMemory {
 		t.Errorf("%d templates may be in memory", len(all.known))
+	}
+}
+
+// TestTemplatesElsewhere: templates may be in another file system than machines, and
+// what they have on disk is counted, disks too.
+func TestTemplatesElsewhere(t *testing.T) {
+	const size = 1 << 20
+	content := make([]byte, size)
+	copy(content[size/2:], "written")
+	here, there := t.TempDir(), t.TempDir()
+	if shm, err := os.MkdirTemp("/dev/shm", "mvm-test-"); err == nil {
+		t.Cleanup(func() { _ = os.RemoveAll(shm) })
+		there = shm
+	}
+	template := &Template{folder: there}
+	for _, name := range []string{memoryName, diskName(0)} {
+		from := filepath.Join(here, name)
+		if err := os.WriteFile(from, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		to := filepath.Join(there, name)
+		if err := linkFile(from, to); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(to); err != nil || !bytes.Equal(got, content) {
+			t.Errorf("%s is not what it was: %v", name, err)
+		}
+		if err := linkFile(from, to); !errors.Is(err, fs.ErrExist) {
+			t.Errorf("%s is there, and is made again: %v", name, err)
+		}
+	}
+	one := template.size()
+	if err := os.Remove(filepath.Join(there, diskName(0))); err != nil {
+		t.Fatal(err)
+	}
+	if less := template.size(); less == 0 || one != 2*less {
+		t.Errorf("it has %d bytes with a disk, and %d without", one, less)
 	}
 }
