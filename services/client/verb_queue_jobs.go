@@ -128,7 +128,7 @@ full refuses jobs; it never drops one.`,
 	cmd.Flags().StringVar(&kind, "type", "", "`TYPE`: fifo, the default, or priority")
 	cmd.Flags().Int64Var(&capacity, "capacity", 0, "how many `JOBS` may wait; 0 is no bound")
 	cmd.Flags().Int32Var(&weight, "weight", 1, "its `SHARE` of the room against that of others, 1 to 1000")
-	cmd.Flags().BoolVar(&held, "hold", false, "start none of its jobs until `mvm queue set --resume`")
+	cmd.Flags().BoolVar(&held, "hold", false, "start none of its jobs until it is set to --resume")
 	return cmd
 }
 

@@ -169,7 +169,7 @@ repeated: the VM is made once.`,
 	cmd.Flags().StringVar(&r.Id, "name", "", "its `ID` (default: one that the node gives)")
 	cmd.Flags().Int64Var(&r.Memory, "memory", 0, "its memory in `MIB` (default: what the image needs)")
 	limits.flags(cmd)
-	cmd.Flags().BoolVar(&r.Suspended, "suspended", false, "do not start it; `mvm vm resume` does")
+	cmd.Flags().BoolVar(&r.Suspended, "suspended", false, "do not start it; the verb resume does")
 	return cmd
 }
 

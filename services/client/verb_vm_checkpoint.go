@@ -117,7 +117,7 @@ checkpoint is called by its digest, or enough of its first digits.`,
 	cmd.Flags().StringVar(&node, "node", "", "make it on this `NODE`, by its name or id")
 	cmd.Flags().StringVar(&r.Id, "name", "", "its `ID` (default: one that the node gives)")
 	limits.flags(cmd)
-	cmd.Flags().BoolVar(&r.Suspended, "suspended", false, "do not start it; `mvm vm resume` does")
+	cmd.Flags().BoolVar(&r.Suspended, "suspended", false, "do not start it; the verb resume does")
 	return cmd
 }
 
@@ -248,7 +248,7 @@ randomness of its own.`,
 	v.flags(cmd, true)
 	cmd.Flags().StringVar(&r.Clone, "name", "", "its `ID` (default: one that the node gives)")
 	limits.flags(cmd)
-	cmd.Flags().BoolVar(&r.Suspended, "suspended", false, "do not start it; `mvm vm resume` does")
+	cmd.Flags().BoolVar(&r.Suspended, "suspended", false, "do not start it; the verb resume does")
 	return cmd
 }
 
