@@ -272,9 +272,9 @@ func (o *nodeOptions) run(cmd *cobra.Command) error {
 		defer os.RemoveAll(dir)
 	}
 	calls := soap.NewClient(soap.ClientConfig{})
-	caller := &watcher{Caller: calls}
+	caller := &bootstrap.Watcher{Caller: calls}
 	if o.join != "" {
-		caller.bootstrap = strings.TrimSuffix(o.join, "/") + "/services/bootstrap"
+		caller.Bootstrap = strings.TrimSuffix(o.join, "/") + "/services/bootstrap"
 	}
 	s := &server{options: o, roles: roles, dir: dir, url: url, log: log, caller: caller, calls: calls}
 	return s.run(ctx, listener, func() { fmt.Fprintln(cmd.OutOrStdout(), url) })
@@ -514,7 +514,7 @@ type server struct {
 	dir     string
 	url     string
 	log     *logrus.Logger
-	caller  *watcher
+	caller  *bootstrap.Watcher
 	calls   *soap.Client // beneath caller
 
 	images *image.Store
@@ -567,7 +567,7 @@ func (s *server) run(ctx context.Context, listener net.Listener, ready func()) e
 		start("information", func() error { return s.info.Run(serving) })
 	}
 	start("blobs", func() error { return s.sweep(serving) })
-	s.caller.registered = sync.OnceFunc(ready)
+	s.caller.Registered = sync.OnceFunc(ready)
 	err = s.node.Run(living)
 	stopServing()
 	parts.Wait()
@@ -675,8 +675,8 @@ func (s *server) face(ctx context.Context) (*soap.Server, error) {
 		Node:        s.node.ID(),
 		Base:        func() string { return s.url },
 		Broker:      s.brokerURL,
-		BrokerNode:  func() string { return s.front().node },
-		Image:       func() string { return s.front().image },
+		BrokerNode:  func() string { return s.front().Node },
+		Image:       func() string { return s.front().Image },
 		Information: s.informationURL,
 		Services:    func() []*wsdl.Service { return published },
 		Reach:       reach,
@@ -685,7 +685,7 @@ func (s *server) face(ctx context.Context) (*soap.Server, error) {
 		return nil, err
 	}
 	// Images are kept where the broker is, whose node has the blobs.
-	images := image.Images{Home: func() string { return s.front().image }, Caller: s.caller}
+	images := image.Images{Home: func() string { return s.front().Image }, Caller: s.caller}
 	if s.broker != nil {
 		images.Registry = s.store
 	}
@@ -724,12 +724,12 @@ func (s *server) face(ctx context.Context) (*soap.Server, error) {
 
 // front is where the broker is, with its blobs beside it: here, or on the node
 // of the grid that has the role; zero until that is known.
-func (s *server) front() (f place) {
+func (s *server) front() (f bootstrap.Place) {
 	switch {
 	case s.has(wsdl.RoleFrontend):
-		return place{node: s.node.ID(), broker: s.url + "/services/broker", image: s.url + "/services/image"}
+		return bootstrap.Place{Node: s.node.ID(), Broker: s.url + "/services/broker", Image: s.url + "/services/image"}
 	case !s.has(wsdl.RoleBackend):
-		return s.caller.front()
+		return s.caller.Place()
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
@@ -743,19 +743,19 @@ func (s *server) front() (f place) {
 			continue
 		}
 		if slices.ContainsFunc(n.Role, func(role *wsdl.Role) bool { return wsdl.Or(role, "") == wsdl.RoleFrontend }) {
-			return place{node: n.Id, broker: n.Url + "/services/broker", image: n.Url + "/services/image"}
+			return bootstrap.Place{Node: n.Id, Broker: n.Url + "/services/broker", Image: n.Url + "/services/image"}
 		}
 	}
 	return f
 }
 
-func (s *server) brokerURL() string { return s.front().broker }
+func (s *server) brokerURL() string { return s.front().Broker }
 
 func (s *server) informationURL() string {
 	if s.has(wsdl.RoleBackend) {
 		return s.url + "/services/information"
 	}
-	return s.caller.front().information
+	return s.caller.Place().Information
 }
 
 // sweep removes blobs that nobody needs any more, from time to time.
@@ -790,54 +790,4 @@ func reach(ctx context.Context, base string) error {
 		return fmt.Errorf("it answers %s", response.Status)
 	}
 	return nil
-}
-
-// place is where a grid's services are, as a bootstrap service tells it.
-type place struct{ node, broker, image, information string }
-
-// watcher is a wsdl.Caller that sees what the grid answers this node when it
-// joins, and keeps in mind where that grid's services are.
-type watcher struct {
-	wsdl.Caller
-	bootstrap  string // of the grid that is joined; "" on a node that joins none
-	registered func() // called after each registration; set before the first call
-
-	mu     sync.Mutex // guards joined
-	joined place
-}
-
-func (w *watcher) Call(ctx context.Context, url, operation string, request, response any) error {
-	err := w.Caller.Call(ctx, url, operation, request, response)
-	if err != nil {
-		return err
-	}
-	switch response.(type) {
-	case *wsdl.JoinResponse:
-		w.ask(ctx)
-	case *wsdl.RegisterResponse:
-		w.registered()
-	case *wsdl.HeartbeatResponse:
-		// The grid may have got its broker after this node joined.
-		if w.bootstrap != "" && w.front().broker == "" {
-			w.ask(ctx)
-		}
-	}
-	return nil
-}
-
-// ask asks the joined grid where its services are.
-func (w *watcher) ask(ctx context.Context) {
-	where, err := wsdl.NewBootstrapClient(w.Caller, w.bootstrap).GetBrokerContext(ctx, &wsdl.GetBroker{})
-	if err != nil {
-		return // asked again with the next heartbeat
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.joined = place{where.Node, where.Url, where.Image, where.Information}
-}
-
-func (w *watcher) front() place {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.joined
 }

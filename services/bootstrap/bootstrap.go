@@ -2,7 +2,8 @@
 // a joining node asks, by SOAP or with nothing but curl.
 //
 // What always holds: it answers from what its node knows, and changes nothing.
-// It must never keep state, or take an address from a request's Host header.
+// It must never keep state, or take an address from a request's Host header. Watcher
+// is the other side: what a node that joins has been told.
 package bootstrap
 
 import (
