@@ -132,7 +132,12 @@ func TestLostPeerEndsDirectChannels(t *testing.T) {
 	wire(t, 2, 64<<10, b, Endpoint{Process: 1, Port: "prev"}, a, Endpoint{Process: 5, Port: "next"})
 	s := spawn(t, a, 0, built.c, "send", "next", "100000000", "5000")
 	r := spawn(t, a, 5, built.c, "receive", "next", "5000")
-	eventually(t, "the giver sends", func() bool { return state(a, 1).ItemsIn > 0 })
+	eventually(t, "the giver sends, and the taker has its socket", func() bool {
+		a.mu.Lock()
+		given := a.channels[2].direct.given
+		a.mu.Unlock()
+		return given && state(a, 1).ItemsIn > 0
+	})
 	b.mu.Lock()
 	_ = b.listener.Close()
 	p := b.peers["a"]
