@@ -280,6 +280,10 @@ func exerciseVMs(t *testing.T, g *grid, caller wsdl.Caller, c *client.Client) {
 			_, err := vm.MigrateVMContext(ctx, &wsdl.MigrateVM{Id: "none", Node: "none"})
 			return err
 		},
+		func() error {
+			_, err := vm.SendVMContext(ctx, &wsdl.SendVM{Id: "none", Key: "none", Target: "http://127.0.0.1:9", Token: "none"})
+			return err
+		},
 	} {
 		if ask() == nil {
 			t.Error("a VM that is not there answers")
