@@ -18,6 +18,7 @@ type machine struct {
 	processor        string
 	memory           uint64 // GiB
 	kernel           string
+	congestion       string // TCP's control of it, which the rows over TCP hang on
 	compiler, golang string
 	peers            []string
 	load             string
@@ -35,6 +36,7 @@ func thisMachine(ctx context.Context) machine {
 		m.memory = uint64(info.Totalram) * uint64(info.Unit) >> 30
 	}
 	m.kernel = strings.TrimSpace(readFile("/proc/sys/kernel/ostype") + " " + strings.TrimSpace(readFile("/proc/sys/kernel/osrelease")))
+	m.congestion = strings.TrimSpace(readFile("/proc/sys/net/ipv4/tcp_congestion_control"))
 	m.compiler = first(ctx, "gcc", "--version")
 	for _, peer := range [][]string{
 		{"mpiexec.mpich", "--version"}, {"slurmctld", "-V"}, {"nginx", "-v"}, {"curl", "--version"}, {"scotch_gmap", "-V"},
@@ -55,8 +57,8 @@ func thisMachine(ctx context.Context) machine {
 }
 
 func (m machine) String() string {
-	s := fmt.Sprintf("Machine: %d cores (%s), %d GiB, %s, %s, %s; load %s at the end.", m.cores, m.processor, m.memory,
-		strings.ReplaceAll(m.kernel, "\n", ""), m.compiler, m.golang, m.load)
+	s := fmt.Sprintf("Machine: %d cores (%s), %d GiB, %s, TCP by %s, %s, %s; load %s at the end.", m.cores, m.processor, m.memory,
+		strings.ReplaceAll(m.kernel, "\n", ""), m.congestion, m.compiler, m.golang, m.load)
 	if len(m.peers) > 0 {
 		s += "\nPeers: " + strings.Join(m.peers, "; ") + "."
 	}
