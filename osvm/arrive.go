@@ -40,7 +40,10 @@ func (h *Host) MigrateFrom(ctx context.Context, conn net.Conn, admit func(Arriva
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
 		}
-		i.wire.refuse(err)
+		if refused := (*RefusedError)(nil); !errors.As(err, &refused) {
+			i.wire.refuse(err)
+			i.wire.linger()
+		}
 		return nil, fmt.Errorf("take a VM from another host: %w", err)
 	}
 	h.pass("has")

@@ -142,6 +142,16 @@ func (w *wire) refuse(reason error) {
 	_ = w.say(frameRefuse, []byte(text[:min(len(text), helloMax)]))
 }
 
+// lingerTime is how long the other side has to hear a refusal and hang up.
+const lingerTime = 5 * time.Second
+
+// linger drops what the other side is still sending, until it hangs up: a connection
+// that is closed with bytes unread is reset, which takes what was said last with it.
+func (w *wire) linger() {
+	_ = w.conn.SetReadDeadline(time.Now().Add(lingerTime))
+	_, _ = io.Copy(io.Discard, w.conn)
+}
+
 // next reads a frame. The payload is good until the next call.
 func (w *wire) next() (kind byte, payload []byte, err error) {
 	_ = w.conn.SetReadDeadline(time.Now().Add(w.patience))
