@@ -1,7 +1,6 @@
 package node
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -102,17 +101,17 @@ func (r *runner) enclose() *wsdl.Fault {
 			return r.fault("make its VM", err)
 		}
 	}
+	limits, err := n.boundedLimits(want.Limits)
+	if err != nil {
+		return r.fault("make its VM", err)
+	}
 	files, err := n.images.Files(r.ctx, n.http, r.request.Image, want.Image, vmPins+r.vmID())
 	if err != nil {
 		return r.fault("fetch the image "+want.Name, err)
 	}
 	order := osvm.Order{
 		ID: r.vmID(), MemoryMiB: int(want.Memory), Owner: r.key.String(), Template: true, Network: e.place != nil,
-		Image: imageOf(files, want.Name),
-	}
-	if order.Limits, err = n.boundedLimits(want.Limits); err != nil {
-		_ = n.images.Unpin(vmPins + order.ID)
-		return r.fault("make its VM", err)
+		Image: imageOf(files, want.Name), Limits: limits,
 	}
 	if order.Image.Kernel == "" || order.Image.Initrd == "" {
 		_ = n.images.Unpin(vmPins + order.ID)
@@ -233,11 +232,7 @@ func (e *enclosure) because(err error) error {
 		return fmt.Errorf("its VM %s is lost: %w", e.machine.ID, e.here().Reason())
 	default:
 	}
-	if last := bytes.TrimSpace(e.here().Console().Last()); len(last) > 0 {
-		line := last[bytes.LastIndexByte(last, '\n')+1:]
-		return fmt.Errorf("%w (the last line on its console is %.300q)", err, line)
-	}
-	return err
+	return e.here().Console().WithLastLine(err)
 }
 
 // watch has the attempt be lost when its guest is.

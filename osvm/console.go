@@ -1,6 +1,7 @@
 package osvm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -143,6 +144,15 @@ func (c *Console) Last() []byte {
 		at += int64(len(piece))
 	}
 	return last
+}
+
+// WithLastLine adds to an error what the guest has written last, if anything.
+func (c *Console) WithLastLine(err error) error {
+	last := bytes.TrimSpace(c.Last())
+	if len(last) == 0 {
+		return err
+	}
+	return fmt.Errorf("%w (the last line on its console is %.300q)", err, last[bytes.LastIndexByte(last, '\n')+1:])
 }
 
 // failure is how a line begins, after what names the time or the program, in which

@@ -1,7 +1,6 @@
 package osvm
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -177,7 +176,7 @@ func (t *templates) make(ctx context.Context, template *Template, key string, sp
 	// an identity, as they will, and is left until it is at rest again.
 	session, err := m.Start(booting, guest.Identity{})
 	if err != nil {
-		return m.withLastLine(err)
+		return m.Console().WithLastLine(err)
 	}
 	answered := time.Since(began)
 	if spec.Kernel == "" {
@@ -204,14 +203,6 @@ func (m *Machine) settle(ctx context.Context, session *link.Session) {
 	defer cancel()
 	question := guest.Command{Words: []string{"/bin/systemctl", "is-system-running", "--wait"}, Limit: settleLimit}
 	_ = call(ctx, session, "Run", question, &guest.Output{})
-}
-
-// withLastLine adds to an error what the guest has said last.
-func (m *Machine) withLastLine(err error) error {
-	if last := bytes.TrimSpace(m.Console().Last()); len(last) > 0 {
-		return fmt.Errorf("%w (the last line on its console is %.300q)", err, last[bytes.LastIndexByte(last, '\n')+1:])
-	}
-	return err
 }
 
 // templateID names the machine that becomes a template; others never have it.
