@@ -2,9 +2,6 @@ package osvm_test
 
 import (
 	"context"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -20,16 +17,6 @@ func TestStockImage(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*vmtest.Limit)
 	defer cancel()
 	h := vmtest.Host(t)
-	program := filepath.Join(t.TempDir(), "agent")
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -buildid=", "-o", program, "mvm/osvm/guest/agent")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if said, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build the agent: %v: %s", err, said)
-	}
-	agent, err := os.ReadFile(program)
-	if err != nil {
-		t.Fatal(err)
-	}
 	disk, err := osvm.StockDisk(ctx, t.TempDir())
 	if err != nil && strings.Contains(err.Error(), "Debian's package") {
 		t.Skip("SKIPPED: no cloud image was imported, for the disk that stands in for one cannot be made: ", err)
@@ -37,7 +24,7 @@ func TestStockImage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	image, err := osvm.ImportDisk(ctx, t.TempDir(), disk, agent)
+	image, err := osvm.ImportDisk(ctx, t.TempDir(), disk, vmtest.Agent(t))
 	if err != nil {
 		t.Fatal(err)
 	}

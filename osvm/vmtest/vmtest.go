@@ -95,6 +95,27 @@ func Folder(t testing.TB) string {
 	return folder
 }
 
+// Agent is the program that is PID 1 of the minimal image, and is put into others.
+func Agent(t testing.TB) []byte {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), Limit)
+	defer cancel()
+	content, err := built(ctx, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return content
+}
+
+// built is the agent, made in a folder.
+func built(ctx context.Context, dir string) ([]byte, error) {
+	program := filepath.Join(dir, "agent")
+	if err := build(ctx, program, agent); err != nil {
+		return nil, err
+	}
+	return os.ReadFile(program)
+}
+
 // minimal is asked once a process: linking the agent takes longer than a clone.
 var minimal = sync.OnceValues(func() (image osvm.Image, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), making)
@@ -108,11 +129,7 @@ var minimal = sync.OnceValues(func() (image osvm.Image, err error) {
 		return image, err
 	}
 	defer os.RemoveAll(scratch)
-	program := filepath.Join(scratch, "agent")
-	if err := build(ctx, program, agent); err != nil {
-		return image, err
-	}
-	content, err := os.ReadFile(program)
+	content, err := built(ctx, scratch)
 	if err != nil {
 		return image, err
 	}
