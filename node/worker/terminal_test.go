@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -120,9 +121,11 @@ func (l *lab) terminal(t *testing.T) {
 
 	s := newScreen(t)
 	before := s.mode()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*vmtest.Limit)
+	defer cancel()
 	attach := func() *exec.Cmd {
 		t.Helper()
-		c := exec.CommandContext(t.Context(), program, "vm", "console", "seat")
+		c := exec.CommandContext(ctx, program, "vm", "console", "seat")
 		c.Env = append(os.Environ(), "MVM_GRID="+l.front.URL)
 		c.Stdin, c.Stdout, c.Stderr = s.inner, s.inner, s.inner
 		c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}

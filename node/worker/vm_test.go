@@ -285,9 +285,9 @@ func (l *lab) hostKilled(t *testing.T) {
 	}
 	rest, _ := filepath.Rel(l.dir, found[0])
 	name, _, _ := strings.Cut(rest, "/")
-	host := l.workers[int(name[len(name)-1]-'1')]
-	host.Kill()
-	l.worker(name, strings.TrimPrefix(host.URL, "http://"))
+	host := &l.workers[int(name[len(name)-1]-'1')]
+	(*host).Kill()
+	*host = l.worker(name, strings.TrimPrefix((*host).URL, "http://"))
 	l.eventually("failed", job, func(text string) bool { return strings.Contains(text, "failed") }, "job", job)
 	l.clean()
 }
