@@ -307,7 +307,8 @@ func (vm *VM) await(f *front) {
 	vm.due = min(vm.due, at)
 }
 
-// tick heats the links that have something to do now.
+// tick heats the links that have something to do now, and has peers whose frames
+// are late be heard.
 func (vm *VM) tick() {
 	now := vm.now()
 	if now < vm.due {
@@ -329,6 +330,9 @@ func (vm *VM) tick() {
 	}
 	clear(vm.flying[len(kept):])
 	vm.flying = kept
+	for _, p := range vm.links {
+		p.hurry(now)
+	}
 }
 
 // clock is a timer that ends the loop's sleep to the microsecond, as the

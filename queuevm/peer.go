@@ -23,6 +23,8 @@ const (
 	nearBuffer  = 384 << 10 // of a near link's socket, to send
 	nearTrip    = 1000      // microseconds there and back of a near link, at most
 	earlyFrames = 1 << 16   // channels that a peer may mention before we know them
+
+	framePatience = 2 * time.Millisecond // that what has come of a frame waits for more of it
 )
 
 // peer is another node of the job group and the one connection to it. Guarded
@@ -37,14 +39,15 @@ type peer struct {
 	fd          int    // non-blocking; -1 without a connection
 	connections uint64 // that there have been
 	up, cut     chan struct{}
-	failure     error  // why the connection was cut
-	open        bool   // it may carry plain bytes
-	near        bool   // there and back takes less than nearTrip
-	wakesAt     int    // bytes that wake the loop, as the socket was told
-	ends        string // its addresses
-	left        bool   // the peer said goodbye
-	untold      bool   // it would dial this node where that is no more: this node dials
-	gone        bool   // reported lost; no connection is taken any more
+	failure     error         // why the connection was cut
+	open        bool          // it may carry plain bytes
+	near        bool          // there and back takes less than nearTrip
+	wakesAt     int           // bytes that wake the loop, as the socket was told
+	patient     time.Duration // until when more than one byte does
+	ends        string        // its addresses
+	left        bool          // the peer said goodbye
+	untold      bool          // it would dial this node where that is no more: this node dials
+	gone        bool          // reported lost; no connection is taken any more
 
 	batch   [][]byte // what is being written: frame headers and ring memory, in turn
 	bytes   int
@@ -375,15 +378,33 @@ func near(fd int) bool {
 // wakeAt has the loop sleep until enough of the frame has come to be worth a
 // switch between processes: woken for each segment it had half of the
 // processors' time go to waking and yielding. What has come of the frame's items
-// waits for the rest; frames are long only where more items wait to be sent. Over a
-// far link takers would wait for long: there every byte wakes it.
+// waits for the rest, but not for long: the link may be slower than it is near, or
+// the peer have stopped. Over a far link takers would always wait for that long: there
+// every byte wakes it.
 func (p *peer) wakeAt() {
 	enough := 1
 	if p.near && p.left32 >= wakeBytes/8 {
 		enough = min(int(p.left32), wakeBytes)
+		p.patient = p.vm.now() + framePatience
+		p.vm.due = min(p.vm.due, p.patient)
 	}
-	if enough != p.wakesAt && unix.SetsockoptInt(p.fd, unix.SOL_SOCKET, unix.SO_RCVLOWAT, enough) == nil {
-		p.wakesAt = enough
+	p.wakes(enough)
+}
+
+func (p *peer) wakes(at int) {
+	if at != p.wakesAt && unix.SetsockoptInt(p.fd, unix.SOL_SOCKET, unix.SO_RCVLOWAT, at) == nil {
+		p.wakesAt = at
+	}
+}
+
+// hurry has every byte wake the loop once the rest of a frame is late.
+func (p *peer) hurry(now time.Duration) {
+	switch {
+	case p.fd < 0 || p.wakesAt == 1:
+	case p.patient <= now:
+		p.wakes(1)
+	default:
+		p.vm.due = min(p.vm.due, p.patient)
 	}
 }
 

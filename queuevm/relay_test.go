@@ -116,6 +116,14 @@ func (r *relay) cut(down bool) {
 // outside to outside in each direction.
 func throughRelay(t testing.TB, config Config, capacity int, filter func(int, bool, int64, []byte) ([]byte, bool)) (a, b *VM, r *relay) {
 	t.Helper()
+	a, b, r = besideRelay(t, config, capacity, filter)
+	meet(t, a, b, r)
+	return a, b, r
+}
+
+// besideRelay is throughRelay before the two have met.
+func besideRelay(t testing.TB, config Config, capacity int, filter func(int, bool, int64, []byte) ([]byte, bool)) (a, b *VM, r *relay) {
+	t.Helper()
 	config.Listen, config.Self = "127.0.0.1:0", "a"
 	a = start(t, config)
 	config.Self = "b"
@@ -129,13 +137,17 @@ func throughRelay(t testing.TB, config Config, capacity int, filter func(int, bo
 		must(t, from.AddChannel(Channel{ID: id, Capacity: capacity, From: Endpoint{Outside: "in"}, To: Endpoint{Peer: to.config.Self}}))
 		must(t, to.AddChannel(Channel{ID: id, Capacity: capacity, From: Endpoint{Peer: from.config.Self}, To: Endpoint{Outside: "out"}}))
 	}
+	return a, b, r
+}
+
+func meet(t testing.TB, a, b *VM, r *relay) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	other := make(chan error, 1)
 	go func() { other <- b.Connect(ctx, []Peer{{"a", a.Address(), a.Fingerprint()}}) }()
 	must(t, a.Connect(ctx, []Peer{{"b", r.listener.Addr().String(), b.Fingerprint()}}))
 	must(t, <-other)
-	return a, b, r
 }
 
 // floods sends items both ways until stop is closed, or count are sent, and
@@ -248,30 +260,35 @@ func TestLinkCutAtEveryByte(t *testing.T) {
 	}
 }
 
-// Cut, refused for a while and made again, at random, under two floods.
+// Cut, refused for a while and made again, at random, under two floods: in short frames,
+// and in the middle of long ones.
 func TestLinkCutAndRestored(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	random := rand.New(rand.NewPCG(seed, 0))
-	a, b, r := throughRelay(t, Config{Plain: true}, 64<<10, nil)
-	stop := make(chan struct{})
-	go func() {
-		defer close(stop)
-		length := 2 * time.Second
-		if soak() {
-			length = time.Minute
-		}
-		for end := time.Now().Add(length); time.Now().Before(end); {
-			time.Sleep(time.Duration(random.IntN(50)) * time.Millisecond)
-			r.cut(random.IntN(2) == 0)
-			time.Sleep(time.Duration(random.IntN(100)) * time.Millisecond)
-			r.cut(false)
-		}
-	}()
-	sent := floods(t, a, b, 1<<30, 20000, stop)
-	t.Logf("%d connections, %v items", r.connections(), sent)
-	if r.connections() < 5 {
-		t.Errorf("only %d connections: the test proves little", r.connections())
+	for _, capacity := range []int{64 << 10, 4 << 20} {
+		t.Run(fmt.Sprint(capacity), func(t *testing.T) {
+			seed := rand.Uint64()
+			t.Logf("seed %d", seed)
+			random := rand.New(rand.NewPCG(seed, 0))
+			a, b, r := throughRelay(t, Config{Plain: true}, capacity, nil)
+			stop := make(chan struct{})
+			go func() {
+				defer close(stop)
+				length := 2 * time.Second
+				if soak() {
+					length = time.Minute
+				}
+				for end := time.Now().Add(length); time.Now().Before(end); {
+					time.Sleep(time.Duration(random.IntN(50)) * time.Millisecond)
+					r.cut(random.IntN(2) == 0)
+					time.Sleep(time.Duration(random.IntN(100)) * time.Millisecond)
+					r.cut(false)
+				}
+			}()
+			sent := floods(t, a, b, 1<<30, 20000, stop)
+			t.Logf("%d connections, %v items", r.connections(), sent)
+			if r.connections() < 5 {
+				t.Errorf("only %d connections: the test proves little", r.connections())
+			}
+		})
 	}
 }
 
@@ -298,6 +315,40 @@ func TestLinkThatStalls(t *testing.T) {
 	})
 	if sent := floods(t, a, b, 3000, 100, nil); sent != [2]int{3000, 3000} {
 		t.Error(sent)
+	}
+}
+
+// What has come whole of a long frame is taken, though the rest is on its way for
+// ever so long: also where it is less than what is worth a wake-up of a near link.
+func TestLongFrameThatStalls(t *testing.T) {
+	const most, count = 2000, 1500
+	for _, comes := range []int64{60_000, 400_000, 900_000} {
+		t.Run(fmt.Sprint(comes), func(t *testing.T) {
+			goOn := make(chan struct{})
+			let := sync.OnceFunc(func() { close(goOn) })
+			a, b, r := besideRelay(t, Config{Plain: true, Redial: time.Minute}, 4<<20, func(_ int, forth bool, before int64, piece []byte) ([]byte, bool) {
+				if forth && before > comes {
+					<-goOn
+				}
+				return piece, false
+			})
+			t.Cleanup(let)
+			ctx := within(t, 30*time.Second)
+			for n := range count {
+				must(t, a.Enqueue(ctx, "in", numbered(n, most)))
+			}
+			meet(t, a, b, r)
+			bytes := int64(2000) // of greetings, headers and one item
+			for n := range count {
+				if bytes += 16 + int64(len(numbered(n, most))); bytes > comes {
+					let()
+				}
+				item, err := b.Dequeue(ctx, "out")
+				if err != nil || string(item) != string(numbered(n, most)) {
+					t.Fatalf("item %d of the %d bytes that came: %d bytes, %v", n, bytes, len(item), err)
+				}
+			}
+		})
 	}
 }
 

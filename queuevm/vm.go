@@ -211,7 +211,7 @@ type VM struct {
 	past       past
 	rest       []uint64      // how far everything was when it was last quiet; nil when it was not
 	flying     []*front      // whose links the loop must look after in time
-	due        time.Duration // when the first of them
+	due        time.Duration // when the first of them, or a peer whose frame may be late
 	clock      clock
 	woken      bool          // this is the loop's first round after a sleep
 	lateness   time.Duration // of the loop when its clock wakes it
