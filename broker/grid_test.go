@@ -221,6 +221,7 @@ type fakeNode struct {
 	fenced      map[string]int          // job -> highest attempt that ended or is here
 	free        int
 	vms         int64              // MiB that VMs have which are no attempt's
+	disk        *int64             // MiB of its disk that are free
 	cancel      context.CancelFunc // ends its heartbeats
 	dead        bool
 	calls       map[string]int
@@ -294,7 +295,7 @@ func (n *fakeNode) join() {
 			case <-time.After(100 * time.Millisecond):
 				beat := &wsdl.Heartbeat{Node: n.id, Incarnation: incarnation}
 				n.mu.Lock()
-				beat.VmMemory = n.vms
+				beat.VmMemory, beat.FreeDisk = n.vms, n.disk
 				for job, a := range n.attempts {
 					beat.Attempt = append(beat.Attempt, &wsdl.Attempt{Job: job, Number: int32(a.number), Node: n.id, Incarnation: incarnation})
 				}

@@ -99,7 +99,7 @@ func (s *scheduler) list() []*wsdl.Node {
 		v := n.view(held[id])
 		w.Slots, w.FreeSlots = wsdl.Of(int32(v.Slots)), wsdl.Of(int32(max(0, v.FreeSlots)))
 		w.FreeCores, w.FreeMemory = wsdl.Of(int32(max(0, v.FreeCores))), wsdl.Of(max(0, v.FreeMemoryMiB))
-		w.VmMemory = n.vms
+		w.VmMemory, w.FreeDisk = n.vms, n.disk
 		w.Compiler = slices.Clone(n.record.Compiler)
 		all = append(all, &w)
 	}

@@ -58,12 +58,15 @@ type node struct {
 	raw, load                  []byte
 	held                       map[store.Attempt]bool // nil: not told
 	vms                        int64                  // MiB that VMs have which are no attempt's
+	disk                       *int64                 // MiB that may be filled of it; nil: not told
 }
 
 // view is the node as placement sees it, less what is held of it.
 func (n *node) view(held booking) place.Node {
 	held.memory += n.vms
-	return viewOf(n.record, held)
+	v := viewOf(n.record, held)
+	v.FreeDiskMiB = n.disk
+	return v
 }
 
 // holds says whether an attempt is among those that the node's last heartbeat
@@ -266,10 +269,11 @@ func (s *scheduler) refresh(ctx context.Context) error {
 			continue
 		}
 		if there && was.alive && n.alive && was.incarnation == n.incarnation && bytes.Equal(was.load, r.Load) {
-			n.held, n.vms = was.held, was.vms
+			n.held, n.vms, n.disk = was.held, was.vms, was.disk
 		} else {
-			n.held, n.vms = heldBy(r), information.VMMemory(r)
-			changed = changed || n.vms < was.vms // there is room
+			n.held = heldBy(r)
+			n.vms, n.disk = information.Told(r)
+			changed = changed || n.vms < was.vms || wsdl.Or(n.disk, 0) > wsdl.Or(was.disk, 0) // there is room
 			moved = moved || (was.held == nil) != (n.held == nil) || !maps.Equal(was.held, n.held)
 		}
 		n.name, n.url = cmp.Or(n.record.Name, r.ID), n.record.Url

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 
@@ -114,4 +115,49 @@ func TestVMsTakeMemory(t *testing.T) {
 		t.Errorf("the big one is %s: %s", *s.State, s.Reason)
 	}
 	until(t, "all to be free", func() bool { return free() == all })
+}
+
+// TestFreeDisk: a job goes where there is as much disk as it requires, waits where there
+// is not, and a node that tells nothing of its disk is taken.
+func TestFreeDisk(t *testing.T) {
+	g := newGrid(t, nil)
+	nodes := g.several(2, "n1", "n2")
+	tell := func(id string, disk int64) {
+		n := nodes[id]
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.disk = &disk
+	}
+	tell("n1", 900)
+	tell("n2", 1000)
+	b := g.start()
+	told := func(id string, disk int64) func() bool {
+		return func() bool {
+			answer, err := b.ListNodesContext(context.Background(), &wsdl.ListNodes{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return slices.ContainsFunc(answer.Node, func(n *wsdl.Node) bool { return n.Id == id && wsdl.Or(n.FreeDisk, -1) == disk })
+		}
+	}
+	until(t, "the disks to be known", func() bool { return told("n1", 900)() && told("n2", 1000)() })
+	submit := func(name string) string {
+		job := task(name, 1)
+		job.Resources = &wsdl.Resources{Require: []*wsdl.Requirement{{Property: wsdl.Of(wsdl.NodePropertyDisk), Minimum: wsdl.Of(wsdl.Number("1000"))}}}
+		return g.submit(b, name, profileOf(name, job))
+	}
+	if s := g.wait(b, submit("first")); *s.State != wsdl.JobStateSucceeded || s.Process[0].Node != "n2" {
+		t.Errorf("it is %s on %s: %s", *s.State, s.Process[0].Node, s.Reason)
+	}
+	tell("n2", 0)
+	until(t, "the disk to be known", told("n2", 0))
+	second := submit("second")
+	until(t, "a reason", func() bool {
+		reason := g.get(b, second).Reason
+		return strings.Contains(reason, "900 MiB of disk free, fewer than 1000") && !strings.Contains(reason, "never")
+	})
+	tell("n1", 1000)
+	if s := g.wait(b, second); *s.State != wsdl.JobStateSucceeded || s.Process[0].Node != "n1" {
+		t.Errorf("it is %s on %s: %s", *s.State, s.Process[0].Node, s.Reason)
+	}
 }

@@ -162,7 +162,7 @@ func (v *machines) restore(ctx context.Context, order osvm.Order, blobs vmBlobs,
 	if err != nil {
 		return nil, err
 	}
-	if err := v.room(c.MemoryMiB, 0); err != nil {
+	if err := v.room(c.MemoryMiB, order.Limits.DiskMiB, 0); err != nil {
 		return nil, err
 	}
 	if len(c.Disks) > 0 { // which hold what differs from the image's
@@ -194,7 +194,7 @@ func (v *machines) CloneVMContext(ctx context.Context, r *wsdl.CloneVM) (*wsdl.C
 		return nil, err
 	}
 	order.Image.Name = m.ImageName
-	if err := v.room(m.MemoryMiB, 0); err != nil {
+	if err := v.room(m.MemoryMiB, order.Limits.DiskMiB, 0); err != nil {
 		return nil, err
 	}
 	vm, err := v.make(ctx, order.ID, r.Clone == "", fmt.Sprint("clone ", r.Id, order.Limits), r.Suspended, never, func(ctx context.Context) (*osvm.Machine, error) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/bits"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"mvm/services/image"
+	"mvm/wsdl"
 )
 
 // disk is the room on a folder's file system, in bytes.
@@ -31,6 +33,34 @@ func diskOf(dir string) (disk, error) {
 // floor is what attempts must leave free: the results of others, reports and
 // the node itself need some room, and a writer is not stopped at once.
 func (d disk) floor() int64 { return min(1<<30, d.size/20) }
+
+// spare is how many MiB attempts and VMs may fill.
+func (d disk) spare() int64 { return max(0, d.free-d.floor()) >> 20 }
+
+// toldSteps is in how many steps at least the free disk is told: each change that is
+// told is one more that is written down and looked at.
+const toldSteps = 16
+
+// freeDisk is what the node tells of its disk, nil when that cannot be known.
+func (n *Node) freeDisk() *int64 {
+	d, err := diskOf(n.folders.root)
+	if err != nil {
+		return nil
+	}
+	free := d.spare()
+	return wsdl.Of(free &^ (int64(1)<<max(0, bits.Len64(uint64(free/toldSteps))-1) - 1))
+}
+
+// diskFor refuses a VM that may fill more than the disk has: its memory, which may
+// come to be a file, and what its limit lets it write.
+func (n *Node) diskFor(memoryMiB, limitMiB int64) error {
+	d, err := diskOf(n.folders.root)
+	if err != nil || d.spare() >= memoryMiB+limitMiB {
+		return nil // or whoever writes says so
+	}
+	return wsdl.NewFault(wsdl.FaultCodeBusy, fmt.Sprintf("node %s has no room on its disk for the VM, which may fill %d MiB: %s, and %s must stay free", n.id, memoryMiB+limitMiB, d, amount(d.floor())),
+		"free some space there, limit the VM's disk (disk), or choose another node")
+}
 
 func (d disk) String() string {
 	return fmt.Sprintf("%s of %s are free in %s", amount(d.free), amount(d.size), d.dir)

@@ -303,3 +303,30 @@ func TestStartOnAFullDisk(t *testing.T) {
 		t.Errorf("it starts so: %v", err)
 	}
 }
+
+// What is told of a disk is what may be filled of it, and changes in steps only; a VM
+// that may fill more is refused.
+func TestFreeDisk(t *testing.T) {
+	g := newGrid(t)
+	m := g.onSmallDisk(t, 80<<10) // of which 4 MiB stay free
+	whole := wsdl.Or(m.freeDisk(), -1)
+	if whole < 70 || whole > 76 {
+		t.Errorf("%d MiB are told of a disk of 80", whole)
+	}
+	if err := m.diskFor(30, 30); err != nil {
+		t.Errorf("a VM of 60 MiB: %v", err)
+	}
+	if err := m.diskFor(60, 30); code(err) != "busy" || !strings.Contains(err.Error(), "of 80 MiB are free in "+m.folders.root) || !strings.Contains(err.Error(), "may fill 90 MiB") {
+		t.Errorf("a VM of 90 MiB: %v", err)
+	}
+	free := fill(t, m.folders.root, 100)
+	if told := wsdl.Or(m.freeDisk(), -1); told != 0 {
+		t.Errorf("%d MiB are told of a full disk", told)
+	}
+	free()
+	eventually(t, "it is told", func() bool {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return g.disk == whole
+	})
+}

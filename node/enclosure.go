@@ -89,6 +89,9 @@ func (r *runner) enclose() *wsdl.Fault {
 	if n.host == nil {
 		return wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("node %s has no VMs: %s", n.id, n.hostless), "place the job on a node that has QEMU")
 	}
+	if err := n.diskFor(want.Memory, wsdl.Or(want.Limits, wsdl.VMLimits{}).Disk); err != nil {
+		return r.fault("make its VM", err)
+	}
 	e := &enclosure{runner: r, id: n.id + "." + r.vmID(), number: r.key.number, up: make(chan struct{}), news: make(chan struct{}), peers: map[string]string{}, kept: make(chan struct{}), place: want.Network, moving: moving{turned: make(chan struct{})}}
 	if r.request.Restore != "" {
 		if err := e.restore(); err != nil {

@@ -115,6 +115,7 @@ type grid struct {
 	live       map[key]bool
 	registered []*wsdl.Node
 	heartbeats int
+	disk       int64    // MiB that the last heartbeat told to be free
 	told       []string // jobs that heartbeats spoke of
 	down       bool     // the information service does not answer
 	forgotten  bool     // it does not know the node: register again
@@ -229,6 +230,7 @@ func (i information) HeartbeatContext(_ context.Context, r *wsdl.Heartbeat) (*ws
 		return nil, wsdl.Faultf(wsdl.FaultCodeStale, "register again")
 	}
 	i.heartbeats++
+	i.disk = wsdl.Or(r.FreeDisk, -1)
 	answer := &wsdl.HeartbeatResponse{LeaseMillis: i.lease.Milliseconds(), HeartbeatMillis: i.beat.Milliseconds()}
 	for k := range i.live {
 		answer.Attempt = append(answer.Attempt, &wsdl.Attempt{Job: k.job, Number: int32(k.number), Node: r.Node, Incarnation: r.Incarnation})

@@ -137,13 +137,14 @@ func (n *Node) beatOn(ctx context.Context, info *wsdl.InformationClient, interva
 
 // heartbeat sends one, and tells the ledger what is answered.
 func (n *Node) heartbeat(ctx context.Context, info *wsdl.InformationClient, interval time.Duration) (time.Duration, error) {
+	disk := n.freeDisk()
 	n.mu.Lock()
 	n.stepLocked(beatSent{}, nil)
 	number, sent := n.ledger.sent, n.clock.Now()
 	free := n.ledger.free()
 	request := &wsdl.Heartbeat{
 		Node: n.id, Incarnation: n.incarnation, FreeSlots: wsdl.Of(int32(free.Slots)),
-		FreeMemory: wsdl.Of(free.Memory), FreeCores: wsdl.Of(int32(free.Cores)), VmMemory: n.ledger.vms.Memory,
+		FreeMemory: wsdl.Of(free.Memory), FreeCores: wsdl.Of(int32(free.Cores)), VmMemory: n.ledger.vms.Memory, FreeDisk: disk,
 	}
 	for _, a := range n.ledger.held {
 		request.Attempt = append(request.Attempt, &wsdl.Attempt{Job: a.job, Number: int32(a.number), Node: n.id, Incarnation: n.incarnation})

@@ -437,16 +437,16 @@ func (v *machines) create(ctx context.Context, order osvm.Order, name string) (_
 	if order.MemoryMiB == 0 {
 		order.MemoryMiB = max(order.Image.LeastMemoryMiB+roomInVM, osvm.LeastMemoryMiB)
 	}
-	if err := v.room(order.MemoryMiB, 0); err != nil {
+	if err := v.room(order.MemoryMiB, order.Limits.DiskMiB, 0); err != nil {
 		return nil, err
 	}
 	order.Template = true
 	return n.host.Create(ctx, order)
 }
 
-// room refuses a VM that this machine has no memory for, or no slots for the
+// room refuses a VM that this machine has no memory or disk for, or no slots for the
 // attempt that comes in it.
-func (v *machines) room(memoryMiB, slots int) error {
+func (v *machines) room(memoryMiB, diskMiB, slots int) error {
 	v.node.mu.Lock()
 	free := v.node.ledger.free()
 	v.node.mu.Unlock()
@@ -456,7 +456,7 @@ func (v *machines) room(memoryMiB, slots int) error {
 	if slots > free.Slots {
 		return wsdl.NewFault(wsdl.FaultCodeBusy, fmt.Sprintf("node %s has %d slots free, and the VM's attempt has %d", v.node.id, free.Slots, slots), "choose another node")
 	}
-	return nil
+	return v.node.diskFor(int64(memoryMiB), int64(diskMiB))
 }
 
 // start has a VM begin to run, as a guest of its own.

@@ -260,7 +260,7 @@ func (n *Node) receive(conn net.Conn, expected arrival) (*osvm.Machine, error) {
 			if err := n.queueLimits.arriving(a.Spec.Limits); err != nil {
 				return image, err
 			}
-			if err := v.room(a.Spec.MemoryMiB, expected.slots); err != nil {
+			if err := v.room(a.Spec.MemoryMiB, a.Spec.Limits.DiskMiB, expected.slots); err != nil {
 				return image, err
 			}
 		}

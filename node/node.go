@@ -568,7 +568,7 @@ func (n *Node) describe(ctx context.Context) *wsdl.Node {
 		Id: n.id, Incarnation: n.incarnation, Name: name, Url: base, Version: n.config.Version,
 		Os: runtime.GOOS, Arch: runtime.GOARCH, Cores: int32(n.total.Cores), Memory: n.total.Memory,
 		Slots: wsdl.Of(int32(n.total.Slots)), FreeSlots: wsdl.Of(int32(free.Slots)),
-		FreeMemory: wsdl.Of(free.Memory), FreeCores: wsdl.Of(int32(free.Cores)), VmMemory: vms.Memory,
+		FreeMemory: wsdl.Of(free.Memory), FreeCores: wsdl.Of(int32(free.Cores)), VmMemory: vms.Memory, FreeDisk: n.freeDisk(),
 		Qemu: n.qemu, Accelerator: n.accelerator(), Cleaning: n.launcher.Cleaning(),
 	}
 	d.Unconfined = n.launcher.Confinement().Missing

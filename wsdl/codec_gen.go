@@ -940,6 +940,8 @@ func (v *Heartbeat) visit(c *codec, field int) bool {
 	case 5:
 		return one(c, &v.VmMemory, number)
 	case 6:
+		return optional(c, &v.FreeDisk, number)
+	case 7:
 		return list(c, &v.Attempt, record)
 	}
 	return false
@@ -2885,18 +2887,20 @@ func (v *Node) visit(c *codec, field int) bool {
 	case 14:
 		return one(c, &v.VmMemory, number)
 	case 15:
-		return list(c, &v.Compiler, record)
+		return optional(c, &v.FreeDisk, number)
 	case 16:
-		return one(c, &v.Qemu, text)
+		return list(c, &v.Compiler, record)
 	case 17:
-		return one(c, &v.Accelerator, text)
+		return one(c, &v.Qemu, text)
 	case 18:
-		return one(c, &v.Cleaning, text)
+		return one(c, &v.Accelerator, text)
 	case 19:
-		return texts(c, &v.Unconfined, text)
+		return one(c, &v.Cleaning, text)
 	case 20:
-		return optional(c, &v.QueueLimits, rooted)
+		return texts(c, &v.Unconfined, text)
 	case 21:
+		return optional(c, &v.QueueLimits, rooted)
+	case 22:
 		return one(c, &v.State, text)
 	}
 	return false

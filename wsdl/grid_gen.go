@@ -67,6 +67,9 @@ const (
 	// In MiB.
 	NodePropertyMemory NodeProperty = "memory"
 
+	// In MiB: what jobs may fill of its disk, as it is now.
+	NodePropertyDisk NodeProperty = "disk"
+
 	NodePropertySlots NodeProperty = "slots"
 
 	// A language that it can build or run.
@@ -503,6 +506,9 @@ type Heartbeat struct {
 
 	// MiB that VMs have which are no attempt's.
 	VmMemory int64 `xml:"vmMemory,omitempty" json:"vmMemory,omitempty"`
+
+	// As in Node.
+	FreeDisk *int64 `xml:"freeDisk,omitempty" json:"freeDisk,omitempty"`
 
 	// What the node holds.
 	Attempt []*Attempt `xml:"attempt" json:"attempt,omitempty"`
@@ -2348,6 +2354,9 @@ type Node struct {
 
 	// MiB that VMs have which are no attempt's.
 	VmMemory int64 `xml:"vmMemory,omitempty" json:"vmMemory,omitempty"`
+
+	// MiB that jobs and VMs may fill of the disk that its data are on: what is free beside what stays free, rounded down. Absent: not known.
+	FreeDisk *int64 `xml:"freeDisk,omitempty" json:"freeDisk,omitempty"`
 
 	Compiler []*Compiler `xml:"compiler" json:"compiler,omitempty"`
 

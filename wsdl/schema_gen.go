@@ -264,6 +264,7 @@ var schemaTypes = [...]schemaType{
 		{"freeMemory", 218, 0, 1, true},
 		{"freeCores", 217, 0, 1, true},
 		{"vmMemory", 218, 0, 1, false},
+		{"freeDisk", 218, 0, 1, true},
 		{"attempt", 130, 0, -1, false},
 	}},
 	48: {name: "HeartbeatResponse", kind: kindComplex, elements: []schemaElement{
@@ -850,6 +851,7 @@ var schemaTypes = [...]schemaType{
 		{"freeMemory", 218, 0, 1, true},
 		{"freeCores", 217, 0, 1, true},
 		{"vmMemory", 218, 0, 1, false},
+		{"freeDisk", 218, 0, 1, true},
 		{"compiler", 143, 0, -1, false},
 		{"qemu", 219, 0, 1, false},
 		{"accelerator", 219, 0, 1, false},
@@ -858,7 +860,7 @@ var schemaTypes = [...]schemaType{
 		{"queueLimits", 187, 0, 1, false},
 		{"state", 219, 0, 1, false},
 	}},
-	169: {name: "NodeProperty", kind: kindString, values: []string{"name", "os", "arch", "cores", "memory", "slots", "compiler", "qemu", "cleaning"}},
+	169: {name: "NodeProperty", kind: kindString, values: []string{"name", "os", "arch", "cores", "memory", "disk", "slots", "compiler", "qemu", "cleaning"}},
 	170: {name: "Number", kind: kindString, pattern: 1},
 	171: {name: "OutputFile", kind: kindComplex, attributes: []schemaAttribute{
 		{"name", 219, true},

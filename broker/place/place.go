@@ -30,8 +30,9 @@ type Node struct {
 	MemoryMiB     int64
 	Slots         int // processes it takes at once
 	FreeSlots     int
-	FreeCores     int   // not kept for processes alone
-	FreeMemoryMiB int64 // not claimed
+	FreeCores     int    // not kept for processes alone
+	FreeMemoryMiB int64  // not claimed
+	FreeDiskMiB   *int64 // that may be filled, as it is now; nil = it has not told
 	Compilers     []string
 	QEMU          bool
 	Accelerator   string           // of its OS-level VMs; "" = it has none

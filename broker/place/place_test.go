@@ -462,6 +462,17 @@ func TestVMs(t *testing.T) {
 	if plan, ok := Place(job, nodes[2:], ""); ok || !plan.Never || !strings.Contains(plan.Reason, "lets a VM have 100 KiB a second from and to its disk at most, fewer than 101") {
 		t.Errorf("found %+v", plan)
 	}
+	job.VM.Limits = profile.VMLimits{DiskMiB: 300}
+	disk := int64(500)
+	nodes[2].FreeDiskMiB = &disk
+	if plan, ok := Place(job, nodes[2:], ""); !ok {
+		t.Errorf("a VM of 200 MiB that may write 300, on a disk of 500: %+v", plan)
+	}
+	disk = 499
+	if plan, ok := Place(job, nodes[2:], ""); ok || plan.Never || !strings.Contains(plan.Reason, "has 499 MiB of disk free, fewer than the 500 that a VM may fill") {
+		t.Errorf("found %+v", plan)
+	}
+	nodes[2].FreeDiskMiB = nil
 	job.VM.Limits = profile.VMLimits{}
 	job.VM.Languages = []string{"shell"}
 	if plan, ok := Place(job, nodes, ""); ok || !strings.Contains(plan.Reason, "lack a C compiler") {

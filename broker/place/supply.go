@@ -147,7 +147,7 @@ type supply struct {
 	nodes  []Node
 	free   []room
 	vm     int64      // MiB that are left out of a node's free ones, for the VM that the first process there needs
-	barred [][]phrase // by class and node: why it can never go there; zero = it can
+	barred [][]phrase // by class and node: why it cannot go there, however much room there is; zero = it can
 }
 
 func newSupply(d *demand, nodes []Node, empty bool) *supply {
@@ -167,8 +167,11 @@ func newSupply(d *demand, nodes []Node, empty bool) *supply {
 	}
 	for c := range d.classes {
 		s.barred[c] = make([]phrase, len(nodes))
-		for i := range nodes {
-			s.barred[c][i] = bar(&d.classes[c], &nodes[i], d.job.VM)
+		for i, n := range nodes {
+			if empty {
+				n.FreeDiskMiB = nil // what fills it may go
+			}
+			s.barred[c][i] = bar(&d.classes[c], &n, d.job.VM)
 		}
 	}
 	return s
@@ -222,8 +225,8 @@ func limited(need profile.Need) string {
 	return need.Kind + " " + need.Name
 }
 
-// bar is what keeps processes of a class from ever running on a node. What is in
-// its VMs the image decides.
+// bar is what keeps processes of a class from running on a node, whatever others do
+// there; only its disk may be another one later. What is in its VMs the image decides.
 func bar(c *class, n *Node, vm *profile.VM) phrase {
 	compilers := n.Compilers
 	if vm != nil {
@@ -232,6 +235,10 @@ func bar(c *class, n *Node, vm *profile.VM) phrase {
 		}
 		if p := exceeds(vm.Limits, n.VMs); p != (phrase{}) {
 			return p
+		}
+		// Its memory may come to be a file, and its limit is what it may write.
+		if need := vm.MemoryMiB + vm.Limits.DiskMiB; n.FreeDiskMiB != nil && *n.FreeDiskMiB < need {
+			return phrase{"have", fmt.Sprintf("%d MiB of disk free, fewer than the %d that a VM may fill", *n.FreeDiskMiB, need)}
 		}
 		compilers = vm.Languages
 	}
@@ -319,6 +326,11 @@ func miss(r profile.Requirement, n *Node) phrase {
 		return phrase{"lack", lacking(r.Equals)}
 	case "cores":
 		return number("cores", int64(n.Cores))
+	case "disk":
+		if n.FreeDiskMiB == nil {
+			return phrase{}
+		}
+		return number("MiB of disk free", *n.FreeDiskMiB)
 	case "slots":
 		return number("slots", int64(n.Slots))
 	case "memory":

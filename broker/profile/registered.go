@@ -151,11 +151,11 @@ func (c *compiler) compileRequirement(r requirement, what string) (Requirement, 
 	}
 	number := false
 	switch r.property {
-	case wsdl.NodePropertyCores, wsdl.NodePropertyMemory, wsdl.NodePropertySlots:
+	case wsdl.NodePropertyCores, wsdl.NodePropertyMemory, wsdl.NodePropertyDisk, wsdl.NodePropertySlots:
 		number = true
 	case wsdl.NodePropertyName, wsdl.NodePropertyOs, wsdl.NodePropertyArch, wsdl.NodePropertyCompiler, wsdl.NodePropertyQemu, wsdl.NodePropertyCleaning:
 	default:
-		const known = "name, os, arch, cores, memory, slots, compiler, qemu or cleaning"
+		const known = "name, os, arch, cores, memory, disk, slots, compiler, qemu or cleaning"
 		c.add(r.at.attribute("property"), string(r.property), known, "%s requires the property %s, expected %s", what, quote(string(r.property)), known)
 		return Requirement{}, false
 	}

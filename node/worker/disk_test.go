@@ -2,8 +2,13 @@ package worker
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"mvm/osvm/vmtest"
 	"mvm/services/image"
@@ -36,5 +41,32 @@ func (l *lab) onDisk(t *testing.T) {
 			t.Errorf("%s is not as it was:\n%s", id, text)
 		}
 		l.must("vm", "destroy", id)
+	}
+}
+
+// noRoom has a node whose disk has no room for a VM: it is not chosen, and refuses.
+func (l *lab) noRoom(t *testing.T) {
+	small := filepath.Join(l.dir, "small")
+	if err := os.Mkdir(small, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", small, "tmpfs", 0, "size=100m"); err != nil {
+		t.Skip("SKIPPED: no node had a small disk: none can be mounted here: ", err)
+	}
+	defer func() { _ = unix.Unmount(small, unix.MNT_DETACH) }()
+	node := l.worker("small", "127.0.0.1:0")
+	text, err := l.mvm("vm", "create", "minimal", "--name", "lab4", "--node", "small")
+	if err == nil || !strings.Contains(text, "no room on its disk for the VM") || !strings.Contains(text, "of 100 MiB are free in "+small) {
+		t.Errorf("created on a disk of 100 MiB: %v, %s", err, text)
+	}
+	if text := l.must("nodes", "small"); !regexp.MustCompile(`disk free: +9`).MatchString(text) {
+		t.Errorf("mvm nodes small says\n%s", text)
+	}
+	files := streams("small", "worker1", `isolation="vm" image="minimal"`)
+	job, _, _ := strings.Cut(l.must("submit", l.write(files)), "\n")
+	l.eventually("waiting for a disk", job, func(text string) bool { return strings.Contains(text, "MiB of disk free, fewer than the") }, "job", job)
+	l.must("cancel", job)
+	if err := node.Stop(); err != nil {
+		t.Error(err)
 	}
 }

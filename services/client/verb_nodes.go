@@ -96,6 +96,9 @@ func printNode(w io.Writer, n *wsdl.Node) error {
 	}
 	t.row("machine:", strings.Join([]string{n.Os, n.Arch, plural(int(n.Cores), "core"), bytesText(n.Memory << 20)}, ", "))
 	t.row("slots free:", fmt.Sprintf("%d of %d", wsdl.Or(n.FreeSlots, 0), wsdl.Or(n.Slots, 0)))
+	if n.FreeDisk != nil {
+		t.row("disk free:", bytesText(*n.FreeDisk<<20))
+	}
 	for _, c := range n.Compiler {
 		t.row("compiler:", strings.TrimSpace(fmt.Sprintf("%s: %s %s", wsdl.Or(c.Language, ""), c.Command, c.Version)))
 	}

@@ -114,7 +114,8 @@ type load struct {
 	Memory *int64 `json:"memory,omitempty"`
 	Cores  *int32 `json:"cores,omitempty"`
 	VMs    int64  `json:"vms,omitempty"` // MiB
-	Held   []held `json:"held"`          // null: no heartbeat has told yet
+	Disk   *int64 `json:"disk,omitempty"`
+	Held   []held `json:"held"` // null: no heartbeat has told yet
 }
 
 // held is an attempt that a node holds.
@@ -146,7 +147,7 @@ func (s *Service) RegisterContext(ctx context.Context, request *wsdl.Register) (
 		return nil, err
 	}
 	record := *n
-	record.State, record.FreeSlots, record.FreeMemory, record.FreeCores, record.VmMemory = "", nil, nil, nil, 0
+	record.State, record.FreeSlots, record.FreeMemory, record.FreeCores, record.VmMemory, record.FreeDisk = "", nil, nil, nil, 0, nil
 	value, err := json.Marshal(&record)
 	if err != nil {
 		return nil, fmt.Errorf("node %s: %w", n.Id, err)
@@ -154,7 +155,7 @@ func (s *Service) RegisterContext(ctx context.Context, request *wsdl.Register) (
 	if len(value) > recordLimit {
 		return nil, wsdl.Faultf(wsdl.FaultCodeTooLarge, "node %s describes itself in %d bytes, more than %d", n.Id, len(value), recordLimit)
 	}
-	l := load{Slots: n.FreeSlots, Memory: n.FreeMemory, Cores: n.FreeCores, VMs: n.VmMemory}
+	l := load{Slots: n.FreeSlots, Memory: n.FreeMemory, Cores: n.FreeCores, VMs: n.VmMemory, Disk: n.FreeDisk}
 	if err := s.c.Store.PutNode(ctx, n.Id, n.Incarnation, value, l.encode(), s.c.Lease+s.c.Margin); err != nil {
 		return nil, fault("register node "+n.Id, err,
 			"another node has registered under this id since; if that was not a later start of this one, give this node another data folder")
@@ -199,7 +200,7 @@ func check(n *wsdl.Node) error {
 
 // HeartbeatContext keeps a node's lease, then says what is live on it.
 func (s *Service) HeartbeatContext(ctx context.Context, request *wsdl.Heartbeat) (*wsdl.HeartbeatResponse, error) {
-	l := load{Slots: request.FreeSlots, Memory: request.FreeMemory, Cores: request.FreeCores, VMs: max(0, request.VmMemory), Held: []held{}}
+	l := load{Slots: request.FreeSlots, Memory: request.FreeMemory, Cores: request.FreeCores, VMs: max(0, request.VmMemory), Disk: request.FreeDisk, Held: []held{}}
 	for _, a := range request.Attempt {
 		if a != nil && a.Incarnation == request.Incarnation {
 			l.Held = append(l.Held, held{a.Job, int(a.Number)})
@@ -266,7 +267,7 @@ func Decode(r store.NodeRecord) (*wsdl.Node, error) {
 		if err := json.Unmarshal(r.Load, &l); err != nil {
 			return nil, fmt.Errorf("the load of node %s cannot be read: %w", r.ID, err)
 		}
-		n.FreeSlots, n.FreeMemory, n.FreeCores, n.VmMemory = l.Slots, l.Memory, l.Cores, l.VMs
+		n.FreeSlots, n.FreeMemory, n.FreeCores, n.VmMemory, n.FreeDisk = l.Slots, l.Memory, l.Cores, l.VMs, l.Disk
 	}
 	return n, nil
 }
@@ -286,14 +287,15 @@ func Held(r store.NodeRecord) ([]store.Attempt, bool) {
 	return all, true
 }
 
-// VMMemory reads from a node's record how many MiB its last heartbeat said VMs have
-// which are no attempt's.
-func VMMemory(r store.NodeRecord) int64 {
+// Told reads from a node's record what its last heartbeat said of its room besides
+// what attempts hold, in MiB: the memory of VMs that are no attempt's, and its free
+// disk, nil where it has not told.
+func Told(r store.NodeRecord) (vmMemory int64, freeDisk *int64) {
 	var l load
 	if !r.Alive || json.Unmarshal(r.Load, &l) != nil {
-		return 0
+		return 0, nil
 	}
-	return l.VMs
+	return l.VMs, l.Disk
 }
 
 // fault gives a store's error its code.

@@ -37,7 +37,7 @@ func someNode(id string) *wsdl.Node {
 	return &wsdl.Node{
 		Id: id, Incarnation: "i1", Name: "name of " + id, Url: "http://" + id + ":8080",
 		Role: []*wsdl.Role{wsdl.Of(wsdl.RoleWorker)}, Version: "1", Os: "linux", Arch: "amd64",
-		Cores: 4, Memory: 8000, Slots: wsdl.Of(int32(4)), FreeSlots: wsdl.Of(int32(4)), FreeMemory: wsdl.Of(int64(8000)),
+		Cores: 4, Memory: 8000, Slots: wsdl.Of(int32(4)), FreeSlots: wsdl.Of(int32(4)), FreeMemory: wsdl.Of(int64(8000)), FreeDisk: wsdl.Of(int64(5000)),
 		Compiler: []*wsdl.Compiler{{Language: wsdl.Of(wsdl.LanguageC), Command: "gcc", Version: "14"}},
 		Cleaning: "cgroup",
 	}
@@ -113,7 +113,7 @@ func TestHeartbeat(t *testing.T) {
 	ctx := t.Context()
 	register(t, s, someNode("n"))
 	beat := func(incarnation string, slots int32) (*wsdl.HeartbeatResponse, error) {
-		return s.Heartbeat(&wsdl.Heartbeat{Node: "n", Incarnation: incarnation, FreeSlots: &slots})
+		return s.Heartbeat(&wsdl.Heartbeat{Node: "n", Incarnation: incarnation, FreeSlots: &slots, FreeDisk: wsdl.Of(int64(0))})
 	}
 	records, err := state.Nodes(ctx)
 	if err != nil {
@@ -125,7 +125,7 @@ func TestHeartbeat(t *testing.T) {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	q, err := s.Query(&wsdl.Query{})
-	if err != nil || wsdl.Or(q.Node[0].FreeSlots, -1) != 0 || q.Node[0].FreeMemory != nil || *q.Node[0].Slots != 4 {
+	if err != nil || wsdl.Or(q.Node[0].FreeSlots, -1) != 0 || q.Node[0].FreeMemory != nil || wsdl.Or(q.Node[0].FreeDisk, -1) != 0 || *q.Node[0].Slots != 4 {
 		t.Fatalf("the load did not arrive: %+v, %v", q.Node[0], err)
 	}
 	if records, _ = state.Nodes(ctx); string(records[0].Value) != value {
