@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -43,6 +44,74 @@ func (q *queue) unknown(job, name string) error {
 func between(channel int) error {
 	return wsdl.NewFault(wsdl.FaultCodeConflict, fmt.Sprintf("channel %d is a channel between two ends and nothing more: nobody else can enqueue or dequeue there", channel),
 		"have a node keep it first: ChangeQueue with served (`mvm queue set JOB QUEUE --served`)")
+}
+
+// peekInOrder is peek of what an edge or queue is called by: an edge that was changed
+// has a channel or queue since, and the rings that it had before still hold what its
+// taker takes first.
+func (q *queue) peekInOrder(ctx context.Context, r *wsdl.PeekQueue) (*wsdl.PeekQueueResponse, error) {
+	older, err := q.older(ctx, r.Job, r.Queue)
+	if err != nil {
+		return nil, err
+	}
+	all := &wsdl.PeekQueueResponse{}
+	rest := *r
+	if rest.Limit <= 0 {
+		rest.Limit = defaultPeek
+	}
+	for _, name := range append(older, r.Queue) {
+		rest.Queue = name
+		answer, err := q.peekOne(ctx, &rest)
+		switch {
+		case err == nil:
+		case name != r.Queue && wsdl.CodeOf(err) == wsdl.FaultCodeNotFound: // both its ends have gone on from it
+			continue
+		default:
+			return nil, err
+		}
+		all.Item, all.Next = append(all.Item, answer.Item...), answer.Next
+		if rest.Limit -= int32(len(answer.Item)); rest.Limit <= 0 || all.Next != nil {
+			break
+		}
+	}
+	return all, nil
+}
+
+// older gives the channels that led from the one producer of a queue or edge to its
+// one taker before it was changed, the oldest first.
+func (q *queue) older(ctx context.Context, job, name string) (ids []string, err error) {
+	front, err := q.front(false)
+	if err != nil {
+		return nil, err
+	}
+	one, err := front.ListQueuesContext(ctx, &wsdl.ListQueues{Job: job, Queue: name, Planned: true})
+	if err != nil || len(one.Change) == 0 || len(one.Queue) != 1 {
+		return nil, err
+	}
+	all, err := front.ListQueuesContext(ctx, &wsdl.ListQueues{Job: job, Planned: true})
+	if err != nil {
+		return nil, err
+	}
+	ends := func(s *wsdl.QueueStatus) [2]string {
+		if s == nil || len(s.Producer) != 1 || len(s.Taker) != 1 {
+			return [2]string{}
+		}
+		return [2]string{s.Producer[0].Name, s.Taker[0].Name}
+	}
+	now := one.Queue[0]
+	var channels []int
+	for _, s := range all.Queue {
+		if ends(s) == ends(now) && ends(s) != [2]string{} && s.Id != now.Id {
+			if _, channel, _ := held(s.Id); channel >= 0 {
+				channels = append(channels, channel)
+			}
+		}
+	}
+	slices.Sort(channels)
+	for _, channel := range channels {
+		ids = append(ids, fmt.Sprintf("channel:%d", channel))
+	}
+	return ids, nil
 }
 
 func (q *queue) peek(ctx context.Context, name string, r *wsdl.PeekQueue) (*wsdl.PeekQueueResponse, error) {

@@ -172,6 +172,14 @@ func (q *queue) PeekQueueContext(ctx context.Context, r *wsdl.PeekQueue) (*wsdl.
 	if r.After != nil { // asked of this node
 		return q.peek(ctx, r.Queue, r)
 	}
+	if _, _, name := held(r.Queue); name != "" {
+		return q.peekInOrder(ctx, r)
+	}
+	return q.peekOne(ctx, r)
+}
+
+// peekOne is peek, at the node that holds the queue or channel.
+func (q *queue) peekOne(ctx context.Context, r *wsdl.PeekQueue) (*wsdl.PeekQueueResponse, error) {
 	return route(ctx, q, r.Job, r.Queue, false,
 		func(name string) (*wsdl.PeekQueueResponse, error) { return q.peekAll(ctx, name, r) },
 		func(node *wsdl.QueueClient, name string) (*wsdl.PeekQueueResponse, error) {

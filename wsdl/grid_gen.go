@@ -2923,7 +2923,7 @@ type QueueStatus struct {
 
 	Full *FullPolicy `xml:"full" json:"full,omitempty"`
 
-	// Bytes; of a queue of jobs how many may wait, 0 for no bound.
+	// Bytes, of an edge between two nodes on each of them; of a queue of jobs how many may wait, 0 for no bound.
 	Capacity *int64 `xml:"capacity,omitempty" json:"capacity,omitempty"`
 
 	Encoder []*Encoder `xml:"encoder" json:"encoder,omitempty"`
@@ -2944,7 +2944,7 @@ type QueueStatus struct {
 	// That wait.
 	Items *int64 `xml:"items,omitempty" json:"items,omitempty"`
 
-	// Bytes of them, with 8 or more for each; not for a queue of jobs.
+	// Bytes of them, with 8 or more for each, of an edge between two nodes on both: up to twice the capacity. Not for a queue of jobs.
 	Depth *int64 `xml:"depth,omitempty" json:"depth,omitempty"`
 
 	// Since it began.

@@ -67,7 +67,10 @@ func queueListCommand() *cobra.Command {
 		Short: "List a job's queues with depth, rates and who waits; or those in which jobs wait",
 		Long: `Lists the queues of a running job. ITEMS and DEPTH wait now; IN/S and OUT/S are
 the items that moved while the nodes watched for --over; WAIT says how many
-producers wait for room, and how many takers for an item.
+producers wait for room, and how many takers for an item. A channel between two
+nodes has a ring of its capacity on each, and DEPTH is what waits in both:
+"of 2 x 64.0 KiB". What an edge had waiting when it was changed stands under its
+old channel:N, until it is taken; ` + "`mvm queue peek`" + ` shows it all, in order.
 
 Without a job it lists the queues in which jobs wait: how many JOBS do, how many
 may AT MOST, how many RUN that waited there, and for how long the OLDEST has
@@ -252,11 +255,17 @@ func typeText(q *wsdl.QueueStatus) string {
 	return strings.Join(parts, ", ")
 }
 
+// depthText is how much waits, of how much can. A channel between two nodes has a ring
+// on each.
 func depthText(q *wsdl.QueueStatus) string {
 	if q.Depth == nil {
 		return ""
 	}
-	return bytesText(*q.Depth) + " of " + bytesText(wsdl.Or(q.Capacity, 0))
+	rings := ""
+	if !wsdl.Or(q.Served, false) && len(q.Producer) == 1 && len(q.Taker) == 1 && q.Producer[0].Node != q.Taker[0].Node {
+		rings = "2 x "
+	}
+	return bytesText(*q.Depth) + " of " + rings + bytesText(wsdl.Or(q.Capacity, 0))
 }
 
 func waitText(q *wsdl.QueueStatus) string {
@@ -297,6 +306,11 @@ func queuePeekCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "peek [JOB] QUEUE",
 		Short: "Show the first items that wait in a queue; nothing moves",
+		Long: `Shows the first items that wait in a queue of a running job, those that are taken
+next first. Nothing moves. Of an edge that was changed, what waits in the rings that
+it had before comes first, as it does for its taker; channel:N is one ring alone.
+
+Without a job, shows the first jobs that wait in a queue.`,
 		Example: `  mvm queue peek j-3f2a jobs
   mvm queue peek j-3f2a sender[0]:out -n 100 --json
   mvm queue peek night`,
