@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -460,6 +461,36 @@ func TestEdgeRemovedAndAdded(t *testing.T) {
 				t.Errorf("%+v %v", st, err)
 			}
 		})
+	}
+}
+
+// END stays until the port is given an edge again; a program that looks again then goes
+// on with it.
+func TestEdgeAfterEnd(t *testing.T) {
+	for _, way := range paths() {
+		for _, lang := range languages() {
+			t.Run(way.name+"/"+lang.name, func(t *testing.T) {
+				from, to := way.make(t)
+				w := &loom{t: t, vms: []*VM{from, to}}
+				q, r := spot{1, 1, "in"}, spot{0, 2, "next"}
+				if from == to {
+					q.node = 0
+				}
+				processes(t, from, 0, 2)
+				processes(t, to, 1)
+				w.last++ // as wire numbers it, which knows of direct channels
+				wire(t, w.last, 4096, from, Endpoint{Process: 0, Port: "next"}, to, Endpoint{Process: 1, Port: "in"})
+				told := filepath.Join(t.TempDir(), "told")
+				taker := spawn(t, to, 1, lang.program, "again", "in", told)
+				spawn(t, from, 0, built.c, "send", "next", "3", "100").result()
+				eventually(t, "END is told", func() bool { _, err := os.Stat(told); return err == nil })
+				w.lay(r, q, 4096)
+				spawn(t, from, 2, built.c, "send", "next", "4", "100").result()
+				if got := taker.result(); got != "3 4" {
+					t.Errorf("%s items came, not 3 and 4", got)
+				}
+			})
+		}
 	}
 }
 

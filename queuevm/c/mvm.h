@@ -28,7 +28,7 @@ extern "C" {
 
 enum {
     MVM_OK = 0,
-    MVM_END = -1,       /* the giver has finished and everything was taken; stays so */
+    MVM_END = -1,       /* the giver has finished and everything was taken; stays so until the port is given an edge again */
     MVM_CLOSED = -2,    /* the taker is gone: the item will not be taken */
     MVM_LOST = -3,      /* the link to the other end is lost; items may be missing */
     MVM_TOO_BIG = -4,   /* the item does not fit the buffer, or the form of the call */

@@ -236,8 +236,8 @@ func (p *Port) EnqueueTimed(item []byte, limit time.Duration) error {
 }
 
 // Dequeue dequeues one item of any length, blocking until there is one. ErrEnd
-// once the giver has finished and everything was taken, again and again.
-// ErrLost, ErrBroken, ErrDirection.
+// once the giver has finished and everything was taken, again and again until the
+// port is given an edge again. ErrLost, ErrBroken, ErrDirection.
 func (p *Port) Dequeue() ([]byte, error) {
 	p.inMu.Lock()
 	defer p.inMu.Unlock()

@@ -28,7 +28,7 @@ class Error(Exception):
 
 
 class End(Error):
-    """The giver has finished and everything was taken; stays so."""
+    """The giver has finished and everything was taken; stays so until the port is given an edge again."""
 
 
 class Closed(Error):

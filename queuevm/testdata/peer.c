@@ -79,6 +79,24 @@ static int do_receive(char **a) {
     return 0;
 }
 
+/* again PORT FILE: until END, of which the file tells, and until the END of what
+ * follows; prints how many items came before each. */
+static int do_again(char **a) {
+    mvm_port *p = must(a[0]);
+    int counts[2] = {0, 0}, which = 0;
+    for (;;) {
+        char item[200];
+        ssize_t n = mvm_dequeue(p, item, sizeof item);
+        if (n >= 0) counts[which]++;
+        else if (n != MVM_END) die("dequeue", (int)n);
+        else if (counts[1]) break;
+        else if (which) usleep(1000);
+        else which = 1, fclose(fopen(a[1], "w"));
+    }
+    printf("%d %d\n", counts[0], counts[1]);
+    return 0;
+}
+
 /* echo IN OUT: until END. */
 static int do_echo(char **a) {
     mvm_port *in = must(a[0]), *out = must(a[1]);
@@ -426,6 +444,7 @@ int main(int argc, char **argv) {
     if (!strcmp(verb, "send")) return do_send(rest);
     if (!strcmp(verb, "receive")) return do_receive(rest);
     if (!strcmp(verb, "take")) return do_take(rest);
+    if (!strcmp(verb, "again")) return do_again(rest);
     if (!strcmp(verb, "echo")) return do_echo(rest);
     if (!strcmp(verb, "lead")) return do_lead(rest);
     if (!strcmp(verb, "both")) return do_both(rest);

@@ -118,6 +118,19 @@ def main(verb, *a):
             k += 1
         raises(mvm.End, mvm.open(a[0]).dequeue)
         print(k)
+    elif verb == "again":
+        counts, which = [0, 0], 0
+        while True:
+            try:
+                mvm.open(a[0]).dequeue()
+                counts[which] += 1
+            except mvm.End:
+                if counts[1]:
+                    break
+                which = 1
+                open(a[1], "w").close()
+                time.sleep(0.001)
+        print(*counts)
     elif verb == "wait":
         live, everything = [mvm.open(name) for name in a], 0
         while live:

@@ -69,6 +69,23 @@ func main() {
 		_, err := p.Dequeue()
 		check(errors.Is(err, client.ErrEnd), fmt.Sprint("END stays, not ", err))
 		fmt.Println(k)
+	case "again":
+		p, counts, which := open(args[0]), [2]int{}, 0
+		for {
+			_, err := p.Dequeue()
+			if err == nil {
+				counts[which]++
+				continue
+			}
+			is(err, client.ErrEnd)
+			if counts[1] > 0 {
+				break
+			}
+			which = 1
+			must(os.WriteFile(args[1], nil, 0o600))
+			time.Sleep(time.Millisecond)
+		}
+		fmt.Println(counts[0], counts[1])
 	case "give":
 		give(args)
 	case "insist":
