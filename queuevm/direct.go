@@ -13,7 +13,7 @@ import (
 )
 
 // doubtTime is how long the end of a direct channel's socket may be known before
-// the proxies' word for why. Without it the socket was cut.
+// the proxies' word for why, if they have a link. Without it the socket was cut.
 const doubtTime = 500 * time.Millisecond
 
 // directBuffer is the bytes of a direct socket's send buffer over a short way.
@@ -346,11 +346,26 @@ func (d *direct) event(events uint32) {
 		return
 	}
 	d.doubt = true
+	d.inquire(events)
+}
+
+// inquire waits for the proxies' word, for as long as they have no link and then once
+// more, and judges without it when none comes. The caller holds VM.mu.
+func (d *direct) inquire(events uint32) {
+	p := d.vm.peers[d.channel.far()]
+	links := p.connections
 	time.AfterFunc(doubtTime, func() {
 		d.vm.mu.Lock()
 		defer d.vm.mu.Unlock()
+		if d.vm.closed || d.fd < 0 {
+			return
+		}
+		if (p.fd < 0 || p.connections != links) && !p.gone && !d.over() {
+			d.inquire(events)
+			return
+		}
 		d.doubt = false
-		if !d.vm.closed && d.fd >= 0 && (!d.over() || d.torn(events)) {
+		if !d.over() || d.torn(events) {
 			d.cut()
 		}
 	})

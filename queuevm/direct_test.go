@@ -121,6 +121,48 @@ func TestCutDirectChannel(t *testing.T) {
 	}
 }
 
+// The end of a stream whose reason cannot be told, because the link between the nodes is
+// cut just then, is not taken for a cut before the link is made again.
+func TestEndOfADirectChannelWhileTheLinkIsCut(t *testing.T) {
+	for _, way := range bothWays()[3:] {
+		for _, near := range languages() {
+			t.Run(way.name+"/"+near.name, func(t *testing.T) {
+				a, b := way.make(t)
+				duplex(t, a, b, 0)
+				r := spawn(t, b, 1, near.program, "receive", "far", "100")
+				eventually(t, "it has its socket", func() bool {
+					b.mu.Lock()
+					defer b.mu.Unlock()
+					return b.channels[1].direct.given
+				})
+				a.mu.Lock()
+				p := a.peers["b"]
+				there := p.Address
+				p.Address = "127.0.0.1:1"
+				a.cut(p, errors.New("by the test"))
+				a.mu.Unlock()
+				eventually(t, "the link is cut", func() bool { b.mu.Lock(); defer b.mu.Unlock(); return b.peers["a"].fd < 0 })
+				spawn(t, a, 0, built.c, "send", "far", "10", "100").result()
+				eventually(t, "the end is seen", func() bool { b.mu.Lock(); defer b.mu.Unlock(); return b.channels[1].direct.doubt })
+				time.Sleep(2 * doubtTime)
+				a.mu.Lock()
+				p.Address = there
+				a.mu.Unlock()
+				if got := r.result(); got != "10" {
+					t.Errorf("got %q", got)
+				}
+				select {
+				case lost := <-a.Lost():
+					t.Errorf("reported: %v", lost)
+				case lost := <-b.Lost():
+					t.Errorf("reported: %v", lost)
+				default:
+				}
+			})
+		}
+	}
+}
+
 // With the link between the nodes a direct channel is lost, too.
 func TestLostPeerEndsDirectChannels(t *testing.T) {
 	a, b := pair(t, Config{Plain: true, Redial: 100 * time.Millisecond})

@@ -59,7 +59,9 @@ func alone(t testing.TB) map[string]func(testing.TB) (*VM, *VM) {
 // "closed", and nobody hangs.
 func TestKilledAtAnyInstruction(t *testing.T) {
 	step := stepper(t)
-	for name, make := range alone(t) {
+	ways := alone(t)
+	ways["direct"] = directPair
+	for name, make := range ways {
 		for _, verb := range []string{"enqueue", "big", "dequeue", "bigger"} {
 			if strings.HasPrefix(verb, "big") && !soak() {
 				continue
@@ -68,7 +70,11 @@ func TestKilledAtAnyInstruction(t *testing.T) {
 				a, b := make(t)
 				killed := everywhere(t, 1, func(k int, at [2]string) bool { return kill(t, step, a, b, k, at, verb) })
 				t.Logf("killed %d times", killed)
-				if killed < 8 {
+				least := 8
+				if name == "direct" { // what is sent or read by one call, and a count of each item
+					least = 5
+				}
+				if killed < least {
 					t.Error("the test proves little")
 				}
 			})
