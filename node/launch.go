@@ -38,6 +38,8 @@ type launcher interface {
 	// Confinement is how registered codecs and rules are confined on this
 	// machine. The first call finds it out.
 	Confinement() mvm.Confinement
+	// Close removes what is kept for later launches, when the last has ended.
+	Close()
 }
 
 // process is a running MVM process, as mvm.Handle gives it.
@@ -89,7 +91,8 @@ type starter struct {
 // no other node uses at the same time: it names what is this node's.
 func newStarter(dir string, limits mvm.Limits, log *logrus.Entry) (*starter, error) {
 	sum := sha256.Sum256([]byte(dir))
-	s := &starter{prefix: hex.EncodeToString(sum[:8]) + ".", limits: limits, places: new(mvm.Places)}
+	prefix := hex.EncodeToString(sum[:8]) + "."
+	s := &starter{prefix: prefix, limits: limits, places: mvm.NewPlaces(prefix)}
 	switch _, err := fs.Stat(embedded, slimProgram); {
 	case errors.Is(err, fs.ErrNotExist):
 		log.Info("this program was built without the slim MVM process and starts itself in its place: each job starts some 10 ms of CPU time later (`make build` embeds it)")
@@ -151,5 +154,7 @@ func (s *starter) Launch(ctx context.Context, start mvm.Start) (process, error) 
 }
 
 func (s *starter) Sweep(grace time.Duration) (int, error) { return mvm.Sweep(s.prefix, grace) }
+
+func (s *starter) Close() { s.places.Close() }
 
 func (s *starter) Cleaning() string { return s.cleaning }

@@ -439,6 +439,7 @@ func (n *Node) Run(ctx context.Context) error {
 	n.stopLiving()
 	n.step(leave{})
 	n.running.Wait()
+	n.launcher.Close()
 	n.closeHost()
 	stopWatching()
 	for deadline := time.Now().Add(2 * time.Second); !n.spool.empty() && time.Now().Before(deadline); {

@@ -85,7 +85,8 @@ func (tr *traces) look() []string {
 		}
 	}
 	_ = filepath.WalkDir("/sys/fs/cgroup", func(path string, entry fs.DirEntry, err error) error {
-		if err == nil && entry.IsDir() && strings.HasPrefix(entry.Name(), "mvm."+tr.mark) {
+		if err == nil && entry.IsDir() && strings.HasPrefix(entry.Name(), "mvm."+tr.mark) &&
+			!strings.HasPrefix(entry.Name(), "mvm."+tr.mark+"spare.") { // empty, for the next attempt
 			all = append(all, "control group: "+path)
 		}
 		return nil

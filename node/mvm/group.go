@@ -48,13 +48,22 @@ func findAllGroups(controllers ...string) []groups {
 }
 
 // Places remembers where on this machine groups can be made, for as long as this
-// process stays in its own. A nil one remembers nothing.
+// process stays in its own, and keeps spare ones. A nil one remembers nothing.
 type Places struct {
+	prefix string // of the names of spare cells, as of the marks of all launches
+
 	mu         sync.Mutex // guards what follows
 	membership string
 	read       time.Time         // membership was
 	found      map[string]groups // by controller
+	spares     map[spareKind][]string
+	made       int  // spares, so far
+	shut       bool // none is kept any more
 }
+
+// NewPlaces is for launches whose marks begin with prefix. Whoever has it calls Close
+// in the end; what a killed process leaves, Sweep of that prefix removes.
+func NewPlaces(prefix string) *Places { return &Places{prefix: prefix} }
 
 // settled is how long the kernel is not asked again in which groups this process
 // is: the answer is made under a lock of all groups. What is made meanwhile where
@@ -184,11 +193,11 @@ func (p *Places) enclose(mark string, killing bool, limits Limits) (e enclosure,
 	}
 	places := p.find(wanted...)
 	for i, controller := range wanted {
-		c, err := e.at(places[i], mark)
+		c, err := e.at(p, places[i], controller, mark)
 		if err != nil && places[i].parent != "" { // perhaps this process is elsewhere by now
 			p.forget()
 			places = p.find(wanted...)
-			c, err = e.at(places[i], mark)
+			c, err = e.at(p, places[i], controller, mark)
 		}
 		if err == nil {
 			switch controller {
@@ -212,16 +221,20 @@ func (p *Places) enclose(mark string, killing bool, limits Limits) (e enclosure,
 	return e, nil
 }
 
-// at is the cell of a launch at a place: one of those made so far, or a new one.
-func (e *enclosure) at(g groups, mark string) (*cell, error) {
+// at is the cell of a launch at a place: one of those that it has, a spare one, or a new one.
+func (e *enclosure) at(p *Places, g groups, controller, mark string) (*cell, error) {
 	if i := slices.IndexFunc(e.cells, func(c *cell) bool { return c.groups == g }); i >= 0 {
 		return e.cells[i], nil
+	}
+	if c := p.reuse(g, controller, mark); c != nil {
+		e.cells = append(e.cells, c)
+		return c, nil
 	}
 	path, err := g.add(groupName(mark) + "all")
 	if err != nil {
 		return nil, err
 	}
-	c := &cell{groups: g, path: path}
+	c := &cell{groups: g, path: path, controller: controller}
 	e.cells = append(e.cells, c)
 	return c, nil
 }
@@ -323,13 +336,14 @@ func within(cells []*cell, sys *syscall.SysProcAttr, start func() error) error {
 	return <-done
 }
 
-// endCells ends all that lives in the groups of a launch, and removes them.
-func endCells(mark string, around enclosure, deadline time.Time) error {
+// endCells ends all that lives in the groups of a launch, and removes them or keeps them
+// for later ones.
+func (p *Places) endCells(mark string, around enclosure, deadline time.Time) error {
 	// Nearly always they are empty. Of those that a launch makes for programs only
 	// version 1's are surely in one of these, which is not empty then.
 	all := around.memory != ""
 	for _, c := range around.cells {
-		all = all && !c.unified && unix.Rmdir(c.path) == nil
+		all = all && !c.unified && (p.keep(c) || unix.Rmdir(c.path) == nil)
 	}
 	if all {
 		return nil

@@ -28,7 +28,8 @@ type LaunchConfig struct {
 	Mark string
 	// Limits are of all that is started.
 	Limits Limits
-	// Places, if given, need not be found anew for each launch.
+	// Places, if given, need not be found anew for each launch, and groups not be made:
+	// from NewPlaces, with a beginning of Mark.
 	Places *Places
 	// Stderr takes the MVM process's own diagnosis; nil means this program's.
 	Stderr *os.File
@@ -110,9 +111,11 @@ func begin(config *LaunchConfig, cells []*cell, control *os.File, arguments ...s
 	}
 	argv := append([]string{ProcessName, config.Cleaning}, arguments...)
 	start := func(a *os.ProcAttr) (p *os.Process, err error) {
-		err = within(cells, a.Sys, func() (err error) {
-			p, err = os.StartProcess(path, argv, a)
-			return err
+		err = within(cells, a.Sys, func() error {
+			return slackened(processSlack, func() (err error) {
+				p, err = os.StartProcess(path, argv, a)
+				return err
+			})
 		})
 		return p, err
 	}
@@ -138,6 +141,7 @@ func begin(config *LaunchConfig, cells []*cell, control *os.File, arguments ...s
 type Handle struct {
 	ready   Ready
 	mark    string
+	places  *Places
 	around  enclosure
 	process *os.Process
 	control *os.File
@@ -196,7 +200,7 @@ func Launch(config LaunchConfig) (*Handle, error) {
 	}
 	theirs.Close() // or its end would not show as end of file
 	h := &Handle{
-		mark: config.Mark, around: around, process: process, control: control, wire: newWire(control),
+		mark: config.Mark, places: config.Places, around: around, process: process, control: control, wire: newWire(control),
 		events: make(chan Event), done: make(chan struct{}), fresh: make(chan struct{}, 1), waiting: map[uint64]chan *Reply{},
 	}
 	control.SetDeadline(time.Now().Add(config.ReadyLimit))
@@ -331,7 +335,7 @@ func (h *Handle) receive() {
 	if err == nil && !state.Success() {
 		err = fmt.Errorf("the MVM process ended with %s", state)
 	}
-	err = errors.Join(err, endCells(h.mark, h.around, time.Now().Add(endLimit)))
+	err = errors.Join(err, h.places.endCells(h.mark, h.around, time.Now().Add(endLimit)))
 	if h.ready.Cleaning != PIDNamespace {
 		_, left := sweep(markName+"="+h.mark, time.Now().Add(endLimit))
 		err = errors.Join(err, left)

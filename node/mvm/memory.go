@@ -53,11 +53,13 @@ func unlessEndless(bytes uint64) int64 {
 // cell is a group with limits, for processes to be born in.
 type cell struct {
 	groups
-	path string
+	path       string
+	controller string // what it was made for first, "" where that does not matter
+	limit      uint64 // of memory in bytes, 0 where there is none
 }
 
-// limit makes a cell with a limit of memory.
-func (g groups) limit(name string, bytes uint64) (*cell, error) {
+// limited makes a cell with a limit of memory.
+func (g groups) limited(name string, bytes uint64) (*cell, error) {
 	group, err := g.add(name)
 	if err != nil {
 		return nil, err
@@ -78,6 +80,7 @@ func (c *cell) limitMemory(bytes uint64) error {
 	if err := os.WriteFile(filepath.Join(c.path, file), []byte(strconv.FormatUint(bytes, 10)), 0); err != nil {
 		return err
 	}
+	c.limit = bytes
 	if c.unified { // One thing goes wrong late: swap would only make it slow.
 		_ = os.WriteFile(filepath.Join(c.path, "memory.swap.max"), []byte("0"), 0)
 	}
@@ -168,7 +171,7 @@ func (p *process) memoryCell(name string, mebibytes int64) *cell {
 			p.kills = 0 // see exceeded
 		}
 	}
-	c, err := p.groups.limit(groupName(p.mark)+name, uint64(mebibytes)<<20)
+	c, err := p.groups.limited(groupName(p.mark)+name, uint64(mebibytes)<<20)
 	if err != nil {
 		return nil // limitData is the other way
 	}

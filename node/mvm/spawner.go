@@ -169,9 +169,11 @@ func (s *spawner) start(c child, before func(pid, pidfd int), ended func(syscall
 		s.leave, s.thread = leave, unix.Gettid()
 	}
 	var pid int
-	err := s.expendable(func() (err error) {
-		pid, err = syscall.ForkExec(cmp.Or(c.path, c.argv[0]), c.argv, attributes)
-		return err
+	err := s.expendable(func() error {
+		return slackened(programSlack, func() (err error) {
+			pid, err = syscall.ForkExec(cmp.Or(c.path, c.argv[0]), c.argv, attributes)
+			return err
+		})
 	})
 	stuck := s.outside() // no fault of a child that was born well: the next start says it
 	if err != nil {
