@@ -13,7 +13,7 @@ import (
 // a hundred interrupts that nothing comes of; woken with others, they cost nothing.
 // What an MVM process must do in time it does by timerfd, which has no slack.
 const (
-	processSlack = time.Millisecond
+	processSlack = 250 * time.Microsecond
 	programSlack = 50 * time.Microsecond // the kernel's own
 )
 
