@@ -20,6 +20,7 @@ type Port struct {
 	name   string
 	trunk  bool
 	mac    MAC // a guest's
+	note   string
 	conn   net.Conn
 	rate   Rate      // a guest's
 	paid   time.Time // by when all that it has sent would be through at its rate; read's alone
@@ -178,10 +179,16 @@ func within(err error) error {
 }
 
 // put has a frame wait for the port, or drops it where too many do.
-func (p *Port) put(frame []byte) {
+func (p *Port) put(frame []byte) { p.queue(frame, queueMost) }
+
+// announce is put for what switches tell each other, which nobody says again: there is
+// room for it where there is none for frames.
+func (p *Port) announce(frame []byte) { p.queue(frame, queueMost+announcedMost) }
+
+func (p *Port) queue(frame []byte, most int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.reason != nil || len(p.waiting)+lengthSize+len(frame) > queueMost {
+	if p.reason != nil || len(p.waiting)+lengthSize+len(frame) > most {
 		p.counts.dropped.Add(1)
 		return
 	}

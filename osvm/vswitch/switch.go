@@ -13,6 +13,7 @@
 package vswitch
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -37,7 +38,9 @@ const (
 	addressesDefault = 4096
 	ageDefault       = 5 * time.Minute // as 802.1D recommends
 	sweepPause       = time.Second
+	noteMost         = 256       // bytes that are said of a guest
 	queueMost        = 256 << 10 // bytes that wait for a port, besides as many that are being written
+	announcedMost    = 1 << 20   // bytes of announcements besides these
 	floodRate        = 4096      // frames a second that one port may have sent to all others
 	floodBurst       = 1024
 	trunkPatience    = 20 * time.Second // that a trunk may take nothing
@@ -69,6 +72,11 @@ type Config struct {
 	Age       time.Duration                        // for how long it knows one that is not heard of
 	Now       func() time.Time                     // nil is time.Now
 	After     func(time.Duration) <-chan time.Time // nil is time.After
+
+	// Heard is told of each guest of another switch when that tells of it: what comes
+	// with it as its Card's Note, and "" once it is no more. It must not call the switch;
+	// nil is nobody.
+	Heard func(trunk *Port, guest MAC, note string)
 }
 
 // Switch joins its ports. All methods may be called from any goroutine.
@@ -118,6 +126,7 @@ type Card struct {
 	Name string // for people
 	MAC  MAC    // the one address that it may use
 	Rate Rate   // at which it may send
+	Note string // what other switches hear of it; at most noteMost bytes
 }
 
 // Guest joins a VM's network card, to which conn leads; that is closed with the port.
@@ -126,7 +135,10 @@ func (s *Switch) Guest(card Card, conn net.Conn) (*Port, error) {
 	if card.MAC.group() || card.MAC == (MAC{}) {
 		return nil, fmt.Errorf("%s: %v is no address of a network card", card.Name, card.MAC)
 	}
-	return s.add(&Port{name: card.Name, mac: card.MAC, conn: conn, rate: card.Rate.within()})
+	if len(card.Note) > noteMost {
+		return nil, fmt.Errorf("%s: %d bytes are said of it, and at most %d can be", card.Name, len(card.Note), noteMost)
+	}
+	return s.add(&Port{name: card.Name, mac: card.MAC, note: card.Note, conn: conn, rate: card.Rate.within()})
 }
 
 // Trunk joins the switch of another node, which is authenticated, in place of the
@@ -175,20 +187,57 @@ func (s *Switch) tell(p *Port) {
 	for other := range s.ports {
 		switch {
 		case p.trunk && !other.trunk:
-			p.put(announcement(other.mac))
+			p.announce(announcement(isHere, other.mac, other.note))
 		case !p.trunk && other.trunk:
-			other.put(announcement(p.mac))
+			other.announce(announcement(isHere, p.mac, p.note))
 		}
 	}
 }
 
-// announcement is a frame of a guest's that no switch passes on: each learns from it.
-func announcement(guest MAC) []byte {
+// Retract has the other switches hear that a guest is no more.
+func (s *Switch) Retract(guest MAC) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for p := range s.ports {
+		if p.trunk {
+			p.announce(announcement(isGone, guest, ""))
+		}
+	}
+}
+
+// Last bytes of the reserved addresses to which switches say that a guest is here, or
+// is no more.
+const (
+	isHere = 0x0f
+	isGone = 0x0e
+)
+
+// announcement is a frame of a guest's that no switch passes on.
+func announcement(says byte, guest MAC, note string) []byte {
 	const least = 60 // that there are on an Ethernet
-	frame := make([]byte, least)
-	copy(frame, []byte{0x01, 0x80, 0xc2, 0, 0, 0x0f})
+	frame := make([]byte, max(least, headSize+len(note)))
+	copy(frame, []byte{0x01, 0x80, 0xc2, 0, 0, says})
 	copy(frame[6:], guest[:])
+	copy(frame[headSize:], note)
 	return frame
+}
+
+// heed has who listens hear an announcement of a trunk's, also of a guest that is here
+// yet; s.mu is held.
+func (s *Switch) heed(from *Port, says byte, guest MAC, text []byte) {
+	switch says {
+	case isHere:
+	case isGone:
+		if s.known[guest].port == from {
+			delete(s.known, guest)
+		}
+		text = nil
+	default:
+		return
+	}
+	if s.config.Heard != nil {
+		s.config.Heard(from, guest, string(bytes.TrimRight(text, "\x00")))
+	}
 }
 
 // remove forgets a port, with all that was known to be behind it.
@@ -229,8 +278,14 @@ func (s *Switch) forward(from *Port, frame []byte) (copies int) {
 		return 0
 	}
 	if from.trunk {
+		if to.reserved() && !source.group() {
+			s.heed(from, to[5], source, frame[headSize:])
+		}
 		if source.group() || s.guests[source] != nil { // a guest of this node speaks here
 			from.counts.spoofed.Add(1)
+			return 0
+		}
+		if to.reserved() && to[5] == isGone {
 			return 0
 		}
 		s.learn(source, from)

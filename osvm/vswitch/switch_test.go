@@ -458,6 +458,69 @@ func TestMoved(t *testing.T) {
 	})
 }
 
+// TestAnnounced: a switch hears of each guest of the others what is said of it, also of
+// one that is here yet, when a card or a trunk comes, and when it is retracted. No guest
+// can say so.
+func TestAnnounced(t *testing.T) {
+	said := make(chan string, 10)
+	expect := func(want string) {
+		t.Helper()
+		select {
+		case got := <-said:
+			if got != want {
+				t.Errorf("it hears %q, and not %q", got, want)
+			}
+		case <-time.After(limit):
+			t.Fatalf("it does not hear %q", want)
+		}
+	}
+	far, hears := newSwitch(t, Config{}), newSwitch(t, Config{Heard: func(_ *Port, m MAC, note string) { said <- fmt.Sprint(m[5], " ", note) }})
+	plug := func(n int, note string) *Port {
+		t.Helper()
+		ours, theirs := pair(t)
+		go func() { _, _ = io.Copy(io.Discard, theirs) }()
+		p, err := far.Guest(Card{Name: note, MAC: mac(n), Note: note}, ours)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	plug(1, "one")
+	near := hears.plug(t, mac(2))
+	x, y := net.Pipe() // it takes nothing that is not read
+	for s, conn := range map[*Switch]net.Conn{far: x, hears: y} {
+		if _, err := s.Trunk("trunk", conn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect("1 one")
+	plug(2, "two")
+	expect("2 two")
+	near.raw(framed(announcement(isHere, near.mac, "I am two")))
+	far.Retract(mac(1))
+	far.Retract(mac(2))
+	expect("1 ")
+	expect("2 ")
+	hears.mu.Lock()
+	at := hears.find(mac(1))
+	hears.mu.Unlock()
+	if at != nil {
+		t.Error("a guest that is no more has a place")
+	}
+	full := &Port{}
+	full.filled = sync.NewCond(&full.mu)
+	for full.Counts().Dropped == 0 {
+		full.put(make([]byte, headSize))
+	}
+	if full.announce(announcement(isGone, mac(1), "")); full.Counts().Dropped != 1 {
+		t.Error("a port that takes no more frames loses what the other switch is to hear")
+	}
+	ours, _ := pair(t)
+	if _, err := far.Guest(Card{Name: "long", MAC: mac(3), Note: string(make([]byte, noteMost+1))}, ours); err == nil {
+		t.Error("so much may be said of a guest")
+	}
+}
+
 // TestKnown: what is known of addresses elsewhere is bounded, and forgotten.
 func TestKnown(t *testing.T) {
 	var now atomic.Int64
