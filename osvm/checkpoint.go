@@ -434,6 +434,8 @@ func (h *Host) Restore(ctx context.Context, order Order, blobs Blobs, digest str
 		return nil, fmt.Errorf("VM %s: checkpoint %s is of a machine with the image %q, not %q", order.ID, digest, c.Image, order.Image.Digest)
 	case len(c.Disks) != len(order.Image.Disks):
 		return nil, fmt.Errorf("VM %s: checkpoint %s is of a machine with %d disks over those of its image %s: have the image here", order.ID, digest, len(c.Disks), c.Image)
+	case order.Segment != nil && !c.Network:
+		return nil, fmt.Errorf("%w: VM %s is to be on the network %s, and checkpoint %s is of a machine without a network card", ErrOrder, order.ID, order.Segment.Name, digest)
 	case c.Accelerator != h.accelerator:
 		return nil, fmt.Errorf("VM %s: checkpoint %s is of a machine that %s ran, and this host's run by %s", order.ID, digest, c.Accelerator, h.accelerator)
 	}

@@ -61,7 +61,8 @@ type Order struct {
 	MemoryMiB int    // 0 is the image's least
 	Owner     string // the attempt that it is for; "" is a person's
 	Limits    Limits
-	Network   bool // it has a network card
+	Network   bool     // it has a network card
+	Segment   *Segment // where that belongs
 
 	// Template has it begin as a clone of a warm template, which is made first
 	// where there is none. It needs the image's digest.
@@ -132,7 +133,7 @@ func (h *Host) create(ctx context.Context, spec Spec) (*Machine, error) {
 func (h *Host) add(order Order, create func(Spec) (*Machine, error)) (*Machine, error) {
 	spec := Spec{
 		ID: order.ID, Kernel: order.Image.Kernel, Initrd: order.Image.Initrd, CommandLine: order.Image.CommandLine, Disks: order.Image.Disks,
-		MemoryMiB: cmp.Or(order.MemoryMiB, order.Image.LeastMemoryMiB, LeastMemoryMiB), Accelerator: h.accelerator, Owner: order.Owner, Limits: order.Limits, Network: order.Network,
+		MemoryMiB: cmp.Or(order.MemoryMiB, order.Image.LeastMemoryMiB, LeastMemoryMiB), Accelerator: h.accelerator, Owner: order.Owner, Limits: order.Limits, Network: order.Network, Segment: order.Segment,
 		ImageName: order.Image.Name, ImageDigest: order.Image.Digest, Created: time.Now().UTC(),
 	}
 	if spec.MemoryMiB < order.Image.LeastMemoryMiB {

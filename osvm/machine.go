@@ -36,6 +36,7 @@ type Spec struct {
 	Owner       string      // for whom it is there: a job's attempt; "" is a person's
 	Limits      Limits
 	Network     bool      `json:",omitempty"` // it has a network card, which Network connects
+	Segment     *Segment  `json:",omitempty"` // where that belongs; nil where its owner knows
 	ImageName   string    // for people
 	ImageDigest string    // of what it began from
 	Created     time.Time // when it was asked for
@@ -44,6 +45,22 @@ type Spec struct {
 	// frozen, and shares the template's memory until it writes. All else must be
 	// as it was there.
 	Template *Template `json:"-"`
+}
+
+// Segment is a place in a network, for whoever connects the card. It goes where the
+// machine goes, and is in no checkpoint.
+type Segment struct {
+	Name, Key string // of the network
+	MAC       string
+	Address   string // with the length of its prefix
+}
+
+// Same says whether both are places in one network, or no places.
+func (s *Segment) Same(other *Segment) bool {
+	if s == nil || other == nil {
+		return s == other
+	}
+	return s.Name == other.Name && s.Key == other.Key
 }
 
 var specID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)

@@ -99,6 +99,16 @@ func (m *Machine) Join(ctx context.Context, session *link.Session, place guest.N
 	return nil
 }
 
+// JoinAgain is Join for a guest whose place may have changed, over the session that
+// whoever has it began last.
+func (m *Machine) JoinAgain(ctx context.Context, place guest.Network) error {
+	session := m.latest.Load()
+	if session == nil {
+		return fmt.Errorf("VM %s: nobody has a session with its agent", m.ID)
+	}
+	return m.Join(ctx, session, place)
+}
+
 // powerOff asks the guest's agent to end the machine. A guest without one does not
 // answer, and one that hears the power button may be quicker.
 func (m *Machine) powerOff(ctx context.Context) {

@@ -165,7 +165,7 @@ func (t *templates) make(ctx context.Context, template *Template, key string, sp
 	if err := errors.Join(os.RemoveAll(scratch), template.Remove()); err != nil {
 		return err
 	}
-	spec.ID, spec.Owner, spec.Limits = templateID(key), "", Limits{DiskMiB: spec.diskMiB()}
+	spec.ID, spec.Owner, spec.Segment, spec.Limits = templateID(key), "", nil, Limits{DiskMiB: spec.diskMiB()}
 	began := time.Now()
 	m, err := Create(booting, t.host.config.QEMU, t.host.machines, spec)
 	if err != nil {

@@ -28,6 +28,9 @@ type Agent struct {
 	is   []byte     // the node that it is
 	stop context.CancelFunc
 	gone chan struct{} // closed when that node is no more
+
+	joining sync.Mutex // guards what follows
+	place   string     // its card's, once it has one
 }
 
 // become has the guest be another node than it is.

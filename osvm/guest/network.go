@@ -26,8 +26,10 @@ type Network struct {
 const hostsFile = "/etc/hosts"
 
 // Join has the guest's network card be the one that the host says. It may be called
-// again.
-func (*Agent) Join(n Network, _ *Nothing) error {
+// again: where only names are new the card stays as it is.
+func (a *Agent) Join(n Network, _ *Nothing) error {
+	a.joining.Lock()
+	defer a.joining.Unlock()
 	mac, err := net.ParseMAC(n.MAC)
 	if err == nil && len(mac) != 6 {
 		err = errors.New("it has not 6 bytes")
@@ -46,11 +48,17 @@ func (*Agent) Join(n Network, _ *Nothing) error {
 	if err != nil {
 		return err
 	}
-	if err := configure(card, mac, address); err != nil {
-		return fmt.Errorf("set up the network card %s: %w", card, err)
+	if place := n.MAC + " " + n.Address; a.place != place {
+		if err := configure(card, mac, address); err != nil {
+			return fmt.Errorf("set up the network card %s: %w", card, err)
+		}
+		a.place = place
 	}
 	text := "127.0.0.1 localhost\n" + strings.Join(append(n.Hosts, ""), "\n")
-	return os.WriteFile(hostsFile, []byte(text), 0o644)
+	if err := os.WriteFile(hostsFile+".new", []byte(text), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(hostsFile+".new", hostsFile) // whoever reads it has one or the other
 }
 
 // networkCard waits for the card to appear: the kernel makes it beside us.
