@@ -715,6 +715,7 @@ func (s *server) face(ctx context.Context) (*soap.Server, error) {
 	face.Router().Handle("/services/vm/{id}/console", s.node.Console()).Methods(http.MethodGet)
 	face.Router().Handle("/services/vm/{id}/port", s.node.Port()).Methods(http.MethodGet)
 	face.Router().Handle("/services/vm/{id}/network", s.node.Card()).Methods(http.MethodGet)
+	face.Router().Handle("/services/vm/networks/{tag}", s.node.LANs()).Methods(http.MethodGet)
 	face.Router().Handle("/services/vm/arrivals", s.node.Arrivals()).Methods(http.MethodGet)
 	face.Router().Handle("/services/vm/checkpoints", s.node.Checkpoints()).Methods(http.MethodPost)
 	face.Router().Handle("/services/vm/checkpoints/{digest}", s.node.Checkpoints()).Methods(http.MethodGet)

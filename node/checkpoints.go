@@ -145,7 +145,10 @@ func (v *machines) RestoreVMContext(ctx context.Context, r *wsdl.RestoreVM) (*ws
 	if _, err := v.host(ctx); err != nil {
 		return nil, err
 	}
-	vm, err := v.make(ctx, order.ID, r.Id == "", fmt.Sprint("restore ", r.Checkpoint, order.Limits), r.Suspended, never, func(ctx context.Context) (*osvm.Machine, error) {
+	if order.Segment, err = v.node.segment(r.Network, r.NetworkKey); err != nil {
+		return nil, err
+	}
+	vm, err := v.make(ctx, order.ID, r.Id == "", fmt.Sprintf("restore %q %v %q %q", r.Checkpoint, order.Limits, r.Network, r.NetworkKey), r.Suspended, never, func(ctx context.Context) (*osvm.Machine, error) {
 		return v.restore(ctx, order, v.node.vmBlobs(r.Source), r.Checkpoint)
 	})
 	if err != nil {
@@ -197,7 +200,10 @@ func (v *machines) CloneVMContext(ctx context.Context, r *wsdl.CloneVM) (*wsdl.C
 	if err := v.room(m.MemoryMiB, order.Limits.DiskMiB, 0); err != nil {
 		return nil, err
 	}
-	vm, err := v.make(ctx, order.ID, r.Clone == "", fmt.Sprint("clone ", r.Id, order.Limits), r.Suspended, never, func(ctx context.Context) (*osvm.Machine, error) {
+	if order.Segment, err = v.node.segment(r.Network, r.NetworkKey); err != nil {
+		return nil, err
+	}
+	vm, err := v.make(ctx, order.ID, r.Clone == "", fmt.Sprintf("clone %q %v %q %q", r.Id, order.Limits, r.Network, r.NetworkKey), r.Suspended, never, func(ctx context.Context) (*osvm.Machine, error) {
 		capture, err := m.Capture(ctx)
 		if err != nil {
 			return nil, err

@@ -90,7 +90,7 @@ func (n *Node) openHost() error {
 			continue
 		}
 		go n.attend(m)
-		if err := n.join(m, nil); err != nil {
+		if err := errors.Join(n.join(m, nil), n.attach(m)); err != nil {
 			n.log.WithError(err).Warn("a VM that runs on is cut off")
 		}
 	}
@@ -217,6 +217,10 @@ func (v *machines) tell(ctx context.Context, m *osvm.Machine) *wsdl.VirtualMachi
 		Accelerator: string(m.Accelerator), Memory: int64(m.MemoryMiB), Owner: m.Owner, Created: wsdl.Date(m.Created),
 		Console: m.Console().Holder(),
 	}
+	if s := m.Segment; s != nil {
+		vm.Network = s.Name
+		vm.Address, _, _ = strings.Cut(s.Address, "/")
+	}
 	if reason := m.Reason(); state == osvm.Ended && reason != nil {
 		vm.Reason = reason.Error()
 	}
@@ -266,8 +270,12 @@ func (v *machines) CreateVMContext(ctx context.Context, r *wsdl.CreateVM) (*wsdl
 	if _, err := v.host(ctx); err != nil {
 		return nil, err
 	}
-	vm, err := v.make(ctx, order.ID, r.Id == "", fmt.Sprint("create ", r.Image, order.MemoryMiB, order.Limits), r.Suspended, func(m *osvm.Machine) bool {
-		return m.Owner == "" && slices.Contains([]string{m.ImageName, m.ImageDigest, imageName(m.ImageName)}, r.Image) &&
+	if order.Segment, err = v.node.segment(r.Network, r.NetworkKey); err != nil {
+		return nil, err
+	}
+	order.Network = order.Segment != nil
+	vm, err := v.make(ctx, order.ID, r.Id == "", fmt.Sprintf("create %q %d %v %q %q", r.Image, order.MemoryMiB, order.Limits, r.Network, r.NetworkKey), r.Suspended, func(m *osvm.Machine) bool {
+		return m.Owner == "" && order.Segment.Same(m.Segment) && slices.Contains([]string{m.ImageName, m.ImageDigest, imageName(m.ImageName)}, r.Image) &&
 			(order.MemoryMiB == 0 || order.MemoryMiB == m.MemoryMiB) && order.Limits == m.Limits
 	}, func(ctx context.Context) (*osvm.Machine, error) { return v.create(ctx, order, r.Image) })
 	if err != nil {
@@ -470,7 +478,7 @@ func (v *machines) start(ctx context.Context, m *osvm.Machine) error {
 	if err != nil {
 		return err
 	}
-	return n.join(m, session)
+	return errors.Join(n.join(m, session), n.attach(m), n.place(ctx, m))
 }
 
 // join has a person's VM be a node of the grid, as long as it lives: it joins

@@ -280,7 +280,7 @@ func (n *Node) receive(conn net.Conn, expected arrival) (*osvm.Machine, error) {
 	case m.Owner != "":
 		n.lodge(m, expected)
 	default:
-		err = n.join(m, nil)
+		err = errors.Join(n.join(m, nil), n.attach(m))
 	}
 	if err != nil {
 		n.log.WithError(err).Warn("a VM that has arrived is cut off")

@@ -164,6 +164,7 @@ type Node struct {
 	idle     *time.Timer // calls slim
 	makings  map[string]*making
 	networks map[key]*network // of VMs here
+	lans     map[string]*lan  // by their tag
 }
 
 // parts are what tests replace.

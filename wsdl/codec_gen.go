@@ -370,6 +370,10 @@ func (v *CloneVM) visit(c *codec, field int) bool {
 		return optional(c, &v.Limits, record)
 	case 3:
 		return one(c, &v.Suspended, boolean)
+	case 4:
+		return one(c, &v.Network, text)
+	case 5:
+		return one(c, &v.NetworkKey, text)
 	}
 	return false
 }
@@ -408,6 +412,10 @@ func (v *CreateVM) visit(c *codec, field int) bool {
 		return optional(c, &v.Limits, record)
 	case 4:
 		return one(c, &v.Suspended, boolean)
+	case 5:
+		return one(c, &v.Network, text)
+	case 6:
+		return one(c, &v.NetworkKey, text)
 	}
 	return false
 }
@@ -1999,6 +2007,10 @@ func (v *RestoreVM) visit(c *codec, field int) bool {
 		return one(c, &v.Suspended, boolean)
 	case 4:
 		return texts(c, &v.Source, text)
+	case 5:
+		return one(c, &v.Network, text)
+	case 6:
+		return one(c, &v.NetworkKey, text)
 	}
 	return false
 }
@@ -3629,6 +3641,10 @@ func (v *VirtualMachine) visit(c *codec, field int) bool {
 		return one(c, &v.Console, text)
 	case 12:
 		return optional(c, &v.Statistics, record)
+	case 13:
+		return one(c, &v.Network, text)
+	case 14:
+		return one(c, &v.Address, text)
 	}
 	return false
 }

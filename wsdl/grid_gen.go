@@ -1555,6 +1555,12 @@ type CreateVM struct {
 
 	// true: it is made, and begins with ResumeVM.
 	Suspended bool `xml:"suspended,omitempty" json:"suspended,omitempty"`
+
+	// The name of a network that joins VMs which people have made, on any node: those that were made with this name and this key. Absent: it has no network card.
+	Network string `xml:"network,omitempty" json:"network,omitempty"`
+
+	// With network: 16 to 256 bytes that nobody else can guess. Who has them may join; nobody is told them.
+	NetworkKey string `xml:"networkKey,omitempty" json:"networkKey,omitempty"`
 }
 
 type CreateVMResponse struct {
@@ -1672,6 +1678,11 @@ type RestoreVM struct {
 
 	// Base addresses of nodes that have its blobs, where this one may not.
 	Source []string `xml:"source" json:"source,omitempty"`
+
+	// As for CreateVM, at a new address; it must have a network card. Absent: it is on no network.
+	Network string `xml:"network,omitempty" json:"network,omitempty"`
+
+	NetworkKey string `xml:"networkKey,omitempty" json:"networkKey,omitempty"`
 }
 
 type RestoreVMResponse struct {
@@ -1692,6 +1703,11 @@ type CloneVM struct {
 
 	// true: it is made, and goes on with ResumeVM.
 	Suspended bool `xml:"suspended,omitempty" json:"suspended,omitempty"`
+
+	// As for CreateVM, at a new address; it must have a network card. Absent: it is on no network.
+	Network string `xml:"network,omitempty" json:"network,omitempty"`
+
+	NetworkKey string `xml:"networkKey,omitempty" json:"networkKey,omitempty"`
 }
 
 type CloneVMResponse struct {
@@ -3147,6 +3163,12 @@ type VirtualMachine struct {
 	Console string `xml:"console,omitempty" json:"console,omitempty"`
 
 	Statistics *VMStatistics `xml:"statistics,omitempty" json:"statistics,omitempty"`
+
+	// The name of the network that it was made for.
+	Network string `xml:"network,omitempty" json:"network,omitempty"`
+
+	// Its own there. The other VMs know it by its id.
+	Address string `xml:"address,omitempty" json:"address,omitempty"`
 }
 
 type VMCheckpoint struct {

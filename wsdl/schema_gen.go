@@ -121,6 +121,8 @@ var schemaTypes = [...]schemaType{
 		{"clone", 219, 0, 1, false},
 		{"limits", 207, 0, 1, false},
 		{"suspended", 215, 0, 1, false},
+		{"network", 219, 0, 1, false},
+		{"networkKey", 219, 0, 1, false},
 	}},
 	17: {name: "CloneVMResponse", kind: kindComplex, elements: []schemaElement{
 		{"vm", 212, 1, 1, false},
@@ -131,6 +133,8 @@ var schemaTypes = [...]schemaType{
 		{"memory", 218, 0, 1, false},
 		{"limits", 207, 0, 1, false},
 		{"suspended", 215, 0, 1, false},
+		{"network", 219, 0, 1, false},
+		{"networkKey", 219, 0, 1, false},
 	}},
 	19: {name: "CreateVMResponse", kind: kindComplex, elements: []schemaElement{
 		{"vm", 212, 1, 1, false},
@@ -518,6 +522,8 @@ var schemaTypes = [...]schemaType{
 		{"limits", 207, 0, 1, false},
 		{"suspended", 215, 0, 1, false},
 		{"source", 219, 0, -1, false},
+		{"network", 219, 0, 1, false},
+		{"networkKey", 219, 0, 1, false},
 	}},
 	108: {name: "RestoreVMResponse", kind: kindComplex, elements: []schemaElement{
 		{"vm", 212, 1, 1, false},
@@ -1200,6 +1206,8 @@ var schemaTypes = [...]schemaType{
 		{"created", 216, 0, 1, true},
 		{"console", 219, 0, 1, false},
 		{"statistics", 211, 0, 1, false},
+		{"network", 219, 0, 1, false},
+		{"address", 219, 0, 1, false},
 	}},
 	213: {name: "Wait", kind: kindComplex, elements: []schemaElement{
 		{"process", 217, 1, 1, true},

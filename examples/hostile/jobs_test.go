@@ -92,6 +92,8 @@ func namesGroup() group {
 		{name: "the file of a checkpoint that is not there", head: "404", says: "keeps no checkpoint", send: get("/services/vm/checkpoints/" + zero)},
 		{name: "the console of a VM with .. in its path", head: "", says: "", send: get("/services/vm/..%2f..%2fx/console")},
 		{name: "a VM sent with a token that nobody gave", head: "403", says: "no VM is expected", send: raw("GET /services/vm/arrivals HTTP/1.1\r\nHost: grid\r\nConnection: Upgrade\r\nUpgrade: mvm-migration\r\nAuthorization: Bearer 0123456789abcdef0123456789abcdef\r\n\r\n")},
+		{name: "a switch of VMs joined by a network's name that nobody gave", head: "404", says: "no VM in that network", send: raw("GET /services/vm/networks/0123456789abcdef0123456789abcdef HTTP/1.1\r\nHost: grid\r\nConnection: Upgrade\r\nUpgrade: mvm-trunk\r\nMvm-Node: x\r\nAuthorization: Bearer 0123456789abcdef\r\n\r\n")},
+		{name: "a network of VMs, without the upgrade", head: "426", says: "networks of VMs are for the nodes", send: get("/services/vm/networks/x")},
 		{name: "a VM with the id ../../x that is to be awaited", head: "500 ", says: "", send: op("vm", `<AwaitVM xmlns="urn:mvm:1"><id>../../x</id><memory>128</memory></AwaitVM>`)},
 		{name: "a heartbeat of the node ../../x", head: "500 ", says: "", send: op("information", `<Heartbeat xmlns="urn:mvm:1"><node>../../x</node><incarnation>i</incarnation><freeSlots>1</freeSlots></Heartbeat>`)},
 	}...)

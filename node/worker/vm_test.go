@@ -143,7 +143,7 @@ func (l *lab) clean() {
 // TestJobsInVMs has profiles with isolation="vm" get their VMs with no other word.
 func TestJobsInVMs(t *testing.T) {
 	l := newLab(t, 2)
-	for name, test := range map[string]func(t *testing.T){"two": l.two, "network": l.network, "on a disk": l.onDisk, "no room on the disk": l.noRoom, "hostile": l.hostile, "refused": l.refused, "ended": l.ended, "inside and outside": l.mixed, "host killed": l.hostKilled, "hang": l.hang, "limited": l.limited, "terminal": l.terminal} {
+	for name, test := range map[string]func(t *testing.T){"two": l.two, "network": l.network, "on a disk": l.onDisk, "no room on the disk": l.noRoom, "hostile": l.hostile, "refused": l.refused, "ended": l.ended, "inside and outside": l.mixed, "host killed": l.hostKilled, "hang": l.hang, "limited": l.limited, "terminal": l.terminal, "network by hand": l.networkByHand} {
 		t.Run(name, func(t *testing.T) {
 			defer func(outer *testing.T) { l.t = outer }(l.t)
 			l.t = t

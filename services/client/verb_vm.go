@@ -134,14 +134,20 @@ func vmCreateCommand() *cobra.Command {
 	var node string
 	var r wsdl.CreateVM
 	var limits vmLimits
+	var network vmNetwork
 	cmd := &cobra.Command{
 		Use:   "create IMAGE",
 		Short: "Make a VM from an image and start it",
 		Long: `Makes a VM from a registered image, starts it, and prints its id. Without --node
 it is made on the node that has most memory free. With --name the command may be
-repeated: the VM is made once.`,
+repeated: the VM is made once.
+
+With --network it has a network card, and reaches by their names all VMs that were
+made with that network's name and key, on whatever nodes they are; nobody else does.
+To let others in, give them the key's file.`,
 		Example: `  mvm vm create minimal
   mvm vm create minimal@2 --name lab1 --memory 256 --cpu 50 --node n2
+  mvm vm create minimal --name lab2 --network lab
   mvm vm create sha256:3f2a... --suspended`,
 		Args: exactly("an IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -151,6 +157,9 @@ repeated: the VM is made once.`,
 			r.Image = args[0]
 			var err error
 			if r.Limits, err = limits.given(cmd); err != nil {
+				return err
+			}
+			if r.Network, r.NetworkKey, err = network.given(); err != nil {
 				return err
 			}
 			c, err := v.dial(cmd)
@@ -169,6 +178,7 @@ repeated: the VM is made once.`,
 	cmd.Flags().StringVar(&r.Id, "name", "", "its `ID` (default: one that the node gives)")
 	cmd.Flags().Int64Var(&r.Memory, "memory", 0, "its memory in `MIB` (default: what the image needs)")
 	limits.flags(cmd)
+	network.flags(cmd)
 	cmd.Flags().BoolVar(&r.Suspended, "suspended", false, "do not start it; the verb resume does")
 	return cmd
 }
@@ -253,6 +263,7 @@ func (vm *VM) print(w io.Writer) error {
 	line("image", strings.TrimSpace(vm.ImageName+" "+vm.Image))
 	line("accelerator", vm.Accelerator)
 	line("memory", vm.memoryText())
+	line("network", strings.TrimSpace(vm.Network+" "+vm.Address))
 	line("owner", vm.Owner)
 	line("created", timeText(dateOf(vm.Created)))
 	line("console", vm.VirtualMachine.Console)

@@ -89,17 +89,24 @@ func vmRestoreCommand() *cobra.Command {
 	var node string
 	var r wsdl.RestoreVM
 	var limits vmLimits
+	var network vmNetwork
 	cmd := &cobra.Command{
 		Use:   "restore CHECKPOINT",
 		Short: "Make a VM that goes on from a checkpoint",
 		Long: `Makes a VM that goes on from where a checkpoint was taken, and prints its id. It
 is made on the node that keeps the checkpoint, or on --node, which fetches it. A
-checkpoint is called by its digest, or enough of its first digits.`,
+checkpoint is called by its digest, or enough of its first digits.
+
+No network is part of a checkpoint: with --network the VM joins one, as with the verb
+create, at a new address. It must have had a network card.`,
 		Example: `  mvm vm restore 3f2a9c --name lab2
   mvm vm restore 3f2a9c --node n2`,
 		Args: exactly("a CHECKPOINT"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if r.Limits, err = limits.given(cmd); err != nil {
+				return err
+			}
+			if r.Network, r.NetworkKey, err = network.given(); err != nil {
 				return err
 			}
 			c, err := v.dial(cmd)
@@ -117,6 +124,7 @@ checkpoint is called by its digest, or enough of its first digits.`,
 	cmd.Flags().StringVar(&node, "node", "", "make it on this `NODE`, by its name or id")
 	cmd.Flags().StringVar(&r.Id, "name", "", "its `ID` (default: one that the node gives)")
 	limits.flags(cmd)
+	network.flags(cmd)
 	cmd.Flags().BoolVar(&r.Suspended, "suspended", false, "do not start it; the verb resume does")
 	return cmd
 }
@@ -226,16 +234,21 @@ func vmCloneCommand() *cobra.Command {
 	var v gridVerb
 	var r wsdl.CloneVM
 	var limits vmLimits
+	var network vmNetwork
 	cmd := &cobra.Command{
 		Use:   "clone VM",
 		Short: "Make a second VM that goes on from where one is",
 		Long: `Makes a second VM on the same node that goes on from where the first one is,
 which goes on itself, and prints its id. The guest gets a name, a clock and
-randomness of its own.`,
-		Example: `  mvm vm clone lab1 --name lab2`,
-		Args:    exactly("a VM"),
+randomness of its own, and with --network an address: it is on no network else.`,
+		Example: `  mvm vm clone lab1 --name lab2
+  mvm vm clone lab1 --name lab3 --network lab`,
+		Args: exactly("a VM"),
 		RunE: v.withVM(func(cmd *cobra.Command, _ *Client, vm *VM) (err error) {
 			if r.Limits, err = limits.given(cmd); err != nil {
+				return err
+			}
+			if r.Network, r.NetworkKey, err = network.given(); err != nil {
 				return err
 			}
 			clone, err := vm.Clone(cmd.Context(), &r)
@@ -248,6 +261,7 @@ randomness of its own.`,
 	v.flags(cmd, true)
 	cmd.Flags().StringVar(&r.Clone, "name", "", "its `ID` (default: one that the node gives)")
 	limits.flags(cmd)
+	network.flags(cmd)
 	cmd.Flags().BoolVar(&r.Suspended, "suspended", false, "do not start it; the verb resume does")
 	return cmd
 }
