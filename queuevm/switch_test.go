@@ -156,61 +156,71 @@ func accounted(t testing.TB, count int, taken ...[]int) {
 // An edge is led to another process and back under full load: from a taker on this
 // node to one on another, to one on a third, in every form of the calls.
 func TestRewireUnderFullLoad(t *testing.T) {
-	const count = 1500
 	for _, way := range []route{routes[0], routes[3], {"tls", 3, Config{Cores: 1}, 0, 0, 0}} {
 		for k, giver := range languages() {
 			t.Run(way.name+"/"+giver.name, func(t *testing.T) {
-				w := &loom{t: t, vms: way.start(t)}
-				p := spot{0, 0, "out"}
-				processes(t, w.vms[0], 0)
-				var takers []spot
-				for j := range 3 {
-					takers = append(takers, spot{j % len(w.vms), 1 + j, "in"})
-					processes(t, w.vms[takers[j].node], 1+j)
-				}
-				// A ring ahead for each taker: who has no other yet would see END.
-				var chain []uint32
-				for j := range 4 {
-					chain = append(chain, w.lay(p, takers[j%3], 8<<10))
-				}
-				var gatherers []*child
-				for j, at := range takers {
-					gatherers = append(gatherers, spawn(t, w.vms[at.node], at.process, languages()[(j+k)%3].program, "gather", "in", []string{"block", "wait", "timed", "try"}[(j+k)%4]))
-				}
-				g := spawn(t, w.vms[0], 0, giver.program, "give", "out", "p0", fmt.Sprint(count), "3000", "0")
-				changes := 0
-				for running := true; running; {
-					select {
-					case err := <-g.done:
-						if err != nil {
-							t.Fatalf("%v %s", err, g.stderr.String())
-						}
-						running = false
-						continue
-					default:
+				// On a busy machine all may be through before there were changes.
+				count, changes := 1500, 0
+				for ; changes < 20 && !t.Failed(); count *= 4 {
+					if count > 100_000 {
+						t.Fatalf("only %d changes: the test proves little", changes)
 					}
-					if changes > 0 {
-						if st, err := w.vms[0].Switched(chain[changes-1]); err != nil || !st.Written {
-							time.Sleep(20 * time.Microsecond)
-							continue
-						}
-					}
-					chain = append(chain, w.lay(p, takers[(changes+4)%3], 8<<10))
-					must(t, w.vms[0].Switch(Swap{chain[changes], chain[changes+1]}))
-					changes++
+					changes = rewired(t, way, k, count)
 				}
-				var taken [][]int
-				for _, g := range gatherers {
-					taken = append(taken, numbers(t, g.result()))
-				}
-				accounted(t, count, taken...)
-				if changes < 20 {
-					t.Errorf("only %d changes: the test proves little", changes)
-				}
-				t.Logf("%d changes; %d, %d, %d items", changes, len(taken[0]), len(taken[1]), len(taken[2]))
 			})
 		}
 	}
+}
+
+// rewired has an edge of a giver led from one taker to the next, as often as it goes
+// while count items pass, and gives how often that was.
+func rewired(t *testing.T, way route, k, count int) (changes int) {
+	t.Helper()
+	w := &loom{t: t, vms: way.start(t)}
+	p := spot{0, 0, "out"}
+	processes(t, w.vms[0], 0)
+	var takers []spot
+	for j := range 3 {
+		takers = append(takers, spot{j % len(w.vms), 1 + j, "in"})
+		processes(t, w.vms[takers[j].node], 1+j)
+	}
+	// A ring ahead for each taker: who has no other yet would see END.
+	var chain []uint32
+	for j := range 4 {
+		chain = append(chain, w.lay(p, takers[j%3], 8<<10))
+	}
+	var gatherers []*child
+	for j, at := range takers {
+		gatherers = append(gatherers, spawn(t, w.vms[at.node], at.process, languages()[(j+k)%3].program, "gather", "in", []string{"block", "wait", "timed", "try"}[(j+k)%4]))
+	}
+	g := spawn(t, w.vms[0], 0, languages()[k].program, "give", "out", "p0", fmt.Sprint(count), "3000", "0")
+	for running := true; running; {
+		select {
+		case err := <-g.done:
+			if err != nil {
+				t.Fatalf("%v %s", err, g.stderr.String())
+			}
+			running = false
+			continue
+		default:
+		}
+		if changes > 0 {
+			if st, err := w.vms[0].Switched(chain[changes-1]); err != nil || !st.Written {
+				time.Sleep(20 * time.Microsecond)
+				continue
+			}
+		}
+		chain = append(chain, w.lay(p, takers[(changes+4)%3], 8<<10))
+		must(t, w.vms[0].Switch(Swap{chain[changes], chain[changes+1]}))
+		changes++
+	}
+	var taken [][]int
+	for _, g := range gatherers {
+		taken = append(taken, numbers(t, g.result()))
+	}
+	accounted(t, count, taken...)
+	t.Logf("%d changes; %d, %d, %d items", changes, len(taken[0]), len(taken[1]), len(taken[2]))
+	return changes
 }
 
 // A thousand re-wires leave no memory behind, on either node.
