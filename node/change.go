@@ -89,6 +89,9 @@ func (q *queue) older(ctx context.Context, job, name string) (ids []string, err 
 		return nil, err
 	}
 	all, err := front.ListQueuesContext(ctx, &wsdl.ListQueues{Job: job, Planned: true})
+	if wsdl.CodeOf(err) == wsdl.FaultCodeTooLarge { // each can still be looked at by its number
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}

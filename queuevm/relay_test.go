@@ -272,7 +272,7 @@ func TestLinkCutAndRestored(t *testing.T) {
 			stop := make(chan struct{})
 			go func() {
 				defer close(stop)
-				length := 2 * time.Second
+				length := 1500 * time.Millisecond
 				if soak() {
 					length = time.Minute
 				}
