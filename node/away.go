@@ -225,7 +225,7 @@ func (e *enclosure) state() osvm.State {
 		state, _ := a.how()
 		return state
 	}
-	return e.here().State()
+	return stateOf(e.here())
 }
 
 // here is the machine as this node has it, or had it last.

@@ -124,11 +124,11 @@ func (r *runner) guard() {
 			return
 		case <-ticker.C:
 		}
-		d, err := diskOf(r.work)
+		d, err := r.disk()
 		if err != nil || d.free >= d.floor() {
 			continue
 		}
-		mine := used(r.work)
+		mine := r.wrote()
 		if mine < d.floor() || mine < r.node.mostUsed(r) {
 			continue
 		}
@@ -140,18 +140,34 @@ func (r *runner) guard() {
 	}
 }
 
-// mostUsed is what the largest work folder but one takes.
+// disk is that which its programs write to.
+func (r *runner) disk() (disk, error) {
+	if r.enclosed() != nil {
+		return diskOf(r.node.folders.root)
+	}
+	return diskOf(r.work)
+}
+
+// wrote is what its programs have there, in bytes.
+func (r *runner) wrote() int64 {
+	if e := r.enclosed(); e != nil {
+		return e.here().Written()
+	}
+	return used(r.work)
+}
+
+// mostUsed is what the attempt takes that takes most, but one.
 func (n *Node) mostUsed(but *runner) (bytes int64) {
 	n.mu.Lock()
-	var others []string
+	var others []*runner
 	for _, r := range n.runners {
 		if r != but {
-			others = append(others, r.work)
+			others = append(others, r)
 		}
 	}
 	n.mu.Unlock()
-	for _, dir := range others {
-		bytes = max(bytes, used(dir))
+	for _, r := range others {
+		bytes = max(bytes, r.wrote())
 	}
 	return bytes
 }

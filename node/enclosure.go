@@ -391,6 +391,7 @@ func (e *enclosure) instantiate() *wsdl.Fault {
 		e.plugged.network.meet(plan.Trunk)
 		plan.Trunk = nil // the guest has no part in that
 	}
+	r.node.running.Go(r.guard)
 	if e.was != nil {
 		return e.resume()
 	}

@@ -208,10 +208,19 @@ func (v *machines) others(ctx context.Context) []*wsdl.Node {
 	return able[:min(len(able), most)]
 }
 
+// stateOf is a machine's state as others see it: one that waits for room on the disk
+// stands still, too.
+func stateOf(m *osvm.Machine) osvm.State {
+	if m.Stalled() {
+		return osvm.Suspended
+	}
+	return m.State()
+}
+
 // tell is a VM as the contract has it, with what it uses where that can be said
 // soon.
 func (v *machines) tell(ctx context.Context, m *osvm.Machine) *wsdl.VirtualMachine {
-	state := m.State()
+	state := stateOf(m)
 	vm := &wsdl.VirtualMachine{
 		Id: m.ID, Node: v.node.id, State: wsdl.Of(wsdl.VMState(state)), Image: m.ImageDigest, ImageName: m.ImageName,
 		Accelerator: string(m.Accelerator), Memory: int64(m.MemoryMiB), Owner: m.Owner, Created: wsdl.Date(m.Created),
@@ -223,6 +232,9 @@ func (v *machines) tell(ctx context.Context, m *osvm.Machine) *wsdl.VirtualMachi
 	}
 	if reason := m.Reason(); state == osvm.Ended && reason != nil {
 		vm.Reason = reason.Error()
+	}
+	if m.Stalled() {
+		vm.Reason = fmt.Sprintf("the disk of node %s has no room for what it writes: it goes on when there is some, there or on a node that it moves to", v.node.id)
 	}
 	vm.Limits = toldLimits(m.Limits)
 	if state != osvm.Ended {

@@ -93,10 +93,13 @@ func (m *Machine) reconnect(ctx context.Context) error {
 	if err := m.monitor.Execute(ctx, "query-status", nil, &status); err != nil {
 		return err
 	}
+	if status.Status == stallStatus {
+		m.stall()
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch status.Status {
-	case "running":
+	case "running", stallStatus:
 		m.state = Running
 	case "prelaunch":
 		m.state = Created
@@ -105,7 +108,7 @@ func (m *Machine) reconnect(ctx context.Context) error {
 	default: // it was being moved, or is broken
 		return fmt.Errorf("QEMU says that it is %q", status.Status)
 	}
-	return m.write()
+	return nil
 }
 
 func readRecord(folder string) (record, error) {

@@ -72,6 +72,9 @@ func (m *Machine) beginTaking() error {
 	if err := m.free(); err != nil {
 		return err
 	}
+	if m.stalled {
+		return ErrStalled
+	}
 	m.claims.taking++
 	return nil
 }

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 )
 
 // Formats of disks' files.
@@ -300,6 +302,17 @@ func copyFile(to *os.File, path string) error {
 		return err
 	}
 	return copySparse(to, from, info.Size())
+}
+
+// Written is how many bytes of this machine's disk have what the guest wrote to its own.
+func (m *Machine) Written() (bytes int64) {
+	for _, name := range m.writable() {
+		var s unix.Stat_t
+		if unix.Stat(filepath.Join(m.folder, name), &s) == nil {
+			bytes += s.Blocks * 512
+		}
+	}
+	return bytes
 }
 
 // writable are the names of the overlays.

@@ -299,3 +299,112 @@ func TestSpoiledTemplate(t *testing.T) {
 		t.Errorf("the template was made %d times", made)
 	}
 }
+
+// TestDiskFullUnderARunningGuest fills the disk that has what guests write to theirs:
+// they stand still, with nothing lost. One goes on by itself when there is room, also
+// for a node that begins anew; another one moves to where there is some.
+func TestDiskFullUnderARunningGuest(t *testing.T) {
+	disk := t.TempDir()
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=200m"); err != nil {
+		t.Skip("SKIPPED: full disks were not tried: no file system can be mounted here: ", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(disk, unix.MNT_DETACH) })
+	image, fill := vmtest.DiskPatterns(t), filepath.Join(disk, "fill")
+	open := func() *osvm.Host {
+		h, err := osvm.NewHost(t.Context(), osvm.HostConfig{Dir: disk, Templates: vmtest.Templates(t), QEMU: vmtest.QEMU(t), Accelerator: osvm.TCG})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	h := open()
+	defer func() {
+		for _, m := range h.List() {
+			_ = m.Destroy()
+		}
+		_ = h.Close()
+	}()
+	stalls := func(m *osvm.Machine, stands bool) {
+		t.Helper()
+		for deadline := time.Now().Add(vmtest.Limit); m.Stalled() != stands; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("VM %s is %s, and that it stands still for want of room is not %v", m.ID, m.State(), stands)
+			}
+		}
+	}
+	begin := func(id string) *osvm.Machine {
+		t.Helper()
+		m, err := h.Create(t.Context(), osvm.Order{ID: id, Image: image, MemoryMiB: 160, Template: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(fill, make([]byte, 200<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+			t.Fatalf("the disk is not full: %v", err)
+		}
+		if err := m.Resume(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		stalls(m, true)
+		return m
+	}
+	well := func(m *osvm.Machine) {
+		t.Helper()
+		vmtest.Rest(t, m)
+		if _, bad := vmtest.Verified(t, m); bad != 0 || m.State() != osvm.Running {
+			t.Errorf("VM %s is %s, and %d of its pages or blocks are bad", m.ID, m.State(), bad)
+		}
+	}
+
+	m := begin("waits")
+	if _, err := m.Capture(t.Context()); !errors.Is(err, osvm.ErrStalled) {
+		t.Errorf("its state is taken: %v", err)
+	}
+	if err := m.Resume(t.Context()); err != nil { // which finds no room
+		t.Error(err)
+	}
+	if err := h.Close(); err != nil {
+		t.Error(err)
+	}
+	h = open()
+	m, err := h.Get("waits")
+	if err != nil {
+		t.Fatalf("a node that begins anew does not have it: %v", err)
+	}
+	stalls(m, true)
+	if err := os.Remove(fill); err != nil {
+		t.Fatal(err)
+	}
+	stalls(m, false)
+	well(m)
+
+	m = begin("moves")
+	other := vmtest.Host(t)
+	for err = error(unix.ENOSPC); errors.Is(err, unix.ENOSPC); { // room for a note of the move, which what the guest writes may be quicker to take
+		info, failed := os.Stat(fill)
+		if failed == nil {
+			failed = os.Truncate(fill, info.Size()-16<<10)
+		}
+		if failed != nil {
+			t.Fatal(failed)
+		}
+		stalls(m, true)
+		near, far := pipe(t)
+		arrived := make(chan error, 1)
+		go func() {
+			_, err := other.MigrateFrom(t.Context(), far, admit(image))
+			arrived <- err
+		}()
+		_, err = h.MigrateTo(t.Context(), "moves", near, osvm.Migration{})
+		if there := <-arrived; err == nil {
+			err = there
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err = other.Get("moves"); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = m.Destroy() }()
+	well(m)
+}

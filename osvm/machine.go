@@ -126,6 +126,7 @@ type Machine struct {
 	reason    error          // why it is gone
 	wanted    bool           // its end, by who has it
 	shutdown  string         // why it said that it would be
+	stalled   bool           // for want of room on this machine's disk
 	told      chan struct{}  // when it says nothing more; nil before it is connected
 	published map[int]string // addresses of the host that lead to ports of the guest
 	cleared   bool           // Destroy has removed it

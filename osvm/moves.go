@@ -51,11 +51,7 @@ func (h *Host) note(v *move) error {
 	if err != nil {
 		return err
 	}
-	path := h.movePath(v.ID)
-	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
-		return err
-	}
-	if err := os.Rename(path+".new", path); err != nil {
+	if err := replace(h.movePath(v.ID), text); err != nil {
 		return err
 	}
 	h.moves[v.ID] = v

@@ -354,15 +354,21 @@ func (m *Machine) dialMonitor(ctx context.Context) (monitor *qmp.Monitor, err er
 	return monitor, err
 }
 
-// listenTo keeps what QEMU says of its own end.
+// listenTo keeps what QEMU says of its own end, and that the guest stands still for
+// want of room.
 func (m *Machine) listenTo(events <-chan goqmp.Event) {
 	defer close(m.told)
 	for event := range events {
-		if event.Event == "SHUTDOWN" {
+		switch event.Event {
+		case "SHUTDOWN":
 			reason, _ := event.Data["reason"].(string)
 			m.mu.Lock()
 			m.shutdown = reason
 			m.mu.Unlock()
+		case "BLOCK_IO_ERROR":
+			if event.Data["action"] == "stop" {
+				m.stall()
+			}
 		}
 	}
 }
@@ -469,11 +475,19 @@ func (r *record) write(folder string) error {
 	if err != nil {
 		return err
 	}
-	file := filepath.Join(folder, recordName)
-	if err := os.WriteFile(file+".new", text, 0o600); err != nil {
-		return err
+	return replace(filepath.Join(folder, recordName), text)
+}
+
+// replace writes a file whole, or leaves the one that there was.
+func replace(path string, text []byte) error {
+	err := os.WriteFile(path+".new", text, 0o600)
+	if err == nil {
+		err = os.Rename(path+".new", path)
 	}
-	return os.Rename(file+".new", file)
+	if err != nil {
+		_ = os.Remove(path + ".new")
+	}
+	return err
 }
 
 func newUUID() string {

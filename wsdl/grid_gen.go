@@ -3137,7 +3137,7 @@ type VirtualMachine struct {
 
 	State *VMState `xml:"state" json:"state,omitempty"`
 
-	// Why it ended.
+	// Why it ended, or why it stands still though nobody suspended it.
 	Reason string `xml:"reason,omitempty" json:"reason,omitempty"`
 
 	// The digest of its image.

@@ -1,8 +1,10 @@
 package worker
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -69,4 +71,100 @@ func (l *lab) noRoom(t *testing.T) {
 	if err := node.Stop(); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestDiskFullUnderAJobsVM fills the disk of a node under jobs whose VMs write to theirs:
+// one that takes most of it is ended with that reason, another one waits for room.
+func TestDiskFullUnderAJobsVM(t *testing.T) {
+	if os.Getenv("MVM_SOAK") == "" {
+		t.Skip("SKIPPED: no disk was filled under a job's VM: that is for MVM_SOAK=1, as it takes half a GiB of memory")
+	}
+	small := ""
+	l := newLabOn(t, 1, func(dir string) {
+		small = filepath.Join(dir, "worker1")
+		if err := os.Mkdir(small, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount("tmpfs", small, "tmpfs", 0, "size=520m"); err != nil {
+			t.Skip("SKIPPED: no disk was filled under a job's VM: no small one can be mounted here: ", err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(small, unix.MNT_DETACH) })
+	})
+	l.pushDisk(t)
+	begin := func(mebibytes int) (job, vm string) {
+		t.Helper()
+		text := l.must("submit", l.write(map[string]string{
+			"job.xml": fmt.Sprintf(`<job xmlns="urn:mvm:1" name="writer">
+  <source name="write" language="c"><file path="write.c"/></source>
+  <task name="write" source="write"><argument>%d</argument></task>
+  <edge from="outside:go" to="write:go"/>
+  <policy wallTime="600" isolation="vm" image="disk"/>
+</job>`, mebibytes),
+			"write.c": `#include <fcntl.h>
+#include <mvm.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+int main(int argc, char **argv) {
+	static char block[1 << 20];
+	mvm_port *go = mvm_open("go");
+	printf("ready\n");
+	fflush(stdout);
+	if (mvm_dequeue(go, block, sizeof block) < 0) return 1;
+	int file = open("/var/tmp/big", O_WRONLY | O_CREAT, 0600);
+	for (int i = 0; i < atoi(argv[1]); i++)
+		if (write(file, block, sizeof block) != sizeof block || fdatasync(file) != 0) return perror("write"), 1;
+	printf("wrote all\n");
+	return 0;
+}
+`}))
+		job, _, _ = strings.Cut(text, "\n")
+		l.eventually("ready", job, func(text string) bool { return strings.Contains(text, "ready") }, "logs", job, "--process", "write[0]")
+		found, _ := filepath.Glob(filepath.Join(small, "node", "vm", "machines", "job-"+job+"*"))
+		if len(found) != 1 {
+			t.Fatalf("VMs of job %s: %v", job, found)
+		}
+		return job, filepath.Base(found[0])
+	}
+	fill := func(leave int64) (free func()) {
+		t.Helper()
+		var s unix.Statfs_t
+		if err := unix.Statfs(small, &s); err != nil {
+			t.Fatal(err)
+		}
+		name := filepath.Join(small, "fill")
+		if err := os.WriteFile(name, make([]byte, max(0, int64(s.Bavail)*s.Bsize-leave<<20)), 0o600); err != nil && !errors.Is(err, unix.ENOSPC) {
+			t.Fatal(err)
+		}
+		return func() {
+			if err := os.Remove(name); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	tell := func(job string) {
+		t.Helper()
+		put := exec.CommandContext(t.Context(), program, "queue", "put", job, "go")
+		put.Env = append(os.Environ(), "MVM_GRID="+l.front.URL)
+		put.Stdin = strings.NewReader("go\n")
+		if text, err := put.CombinedOutput(); err != nil {
+			t.Fatalf("mvm queue put: %v\n%s", err, text)
+		}
+	}
+
+	job, _ := begin(34)
+	free := fill(40) // of which 26 are to stay
+	tell(job)
+	l.failed(job, "takes most")
+	free()
+
+	job, vm := begin(10)
+	free = fill(2)
+	tell(job)
+	l.eventually("waiting for room", job, func(text string) bool {
+		return strings.Contains(text, "suspended") && strings.Contains(text, "has no room for what it writes")
+	}, "vm", "inspect", vm)
+	free()
+	l.eventually("done", job, func(text string) bool { return strings.Contains(text, "succeeded") }, "job", job)
+	l.clean()
 }
