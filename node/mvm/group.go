@@ -193,23 +193,23 @@ func (p *Places) enclose(mark string, killing bool, limits Limits) (e enclosure,
 	}
 	places := p.find(wanted...)
 	for i, controller := range wanted {
-		c, err := e.at(p, places[i], controller, mark)
-		if err != nil && places[i].parent != "" { // perhaps this process is elsewhere by now
-			p.forget()
-			places = p.find(wanted...)
-			c, err = e.at(p, places[i], controller, mark)
-		}
-		if err == nil {
+		ready := func(c *cell) error {
 			switch controller {
 			case forKilling:
-				err = c.mustKill()
+				return c.mustKill()
 			case forMemory:
-				if err = c.limitMemory(uint64(limits.MemoryMiB) << 20); err == nil {
-					e.memory = c.path
-				}
-			case forTasks: // last: it knows where the MVM process is to be born
-				err = e.limitTasks(c, limits.Tasks)
+				return c.limitMemory(uint64(limits.MemoryMiB) << 20)
 			}
+			return e.limitTasks(c, limits.Tasks) // last: it knows where the MVM process is to be born
+		}
+		c, err := e.at(p, places[i], controller, mark, ready)
+		if c == nil && places[i].parent != "" { // perhaps this process is elsewhere by now
+			p.forget()
+			places = p.find(wanted...)
+			c, err = e.at(p, places[i], controller, mark, ready)
+		}
+		if controller == forMemory && err == nil {
+			e.memory = c.path
 		}
 		if controller == forKilling && err != nil {
 			return e, err // the caller ends the groups by their names
@@ -221,12 +221,13 @@ func (p *Places) enclose(mark string, killing bool, limits Limits) (e enclosure,
 	return e, nil
 }
 
-// at is the cell of a launch at a place: one of those that it has, a spare one, or a new one.
-func (e *enclosure) at(p *Places, g groups, controller, mark string) (*cell, error) {
+// at is the cell of a launch at a place, made ready: one of those that it has, a spare
+// one, or a new one. It is nil where none can be made.
+func (e *enclosure) at(p *Places, g groups, controller, mark string, ready func(*cell) error) (*cell, error) {
 	if i := slices.IndexFunc(e.cells, func(c *cell) bool { return c.groups == g }); i >= 0 {
-		return e.cells[i], nil
+		return e.cells[i], ready(e.cells[i])
 	}
-	if c := p.reuse(g, controller, mark); c != nil {
+	if c := p.reuse(g, controller, mark, ready); c != nil {
 		e.cells = append(e.cells, c)
 		return c, nil
 	}
@@ -236,7 +237,7 @@ func (e *enclosure) at(p *Places, g groups, controller, mark string) (*cell, err
 	}
 	c := &cell{groups: g, path: path, controller: controller}
 	e.cells = append(e.cells, c)
-	return c, nil
+	return c, ready(c)
 }
 
 // limitTasks has the programs of a launch born in c, with a limit. In version 2 the

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -25,9 +26,10 @@ type spareKind struct {
 	controller string
 }
 
-// reuse gives a launch a spare cell, nil if there is none. The limit is set anew: a
-// program with the right to do so may have changed it.
-func (p *Places) reuse(g groups, controller, mark string) *cell {
+// reuse gives a launch a spare cell, nil if there is none. It is made ready anew: a
+// program with the right to do so may have changed its limit, or had it take none any
+// more; then it is of no use.
+func (p *Places) reuse(g groups, controller, mark string, ready func(*cell) error) *cell {
 	if p == nil || g.unified {
 		return nil
 	}
@@ -45,7 +47,10 @@ func (p *Places) reuse(g groups, controller, mark string) *cell {
 		c := &cell{groups: g, path: filepath.Join(g.parent, groupName(mark)+"all"), controller: controller}
 		now := time.Now() // see removeForsaken
 		if os.Chtimes(spare, now, now) == nil && unix.Rename(spare, c.path) == nil {
-			return c
+			if ready(c) == nil {
+				return c
+			}
+			spare = c.path
 		}
 		_ = os.Remove(spare) // or it is gone
 	}
@@ -88,9 +93,9 @@ func (p *Places) Close() {
 	p.spares = nil
 }
 
-// likeNew tells whether a cell is empty and owes nothing: what files of its last
-// launch are still in memory would be charged to the next, and that the kernel has
-// ended processes in it would be taken for a word on the next ones.
+// likeNew tells whether a cell is empty, owes nothing and has the limits of a new one:
+// what files of its last launch are still in memory would be charged to the next, and
+// that the kernel has ended processes in it would be taken for a word on the next ones.
 func (c *cell) likeNew() bool {
 	var info unix.Stat_t
 	if c.unified || unix.Stat(c.path, &info) != nil || info.Nlink != 2 { // a group was made in it
@@ -107,9 +112,15 @@ func (c *cell) likeNew() bool {
 	case forTasks:
 		return read("pids.current") == "0"
 	case forMemory:
+		others := []string{"memory.memsw.limit_in_bytes", "memory.kmem.tcp.limit_in_bytes"}
 		used, err := strconv.ParseUint(read("memory.usage_in_bytes"), 10, 64)
 		return err == nil && used <= c.limit/mostOwed && read("cgroup.procs") == "" &&
-			read("memory.oom_control") == "oom_kill_disable 0\nunder_oom 0\noom_kill 0"
+			read("memory.oom_control") == "oom_kill_disable 0\nunder_oom 0\noom_kill 0" &&
+			read("memory.limit_in_bytes") == strconv.FormatUint(c.limit, 10) &&
+			!slices.ContainsFunc(others, func(file string) bool {
+				most, err := strconv.ParseUint(read(file), 10, 64)
+				return err == nil && unlessEndless(most) > 0 // not every kernel has it
+			})
 	}
 	return false
 }

@@ -2,6 +2,8 @@ package mvm
 
 import (
 	"crypto/rand"
+	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -97,6 +99,25 @@ func TestSpares(t *testing.T) {
 		t.Fatalf("%d spare cells after the second launch", n)
 	}
 
+	for kind, all := range p.spares { // such a one takes the limit no more
+		if kind.controller == forMemory {
+			for _, file := range []string{"memory.limit_in_bytes", "memory.memsw.limit_in_bytes"} {
+				if err := os.WriteFile(filepath.Join(all[0], file), []byte("33554432"), 0); errors.Is(err, fs.ErrNotExist) {
+					t.Logf("SKIPPED: there is no %s here to spoil a spare cell with", file)
+				} else if err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	mark, e = launch()
+	if got, err := os.ReadFile(e.memory + "/memory.limit_in_bytes"); string(got) != "67108864\n" || err != nil {
+		t.Errorf("the limit of memory is %q, %v", got, err)
+	}
+	if n := end(mark, e); n != 2 {
+		t.Fatalf("%d spare cells after the third launch", n)
+	}
+
 	for name, spoil := range map[string]func(e enclosure){
 		"it lives": func(e enclosure) {
 			for _, c := range e.cells {
@@ -108,6 +129,16 @@ func TestSpares(t *testing.T) {
 				if err := os.Mkdir(filepath.Join(c.path, "own"), 0o755); err != nil {
 					t.Fatal(err)
 				}
+			}
+		},
+		"it changed its limits": func(e enclosure) {
+			for _, file := range []string{"memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.kmem.tcp.limit_in_bytes"} {
+				if err := os.WriteFile(filepath.Join(e.memory, file), []byte("33554432"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+					t.Fatal(err)
+				}
+			}
+			if err := os.Mkdir(filepath.Join(e.tasks.path, "own"), 0o755); err != nil {
+				t.Fatal(err)
 			}
 		},
 		"it was ended for its memory": func(e enclosure) {
