@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 )
@@ -46,7 +48,19 @@ func (n *vmNetwork) given() (name, key string, err error) {
 	if err != nil {
 		return "", "", missing(fmt.Errorf("read the key of the network %s: %w", n.name, err))
 	}
-	return n.name, strings.TrimSpace(string(text)), nil
+	if key = strings.TrimSpace(string(text)); len(key) < keyLeast || len(key) > keyMost || !isLine(key) {
+		return "", "", usagef("%s has %d bytes and cannot be the key of the network %s: write one line of text of %d to %d bytes that nobody can guess, or leave out --network-key", file, len(key), n.name, keyLeast, keyMost)
+	}
+	return n.name, key, nil
+}
+
+// What nodes take as a key, in bytes.
+const keyLeast, keyMost = 16, 256
+
+// isLine says whether a text is one that XML keeps as it is: bytes that are no text would
+// all become the same character, and a key of them easy to guess.
+func isLine(text string) bool {
+	return utf8.ValidString(text) && !strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
 // makeKey makes a file with a key that nobody else has, unless it is there. It is there
