@@ -62,6 +62,7 @@ static int do_receive(char **a) {
         if (n == MVM_END) break;
         if (n < 0) {
             printf("%" PRIu64 " then %s\n", k, mvm_strerror((int)n));
+            free(expected);
             return 4;
         }
         size_t want = length_of(k, most);
