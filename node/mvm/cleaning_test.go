@@ -196,6 +196,30 @@ func TestForsakenGroups(t *testing.T) {
 	}
 }
 
+// A launch whose programs have not begun, or have ended, is not forsaken: its group for
+// them is empty, but its MVM process lives.
+func TestGroupsOfTheIdleStay(t *testing.T) {
+	if g := findGroups(forTasks); g.parent == "" || g.unified || findGroups(forMemory).parent == "" {
+		t.Skip("SKIPPED: this process may make no control groups of version 1 for memory and tasks")
+	}
+	binary := slim(t)
+	l := launchAs(t, LaunchConfig{Binary: binary, Cleaning: Probe(binary), Limits: Limits{MemoryMiB: 150, Tasks: 60}})
+	then := time.Now().Add(-time.Hour)
+	for _, c := range l.around.cells {
+		if err := os.Chtimes(c.path, then, then); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Sweep("nobody."+strconv.Itoa(os.Getpid()), 0); err != nil { // another node's
+		t.Fatal(err)
+	}
+	l.run(sh(0, "exit 3"))
+	if s := l.await(0); s.ExitCode != 3 {
+		t.Errorf("%+v", s)
+	}
+	l.terminate()
+}
+
 func TestSweep(t *testing.T) {
 	levels(t, func(t *testing.T, binary *os.File, cleaning string) {
 		l := launch(t, binary, cleaning, nil)

@@ -163,9 +163,11 @@ func (g groups) add(name string) (group string, err error) {
 	return group, os.Mkdir(group, 0o755)
 }
 
+const groupStart = "mvm." // of all their names
+
 // groupName is the name of all groups of one launch, less what tells them apart
 // at its end.
-func groupName(mark string) string { return "mvm." + strings.ReplaceAll(mark, "/", "_") + "-" }
+func groupName(mark string) string { return groupStart + strings.ReplaceAll(mark, "/", "_") + "-" }
 
 // enclosure is the groups for all of a launch.
 type enclosure struct {

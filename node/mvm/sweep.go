@@ -47,14 +47,19 @@ const forsakenAfter = 10 * time.Minute
 
 // removeForsaken removes the groups of launches whose node was killed and never
 // started again. Their MVM process ended with the node, so the group of all is
-// empty; a live launch's is not, but at its very beginning. Nothing is killed.
+// empty. A live launch's may be empty too: at its very beginning, or that for programs
+// while there are none. Nothing is killed.
 func removeForsaken() {
 	const end = "all" // see enclosure
 	for _, parent := range groupParents() {
-		found, _ := filepath.Glob(filepath.Join(parent, "mvm.*-"+end))
+		found, _ := filepath.Glob(filepath.Join(parent, groupStart+"*-"+end))
 		for _, all := range found {
 			info, err := os.Stat(all)
 			if err != nil || time.Since(info.ModTime()) < forsakenAfter || len(members(all)) > 0 {
+				continue
+			}
+			mark := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(all), groupStart), "-"+end)
+			if len(marked(markName+"="+mark)) > 0 {
 				continue
 			}
 			launch, _ := filepath.Glob(strings.TrimSuffix(all, end) + "*")
