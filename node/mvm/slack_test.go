@@ -1,17 +1,17 @@
 package mvm
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestSlack: an MVM process may wake late, and none of its programs.
 func TestSlack(t *testing.T) {
-	before, err := os.ReadFile("/proc/self/timerslack_ns")
-	if err != nil {
-		t.Fatal(err)
-	}
 	levels(t, func(t *testing.T, binary *os.File, cleaning string) {
 		l := launch(t, binary, cleaning, nil)
 		l.run(sh(0, "exec cat /proc/self/timerslack_ns"))
@@ -25,7 +25,31 @@ func TestSlack(t *testing.T) {
 		}
 		l.terminate()
 	})
-	if after, err := os.ReadFile("/proc/self/timerslack_ns"); string(after) != string(before) {
-		t.Errorf("the launching thread's slack was %q and is %q, %v", before, after, err)
+}
+
+// TestSlackIsTheThreadsAgain: whoever starts something has its own slack afterwards,
+// also when nothing was started.
+func TestSlackIsTheThreadsAgain(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	slack := func() int {
+		t.Helper()
+		n, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := slack()
+	for _, want := range []error{nil, errors.New("not started")} {
+		err := slackened(2*processSlack, func() error {
+			if n := slack(); n != int(2*processSlack.Nanoseconds()) {
+				t.Errorf("while it starts something, the thread's slack is %d", n)
+			}
+			return want
+		})
+		if n := slack(); n != before || err != want {
+			t.Errorf("the thread's slack was %d and is %d, %v", before, n, err)
+		}
 	}
 }
