@@ -99,6 +99,7 @@ const (
 	lanKeyLeast  = 16               // bytes
 	lanKeyMost   = 256
 	lanMost      = 4096 // members
+	lanNodes     = 4096 // of which something is known
 	lanBits      = 8    // of the prefix: 10.0.0.0/8
 	lanExporter  = "EXPORTER-mvm-network"
 	lanProof     = sha256.Size
@@ -619,6 +620,22 @@ func (l *lan) prove(ctx context.Context, conn *tls.Conn, we, they string) error 
 	return nil
 }
 
+// want notes that a node has asked for a trunk, which this one is to dial. One that the
+// broker has not listed counts only as long as there are not too many: whoever has the
+// key may call himself anything.
+func (l *lan) want(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.nodes[id] == nil && len(l.nodes) >= lanNodes {
+		return
+	}
+	other := l.neighbour(id)
+	if other.wanted = true; other.base == "" {
+		l.listed, l.pause = time.Time{}, 0
+	}
+	nudge(l.look)
+}
+
 // LANs takes trunks of other nodes for networks of VMs that people have made: GET of a
 // path with the variable tag and an upgrade to mvm-trunk.
 func (n *Node) LANs() http.Handler {
@@ -636,13 +653,7 @@ func (n *Node) LANs() http.Handler {
 			sayPlainly(w, http.StatusNotFound, errors.New("this node has no VM in that network"))
 			return
 		case from >= n.id:
-			l.mu.Lock()
-			other := l.neighbour(from)
-			if other.wanted = true; other.base == "" {
-				l.listed, l.pause = time.Time{}, 0
-			}
-			l.mu.Unlock()
-			nudge(l.look)
+			l.want(from)
 			sayPlainly(w, http.StatusConflict, errors.New("it is this node that dials"))
 			return
 		}

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http/httptest"
@@ -194,6 +195,17 @@ func TestLANNames(t *testing.T) {
 		if !strings.Contains(heard.String(), want) {
 			t.Errorf("it does not warn that %q:\n%s", want, &heard)
 		}
+	}
+}
+
+// TestLANWanted: who has the key cannot have a node remember any number of others.
+func TestLANWanted(t *testing.T) {
+	l := &lan{look: make(chan struct{}, 1), nodes: map[string]*neighbour{"known": {base: "http://known"}}}
+	for i := range 2 * lanNodes {
+		l.want(fmt.Sprint(i))
+	}
+	if l.want("known"); len(l.nodes) != lanNodes || !l.nodes["known"].wanted {
+		t.Errorf("it remembers %d nodes, and that the one which is listed has asked: %v", len(l.nodes), l.nodes["known"].wanted)
 	}
 }
 
