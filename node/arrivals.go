@@ -125,7 +125,7 @@ func (v *machines) AwaitVMContext(ctx context.Context, r *wsdl.AwaitVM) (*wsdl.A
 	if r.Slots < 0 || len(r.Owner) > ownerMost {
 		return nil, wsdl.NewFault(wsdl.FaultCodeInvalidRequest, fmt.Sprintf("a VM cannot have %d slots and the owner %.80q", r.Slots, r.Owner), "an owner is JOB/NUMBER")
 	}
-	if err := v.room(order.MemoryMiB, 0, int(r.Slots)); err != nil {
+	if err := v.free(order.MemoryMiB, 0, int(r.Slots)); err != nil {
 		return nil, err
 	}
 	expected := awaited(r)

@@ -165,9 +165,11 @@ func (v *machines) restore(ctx context.Context, order osvm.Order, blobs vmBlobs,
 	if err != nil {
 		return nil, err
 	}
-	if err := v.room(c.MemoryMiB, order.Limits.DiskMiB, 0); err != nil {
+	over, err := v.book(c.MemoryMiB, order.Limits.DiskMiB, 0)
+	if err != nil {
 		return nil, err
 	}
+	defer over()
 	if len(c.Disks) > 0 { // which hold what differs from the image's
 		pins := vmPins + order.ID
 		defer func() {
@@ -197,7 +199,7 @@ func (v *machines) CloneVMContext(ctx context.Context, r *wsdl.CloneVM) (*wsdl.C
 		return nil, err
 	}
 	order.Image.Name = m.ImageName
-	if err := v.room(m.MemoryMiB, order.Limits.DiskMiB, 0); err != nil {
+	if err := v.free(m.MemoryMiB, order.Limits.DiskMiB, 0); err != nil {
 		return nil, err
 	}
 	if order.Segment, err = v.node.segment(r.Network, r.NetworkKey); err != nil {

@@ -38,7 +38,8 @@ type lodger struct {
 // attempt comes at once, and again whenever a connection is cut.
 const lodgerSilent = 30 * time.Second
 
-// lodge takes a machine in that has arrived, until it is destroyed.
+// lodge takes a machine in that has arrived, until it is destroyed. The caller has it
+// booked.
 func (n *Node) lodge(m *osvm.Machine, expected arrival) {
 	l := &lodger{machine: m, token: expected.token, home: expected.home, slots: expected.slots, left: time.Now()}
 	n.lodgers.mu.Lock()
@@ -47,7 +48,6 @@ func (n *Node) lodge(m *osvm.Machine, expected arrival) {
 	}
 	n.lodgers.all[m.ID] = l
 	n.lodgers.mu.Unlock()
-	n.booked()
 	go n.watchLodger(l)
 }
 

@@ -146,9 +146,14 @@ func (n *Node) attend(m *osvm.Machine) {
 	}
 }
 
-// vmsTake is what VMs take that no attempt has booked.
+// vmsTake is what VMs take that no attempt has booked, those included that are to come.
+// n.taking is held.
 func (n *Node) vmsTake() vmsTake {
 	sum := n.lodgers.take()
+	for _, c := range n.coming {
+		sum.Memory += c.Memory
+		sum.Slots += c.Slots
+	}
 	if n.host != nil {
 		for _, m := range n.host.List() {
 			if m.Owner == "" && m.State() != osvm.Ended {
@@ -457,16 +462,41 @@ func (v *machines) create(ctx context.Context, order osvm.Order, name string) (_
 	if order.MemoryMiB == 0 {
 		order.MemoryMiB = max(order.Image.LeastMemoryMiB+roomInVM, osvm.LeastMemoryMiB)
 	}
-	if err := v.room(order.MemoryMiB, order.Limits.DiskMiB, 0); err != nil {
+	over, err := v.book(order.MemoryMiB, order.Limits.DiskMiB, 0)
+	if err != nil {
 		return nil, err
 	}
+	defer over()
 	order.Template = true
 	return n.host.Create(ctx, order)
 }
 
-// room refuses a VM that this machine has no memory or disk for, or no slots for the
+// coming is what a VM takes that is being made or arrives.
+type coming struct{ room }
+
+// book is free, and has the memory and the slots be taken until over is called, when the
+// VM is there, and takes them itself, or does not come.
+func (v *machines) book(memoryMiB, diskMiB, slots int) (over func(), err error) {
+	n := v.node
+	n.taking.Lock()
+	defer n.taking.Unlock()
+	if err := v.free(memoryMiB, diskMiB, slots); err != nil {
+		return nil, err
+	}
+	c := &coming{room{Slots: slots, Memory: int64(memoryMiB)}}
+	n.coming = append(n.coming, c)
+	n.step(n.vmsTake())
+	return func() {
+		n.taking.Lock()
+		defer n.taking.Unlock()
+		n.coming = slices.DeleteFunc(n.coming, func(other *coming) bool { return other == c })
+		n.step(n.vmsTake())
+	}, nil
+}
+
+// free refuses a VM that this machine has no memory or disk for, or no slots for the
 // attempt that comes in it.
-func (v *machines) room(memoryMiB, diskMiB, slots int) error {
+func (v *machines) free(memoryMiB, diskMiB, slots int) error {
 	v.node.mu.Lock()
 	free := v.node.ledger.free()
 	v.node.mu.Unlock()
@@ -695,5 +725,7 @@ func (n *Node) destroy(m *osvm.Machine) error {
 
 // booked tells the ledger, and by it the grid, what VMs take.
 func (n *Node) booked() {
+	n.taking.Lock() // or what is told last may not be the newest
+	defer n.taking.Unlock()
 	n.step(n.vmsTake())
 }

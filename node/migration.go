@@ -252,6 +252,8 @@ func (n *Node) Arrivals() http.Handler {
 func (n *Node) receive(conn net.Conn, expected arrival) (*osvm.Machine, error) {
 	defer n.arrivals.over(expected.id)
 	v := &machines{node: n}
+	over := n.booked
+	defer func() { over() }()
 	m, err := n.host.MigrateFrom(n.living, conn, func(a osvm.Arrival) (image osvm.Image, err error) {
 		if err := expected.is(a.Spec); err != nil {
 			return image, err
@@ -260,15 +262,16 @@ func (n *Node) receive(conn net.Conn, expected arrival) (*osvm.Machine, error) {
 			if err := n.queueLimits.arriving(a.Spec.Limits); err != nil {
 				return image, err
 			}
-			if err := v.room(a.Spec.MemoryMiB, a.Spec.Limits.DiskMiB, expected.slots); err != nil {
+			booked, err := v.book(a.Spec.MemoryMiB, a.Spec.Limits.DiskMiB, expected.slots)
+			if err != nil {
 				return image, err
 			}
+			over = booked
 		}
 		ctx, cancel := context.WithTimeout(n.living, arrivalLimit) // it is here already
 		defer cancel()
 		return n.below(ctx, expected, vmPins+expected.id)
 	})
-	n.booked()
 	if err != nil {
 		n.unpinMissing(expected.id)
 		return nil, err

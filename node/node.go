@@ -151,6 +151,9 @@ type Node struct {
 	afresh          chan struct{}  // capacity 1: register again
 	running         sync.WaitGroup // runners' goroutines
 
+	taking sync.Mutex // one at a time tells the ledger what VMs take; guards coming
+	coming []*coming
+
 	libraryOnce sync.Once
 	libraryPath string
 
