@@ -263,7 +263,11 @@ func (e *enclosure) watch(ctx context.Context) {
 			}
 			if at.away != nil {
 				if next := at.away.onward(); next != nil {
-					e.turn(func(m *moving) { m.away = next })
+					e.turn(func(m *moving) {
+						if m.away == at.away { // it may have come back just now
+							m.away = next
+						}
+					})
 					continue
 				}
 			}
