@@ -43,8 +43,11 @@ func OwnLimit() int64 {
 	return least
 }
 
+// endless is less than the number with which version 1 says that there is no limit.
+const endless = 1 << 60
+
 func unlessEndless(bytes uint64) int64 {
-	if bytes >= 1<<60 { // version 1 says "none" with a number
+	if bytes >= endless {
 		return 0
 	}
 	return int64(bytes >> 20)

@@ -112,14 +112,14 @@ func (c *cell) likeNew() bool {
 	case forTasks:
 		return read("pids.current") == "0"
 	case forMemory:
-		others := []string{"memory.memsw.limit_in_bytes", "memory.kmem.tcp.limit_in_bytes"}
+		others := []string{"memory.memsw.limit_in_bytes", "memory.kmem.limit_in_bytes", "memory.kmem.tcp.limit_in_bytes"}
 		used, err := strconv.ParseUint(read("memory.usage_in_bytes"), 10, 64)
 		return err == nil && used <= c.limit/mostOwed && read("cgroup.procs") == "" &&
 			read("memory.oom_control") == "oom_kill_disable 0\nunder_oom 0\noom_kill 0" &&
 			read("memory.limit_in_bytes") == strconv.FormatUint(c.limit, 10) &&
 			!slices.ContainsFunc(others, func(file string) bool {
 				most, err := strconv.ParseUint(read(file), 10, 64)
-				return err == nil && unlessEndless(most) > 0 // not every kernel has it
+				return err == nil && most < endless // not every kernel has it
 			})
 	}
 	return false

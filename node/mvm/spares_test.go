@@ -2,8 +2,6 @@ package mvm
 
 import (
 	"crypto/rand"
-	"errors"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -102,9 +100,11 @@ func TestSpares(t *testing.T) {
 	for kind, all := range p.spares { // such a one takes the limit no more
 		if kind.controller == forMemory {
 			for _, file := range []string{"memory.limit_in_bytes", "memory.memsw.limit_in_bytes"} {
-				if err := os.WriteFile(filepath.Join(all[0], file), []byte("33554432"), 0); errors.Is(err, fs.ErrNotExist) {
-					t.Logf("SKIPPED: there is no %s here to spoil a spare cell with", file)
-				} else if err != nil {
+				path := filepath.Join(all[0], file)
+				if _, err := os.Stat(path); err != nil {
+					continue
+				}
+				if err := os.WriteFile(path, []byte("33554432"), 0); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -118,6 +118,18 @@ func TestSpares(t *testing.T) {
 		t.Fatalf("%d spare cells after the third launch", n)
 	}
 
+	// set changes what the memory cell has, and sees to it that the other is not kept.
+	set := func(e enclosure, file, value string) {
+		t.Helper()
+		_ = os.Mkdir(filepath.Join(e.tasks.path, "own"), 0o755) // or it is there
+		path := filepath.Join(e.memory, file)
+		if _, err := os.Stat(path); err != nil {
+			t.Logf("SKIPPED: there is no %s here to spoil a cell with", file)
+			_ = os.Mkdir(filepath.Join(e.memory, "own"), 0o755)
+		} else if err := os.WriteFile(path, []byte(value), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for name, spoil := range map[string]func(e enclosure){
 		"it lives": func(e enclosure) {
 			for _, c := range e.cells {
@@ -131,15 +143,16 @@ func TestSpares(t *testing.T) {
 				}
 			}
 		},
-		"it changed its limits": func(e enclosure) {
-			for _, file := range []string{"memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.kmem.tcp.limit_in_bytes"} {
-				if err := os.WriteFile(filepath.Join(e.memory, file), []byte("33554432"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
-					t.Fatal(err)
-				}
-			}
-			if err := os.Mkdir(filepath.Join(e.tasks.path, "own"), 0o755); err != nil {
-				t.Fatal(err)
-			}
+		"it had less": func(e enclosure) {
+			set(e, "memory.limit_in_bytes", "33554432")
+		},
+		"it had less with swap": func(e enclosure) {
+			set(e, "memory.limit_in_bytes", "33554432")
+			set(e, "memory.memsw.limit_in_bytes", "67108864")
+			set(e, "memory.limit_in_bytes", "67108864")
+		},
+		"it had less to send": func(e enclosure) {
+			set(e, "memory.kmem.tcp.limit_in_bytes", "4096")
 		},
 		"it was ended for its memory": func(e enclosure) {
 			if err := within(e.birth[0], "/usr/bin/tail", "/dev/zero").Wait(); err == nil {
