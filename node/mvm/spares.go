@@ -102,11 +102,17 @@ func (c *cell) likeNew() bool {
 		return false
 	}
 	read := func(file string) string {
-		text, err := os.ReadFile(filepath.Join(c.path, file))
+		fd, err := unix.Open(filepath.Join(c.path, file), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return "unknown"
 		}
-		return strings.TrimSpace(string(text))
+		defer unix.Close(fd)
+		var text [256]byte // os.ReadFile makes twice as many calls
+		n, err := unix.Read(fd, text[:])
+		if err != nil {
+			return "unknown"
+		}
+		return strings.TrimSpace(string(text[:n]))
 	}
 	switch c.controller {
 	case forTasks:
