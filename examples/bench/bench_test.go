@@ -116,17 +116,20 @@ BenchmarkCheckpoint-2    1    86.5 booted-ms    14.9 clone-ms
 BenchmarkCheckpoint-2    1    90.0 booted-ms    28.0 clone-ms
 BenchmarkMigration-2     1    54.0 live-ms    0.09 ratio    583.0 stop-and-copy-ms
 BenchmarkMigration-2     1    64.9 live-ms    0.05 ratio    1277 stop-and-copy-ms
+BenchmarkNetwork-2       1    16.99 qemu-MiB/s    660.0 qemu-cpu-ms    773.4 qemu-us    9.114 switch-MiB/s    1025 switch-us    7.190 trunk-MiB/s    1373 trunk-us
+BenchmarkNetwork-2       1    14.90 qemu-MiB/s    700.0 qemu-cpu-ms    1064 qemu-us    8.004 switch-MiB/s    1326 switch-us    9.255 trunk-MiB/s    1346 trunk-us
 PASS
 `
-	all, err := parseVM(out, 2, "cold boot", "stop-and-copy")
+	all, err := parseVM(out, 2, "cold boot", "stop-and-copy", "QEMU's stream")
 	if err != nil || all[ours][1]["answer"] != 125 || all[ours][0]["memory"] != 24.32 || all[ours][1]["pause, clone"] != 28 ||
-		all["cold boot"][0]["answer"] != 2500 || all["stop-and-copy"][1]["down"] != 1277 {
+		all["cold boot"][0]["answer"] != 2500 || all["stop-and-copy"][1]["down"] != 1277 ||
+		all[ours][1]["bandwidth, two nodes"] != 9.255 || all["QEMU's stream"][0]["round trip"] != 773.4 {
 		t.Errorf("%v, %v", all, err)
 	}
-	if _, err := parseVM(out, 3, "cold boot", "stop-and-copy"); err == nil {
+	if _, err := parseVM(out, 3, "cold boot", "stop-and-copy", "QEMU's stream"); err == nil {
 		t.Error("a round that was not measured is not missed")
 	}
-	if _, err := parseVM(strings.ReplaceAll(out, "cpu-ms", "ms"), 2, "cold boot", "stop-and-copy"); err == nil {
+	if _, err := parseVM(strings.ReplaceAll(out, "cpu-ms", "ms"), 2, "cold boot", "stop-and-copy", "QEMU's stream"); err == nil {
 		t.Error("a figure that was not told is not missed")
 	}
 }

@@ -302,6 +302,12 @@ func Start(t testing.TB, m *osvm.Machine) *link.Session {
 	defer cancel()
 	session, err := m.Start(ctx, guest.Identity{})
 	if err != nil {
+		const lastWords = time.Second // of a QEMU that has hung up
+		select {
+		case <-m.Ended():
+			err = errors.Join(err, m.Reason())
+		case <-time.After(lastWords):
+		}
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = session.Close() })
