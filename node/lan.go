@@ -411,7 +411,7 @@ func (l *lan) tell(ctx context.Context, m *osvm.Machine) error {
 	l.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, lanTell)
 	defer cancel()
-	if err := m.JoinAgain(ctx, guest.Network{MAC: m.Segment.MAC, Address: m.Segment.Address, Hosts: hosts}); err != nil {
+	if err := m.JoinAgain(ctx, guest.Network{MAC: m.Segment.MAC, Address: m.Segment.Address, MTU: vswitch.MTU, Hosts: hosts}); err != nil {
 		return err
 	}
 	l.mu.Lock()

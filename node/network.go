@@ -317,7 +317,7 @@ func addressOf(index int) string {
 // before those of processes, which so cannot hide them.
 func placeOf(job, id string, v *wsdl.VMNetwork) guest.Network {
 	index := int(wsdl.Or(v.Index, 0))
-	place := guest.Network{MAC: macOf(job, index).String(), Address: addressOf(index) + "/16"}
+	place := guest.Network{MAC: macOf(job, index).String(), Address: addressOf(index) + "/16", MTU: vswitch.MTU}
 	for i := range v.Vm {
 		line := fmt.Sprintf("%s vm%d", addressOf(i), i)
 		if i == index {

@@ -119,12 +119,12 @@ func BenchmarkNetwork(b *testing.B) {
 		}
 		return out.Said
 	}
-	paired := func(h *osvm.Host) *pair {
+	paired := func(h *osvm.Host, mtu int) *pair {
 		p := &pair{}
 		for i := range p.machines {
 			m := vmtest.MachineOf(b, h, osvm.Order{ID: fmt.Sprint("peer-", i), Image: vmtest.Image(b), MemoryMiB: 128, Template: true, Network: true})
 			p.machines[i], p.agents[i] = m, vmtest.Start(b, m)
-			if err := m.Join(b.Context(), p.agents[i], guest.Network{MAC: mac(i).String(), Address: address(i) + "/16"}); err != nil {
+			if err := m.Join(b.Context(), p.agents[i], guest.Network{MAC: mac(i).String(), Address: address(i) + "/16", MTU: mtu}); err != nil {
 				b.Fatal(err)
 			}
 			run(p.agents[i], "/bin/sh", "-c", "cat >/tmp/speaker.c <<'END'\n"+speaker+"END\ngcc -o /tmp/speaker /tmp/speaker.c")
@@ -132,7 +132,7 @@ func BenchmarkNetwork(b *testing.B) {
 		run(p.agents[1], "/tmp/speaker")
 		return p
 	}
-	ours := paired(vmtest.Host(b))
+	ours := paired(vmtest.Host(b), vswitch.MTU)
 	warm := func(wrapper string) *osvm.Host { // its templates are there by now
 		q := vmtest.QEMU(b)
 		q.Path = wrapper
@@ -156,7 +156,7 @@ func BenchmarkNetwork(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	theirs := paired(warm(wrapper))
+	theirs := paired(warm(wrapper), 0)
 	work := func(p *pair) (sum time.Duration) {
 		for _, m := range p.machines {
 			s, err := m.Statistics(b.Context())

@@ -85,7 +85,7 @@ func TestNetwork(t *testing.T) {
 		s := vmtest.Start(t, m)
 		machines[id] = inhabited{m, s}
 		if err := m.Join(t.Context(), s, guest.Network{
-			MAC: mac(id).String(), Address: fmt.Sprintf("10.86.0.%d/16", 1+index[id]),
+			MAC: mac(id).String(), Address: fmt.Sprintf("10.86.0.%d/16", 1+index[id]), MTU: vswitch.MTU,
 			Hosts: []string{"10.86.0.1 vm0", "10.86.0.2 vm1 peer", "10.86.0.3 vm2"},
 		}); err != nil {
 			t.Fatalf("%v\n%s", err, m.Console().Last())
@@ -94,6 +94,12 @@ func TestNetwork(t *testing.T) {
 	const ping = "ping -c 1 -W 30 "
 	inside(t, machines["a"], ping+"vm1 && "+ping+"peer && "+ping+"vm2")
 	inside(t, machines["c"], ping+"vm1")
+	long := fmt.Sprint(vswitch.MTU - 28) // less the headers of IP and ICMP
+	before := ports["a"].Counts().In
+	inside(t, machines["a"], strings.Repeat("ping -c 1 -W 30 -s "+long+" vm2 && ", 20)+"true")
+	if n := ports["a"].Counts().In - before; n >= 40 {
+		t.Errorf("20 pings of %s bytes are %d frames", long, n)
+	}
 	if said := inside(t, machines["a"], "ping -c 1 -W 1 10.87.0.1 2>&1 && echo there || true"); strings.Contains(said, "\nthere") {
 		t.Errorf("a guest reaches what is outside:\n%s", said)
 	}

@@ -19,6 +19,7 @@ import (
 type Network struct {
 	MAC     string   // of its network card; the host passes no frames on by another one
 	Address string   // with the length of the network's prefix: 10.86.0.1/16
+	MTU     int      // bytes; 0 leaves it as it is
 	Hosts   []string // lines of the guest's file of hosts, besides the loopback's
 }
 
@@ -48,8 +49,8 @@ func (a *Agent) Join(n Network, _ *Nothing) error {
 	if err != nil {
 		return err
 	}
-	if place := n.MAC + " " + n.Address; a.place != place {
-		if err := configure(card, mac, address); err != nil {
+	if place := fmt.Sprint(n.MAC, n.Address, n.MTU); a.place != place {
+		if err := configure(card, mac, address, n.MTU); err != nil {
 			return fmt.Errorf("set up the network card %s: %w", card, err)
 		}
 		a.place = place
@@ -75,7 +76,7 @@ func networkCard() (string, error) {
 }
 
 // configure gives a card its addresses and turns it on, as netdevice(7) says.
-func configure(card string, mac net.HardwareAddr, address netip.Prefix) error {
+func configure(card string, mac net.HardwareAddr, address netip.Prefix, mtu int) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -102,6 +103,12 @@ func configure(card string, mac net.HardwareAddr, address netip.Prefix) error {
 	copy(hardware.address[:], mac)
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCSIFHWADDR, uintptr(unsafe.Pointer(&hardware))); errno != 0 {
 		return fmt.Errorf("set its address %v: %w", mac, errno)
+	}
+	if mtu > 0 {
+		request.SetUint32(uint32(mtu))
+		if err := unix.IoctlIfreq(fd, unix.SIOCSIFMTU, request); err != nil {
+			return fmt.Errorf("have it carry %d bytes: %w", mtu, err)
+		}
 	}
 	mask := net.CIDRMask(address.Bits(), 32)
 	for _, set := range []struct {

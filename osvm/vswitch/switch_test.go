@@ -281,7 +281,7 @@ func TestSlowPort(t *testing.T) {
 	s := newSwitch(t, Config{})
 	a, b, slow := s.plug(t, mac(1)), s.plug(t, mac(2)), s.plug(t, mac(3))
 	text := string(bytes.Repeat([]byte("x"), MTU))
-	const many = 2000 // 3 MB, for each of both
+	const many = 2000 // 18 MB
 	for i := range many {
 		a.send(slow.mac, text)
 		if i%50 == 0 {
