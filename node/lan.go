@@ -261,6 +261,19 @@ func (n *Node) attach(m *osvm.Machine) error {
 	return nil
 }
 
+// attachAll is attach for the VMs that an earlier life of the node has left: not before
+// it runs, for a network looks for other nodes at once.
+func (n *Node) attachAll() {
+	for _, m := range n.host.List() {
+		if m.Owner != "" {
+			continue
+		}
+		if err := n.attach(m); err != nil {
+			n.log.WithError(err).Warn("a VM that runs on is not in its network")
+		}
+	}
+}
+
 // have has a guest's card be on the switch until the guest ends, or the network does.
 func (l *lan) have(m *osvm.Machine, mac vswitch.MAC, address string) {
 	defer l.leave()

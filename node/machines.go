@@ -90,7 +90,7 @@ func (n *Node) openHost() error {
 			continue
 		}
 		go n.attend(m)
-		if err := errors.Join(n.join(m, nil), n.attach(m)); err != nil {
+		if err := n.join(m, nil); err != nil {
 			n.log.WithError(err).Warn("a VM that runs on is cut off")
 		}
 	}

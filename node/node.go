@@ -436,6 +436,7 @@ func (n *Node) Run(ctx context.Context) error {
 
 	if n.host != nil {
 		watch.Go(func() { n.settleDoubts(n.living) })
+		n.attachAll()
 	}
 
 	n.keep(ctx)

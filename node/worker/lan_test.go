@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"mvm/osvm/vmtest"
 )
 
 // networkByHand has VMs that were made by hand with one network and key, on two nodes,
@@ -68,6 +70,38 @@ func (l *lab) networkByHand(t *testing.T) {
 		l.must("vm", "destroy", vm)
 	}
 	l.clean()
+}
+
+// TestNetworkOfTheFirstNode kills the node that has all roles and a VM in a network: its
+// next life looks for the network's other nodes when it knows the grid, and not before.
+func TestNetworkOfTheFirstNode(t *testing.T) {
+	l := newLab(t, 0)
+	key := filepath.Join(l.dir, "lab.key")
+	if err := os.WriteFile(key, []byte("the key of the laboratory\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.front.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	listen := strings.TrimPrefix(l.front.URL, "http://")
+	begin := func() {
+		t.Helper()
+		l.front = l.start("front", "--listen", listen, "--accelerator", "tcg", "--vm-templates", vmtest.Templates(t))
+	}
+	begin()
+	for _, vm := range []string{"one", "two"} { // each with a network of its own
+		l.must("vm", "create", "minimal", "--name", vm, "--memory", "192", "--network", vm, "--network-key", key)
+	}
+	for range 2 {
+		l.front.Kill()
+		begin()
+		for _, vm := range []string{"one", "two"} {
+			l.eventually("back", vm, func(text string) bool { return strings.Contains(text, "running") }, "vm", "inspect", vm)
+		}
+	}
+	for _, vm := range []string{"one", "two"} {
+		l.must("vm", "destroy", vm)
+	}
 }
 
 // networkOf is the line about a network of what is known of a VM.
