@@ -21,7 +21,7 @@ func vmCase() *contest {
 		method: "Package osvm's own benchmarks, an iteration a round, each with a cold boot and the clones, or the live migration and the other, one after the other. " +
 			"Answer: from the order to the agent's answer, which has its identity by then; of five clones the median. Twenty: asked for at once, the median of their answers, the processor time of a clone's QEMU by then, and its proportional share of memory half a second later. " +
 			"Pause: for a checkpoint, of a VM that was booted, which holds all of its memory itself, and of a clone. Down: a guest that writes all over 16 of its 160 MiB moves to another host and back. " +
-			"Round trip and bandwidth: of a byte, and of 8 MiB, over TCP between two guests on one virtual network; over two switches, with a trunk between them as two nodes have it; and between two whose QEMUs are joined by a socket of their own (-netdev stream), without any isolation of jobs, limit or way to another node.",
+			"Round trip and bandwidth: of a byte, and of 8 MiB, over TCP between two guests on one virtual network, in its frames of up to 9,000 bytes; over two switches, with a trunk between them as two nodes have it; and between two whose QEMUs are joined by a socket of their own (-netdev stream), in frames of 1,500 bytes, as a card has them that nobody sets up otherwise, without any isolation of jobs, limit or way to another node.",
 		rounds: 5,
 		order:  []string{"answer", "twenty", "twenty, QEMU", "memory", "pause", "pause, clone", "down", "round trip", "round trip, two nodes", "bandwidth", "bandwidth, two nodes"},
 		units: map[string]string{"answer": "ms", "twenty": "ms", "twenty, QEMU": "ms of CPU each", "memory": "MiB each, proportional",
