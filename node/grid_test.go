@@ -76,6 +76,10 @@ func serveAlone(join, dir string) error {
 func (g *grid) alone(dir, cleaning string) (*exec.Cmd, *member) {
 	t := g.t
 	t.Helper()
+	f, err := foldersOf(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
 	before := len(g.nodes())
 	c := exec.Command(os.Args[0], dir)
 	c.Env = append(os.Environ(), "MVM_TEST_JOIN="+g.url, "MVM_TEST_CLEANING="+cleaning)
@@ -87,16 +91,15 @@ func (g *grid) alone(dir, cleaning string) (*exec.Cmd, *member) {
 	t.Cleanup(func() {
 		c.Process.Kill()
 		c.Wait()
+		if _, err := mvm.Sweep(markOf(f.root), 0); err != nil { // as its next life would
+			t.Errorf("left of the node in %s: %v", dir, err)
+		}
 		if t.Failed() {
 			t.Logf("log of the node in %s:\n%s", dir, log)
 		}
 	})
 	eventually(t, "the node has joined", func() bool { return len(g.nodes()) > before })
 	d := g.nodes()[before]
-	f, err := foldersOf(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
 	return c, &member{t: t, grid: g, Node: &Node{id: d.Id, incarnation: d.Incarnation, folders: f}, queue: wsdl.NewQueueClient(g.caller, d.Url+"/services/queue")}
 }
 

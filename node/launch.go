@@ -87,11 +87,16 @@ type starter struct {
 	prefix   string // of the marks of everything that is started from one data folder
 }
 
+// markOf begins the marks of everything that is started from a node's data folder.
+func markOf(dir string) string {
+	sum := sha256.Sum256([]byte(dir))
+	return hex.EncodeToString(sum[:8]) + "."
+}
+
 // newStarter finds the program to start. dir is the node's data folder, which
 // no other node uses at the same time: it names what is this node's.
 func newStarter(dir string, limits mvm.Limits, log *logrus.Entry) (*starter, error) {
-	sum := sha256.Sum256([]byte(dir))
-	prefix := hex.EncodeToString(sum[:8]) + "."
+	prefix := markOf(dir)
 	s := &starter{prefix: prefix, limits: limits, places: mvm.NewPlaces(prefix)}
 	switch _, err := fs.Stat(embedded, slimProgram); {
 	case errors.Is(err, fs.ErrNotExist):

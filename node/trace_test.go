@@ -2,8 +2,6 @@ package node
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"io/fs"
 	"os"
@@ -37,8 +35,7 @@ func trace(t testing.TB, dir string, pid int) *traces {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sum := sha256.Sum256([]byte(f.root))
-	tr := &traces{t: t, dir: f.root, pid: pid, mark: hex.EncodeToString(sum[:8]) + "."}
+	tr := &traces{t: t, dir: f.root, pid: pid, mark: markOf(f.root)}
 	tr.before = tr.look()
 	return tr
 }
