@@ -52,6 +52,8 @@ func (m *Machine) keep(conn net.Conn) (net.Conn, error) {
 
 // claim has nobody else run the machine or stop it, until release.
 func (m *Machine) claim(reason string) error {
+	m.turning.Lock() // whoever runs it or stops it has done so
+	defer m.turning.Unlock()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err := m.free(); err != nil {

@@ -121,6 +121,8 @@ type Machine struct {
 	known     written           // of its checkpoints
 	passing   func(step string) // a test's
 
+	turning sync.Mutex // held while the guest is run or stopped, and while a claim begins; before mu
+
 	mu        sync.Mutex // guards what follows
 	state     State
 	reason    error          // why it is gone
@@ -202,6 +204,8 @@ func (m *Machine) Resume(ctx context.Context) error { return m.turn(ctx, "cont",
 func (m *Machine) Suspend(ctx context.Context) error { return m.turn(ctx, "stop", Suspended) }
 
 func (m *Machine) turn(ctx context.Context, command string, into State) error {
+	m.turning.Lock()
+	defer m.turning.Unlock()
 	if err := m.unclaimed(); err != nil {
 		return err
 	}

@@ -60,6 +60,8 @@ func (m *Machine) moves() bool {
 	ctx, cancel := context.WithTimeout(context.Background(), stallLimit)
 	defer cancel()
 	var status struct{ Status string }
+	m.turning.Lock()
+	defer m.turning.Unlock()
 	if m.monitor.Execute(ctx, "query-status", nil, &status) != nil {
 		return false
 	}
