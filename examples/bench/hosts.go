@@ -25,7 +25,7 @@ func hostsCase() *contest {
 	c := &contest{
 		name:   "hosts",
 		title:  "Two processes on two hosts",
-		method: "The patterns of messages/patterns.c, timed by process 0, between two network namespaces that a pair of veth devices joins. MVM is a job on two real nodes, told that the link needs no encryption, once through both nodes' proxies and once over direct channels. Open MPI (btl tcp, mpi_yield_when_idle) and MPICH (UCX_TLS=tcp,self) start their processes by a launcher that enters the other namespace; what they reach stands in the rows of direct channels, too.",
+		method: "The patterns of messages/patterns.c, timed by process 0, between two network namespaces that a pair of veth devices joins. MVM is a job on two real nodes, told that the link needs no encryption, once through both nodes' proxies and once over direct channels. Open MPI (btl tcp, mpi_yield_when_idle) and MPICH (UCX_TLS=tcp,self) start their processes by a launcher that enters the other namespace; what they reach stands in the rows of direct channels, too. What 1 MiB reaches hangs on what TCP is by: see ARCHITECTURE.md.",
 		rounds: 5,
 		order:  []string{"one way", "rate", "copied", "direct, one way", "direct, copied"},
 		units: map[string]string{
