@@ -334,3 +334,42 @@ func TestTakeOver(t *testing.T) {
 		t.Errorf("the second broker ends with %v", err)
 	}
 }
+
+// silent is a journal that does not answer the first questions for what was submitted.
+type silent struct {
+	*store.Store
+	mu   sync.Mutex // guards left
+	left int        // questions that are not answered
+}
+
+func (j *silent) Get(ctx context.Context, key string) ([]byte, int64, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if strings.HasPrefix(key, jobsPrefix) && j.left > 0 {
+		j.left--
+		return nil, 0, context.DeadlineExceeded
+	}
+	return j.Store.Get(ctx, key)
+}
+
+// TestJournalThatIsSlow: a broker that begins anew while its journal does not answer
+// takes no job for one that cannot be read.
+func TestJournalThatIsSlow(t *testing.T) {
+	g := newGrid(t, nil)
+	g.node("n1", 1)
+	b := g.start()
+	first := g.submit(b, "t1", profileOf("trial", task("a", 1, "sleep=200ms")))
+	second := g.submit(b, "t2", profileOf("trial", task("a", 1))) // waits for room
+	g.crash()
+	journal := &silent{Store: g.store, left: 2}
+	g.config.Journal = journal
+	b = g.start()
+	for _, id := range []string{first, second} {
+		if s := g.wait(b, id); *s.State != wsdl.JobStateSucceeded {
+			t.Errorf("job %s is %s: %s", id, *s.State, s.Reason)
+		}
+	}
+	if journal.left != 0 {
+		t.Error("the journal was not asked")
+	}
+}

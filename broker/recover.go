@@ -167,11 +167,15 @@ func (b *Service) restore(ctx context.Context, id string, value []byte, attempts
 		j.shown = s
 		return j, nil
 	}
-	compiled, err := b.recompile(ctx, id)
+	submitted, err := b.submitted(ctx, id)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return nil, fmt.Errorf("job %s: %w", id, err)
+	}
+	var compiled *profile.Job
+	if err == nil {
+		compiled, err = b.recompile(submitted)
+	}
 	if err != nil {
-		if ctx.Err() != nil {
-			return nil, err
-		}
 		b.log.WithError(err).WithField("job", id).Error("a job's profile cannot be read any more")
 	}
 	j := b.newJob(id, compiled, fixed)
@@ -318,11 +322,25 @@ func blank(members []member) []process {
 	return processes
 }
 
+// submitted reads what a job was submitted as. A journal that does not answer says
+// nothing of the job: this process may have been stopped for longer than the store
+// waits. It is asked again, and then the error is not ErrNotFound.
+func (b *Service) submitted(ctx context.Context, id string) (value []byte, err error) {
+	for range 3 {
+		value, _, err = b.journal.Get(ctx, jobsPrefix+id)
+		if err == nil || errors.Is(err, store.ErrNotFound) || ctx.Err() != nil {
+			break
+		}
+		b.log.WithError(err).WithField("job", id).Warn("the journal does not answer what was submitted; it is asked again")
+	}
+	return value, err
+}
+
 // recompile makes a job's plan again, with the versions of registered profiles
 // that it was accepted with.
-func (b *Service) recompile(ctx context.Context, id string) (*profile.Job, error) {
+func (b *Service) recompile(submitted []byte) (*profile.Job, error) {
 	var s spec
-	if err := b.load(ctx, jobsPrefix+id, &s); err != nil {
+	if err := b.unpack(submitted, &s); err != nil {
 		return nil, err
 	}
 	compiled, err := profile.Compile(s.Job, s.Arguments, func(kind wsdl.ProfileKind, name string, version int32) (*wsdl.Profile, error) {
